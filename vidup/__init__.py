@@ -1,0 +1,80 @@
+"""Upscale video: a file goes in, the same file comes out larger, every frame at its own time, the sound untouched.
+
+The map of the code, from the bottom up; a file imports only from lines above its own:
+
+    errors, frame                            what can go wrong, and what flows: frames, colours, facts of a file
+    prefetch, config, progress               the only thread code; settings and presets; progress events
+    color, tiling, noise                     planes <-> RGB; the plan of tiles; seeded noise (pure functions)
+    reader, encoder, writer                  PyAV: decode; choose an encoder; write segments and join them
+    engines/                                 what makes the picture: diffusion (x4, mini), interpolate (the baseline)
+    verify, upscaler                         re-read what was written; frames in, larger frames out
+    job                                      upscale(): plan, upscale, join, verify, deliver
+    compare                                  quality of one video against another
+    cli                                      parse, call the library, exit code
+
+A frame's way is `job._upscale_segment`: decode -> upscale -> encode, composed generators, one frame after another.
+
+The public names below are loaded on first use: ``import vidup`` loads neither torch nor PyAV.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "upscale": "vidup.job",
+    "Upscaler": "vidup.upscaler",
+    "probe": "vidup.reader",
+    "Settings": "vidup.config",
+    "Runtime": "vidup.config",
+    "Progress": "vidup.progress",
+    "Frame": "vidup.frame",
+    "Color": "vidup.frame",
+    "MediaInfo": "vidup.frame",
+    "VidupError": "vidup.errors",
+    "ConfigError": "vidup.errors",
+    "MediaError": "vidup.errors",
+    "EngineError": "vidup.errors",
+    "ResumeError": "vidup.errors",
+    "VerifyError": "vidup.errors",
+}
+
+__all__ = [
+    "Color",
+    "ConfigError",
+    "EngineError",
+    "Frame",
+    "MediaError",
+    "MediaInfo",
+    "Progress",
+    "ResumeError",
+    "Runtime",
+    "Settings",
+    "Upscaler",
+    "VerifyError",
+    "VidupError",
+    "probe",
+    "upscale",
+]
+
+if TYPE_CHECKING:
+    from vidup.config import Runtime, Settings
+    from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, VerifyError, VidupError
+    from vidup.frame import Color, Frame, MediaInfo
+    from vidup.job import upscale
+    from vidup.progress import Progress
+    from vidup.reader import probe
+    from vidup.upscaler import Upscaler
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vidup' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

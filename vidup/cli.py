@@ -1,0 +1,192 @@
+"""The command line: parse, call the library, exit code. Standard output carries data only.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import vidup
+from vidup.config import Runtime, Settings, add_options, from_options, preset_names
+from vidup.errors import ConfigError, VidupError
+
+log = logging.getLogger("vidup")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    _set_up_logging(arguments.verbose)
+    try:
+        code: int = arguments.command(arguments)
+        return code
+    except ConfigError as error:
+        return _fail(error, arguments.verbose, 2)
+    except VidupError as error:
+        return _fail(error, arguments.verbose, 1)
+    except KeyboardInterrupt:
+        print("vidup: interrupted; nothing was left at the output path", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read standard output is gone
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vidup",
+        description="Upscale video: every frame at its own time, the original sound untouched.",
+        epilog="vidup COMMAND --help tells the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    upscale = commands.add_parser("upscale", help="upscale videos or still images", description=(
+        "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."))  # fmt: skip
+    upscale.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, or several with -o FOLDER")
+    upscale.add_argument("-o", "--output", metavar="PATH", help="the output file, or a folder for many inputs; the "
+                         "ending chooses the container: .mp4, .mov, .mkv, .webm")  # fmt: skip
+    upscale.add_argument("-p", "--preset", metavar="NAME", help=f"{', '.join(preset_names())}, or the path of a .toml")
+    upscale.add_argument("--progress", choices=("bar", "json", "none"), default="bar",
+                         help="a bar, or one JSON object a line on standard output (default: bar)")  # fmt: skip
+    add_options(upscale, Settings)
+    add_options(upscale, Runtime)
+    upscale.set_defaults(command=_upscale)
+
+    probe = commands.add_parser("probe", help="tell what is in a file, and what would become of it",
+                                description="Tell what is in a file, and what would become of each stream.")  # fmt: skip
+    probe.add_argument("input", metavar="INPUT")
+    probe.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
+    probe.add_argument("--json", action="store_true", help="print one JSON object")
+    probe.set_defaults(command=_probe)
+
+    listing = commands.add_parser("list", help="list engines, presets, encoders and devices",
+                                  description="List engines, presets, encoders and devices.")  # fmt: skip
+    listing.add_argument("what", nargs="?", choices=("engines", "presets", "encoders", "devices"))
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.set_defaults(command=_list)
+
+    for command in (upscale, probe, listing):
+        command.add_argument("-v", "--verbose", action="store_true", help="tell more, and show tracebacks")
+    return parser
+
+
+def _upscale(arguments: argparse.Namespace) -> int:
+    from vidup.job import default_output, upscale
+    from vidup.progress import Bar, json_lines
+
+    typed = vars(arguments)
+    settings = from_options(Settings, typed, arguments.preset)
+    runtime = from_options(Runtime, typed)
+    folder = Path(arguments.output) if arguments.output and (
+        len(arguments.inputs) > 1 or arguments.output.endswith(("/", "\\")) or Path(arguments.output).is_dir()) else None  # fmt: skip
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: is a file; many inputs need a folder as output")
+        folder.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    for name in arguments.inputs:
+        source = Path(name)
+        target: Path | None = Path(arguments.output) if arguments.output else None
+        if folder is not None:
+            target = folder / default_output(source, settings).name
+        sink: Any = {"bar": Bar, "json": lambda: json_lines(sys.stdout), "none": lambda: None}[arguments.progress]()
+        try:
+            written = upscale(source, target, settings, runtime=runtime, on_progress=sink)
+            log.info("%s: done", written)
+        except VidupError as error:
+            if len(arguments.inputs) == 1:
+                raise
+            failures += 1
+            _fail(error, arguments.verbose, 1)
+        finally:
+            if isinstance(sink, Bar):
+                sink.close()
+    if failures:
+        print(f"vidup: {failures} of {len(arguments.inputs)} files failed; the others are done", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from vidup.job import default_output, describe, plan
+    from vidup.reader import probe
+
+    settings = Settings(model="bicubic")
+    info = probe(arguments.input)
+    job = plan(Path(info.path), Path(arguments.output) if arguments.output else default_output(Path(info.path), settings), settings)
+    if arguments.json:
+        table = asdict(info) | {"output": str(job.output), "plan": [asdict(stream) for stream in job.streams]}
+        table["notes"] = describe(job)[1:]
+        del table["pts"]
+        print(json.dumps(table, default=str))
+        return 0
+    kind = "variable" if info.variable_rate else "constant"
+    print(f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})")
+    print(f"  picture  {info.width}x{info.height} {info.pix_fmt}, rotation {info.rotation}, pixels {info.sample_aspect_ratio},"
+          f" {'full' if info.color.full_range else 'limited'} range")  # fmt: skip
+    print(f"  output   {job.output}: {job.encoding.width}x{job.encoding.height} {job.encoding.pix_fmt}, {job.encoding.codec}")
+    for stream in job.streams:
+        detail = info.streams[stream.index].detail
+        print(f"  stream {stream.index}  {stream.action:8} {stream.name} {detail}" + (f": {stream.reason}" if stream.reason else ""))
+    if info.chapters:
+        print(f"  chapters {info.chapters}")
+    for note in describe(job)[1:]:
+        print(f"  {note}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from vidup.encoder import available
+    from vidup.engines import INTERPOLATIONS, devices
+
+    table = {
+        "engines": {
+            "x4": "Stable Diffusion x4 upscaler, from the hub or its cache",
+            "mini": "small x4 diffusion model that ships with vidup",
+            **{name: "baseline: resampling without a model, any scale" for name in INTERPOLATIONS},
+        },
+        "presets": {name: _preset_line(name) for name in preset_names()},
+        "encoders": available(),
+        "devices": {name: "" for name in devices()},
+    }
+    if arguments.what is not None:
+        table = {arguments.what: table[arguments.what]}
+    if arguments.json:
+        print(json.dumps(table))
+        return 0
+    for title, rows in table.items():
+        print(title)
+        for name, line in rows.items():
+            print(f"  {name:12} {line}".rstrip())
+    return 0
+
+
+def _preset_line(name: str) -> str:
+    settings = Settings.preset(name)
+    return (f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
+            f" noise level {settings.noise_level}")  # fmt: skip
+
+
+def _set_up_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("vidup: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.propagate = False
+
+
+def _fail(error: Exception, verbose: bool, code: int) -> int:
+    if verbose:
+        logging.getLogger("vidup").error("%s", error, exc_info=error)
+    else:
+        print(f"vidup: {error}", file=sys.stderr)
+    return code

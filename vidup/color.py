@@ -1,0 +1,210 @@
+"""Planes <-> RGB tensors: matrix, range, bit depth and chroma siting. Pure functions, in float32.
+
+Formulas: ITU-T H.273 (matrix and range), with chroma sited left in a row and between the rows, as MPEG-2, H.264 and
+HEVC have it unless they say otherwise. Transfer and primaries are carried, never converted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vidup.errors import MediaError
+from vidup.frame import Color, Frame
+
+UNSPECIFIED, RGB, BT709, BT601, BT2020 = 2, 0, 1, 6, 9
+
+# Kr and Kb of each matrix code of H.273 that is linear in R'G'B'.
+_LUMA = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
+
+_NAME = re.compile(r"(?P<family>yuva?j?|gray|gbra?p?)(?P<sampling>4\d\d|)p?(?P<bits>\d+|)(?:le|)$")
+_SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2), "411": (4, 1), "410": (4, 4)}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the planes of a pixel format lie."""
+
+    family: str
+    """``yuv``, ``gray`` or ``gbr``."""
+    bits: int
+    """Significant bits of a sample, in the low bits of uint8 or uint16."""
+    chroma_x: int
+    """Luma columns for one chroma column."""
+    chroma_y: int
+    """Luma rows for one chroma row."""
+
+    @property
+    def planes(self) -> int:
+        return 1 if self.family == "gray" else 3
+
+
+def layout(pix_fmt: str) -> Layout | None:
+    """The layout of a planar format by its ffmpeg name; None where it is none that vidup converts itself."""
+    match = _NAME.match(pix_fmt)
+    if match is None or pix_fmt.endswith("be"):
+        return None
+    family = re.sub("[aj]", "", match["family"]).removesuffix("p") if match["family"] != "gray" else "gray"
+    if family not in ("yuv", "gray", "gbr") or (family == "yuv") != bool(match["sampling"]):
+        return None
+    chroma = _SUBSAMPLING.get(match["sampling"], (1, 1)) if family == "yuv" else (1, 1)
+    bits = int(match["bits"] or 8)
+    return Layout(family, bits, *chroma) if 8 <= bits <= 16 else None
+
+
+def resolve(color: Color, pix_fmt: str, width: int, height: int) -> Color:
+    """Fill in the matrix where the file does not say: BT.709 from 720 lines on, else BT.601, as players do.
+
+    Raises:
+        MediaError: the matrix is tagged, and is one that vidup cannot convert.
+    """
+    kind = layout(pix_fmt)
+    matrix = color.matrix
+    if kind is not None and kind.family == "gbr":
+        matrix = RGB
+    elif matrix == UNSPECIFIED or matrix == RGB:
+        matrix = BT709 if height >= 720 or width >= 1280 else BT601
+    elif matrix not in _LUMA:
+        raise MediaError(f"colour matrix {color.matrix} (of ITU-T H.273) is not supported: convert the video to BT.709 first")
+    full = color.full_range or pix_fmt.startswith("yuvj") or matrix == RGB
+    return Color(matrix, color.primaries, color.transfer, full)
+
+
+def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Convert a frame's planes to RGB.
+
+    Returns:
+        float32 (3, height, width) on `device`, nominally in [0, 1]; values beyond, as limited-range footage holds them,
+        are kept.
+
+    Raises:
+        MediaError: the pixel format is not planar YUV, gray or RGB of 8 to 16 bits.
+    """
+    kind = _layout(frame.pix_fmt)
+    peak = float((1 << kind.bits) - 1)
+    planes = [torch.from_numpy(plane).to(device).to(torch.float32) for plane in frame.planes[: kind.planes]]
+    if kind.family == "gbr":
+        green, blue, red = planes
+        rgb = torch.stack([red, green, blue])
+        return rgb / peak if frame.color.full_range else (rgb - _black(kind)) / _span(kind, 219)
+    luma = planes[0] / peak if frame.color.full_range else (planes[0] - _black(kind)) / _span(kind, 219)
+    if kind.family == "gray":
+        return luma.expand(3, -1, -1).clone()
+
+    height, width = luma.shape
+    middle = float(1 << (kind.bits - 1))
+    swing = peak if frame.color.full_range else _span(kind, 224)
+    cb, cr = (_enlarge((plane - middle) / swing, kind, height, width) for plane in planes[1:])
+    kr, kb = _LUMA[frame.color.matrix]
+    kg = 1 - kr - kb
+    red = luma + 2 * (1 - kr) * cr
+    blue = luma + 2 * (1 - kb) * cb
+    green = luma - (2 * (1 - kr) * kr * cr + 2 * (1 - kb) * kb * cb) / kg
+    return torch.stack([red, green, blue])
+
+
+def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
+    """Convert RGB to planes, rounded to the nearest code and only then clipped.
+
+    Args:
+        rgb: float (3, height, width), nominally in [0, 1], any device.
+        pix_fmt: a planar format in ffmpeg's name.
+        color: its matrix and range are those of the planes.
+
+    Returns:
+        Planes on the CPU, uint8 for 8 bits and uint16 above.
+    """
+    kind = _layout(pix_fmt)
+    rgb = rgb.to(torch.float32)
+    peak = float((1 << kind.bits) - 1)
+
+    def codes(plane: torch.Tensor, scale: float, offset: float) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        rounded = (plane * scale + offset).round_().clamp_(0, peak)
+        # uint16 has few kernels in torch: int32 holds the codes until they are numpy's.
+        whole = rounded.to(torch.uint8 if kind.bits == 8 else torch.int32).cpu().numpy()
+        return cast("NDArray[np.uint8] | NDArray[np.uint16]", whole if kind.bits == 8 else whole.astype(np.uint16))
+
+    scale, offset = (peak, 0.0) if color.full_range else (_span(kind, 219), _black(kind))
+    red, green, blue = rgb
+    if kind.family == "gbr":
+        return codes(green, scale, offset), codes(blue, scale, offset), codes(red, scale, offset)
+    kr, kb = _LUMA[color.matrix if color.matrix in _LUMA else BT709]
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    if kind.family == "gray":
+        return (codes(luma, scale, offset),)
+    swing = peak if color.full_range else _span(kind, 224)
+    middle = float(1 << (kind.bits - 1))
+    chroma = [_reduce(plane, kind) for plane in ((blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr)))]
+    return codes(luma, scale, offset), *(codes(plane, swing, middle) for plane in chroma)
+
+
+def _layout(pix_fmt: str) -> Layout:
+    kind = layout(pix_fmt)
+    if kind is None:
+        raise MediaError(f"pixel format {pix_fmt!r} is not planar YUV, gray or RGB: choose another with --pix-fmt")
+    return kind
+
+
+def _black(kind: Layout) -> float:
+    return float(16 << (kind.bits - 8))
+
+
+def _span(kind: Layout, steps: int) -> float:
+    return float(steps << (kind.bits - 8))
+
+
+def _enlarge(chroma: torch.Tensor, kind: Layout, height: int, width: int) -> torch.Tensor:
+    """Linear interpolation of chroma to luma's places: on the left column of each group, between the rows."""
+    if kind.chroma_x > 1:
+        chroma = _interpolate(chroma, kind.chroma_x, 0.0)[:, :width]
+    if kind.chroma_y > 1:
+        chroma = _interpolate(chroma.T, kind.chroma_y, (kind.chroma_y - 1) / 2).T[:height]
+    return chroma
+
+
+def _interpolate(rows: torch.Tensor, factor: int, site: float) -> torch.Tensor:
+    """Samples of the last axis, which sit at ``factor * i + site``, at every whole place; edges are repeated."""
+    before = torch.cat([rows[:, :1], rows[:, :-1]], 1)
+    after = torch.cat([rows[:, 1:], rows[:, -1:]], 1)
+    phases = []
+    for place in range(factor):
+        share = (place - site) / factor  # of the way from this sample to the next (or, below 0, to the one before)
+        neighbour = after if share >= 0 else before
+        phases.append(rows if share == 0 else rows * (1 - abs(share)) + neighbour * abs(share))
+    return torch.stack(phases, -1).flatten(1)
+
+
+def _reduce(chroma: torch.Tensor, kind: Layout) -> torch.Tensor:
+    """Filter and decimate chroma: a tent around the left column of each group, the mean of a group's rows."""
+    if kind.chroma_x > 1:
+        taps = torch.tensor([1 - abs(k) / kind.chroma_x for k in range(1 - kind.chroma_x, kind.chroma_x)])
+        chroma = _decimate(chroma, taps / taps.sum(), kind.chroma_x, kind.chroma_x - 1)
+    if kind.chroma_y > 1:
+        taps = torch.full((kind.chroma_y,), 1 / kind.chroma_y)
+        chroma = _decimate(chroma.T, taps, kind.chroma_y, 0).T
+    return chroma
+
+
+def _decimate(rows: torch.Tensor, taps: torch.Tensor, factor: int, lead: int) -> torch.Tensor:
+    """Weighted sums at every `factor`-th place of the last axis, the first tap `lead` places before it."""
+    count = -(-rows.shape[1] // factor)
+    needed = (count - 1) * factor + len(taps)
+    left = rows[:, :1].expand(-1, lead)
+    right = rows[:, -1:].expand(-1, max(0, needed - lead - rows.shape[1]))
+    padded = torch.cat([left, rows, right], 1)
+    total = torch.zeros(rows.shape[0], count, device=rows.device)
+    for index, tap in enumerate(taps.tolist()):
+        total += tap * padded[:, index : index + (count - 1) * factor + 1 : factor]
+    return total

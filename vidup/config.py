@@ -1,0 +1,222 @@
+"""Settings (what decides a pixel), Runtime (what does not), presets, and the command line's options made from them.
+
+One frozen dataclass is the only source of a name, its default, its range and its help. One name everywhere:
+`noise_level` is the keyword, the TOML key and ``--noise-level``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from vidup.errors import ConfigError
+
+Config = TypeVar("Config", "Settings", "Runtime")
+
+
+def option(default: Any, help: str, *, flags: tuple[str, ...] = (), low: float | None = None, high: float | None = None,
+           metavar: str | None = None) -> Any:  # fmt: skip
+    """A field with its default, its help line, its short flags and the range that it must keep."""
+    metadata = {"help": help, "flags": flags, "low": low, "high": high, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides the pixels of the result.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+
+    model: str = option("x4", "x4, mini, nearest, bilinear, bicubic, lanczos, a hub id, or a folder in the hub's layout",
+                        flags=("-n",))  # fmt: skip
+    revision: str | None = option(None, "commit, tag or branch to pin a hub id to")
+    prompt: str = option("", "text that describes the picture; empty costs half as much")
+    negative_prompt: str = option("", "text that describes what is not wanted")
+    guidance_scale: float = option(9.0, "how strongly the prompt is followed; 1 is off", low=0, high=50)
+    steps: int = option(20, "denoising steps", low=1, high=1000)
+    noise_level: int = option(20, "noise given to the input; more lets the model invent more", low=0, high=999)
+    seed: int = option(0, "same seed, same pixels", low=0, high=2**63 - 1)
+    sampler: Literal["dpmpp_2m", "ddim"] = option("dpmpp_2m", "the solver; ddim is as on the hub")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
+        "auto", "precision of the model; auto is float16 on cuda, else float32")  # fmt: skip
+    tile: int = option(0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0)
+    tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)
+    anchor: int = option(5, "rounds that pull the result back to the input's colours and light; 0 is off", low=0, high=100)
+    scale: float | None = option(None, "size of the result against the input; the model's own where not given",
+                                 flags=("-s",), low=1, high=16)  # fmt: skip
+    height: int | None = option(None, "height of the result in pixels, instead of a scale", low=2, high=32768)
+    codec: str | None = option(None, "video encoder, in ffmpeg's name; libx264 where not given (libvpx-vp9 in webm)", flags=("-c",))
+    crf: float | None = option(None, "constant quality of the encoder, lower is better", low=0, high=63)
+    pix_fmt: str | None = option(None, "pixel format of the result; the nearest to the input's where not given")
+    encoder_options: dict[str, str] = option({}, "an option of the encoder, such as preset=slow; may be repeated",
+                                             flags=("-e",), metavar="KEY=VALUE")  # fmt: skip
+    start: float = option(0.0, "begin at this time of the input, in seconds", low=0)
+    duration: float | None = option(None, "take this many seconds", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.tile and self.tile <= 2 * self.tile_overlap:
+            raise ConfigError(f"tile = {self.tile}: must be more than twice tile_overlap ({self.tile_overlap}), or 0")
+        if self.scale is not None and self.height is not None:
+            raise ConfigError(f"scale = {self.scale} and height = {self.height}: give one of the two")
+        if self.duration == 0:
+            raise ConfigError("duration = 0: must be more than 0 seconds")
+
+    @classmethod
+    def preset(cls, preset: str | Path, /, **overrides: Any) -> Settings:
+        """The settings of a preset, given by name or as a path to a TOML file, with `overrides` on top.
+
+        Raises:
+            ConfigError: no such preset, a file that is no TOML, an unknown key, a value out of range.
+        """
+        return cls(**{**_read_preset(preset), **_known(overrides, "settings")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What does not decide a pixel beyond rounding: where it runs, how much at once."""
+
+    device: str = option("auto", "cuda, cuda:1, mps or cpu; auto takes the first that is there")
+    batch: int = option(0, "frames or tiles in one call of the model; 0 chooses", flags=("-b",), low=0, high=1024)
+    overwrite: bool = option(False, "replace the output if it exists", flags=("-y",))
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with vidup."""
+    return sorted(path.stem for path in _presets_folder().glob("*.toml"))
+
+
+def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
+    """Add one option for each field of `config`; only those that are typed appear in the namespace."""
+    hints = get_type_hints(config)
+    group = parser.add_argument_group(config.__name__.lower())
+    for spec in fields(config):
+        hint, many = _scalar(hints[spec.name]), spec.metadata
+        shown = "" if _default(spec) in (None, "", {}) else f" (default: {_default(spec)})"
+        keywords: dict[str, Any] = {
+            "dest": spec.name,
+            "default": argparse.SUPPRESS,
+            "help": (many["help"] + shown).replace("%", "%%"),
+        }
+        if hint is bool:
+            keywords["action"] = "store_true"
+        elif get_origin(hint) is Literal:
+            keywords["choices"] = get_args(hint)
+        elif get_origin(hint) is dict:
+            keywords |= {"action": _KeyValue, "metavar": many["metavar"]}
+        else:
+            keywords |= {"type": hint, "metavar": hint.__name__.upper()}
+        names = ["--encoder-option" if get_origin(hint) is dict else "--" + spec.name.replace("_", "-")]
+        group.add_argument(*many["flags"], *names, **keywords)
+
+
+class _KeyValue(argparse.Action):
+    """Collects ``-e KEY=VALUE`` into one dictionary."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        key, equals, value = str(values).partition("=")
+        if not key or not equals:
+            parser.error(f"{option_string} {values}: expected KEY=VALUE")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
+
+
+def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
+    """Defaults, then the preset, then what was typed."""
+    names = {spec.name for spec in fields(config)}
+    base = _read_preset(preset) if preset is not None else {}
+    return config(**{**base, **{key: value for key, value in typed.items() if key in names}})
+
+
+def _presets_folder() -> Path:
+    packaged = Path(str(resources.files("vidup"))) / "configs"  # in a wheel
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"  # in a checkout
+
+
+def _read_preset(preset: str | Path) -> dict[str, Any]:
+    path = Path(preset)
+    if path.suffix != ".toml":
+        path = _presets_folder() / f"{preset}.toml"
+        if not path.is_file():
+            raise ConfigError(f"preset {str(preset)!r} is not known: take one of {', '.join(preset_names())}"
+                              ", or a path that ends in .toml")  # fmt: skip
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"preset {path}: cannot be read: {error}") from None
+    known = _known(table, f"preset {path}")
+    try:
+        Settings(**known)
+    except ConfigError as error:
+        raise ConfigError(f"preset {path}: {error}") from None
+    return known
+
+
+def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    names = [spec.name for spec in fields(Settings)]
+    for key in table:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(names)}"
+            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+    return dict(table)
+
+
+def _check(config: Settings | Runtime) -> None:
+    hints = get_type_hints(type(config))
+    for spec in fields(config):
+        value, hint = getattr(config, spec.name), hints[spec.name]
+        if not _fits(value, hint):
+            raise ConfigError(f"{spec.name} = {value!r}: expected {_describe(hint)}")
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            # written so that nan, which compares false with everything, is refused too
+            if (low is not None and not value >= low) or (high is not None and not value <= high) or value != value:
+                wanted = f"{low} or more" if high is None else f"{low} to {high}"
+                raise ConfigError(f"{spec.name} = {value!r}: expected {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) != float("inf")
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _scalar(hint: Any) -> Any:
+    """The type of a value that is given: `float` of ``float | None``."""
+    return get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+
+
+def _describe(hint: Any) -> str:
+    hint = _scalar(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is dict:
+        return "a table of texts"
+    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
+
+
+def _default(spec: Field[Any]) -> Any:
+    return {} if spec.default_factory is not None and spec.metadata["metavar"] == "KEY=VALUE" else spec.default

@@ -1,0 +1,134 @@
+"""The Engine protocol, the names that stand for engines, and the one wrapper that pads and crops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+
+from vidup.config import Runtime, Settings
+from vidup.errors import EngineError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+"""The baseline engines, by the names that ``--model`` takes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a clip sits in the video."""
+
+    top: int = 0
+    left: int = 0
+    height: int = 0
+    """Size of the whole frame that the clip is a part of, in pixels."""
+    width: int = 0
+    times: tuple[Fraction, ...] = ()
+    """When each picture of the clip is shown, in seconds."""
+
+
+class Engine(Protocol):
+    """Enlarges clips of RGB pictures. Made by `load`, called by `enlarge`."""
+
+    scale: float
+    """Size of the result against the input; a whole number for models."""
+    multiple: int
+    """Sides of the clips that it is called with are multiples of this."""
+    invents: bool
+    """True where it adds what the input does not hold, so that the anchor makes sense."""
+    clip_length: int
+    """How many pictures it likes at once."""
+    device: torch.device
+    """Where clips are expected and results are given."""
+
+    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+        """Enlarge a clip.
+
+        Args:
+            clip: float32 (T, 3, h, w), nominally in [0, 1], h and w multiples of `multiple`.
+            place: where it sits; equal pictures at one place give equal results.
+
+        Returns:
+            float32 (T, 3, round(scale * h), round(scale * w)).
+        """
+
+
+def load(settings: Settings, runtime: Runtime) -> Engine:
+    """The engine that `settings.model` names.
+
+    Raises:
+        EngineError: the model, or a part of it, is not to be had, or the device is not there.
+    """
+    device = choose_device(runtime.device)
+    if settings.model in INTERPOLATIONS:
+        from vidup.engines.interpolate import Interpolation
+
+        return Interpolation(settings.model, settings.scale or 4, device)
+    from vidup.engines.diffusion import DiffusionX4
+
+    return DiffusionX4(settings, runtime, device)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        EngineError: the named device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise EngineError(f"device = {name!r}: expected auto, cuda, cuda:1, mps or cpu") from None
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        found = ", ".join(devices())
+        raise EngineError(f"device = {name!r}: is not there; this machine has {found}")
+    return device
+
+
+def devices() -> list[str]:
+    """The devices of this machine, the one that ``auto`` takes first."""
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def enlarge(engine: Engine, clip: torch.Tensor, place: Place) -> torch.Tensor:
+    """Call an engine with a clip of any size: padded by reflection to its multiple, the result cropped.
+
+    Args:
+        clip: float32 (T, 3, h, w) on the engine's device, 1 pixel and more.
+
+    Returns:
+        float32 (T, 3, round(scale * h), round(scale * w)).
+
+    Raises:
+        EngineError: the engine gave something else than it promised.
+    """
+    height, width = clip.shape[-2:]
+    padded = reflect(reflect(clip, -height % engine.multiple, -2), -width % engine.multiple, -1)
+    result = engine(padded, place)
+    expected = (len(clip), 3, round(padded.shape[-2] * engine.scale), round(padded.shape[-1] * engine.scale))
+    if tuple(result.shape) != expected:
+        raise EngineError(f"the engine gave a clip of {tuple(result.shape)}, expected {expected}")
+    return result[..., : round(height * engine.scale), : round(width * engine.scale)]
+
+
+def reflect(clip: torch.Tensor, extra: int, axis: int) -> torch.Tensor:
+    """Add `extra` pixels behind the end of an axis, mirrored there as often as it takes; one pixel is repeated."""
+    if extra == 0:
+        return clip
+    length = clip.shape[axis]
+    period = max(1, 2 * (length - 1))
+    places = torch.arange(length + extra, device=clip.device) % period
+    return clip.index_select(axis, torch.where(places < length, places, period - places))

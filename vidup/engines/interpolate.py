@@ -1,0 +1,37 @@
+"""The baseline: nearest, bilinear, bicubic, lanczos, at any scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from vidup.engines import Place
+
+
+class Interpolation:
+    """Resampling without a model. Values beyond [0, 1] are kept, and overshoot is left to the last conversion."""
+
+    multiple = 1
+    invents = False
+    clip_length = 4
+
+    def __init__(self, method: str, scale: float, device: torch.device) -> None:
+        self.method, self.scale, self.device = method, scale, device
+
+    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+        size = (round(clip.shape[-2] * self.scale), round(clip.shape[-1] * self.scale))
+        if self.method == "nearest":
+            return functional.interpolate(clip, size, mode="nearest-exact")
+        if self.method == "lanczos":
+            return _lanczos(clip, size)
+        return functional.interpolate(clip, size, mode=self.method, antialias=True)
+
+
+def _lanczos(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pillow's kernel of three lobes, which torch lacks, a channel at a time in float32."""
+    planes = clip.cpu().numpy().reshape(-1, *clip.shape[-2:])
+    height, width = size
+    enlarged = [np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS)) for plane in planes]
+    return torch.from_numpy(np.stack(enlarged)).reshape(*clip.shape[:2], height, width).to(clip.device)

@@ -1,0 +1,35 @@
+"""The whole exception tree.
+
+    VidupError
+    ├── ConfigError     a setting, an option or a preset that cannot be used
+    ├── MediaError      an input that cannot be read, an output that cannot be written
+    ├── EngineError     a model that cannot be loaded or run
+    ├── ResumeError     a job on disk that does not belong to this command
+    └── VerifyError     what was written is not what was asked for
+
+Each message is one line: what is wrong, which value, and what to do.
+"""
+
+
+class VidupError(Exception):
+    """Everything that vidup raises on purpose."""
+
+
+class ConfigError(VidupError):
+    """A setting, an option or a preset that cannot be used."""
+
+
+class MediaError(VidupError):
+    """An input that cannot be read, or an output that cannot be written."""
+
+
+class EngineError(VidupError):
+    """A model that cannot be loaded or run."""
+
+
+class ResumeError(VidupError):
+    """A job on disk that does not belong to this command."""
+
+
+class VerifyError(VidupError):
+    """What was written is not what was asked for."""

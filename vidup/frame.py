@@ -1,0 +1,97 @@
+"""What flows: a frame with its time and its colour, and what a file holds. No behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Color:
+    """How sample values stand for light. The codes are those of ITU-T H.273, as in ffmpeg."""
+
+    matrix: int
+    """1 BT.709, 5 and 6 BT.601, 9 BT.2020; 0 where the planes are RGB; 2 is unspecified."""
+    primaries: int = 2
+    """Carried, never converted; 2 is unspecified."""
+    transfer: int = 2
+    """Carried, never converted; 2 is unspecified."""
+    full_range: bool = False
+    """True where 8-bit black and white are 0 and 255, False where luma has 16 and 235."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, its planes as decoded, and the time at which it is shown."""
+
+    planes: tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]
+    """Y, U, V (or Y alone; or G, B, R), each (height, width) of its own size, uint8 or uint16."""
+    pix_fmt: str
+    """The planar format in ffmpeg's name: ``yuv420p``, ``yuv422p10le``, ``gray``, ``gbrp`` ..."""
+    color: Color
+    pts: int = 0
+    """Presentation time in units of `time_base`."""
+    duration: int = 0
+    """In units of `time_base`; 0 where it is not known."""
+    time_base: Fraction = Fraction(1, 1000)
+    """Seconds in one unit of `pts`."""
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """One stream of a file."""
+
+    index: int
+    kind: str
+    """``video``, ``audio``, ``subtitle``, ``data`` or ``attachment``."""
+    codec: str
+    detail: str
+    """What a person wants to know of it, such as ``48000 Hz stereo``."""
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What is in a file, from its headers and its packets; nothing is decoded."""
+
+    path: str
+    container: str
+    """The demuxer's name, such as ``mov,mp4,m4a,3gp,3g2,mj2`` or ``matroska,webm``."""
+    video_index: int
+    """Index of the video stream that is upscaled."""
+    codec: str
+    width: int
+    """Coded picture width in pixels, before rotation."""
+    height: int
+    pix_fmt: str
+    color: Color
+    """As tagged in the file; unspecified parts are 2."""
+    color_tagged: bool
+    """False where the file does not say its matrix."""
+    sample_aspect_ratio: Fraction
+    """Width of a pixel by its height; 1 where the file does not say."""
+    rotation: int
+    """Degrees counter-clockwise by which a player turns the picture."""
+    display_matrix: tuple[int, ...] | None
+    """The nine integers of the display matrix, where there is one."""
+    interlaced: bool
+    time_base: Fraction
+    """Seconds in one unit of the video stream's times."""
+    pts: tuple[int, ...]
+    """Time of every video packet in rising order; empty where the packets bear no times."""
+    begin: Fraction
+    """When the file begins, in seconds; a player shows this moment as 0."""
+    end: int
+    """Where the last frame ends, in units of `time_base`."""
+    frames: int
+    """Number of video packets that will be shown."""
+    rate: Fraction
+    """Frames a second on average."""
+    variable_rate: bool
+    streams: tuple[StreamInfo, ...]
+    chapters: int

@@ -1,0 +1,42 @@
+"""Seeded noise that belongs to a place in the picture.
+
+A value depends on the seed, the stream, the channel and the absolute position alone: never on the size of the picture
+or of a tile, the batch, the frame's number or the order of calls. So equal frames give equal pictures, and a tile
+sees the noise that the whole frame has there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+BLOCK = 64
+"""Side of the blocks that the endless field is made of, in pixels."""
+
+
+def field(seed: int, stream: int, channels: int, height: int, width: int, top: int = 0, left: int = 0) -> torch.Tensor:
+    """Crop a window from an endless field of white Gaussian noise.
+
+    Each block of 64 x 64 is drawn by a counter-based generator whose counter is the block's place (Philox: Salmon et
+    al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+
+    Args:
+        seed: 0 to 2**63 - 1.
+        stream: tells apart fields that must be independent, such as latents and low-resolution noise.
+        channels, height, width: the size of the window.
+        top, left: its place, 0 or more.
+
+    Returns:
+        float32 on the CPU, (channels, height, width), mean 0 and variance 1.
+    """
+    rows = range(top // BLOCK, (top + height - 1) // BLOCK + 1)
+    columns = range(left // BLOCK, (left + width - 1) // BLOCK + 1)
+    blocks = [[_block(seed, stream, channels, row, column) for column in columns] for row in rows]
+    whole = np.concatenate([np.concatenate(row, axis=2) for row in blocks], axis=1)
+    y, x = top - rows.start * BLOCK, left - columns.start * BLOCK
+    return torch.from_numpy(np.ascontiguousarray(whole[:, y : y + height, x : x + width]))
+
+
+def _block(seed: int, stream: int, channels: int, row: int, column: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, row, column]))
+    return generator.standard_normal((channels, BLOCK, BLOCK), dtype=np.float32)

@@ -1,0 +1,100 @@
+"""The plan: the whole frame, or equal tiles that overlap, and the weights with which they are blended."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Windows of one size that cover a frame."""
+
+    height: int
+    """Size of the frame in pixels; every window lies inside."""
+    width: int
+    tile_height: int
+    """Size of each window; equal for all, so that a batch has one shape."""
+    tile_width: int
+    origins: tuple[tuple[int, int], ...]
+    """(top, left) of each window."""
+
+    @property
+    def whole(self) -> bool:
+        return len(self.origins) == 1
+
+    def scaled(self, factor: int) -> Plan:
+        """The same plan for a picture that is `factor` times larger."""
+        origins = tuple((top * factor, left * factor) for top, left in self.origins)
+        return Plan(self.height * factor, self.width * factor, self.tile_height * factor, self.tile_width * factor, origins)
+
+
+def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Plan:
+    """Cover a frame with as few tiles as it takes, fitted to the frame so that none is a sliver.
+
+    Args:
+        height, width: the frame, in pixels, multiples of `multiple`.
+        tile: the largest side of a tile, in pixels; 0 is the whole frame.
+        overlap: the pixels that neighbours share at the least; less than half of `tile`.
+        multiple: every tile's sides and place are multiples of it.
+
+    Returns:
+        The plan; one window where the frame is no larger than a tile.
+    """
+    rows, tile_height = _cover(height, tile, overlap, multiple)
+    columns, tile_width = _cover(width, tile, overlap, multiple)
+    return Plan(height, width, tile_height, tile_width, tuple((top, left) for top in rows for left in columns))
+
+
+def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[int], int]:
+    if tile == 0 or length <= tile:
+        return [0], length
+    tile = tile // multiple * multiple
+    overlap = math.ceil(overlap / multiple) * multiple  # so that places rounded to the multiple keep it
+    step = max(multiple, tile - overlap)
+    count = math.ceil((length - overlap) / step)
+    # The smallest tile that still covers the frame with this many.
+    side = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
+    span = length - side
+    return [span * index // (count - 1) // multiple * multiple for index in range(count - 1)] + [span], side
+
+
+def weights(plan: Plan, overlap: int) -> torch.Tensor:
+    """How much each window counts at each pixel.
+
+    A window's weight falls as a raised cosine over `overlap` pixels towards the sides that have a neighbour, as in
+    MultiDiffusion and Mixture of Diffusers (Bar-Tal et al. 2023; Jiménez 2023); the weights of all windows sum to 1
+    everywhere.
+
+    Returns:
+        float32, (windows, 1, tile_height, tile_width).
+    """
+    raw = torch.stack([
+        _ramp(plan.height, plan.tile_height, top, overlap)[:, None] * _ramp(plan.width, plan.tile_width, left, overlap)
+        for top, left in plan.origins
+    ])  # fmt: skip
+    total = torch.zeros(plan.height, plan.width)
+    for (top, left), weight in zip(plan.origins, raw, strict=True):
+        total[top : top + plan.tile_height, left : left + plan.tile_width] += weight
+    for (top, left), weight in zip(plan.origins, raw, strict=True):
+        weight /= total[top : top + plan.tile_height, left : left + plan.tile_width]
+    return raw[:, None]
+
+
+def _ramp(length: int, side: int, start: int, overlap: int) -> torch.Tensor:
+    rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(overlap) + 0.5) / overlap)
+    weight = torch.ones(side)
+    count = min(overlap, side)
+    if start > 0:
+        weight[:count] *= rise[:count]
+    if start + side < length:
+        weight[side - count :] *= rise[:count].flip(0)
+    return weight
+
+
+def crop(canvas: torch.Tensor, plan: Plan, index: int) -> torch.Tensor:
+    """The view of window `index` in `canvas`, (..., height, width)."""
+    top, left = plan.origins[index]
+    return canvas[..., top : top + plan.tile_height, left : left + plan.tile_width]
