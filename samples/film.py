@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from types import SimpleNamespace
 
-import numpy as np
-
 import film_art as art
+import numpy as np
 from raster import Array, Camera, Texture, cells, fractal, mix, smoothstep
 
 RATE = 24

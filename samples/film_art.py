@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageDraw
-
 from raster import Array, Texture, bricks, font, fractal, mix, smoothstep, write
 
 WALL_Z, WALL_RIGHT, WALL_LEFT, WALL_TOP = 14.0, 1.2, -8.4, 7.4

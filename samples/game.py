@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 import game_art as art
+import numpy as np
 from game_art import Solid
+from PIL import Image, ImageDraw
 from raster import Array, Camera, mix, smoothstep, write
 
 RATE = 30

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image, ImageDraw
-
 from raster import Array, Rgb, Texture, bricks, cells, fractal, mix, smoothstep, write
 
 

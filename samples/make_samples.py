@@ -1,7 +1,7 @@
 """Renders the two sample clips, `film.mp4` and `game.mkv`, next to this file.
 
-Every frame is drawn at 640x360 (from 1280x720 rays) and made four times smaller for the sample, so what a good
-upscaler should find is known: `--truth FOLDER` writes it too. All is made here, from fixed seeds.
+Every frame is drawn at 640x360 (from 1280x720 rays) and made four times smaller for the sample, so what a
+good upscaler should find is known: `--truth FOLDER` writes it too. All is made here, from fixed seeds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from pathlib import Path
 from types import ModuleType
 
 import av
-import numpy as np
-from PIL import Image
-
 import film
 import game
+import numpy as np
+from PIL import Image
 
 WIDTH, HEIGHT, SCALE, SUPERSAMPLING = 640, 360, 4, 2
 SOUND_RATE = 48_000

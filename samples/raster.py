@@ -16,7 +16,7 @@ Rgb = tuple[float, float, float]
 
 
 def fractal(size: int, smoothness: float, rng: np.random.Generator) -> Array:
-    """Cloud-like noise `(size, size)` in [0, 1], mean one half, that tiles; more `smoothness`, softer clouds."""
+    """Cloud-like noise `(size, size)` in [0, 1] that tiles, mean one half; more `smoothness`, softer."""
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
     radius = np.hypot(fy, fx)
     radius[0, 0] = np.inf

@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from vidup.errors import MediaError
 from vidup.frame import Color, Frame
@@ -93,26 +94,20 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
         MediaError: the pixel format is not planar YUV, gray or RGB of 8 to 16 bits.
     """
     kind = _layout(frame.pix_fmt)
-    peak = float((1 << kind.bits) - 1)
-    planes = [torch.from_numpy(plane).to(device).to(torch.float32) for plane in frame.planes[: kind.planes]]
+    # Decoders' planes are read-only and padded; the copy is neither, and it goes up in its smallest form.
+    planes = [torch.from_numpy(plane.copy()).to(device).to(torch.float32) for plane in frame.planes[: kind.planes]]
+    scale, offset = _luma_codes(kind, frame.color.full_range)
     if kind.family == "gbr":
         green, blue, red = planes
-        rgb = torch.stack([red, green, blue])
-        return rgb / peak if frame.color.full_range else (rgb - _black(kind)) / _span(kind, 219)
-    luma = planes[0] / peak if frame.color.full_range else (planes[0] - _black(kind)) / _span(kind, 219)
+        return torch.stack([red, green, blue]).sub_(offset).div_(scale)
+    luma = planes[0].sub_(offset).div_(scale)
     if kind.family == "gray":
         return luma.expand(3, -1, -1).clone()
-
+    swing, middle = _chroma_codes(kind, frame.color.full_range)
     height, width = luma.shape
-    middle = float(1 << (kind.bits - 1))
-    swing = peak if frame.color.full_range else _span(kind, 224)
-    cb, cr = (_enlarge((plane - middle) / swing, kind, height, width) for plane in planes[1:])
-    kr, kb = _LUMA[frame.color.matrix]
-    kg = 1 - kr - kb
-    red = luma + 2 * (1 - kr) * cr
-    blue = luma + 2 * (1 - kb) * cb
-    green = luma - (2 * (1 - kr) * kr * cr + 2 * (1 - kb) * kb * cb) / kg
-    return torch.stack([red, green, blue])
+    chroma = [_enlarge(plane.sub_(middle).div_(swing), kind, height, width) for plane in planes[1:]]
+    to_ycc = _matrix(frame.color.matrix)
+    return torch.tensordot(torch.linalg.inv(to_ycc).float().to(device), torch.stack([luma, *chroma]), 1)
 
 
 def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
@@ -131,23 +126,40 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
     peak = float((1 << kind.bits) - 1)
 
     def codes(plane: torch.Tensor, scale: float, offset: float) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        rounded = (plane * scale + offset).round_().clamp_(0, peak)
+        rounded = (plane * scale).add_(offset).round_().clamp_(0, peak)
         # uint16 has few kernels in torch: int32 holds the codes until they are numpy's.
         whole = rounded.to(torch.uint8 if kind.bits == 8 else torch.int32).cpu().numpy()
         return cast("NDArray[np.uint8] | NDArray[np.uint16]", whole if kind.bits == 8 else whole.astype(np.uint16))
 
-    scale, offset = (peak, 0.0) if color.full_range else (_span(kind, 219), _black(kind))
-    red, green, blue = rgb
+    luma_codes, chroma_codes = _luma_codes(kind, color.full_range), _chroma_codes(kind, color.full_range)
     if kind.family == "gbr":
-        return codes(green, scale, offset), codes(blue, scale, offset), codes(red, scale, offset)
-    kr, kb = _LUMA[color.matrix if color.matrix in _LUMA else BT709]
-    luma = kr * red + (1 - kr - kb) * green + kb * blue
+        red, green, blue = rgb
+        return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes)
+    to_ycc = _matrix(color.matrix if color.matrix in _LUMA else BT709).float().to(rgb.device)
     if kind.family == "gray":
-        return (codes(luma, scale, offset),)
-    swing = peak if color.full_range else _span(kind, 224)
-    middle = float(1 << (kind.bits - 1))
-    chroma = [_reduce(plane, kind) for plane in ((blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr)))]
-    return codes(luma, scale, offset), *(codes(plane, swing, middle) for plane in chroma)
+        return (codes(torch.tensordot(to_ycc[0], rgb, 1), *luma_codes),)
+    ycc = torch.tensordot(to_ycc, rgb, 1)
+    chroma = _reduce(ycc[1:], kind)
+    return codes(ycc[0], *luma_codes), codes(chroma[0], *chroma_codes), codes(chroma[1], *chroma_codes)
+
+
+def _matrix(code: int) -> torch.Tensor:
+    """R'G'B' to Y'CbCr, Y' in [0, 1] and chroma in [-1/2, 1/2]: float64 (3, 3)."""
+    kr, kb = _LUMA[code]
+    luma = torch.tensor([kr, 1 - kr - kb, kb], dtype=torch.float64)
+    red, blue = torch.eye(3, dtype=torch.float64)[[0, 2]]
+    return torch.stack([luma, (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))])
+
+
+def _luma_codes(kind: Layout, full_range: bool) -> tuple[float, float]:
+    """Code = value * scale + offset, for Y', R', G' and B'."""
+    step = 1 << (kind.bits - 8)
+    return (float((1 << kind.bits) - 1), 0.0) if full_range else (219.0 * step, 16.0 * step)
+
+
+def _chroma_codes(kind: Layout, full_range: bool) -> tuple[float, float]:
+    scale = (1 << kind.bits) - 1 if full_range else 224 << (kind.bits - 8)
+    return float(scale), float(1 << (kind.bits - 1))
 
 
 def _layout(pix_fmt: str) -> Layout:
@@ -155,14 +167,6 @@ def _layout(pix_fmt: str) -> Layout:
     if kind is None:
         raise MediaError(f"pixel format {pix_fmt!r} is not planar YUV, gray or RGB: choose another with --pix-fmt")
     return kind
-
-
-def _black(kind: Layout) -> float:
-    return float(16 << (kind.bits - 8))
-
-
-def _span(kind: Layout, steps: int) -> float:
-    return float(steps << (kind.bits - 8))
 
 
 def _enlarge(chroma: torch.Tensor, kind: Layout, height: int, width: int) -> torch.Tensor:
@@ -187,24 +191,14 @@ def _interpolate(rows: torch.Tensor, factor: int, site: float) -> torch.Tensor:
 
 
 def _reduce(chroma: torch.Tensor, kind: Layout) -> torch.Tensor:
-    """Filter and decimate chroma: a tent around the left column of each group, the mean of a group's rows."""
-    if kind.chroma_x > 1:
-        taps = torch.tensor([1 - abs(k) / kind.chroma_x for k in range(1 - kind.chroma_x, kind.chroma_x)])
-        chroma = _decimate(chroma, taps / taps.sum(), kind.chroma_x, kind.chroma_x - 1)
-    if kind.chroma_y > 1:
-        taps = torch.full((kind.chroma_y,), 1 / kind.chroma_y)
-        chroma = _decimate(chroma.T, taps, kind.chroma_y, 0).T
+    """Filter and decimate chroma, (2, height, width): the mean of a group's rows, a tent around its left column."""
+    x, y = kind.chroma_x, kind.chroma_y
+    if y > 1:
+        chroma = functional.pad(chroma, (0, 0, 0, -chroma.shape[1] % y), mode="replicate")
+        chroma = sum(chroma[:, row::y] for row in range(y)) / y  # type: ignore[assignment]
+    if x > 1:
+        count = -(-chroma.shape[2] // x)
+        padded = functional.pad(chroma, (x - 1, count * x - chroma.shape[2], 0, 0), mode="replicate")
+        taps = [(1 - abs(place - (x - 1)) / x) / x for place in range(2 * x - 1)]
+        chroma = sum(tap * padded[:, :, place :: x][:, :, :count] for place, tap in enumerate(taps))  # type: ignore[assignment]
     return chroma
-
-
-def _decimate(rows: torch.Tensor, taps: torch.Tensor, factor: int, lead: int) -> torch.Tensor:
-    """Weighted sums at every `factor`-th place of the last axis, the first tap `lead` places before it."""
-    count = -(-rows.shape[1] // factor)
-    needed = (count - 1) * factor + len(taps)
-    left = rows[:, :1].expand(-1, lead)
-    right = rows[:, -1:].expand(-1, max(0, needed - lead - rows.shape[1]))
-    padded = torch.cat([left, rows, right], 1)
-    total = torch.zeros(rows.shape[0], count, device=rows.device)
-    for index, tap in enumerate(taps.tolist()):
-        total += tap * padded[:, index : index + (count - 1) * factor + 1 : factor]
-    return total

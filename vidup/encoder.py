@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +21,9 @@ os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to standard e
 
 THREADS = 8
 """Fixed, because x264's result depends on it: the same job gives the same file on every machine."""
+
+_FINEST = 1_000_000
+"""Units of a second that encoders and muxers count in without overflow."""
 
 _FRAME_FLAGS = (
     av.codec.context.Flags.frame_duration | av.codec.context.Flags.global_header | av.codec.context.Flags.closed_gop
@@ -98,8 +102,7 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
         height=height,
         pix_fmt=pix_fmt,
         options=_options(codec, settings),
-        # Track time scales are whole numbers, so 1001/30000 is written as 1/30000: every time still fits exactly.
-        time_base=Fraction(1, info.time_base.denominator),
+        time_base=_time_base(info),
         rate=info.rate,
         color=_output_color(info, source, planar(pix_fmt)),
         sample_aspect_ratio=info.sample_aspect_ratio,
@@ -142,8 +145,8 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
         target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(source).view(np.uint8)
     if frame.pix_fmt != encoding.pix_fmt:
         result = result.reformat(format=encoding.pix_fmt)
-    unit = int(frame.time_base / encoding.time_base)
-    result.pts, result.duration, result.time_base = frame.pts * unit, frame.duration * unit, encoding.time_base
+    unit = frame.time_base / encoding.time_base
+    result.pts, result.duration, result.time_base = int(frame.pts * unit), round(frame.duration * unit), encoding.time_base
     result.colorspace, result.color_primaries = encoding.color.matrix, encoding.color.primaries
     result.color_trc, result.color_range = encoding.color.transfer, 2 if encoding.color.full_range else 1
     result.pict_type = 0  # the encoder decides: a decoded frame's type would force it
@@ -212,6 +215,15 @@ def _output_color(info: MediaInfo, source: str, target: str) -> Color:
     if tags.matrix == color.RGB:
         return Color(color.BT709, tags.primaries, tags.transfer, False)
     return tags
+
+
+def _time_base(info: MediaInfo) -> Fraction:
+    """One that holds every time exactly: the file's own, or a coarser one where the file's is finer than it needs."""
+    unit = info.time_base
+    if unit.denominator > _FINEST and info.pts:
+        unit *= math.gcd(*(pts for pts in info.pts), info.pts[0]) or 1
+    # Track time scales are whole numbers, so 1001/30000 is written as 1/30000.
+    return Fraction(1, unit.denominator)
 
 
 def _shown(options: dict[str, str]) -> str:

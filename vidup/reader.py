@@ -96,7 +96,7 @@ def probe(path: str | Path) -> MediaInfo:
             begin=Fraction(container.start_time or 0, 1_000_000),
             end=packets.end,
             frames=packets.frames,
-            rate=Fraction(rate),
+            rate=Fraction(rate).limit_denominator(100_000),  # encoders take 32 bits on either side
             variable_rate=packets.variable_rate,
             streams=tuple(_stream_info(s) for s in container.streams),
             chapters=len(container.chapters()),

@@ -76,7 +76,15 @@ class _Track:
         if self.begins is None and packet.pts is not None:
             self.begins = packet.pts * packet.time_base
         self.packets += 1
-        self.digest.update(bytes(packet))
+        self.digest.update(_payload(packet))
+
+
+def _payload(packet: Any) -> bytes:
+    """The packet without the ADTS header that AAC has in a transport stream and must not have elsewhere."""
+    data = bytes(packet)
+    if packet.stream.codec_context.name == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
+        return data[7 if data[1] & 1 else 9 :]
+    return data
 
 
 def _tracks(packets: Iterable[Any], indices: Sequence[int]) -> list[_Track]:

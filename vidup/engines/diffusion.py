@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 
 from vidup import noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, sampler
+from vidup.engines import Place, detail, sampler
 from vidup.engines.hub import load_parts, locate
 from vidup.errors import EngineError
 
@@ -71,7 +71,7 @@ class DiffusionX4:
 
         picture = self._decode(x0 / self.vae.config.scaling_factor, plan)
         if getattr(self.vae.config, "residual", False):
-            picture += self.vae.base(low_res)
+            picture += detail.up(low_res)
         return (picture / 2 + 0.5).clamp_(0, 1)
 
     def _predict(self, inputs: torch.Tensor, time: int, plan: tiling.Plan) -> torch.Tensor:

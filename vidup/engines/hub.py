@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import HfApi, snapshot_download
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -92,6 +94,8 @@ def load_parts(folder: Path, device: torch.device, unet_dtype: torch.dtype, vae_
     Raises:
         EngineError: a part is damaged or is not one of a x4 upscaler.
     """
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()  # ours is the only bar
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         autoencoder = _AUTOENCODERS.get(tuple(index.get("vae", ())))

@@ -1,0 +1,166 @@
+"""Clips and checkpoints that the tests make themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vidup.encoder import _FRAME_FLAGS
+
+RATE = 44100
+
+
+def pattern(index: int, width: int, height: int) -> np.ndarray:
+    """An RGB picture with smooth light, an edge that moves and a texture: (height, width, 3) uint8."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    red = 128 + 90 * np.sin(x / 9 + index / 5)
+    green = 128 + 90 * np.cos(y / 7 - index / 6)
+    blue = np.where(x + 2 * index > width / 2, 200, 40) + 15 * np.sin(x * 1.3) * np.sin(y * 1.1)
+    return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a clip: pictures at given times, with sound."""
+
+    def make(
+        name: str = "clip.mp4",
+        times: Sequence[int] = tuple(range(0, 12 * 512, 512)),
+        size: tuple[int, int] = (64, 48),
+        time_base: Fraction = Fraction(1, 12800),
+        codec: str = "libx264",
+        pix_fmt: str = "yuv420p",
+        bframes: int = 2,
+        sound: bool = True,
+        tags: tuple[int, int, int, int] = (1, 1, 1, 1),
+        audio_codec: str = "aac",
+        rotate: int = 0,
+        subtitles: Sequence[str] = (),
+    ) -> Path:
+        path = tmp_path / name
+        width, height = size
+        kind = {"mkv": "matroska"}.get(path.suffix[1:], path.suffix[1:])
+        options = {"movie_timescale": str(time_base.denominator)} if kind in ("mp4", "mov") else {}
+        with av.open(str(path), "w", format=kind, container_options=options) as container:
+            stream = container.add_stream(codec, rate=25)
+            context = stream.codec_context
+            context.width, context.height, context.pix_fmt = width, height, pix_fmt
+            context.time_base = stream.time_base = time_base
+            context.flags |= _FRAME_FLAGS & ~av.codec.context.Flags.global_header
+            context.colorspace, context.color_primaries, context.color_trc, context.color_range = tags
+            if codec == "libx264":
+                context.max_b_frames = bframes
+                context.options = {"crf": "12", "preset": "veryfast", "g": "6"}
+            audio = container.add_stream(audio_codec, rate=RATE if audio_codec == "aac" else 48000) if sound else None
+            if rotate:
+                container.start_encoding()
+                stream.set_display_rotation(rotate)
+            steps = [b - a for a, b in zip(times, times[1:], strict=False)] or [512]
+            for index, (time, step) in enumerate(zip(times, [*steps, steps[-1]], strict=True)):
+                frame = av.VideoFrame.from_ndarray(pattern(index, width, height)).reformat(
+                    format=pix_fmt, dst_colorspace=tags[0] if tags[0] != 2 else None
+                )
+                frame.pts, frame.duration, frame.time_base = time, step, time_base
+                for packet in stream.encode(frame):
+                    container.mux(packet)
+            for packet in stream.encode(None):
+                container.mux(packet)
+            if audio is not None:
+                _add_sound(container, audio, float((times[-1] + steps[-1]) * time_base))
+        return path
+
+    return make
+
+
+def _add_sound(container: Any, audio: Any, seconds: float) -> None:
+    rate = audio.codec_context.sample_rate
+    samples = np.sin(np.arange(int(seconds * rate)) * 0.06).astype(np.float32) * 0.3
+    resampler = av.AudioResampler(audio.codec_context.format, audio.codec_context.layout, rate)
+    size = 1024
+    for start in range(0, len(samples), size):
+        frame = av.AudioFrame.from_ndarray(samples[None, start : start + size], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        for part in resampler.resample(frame):
+            for packet in audio.encode(part):
+                container.mux(packet)
+    for packet in audio.encode(None):
+        container.mux(packet)
+
+
+def video_times(path: Path) -> list[Fraction]:
+    """When each frame is shown, in seconds, as PyAV decodes it."""
+    with av.open(str(path)) as container:
+        return [frame.pts * frame.time_base for frame in container.decode(container.streams.video[0])]
+
+
+def audio_packets(path: Path, index: int = 0) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(container.streams.audio[index]) if packet.size]
+
+
+def pictures(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.video[0])]
+
+
+@pytest.fixture(scope="session")
+def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the hub's layout with the true classes, narrow and with random weights."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=32, in_channels=7, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=24,
+        attention_head_dim=4, only_cross_attention=(True, False), use_linear_projection=True, num_class_embeds=1000,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16, 32), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=64, scaling_factor=0.08333,
+    )  # fmt: skip
+    folder: Path = tmp_path_factory.mktemp("tiny_x4")
+    save_layout(folder, unet, vae, width=24)
+    return folder
+
+
+def save_layout(folder: Path, unet: Any, vae: Any, width: int, layers: int = 2, heads: int = 2) -> None:
+    """Save modules as the hub has them, with a text encoder of random weights and a tokenizer of bytes."""
+    from diffusers import DDIMScheduler, DDPMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": words[0], "eos_token": words[1],
+        "pad_token": words[1], "unk_token": words[1],
+    }))  # fmt: skip
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=77, projection_dim=width, bos_token_id=0, eos_token_id=1,
+    ))  # fmt: skip
+    text.save_pretrained(folder / "text_encoder")
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+    DDIMScheduler(**betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(folder / "scheduler")
+    DDPMScheduler(**betas).save_pretrained(folder / "low_res_scheduler")
+    index = {
+        "_class_name": "StableDiffusionUpscalePipeline", "max_noise_level": 350, "watermarker": [None, None],
+        "safety_checker": [None, None], "feature_extractor": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"], "low_res_scheduler": ["diffusers", "DDPMScheduler"],
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index))

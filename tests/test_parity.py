@@ -1,0 +1,54 @@
+"""Our loop against an oracle that nobody here wrote: diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vidup import noise
+from vidup.config import Runtime, Settings
+from vidup.engines import Place, enlarge, load
+from vidup.engines.diffusion import _LATENTS, _LOW_RES
+
+STEPS, LEVEL, SEED = 5, 20, 3
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (64, 40)])
+def test_equals_the_stock_pipeline(
+    tiny_x4: Path, monkeypatch: pytest.MonkeyPatch, guided: bool, height: int, width: int
+) -> None:
+    from diffusers import StableDiffusionUpscalePipeline
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upscale as stock
+
+    prompt, scale = ("a boat at sea", 6.0) if guided else ("", 1.0)
+    low_res_noise = noise.field(SEED, _LOW_RES, 3, height, width)[None]
+    monkeypatch.setattr(stock, "randn_tensor", lambda *_, **__: low_res_noise)
+    picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    pipeline = StableDiffusionUpscalePipeline.from_pretrained(tiny_x4)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        prompt, image=picture, num_inference_steps=STEPS, guidance_scale=scale, noise_level=LEVEL,
+        latents=noise.field(SEED, _LATENTS, 4, height, width)[None], output_type="np",
+    ).images[0]  # fmt: skip
+
+    settings = Settings(model=str(tiny_x4), sampler="ddim", steps=STEPS, noise_level=LEVEL, seed=SEED,
+                        prompt=prompt, guidance_scale=scale, dtype="float32", anchor=0)  # fmt: skip
+    engine = load(settings, Runtime(device="cpu"))
+    assert engine.guided is guided  # type: ignore[attr-defined]
+    result = enlarge(engine, picture, Place(height=height, width=width))[0].permute(1, 2, 0).numpy()
+    assert expected.std() > 0.05  # a flat picture would match for nothing
+    assert np.abs(result - expected).max() < 1e-3
+
+
+def test_equal_prompts_need_no_guidance(tiny_x4: Path) -> None:
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    place = Place(height=16, width=16)
+    common = {"model": str(tiny_x4), "steps": 3, "prompt": "sea", "negative_prompt": "sea"}
+    skipped = load(Settings(**common, guidance_scale=9.0), Runtime(device="cpu"))
+    plain = load(Settings(**common, guidance_scale=1.0), Runtime(device="cpu"))
+    assert not skipped.guided  # type: ignore[attr-defined]
+    assert torch.equal(enlarge(skipped, picture, place), enlarge(plain, picture, place))

@@ -1,0 +1,89 @@
+"""The fixed autoencoder of the `mini` checkpoint: nothing in it is learned by gradient, and it is exact.
+
+A picture is split into what its own quarter-size version already tells, `up(down(x))`, and the detail that is missing,
+`x - up(down(x))`. Only the detail is encoded: space to depth by 4, then principal component analysis of the 48 values
+with every component scaled to unit variance, so that the noise of a diffusion process reaches all of them alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+FACTOR = 4
+"""Side of the square of pixels that one latent position holds."""
+
+
+def down(x: torch.Tensor) -> torch.Tensor:
+    """Antialiased bicubic reduction by 4: (N, C, 4h, 4w) float to (N, C, h, w), same range."""
+    return F.interpolate(x, scale_factor=1 / FACTOR, mode="bicubic", antialias=True)
+
+
+def up(x: torch.Tensor) -> torch.Tensor:
+    """Bicubic enlargement by 4: (N, C, h, w) float to (N, C, 4h, 4w), same range."""
+    return F.interpolate(x, scale_factor=FACTOR, mode="bicubic")
+
+
+class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
+    """Whitened space-to-depth of the detail that bicubic enlargement cannot give.
+
+    `config.residual` tells the engine that the decoded picture lacks its low frequencies: the bicubic enlargement of
+    the low-resolution input has to be added.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
+    def __init__(self, latent_channels: int = 48, scaling_factor: float = 1.0, residual: bool = True) -> None:
+        super().__init__()
+        # Parameters rather than buffers, so that loaders, `.dtype` and `.device` of diffusers see them.
+        self.mean = torch.nn.Parameter(torch.zeros(latent_channels), requires_grad=False)
+        self.basis = torch.nn.Parameter(torch.eye(latent_channels), requires_grad=False)
+        self.std = torch.nn.Parameter(torch.ones(latent_channels), requires_grad=False)
+
+    @torch.no_grad()
+    def fit(self, pictures: torch.Tensor, floor: float = 0.01) -> None:
+        """Take mean, principal axes and standard deviations from pictures.
+
+        Args:
+            pictures: float32 (N, 3, 4h, 4w) in [-1, 1].
+            floor: least standard deviation, so that components which hardly vary are not blown up.
+        """
+        values = F.pixel_unshuffle(pictures - up(down(pictures)), FACTOR).transpose(0, 1).flatten(1).double()
+        mean = values.mean(1, keepdim=True)
+        variances, basis = torch.linalg.eigh(torch.cov(values))
+        self.mean.copy_(mean[:, 0])
+        self.basis.copy_(basis)
+        self.std.copy_(variances.clamp_min(floor**2).sqrt())
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents of a picture.
+
+        Args:
+            x: float (N, 3, 4h, 4w) in [-1, 1].
+
+        Returns:
+            (N, 48, h, w), each channel of about zero mean and unit variance.
+        """
+        values = F.pixel_unshuffle(x - up(down(x)), FACTOR) - self.mean.view(-1, 1, 1)
+        # The basis is orthonormal, so its transpose inverts it; a 1x1 convolution applies it at every place.
+        return F.conv2d(values, (self.basis / self.std).T[:, :, None, None])
+
+    def base(self, low_res: torch.Tensor) -> torch.Tensor:
+        """What the decoded detail is to be added to: (N, 3, h, w) float in [-1, 1] to (N, 3, 4h, 4w)."""
+        return up(low_res)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = False, **_: Any) -> tuple[torch.Tensor]:
+        """Detail from latents, without the low frequencies.
+
+        Args:
+            z: float (N, 48, h, w).
+            return_dict: accepted for the sake of diffusers' signature; the answer is a tuple in any case.
+
+        Returns:
+            one tensor (N, 3, 4h, 4w), in units of the [-1, 1] range and centred on zero: `x - up(down(x))`.
+        """
+        values = F.conv2d(z, (self.basis * self.std)[:, :, None, None]) + self.mean.view(-1, 1, 1)
+        return (F.pixel_shuffle(values, FACTOR),)

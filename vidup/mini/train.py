@@ -1,0 +1,337 @@
+"""Train `mini` from nothing, on pictures that this package makes.
+
+    python -m vidup.mini.train --work ~/mini                       train; run it again to continue
+    python -m vidup.mini.train --work ~/mini --export              write the newest state as the checkpoint
+    python -m vidup.mini.train --work ~/mini --measure FOLDER      measure the newest state on the clips of a folder
+
+The UNet learns v = alpha * noise - sigma * z (Salimans and Ho 2022) of whitened detail z, given the low-resolution
+picture with a little noise on it, whose level is the class label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+
+from vidup.engines.detail import DetailAutoencoder
+from vidup.mini import CHECKPOINT
+from vidup.mini.degrade import degraded
+from vidup.mini.measure import WAYS, Figures, clips, frames, made_pictures, measure, table
+from vidup.mini.model import MAX_NOISE_LEVEL, TEXT_WIDTH, make_low_res_scheduler, make_unet, save_checkpoint
+from vidup.mini.muon import Muon
+from vidup.mini.pictures import picture
+
+FEW_STEPS = (749, 666, 499, 332, 249)
+"""Timesteps of trailing schedules of two to four steps, besides the first, 999."""
+EMA = 0.999
+
+
+@dataclass
+class Recipe:
+    """What decides the weights, together with the pictures."""
+
+    iterations: int
+    batch: int
+    crop: int
+    """Side of a crop in low-resolution pixels."""
+    learning_rate: float
+    cooldown: float
+    """Share of the iterations, at the end, over which the learning rate falls to nothing."""
+    seed: int
+    pictures: int
+
+
+def make_pictures(folder: Path, count: int, processes: int) -> None:
+    """Fill a folder with pictures of seeds 0 to count - 1, one .npy each; those that exist are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [seed for seed in range(count) if not _place(folder, seed).exists()]
+    if not missing:
+        return
+    start = time.monotonic()
+    with ProcessPoolExecutor(processes) as pool:
+        for done, _ in enumerate(pool.map(_make_picture, [folder] * len(missing), missing, chunksize=4), 1):
+            if done % 100 == 0:
+                print(f"pictures {done}/{len(missing)}, {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _place(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.npy"
+
+
+def _make_picture(folder: Path, seed: int) -> None:
+    path = _place(folder, seed)
+    part = path.with_suffix(".part.npy")
+    np.save(part, picture(seed))
+    part.replace(path)
+
+
+class Crops:
+    """Batches cut from the pictures; iteration and seed decide one, so that a continued run sees the same."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.pictures: list[NDArray[np.uint8]] = [
+            np.load(_place(folder, seed), mmap_mode="r") for seed in range(recipe.pictures)
+        ]
+
+    def batch(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor, np.random.Generator]:
+        """Truth (N, 3, 4c, 4c) and low resolution (N, 3, c, c) in [-1, 1], and the generator for what follows."""
+        rng = np.random.default_rng((self.recipe.seed, iteration))
+        pairs = [self._pair(rng) for _ in range(self.recipe.batch)]
+        truth, low = (torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in zip(*pairs, strict=True))
+        return truth.float() / 127.5 - 1, low.float() / 127.5 - 1, rng
+
+    def _pair(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        side = 4 * self.recipe.crop
+        source = self.pictures[rng.integers(len(self.pictures))]
+        # Of three places take the liveliest: most of a picture is smooth, and smooth is soon learned.
+        best, liveliest = None, -1.0
+        for _ in range(int(rng.integers(1, 4))):
+            top, left = rng.integers(source.shape[0] - side + 1, size=2)
+            window = source[top : top + side, left : left + side]
+            life = float(np.abs(np.diff(window[::2, :, 1].astype(np.int16), axis=1)).mean())
+            if life > liveliest:
+                best, liveliest = window, life
+        assert best is not None
+        window = best[:, :: rng.choice([-1, 1])][:: rng.choice([-1, 1])]
+        if rng.random() < 0.5:
+            window = window.transpose(1, 0, 2)
+        if rng.random() < 0.3:
+            window = window[..., rng.permutation(3)]
+        if rng.random() < 0.1:
+            window = 255 - window
+        window = np.ascontiguousarray(window)
+        return window, degraded(rng, window)
+
+
+def draw_timesteps(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """Half of them pure noise, where every sampling begins; then those of few steps, then any."""
+    kind = rng.random(count)
+    few = rng.choice(FEW_STEPS, count)
+    anywhere = rng.integers(0, 1000, count)
+    return np.where(kind < 0.45, 999, np.where(kind < 0.8, few, anywhere)).astype(np.int64)
+
+
+def draw_levels(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """Noise levels of the low-resolution picture: none for most, the others mostly low."""
+    some = (MAX_NOISE_LEVEL * rng.random(count) ** 3).astype(np.int64)
+    return np.where(rng.random(count) < 0.6, 0, some)
+
+
+@dataclass
+class Training:
+    """All that changes while training goes on."""
+
+    unet: UNet2DConditionModel
+    average: UNet2DConditionModel
+    """Exponential moving average of the weights: what is measured and exported."""
+    vae: DetailAutoencoder
+    optimizers: list[torch.optim.Optimizer]
+    """Muon for the convolutions inside, AdamW for the first and last layer, norms and biases."""
+    iteration: int = 0
+
+    @classmethod
+    def begin(cls, recipe: Recipe, device: torch.device) -> Training:
+        torch.manual_seed(recipe.seed)
+        unet = make_unet().to(device, memory_format=torch.channels_last)  # a fifth faster on a CPU
+        learned = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        inner = [p for name, p in learned.items() if p.ndim > 1 and name not in ("conv_in.weight", "conv_out.weight")]
+        others = [p for p in learned.values() if all(p is not i for i in inner)]
+        optimizers: list[torch.optim.Optimizer] = [
+            Muon(inner, recipe.learning_rate),
+            torch.optim.AdamW(others, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        return cls(unet, copy.deepcopy(unet).eval().requires_grad_(False), DetailAutoencoder().to(device), optimizers)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "unet": self.unet.state_dict(),
+            "average": self.average.state_dict(),
+            "vae": self.vae.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "iteration": self.iteration,
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.unet.load_state_dict(state["unet"])
+        self.average.load_state_dict(state["average"])
+        self.vae.load_state_dict(state["vae"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.iteration = state["iteration"]
+
+
+def learning_rate(recipe: Recipe, iteration: int) -> float:
+    """Warm-up, a long level stretch, a straight fall at the end: a run can be made longer before the fall begins."""
+    left = (recipe.iterations - iteration) / max(1, recipe.cooldown * recipe.iterations)
+    return recipe.learning_rate * min(1.0, (iteration + 1) / 200, max(left, 0.01))
+
+
+def loss_of(training: Training, crops: Crops, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The loss of the batch that belongs to the training's iteration."""
+    device = next(training.unet.parameters()).device
+    truth, low, rng = crops.batch(training.iteration)
+    count = len(truth)
+    timesteps = torch.from_numpy(draw_timesteps(rng, count))
+    levels = torch.from_numpy(draw_levels(rng, count))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    low = make_low_res_scheduler().add_noise(low, torch.randn(low.shape, generator=generator), levels).to(device)
+    z = training.vae.encode(truth.to(device))
+    noise = torch.randn(z.shape, generator=generator).to(device)
+    alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1).to(device)
+    sigma = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1).to(device)
+    inputs = torch.cat([alpha * z + sigma * noise, low], 1).contiguous(memory_format=torch.channels_last)
+    text = torch.zeros(count, 77, TEXT_WIDTH, device=device)
+    answer = training.unet(inputs, timesteps.to(device), text, class_labels=levels.to(device)).sample
+    error = answer - (alpha * noise - sigma * z)
+    # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture that the
+    # answer implies (sigma times that of v) counts too, in units of the detail's own size.
+    std = training.vae.std.view(-1, 1, 1)
+    pixels = F.conv2d(error * sigma, (training.vae.basis * training.vae.std)[:, :, None, None])
+    loss: torch.Tensor = 0.15 * error.abs().mean() + pixels.abs().mean() / std.square().mean().sqrt()
+    return loss
+
+
+def train(recipe: Recipe, work: Path, device: torch.device, save_every: int = 500, validate: bool = True) -> Training:
+    """Train up to the recipe's iterations, from the work folder's state where there is one.
+
+    Args:
+        work: holds `pictures/` (made before) and `state.pt`.
+        validate: measure on held-out made pictures whenever the state is saved.
+    """
+    state = work / "state.pt"
+    crops = Crops(work / "pictures", recipe)
+    training = Training.begin(recipe, device)
+    if state.exists():
+        training.load(state, device)
+        print(f"continuing at iteration {training.iteration}", flush=True)
+    else:
+        some = [crops.pictures[i] for i in range(0, len(crops.pictures), max(1, len(crops.pictures) // 100))]
+        sample = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        training.vae.fit(sample.to(device))
+    held_out = made_pictures() if validate else []
+    alphas_cumprod = make_low_res_scheduler().alphas_cumprod
+    groups = [group for optimizer in training.optimizers for group in optimizer.param_groups]
+    learned = [weight for group in groups for weight in group["params"]]
+    training.unet.train()
+    start, losses = time.monotonic(), []
+    while training.iteration < recipe.iterations:
+        for group in groups:
+            group["lr"] = learning_rate(recipe, training.iteration)
+        loss = loss_of(training, crops, alphas_cumprod)
+        for weight in learned:
+            weight.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        for optimizer in training.optimizers:
+            optimizer.step()
+        training.iteration += 1
+        decay = min(EMA, training.iteration / (training.iteration + 10))
+        with torch.no_grad():
+            for kept, new in zip(training.average.parameters(), training.unet.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        losses.append(float(loss.detach()))
+        if training.iteration % 100 == 0:
+            spent = time.monotonic() - start
+            print(f"iteration {training.iteration} loss {np.mean(losses[-100:]):.4f} {spent:.0f} s", flush=True)
+        if training.iteration % save_every == 0 or training.iteration == recipe.iterations:
+            training.save(state)
+            if validate:
+                for line in summary(measure(training.average, training.vae, held_out, VALIDATED)):
+                    print(line, flush=True)
+    return training
+
+
+VALIDATED = (("ddim", 1), ("ddim", 2), ("ddim", 4))
+
+
+def summary(rows: dict[str, Figures]) -> Iterator[str]:
+    """One short line a way."""
+    for name, f in rows.items():
+        likeness = f"PSNR {f.psnr:.2f} SSIM {f.ssim:.4f} GMSD {f.gmsd:.4f}"
+        yield f"  {name:18} {likeness} energy {f.energy:.3f} fidelity {f.fidelity:.1f}"
+
+
+def measured_on(training: Training, folder: Path, count: int) -> dict[str, dict[str, Figures]]:
+    """Figures of every clip of a folder, of `count` frames each."""
+    return {path.stem: measure(training.average, training.vae, frames(path, count), WAYS) for path in clips(folder)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vidup.mini.train", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--work", type=Path, required=True, help="folder of pictures and state, outside the source tree")
+    add(
+        "--iterations",
+        type=int,
+        default=20000,
+        help="batches in all; more than before continues (default %(default)s)",
+    )
+    add("--pictures", type=int, default=1500, help="made and learned from (default %(default)s)")
+    add("--batch", type=int, default=8, help="crops an iteration (default %(default)s)")
+    add("--crop", type=int, default=32, help="side of a crop in low-resolution pixels (default %(default)s)")
+    add("--learning-rate", type=float, default=2e-3, help="of Muon and AdamW (default %(default)s)")
+    add(
+        "--cooldown",
+        type=float,
+        default=0.3,
+        help="share of the iterations over which it falls (default %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of weights, crops and noise (default %(default)s)")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all)")
+    add(
+        "--save-every",
+        type=int,
+        default=500,
+        help="iterations between saves and validations (default %(default)s)",
+    )
+    add("--export", action="store_true", help="only write the newest state as the checkpoint")
+    add("--to", type=Path, default=CHECKPOINT, help="where the checkpoint goes (default: into the package)")
+    add(
+        "--measure",
+        type=Path,
+        metavar="FOLDER",
+        help="only measure the newest state on the clips of a folder",
+    )
+    add("--frames", type=int, default=3, help="frames measured of each clip (default %(default)s)")
+    options = parser.parse_args(arguments)
+    recipe = Recipe(options.iterations, options.batch, options.crop, options.learning_rate, options.cooldown,
+                    options.seed, options.pictures)  # fmt: skip
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    if options.export or options.measure:
+        training = Training.begin(recipe, device)
+        training.load(options.work / "state.pt", device)
+        if options.export:
+            save_checkpoint(options.to, training.average.cpu(), training.vae.cpu())
+            print(f"iteration {training.iteration} written to {options.to}")
+        if options.measure:
+            training.average.to(device)
+            for line in table(measured_on(training, options.measure, options.frames)):
+                print(line, flush=True)
+        return
+    make_pictures(options.work / "pictures", options.pictures, options.threads)
+    training = train(recipe, options.work, device, options.save_every)
+    save_checkpoint(options.to, training.average.cpu(), training.vae.cpu())
+
+
+if __name__ == "__main__":
+    main()
