@@ -44,10 +44,12 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         audio_codec: str = "aac",
         rotate: int = 0,
         subtitles: Sequence[str] = (),
+        aspect: Fraction = Fraction(1),
+        draw: Callable[[int, int, int], np.ndarray] = pattern,
     ) -> Path:
         path = tmp_path / name
         width, height = size
-        kind = {"mkv": "matroska"}.get(path.suffix[1:], path.suffix[1:])
+        kind = {"mkv": "matroska", "ts": "mpegts"}.get(path.suffix[1:], path.suffix[1:])
         options = {"movie_timescale": str(time_base.denominator)} if kind in ("mp4", "mov") else {}
         with av.open(str(path), "w", format=kind, container_options=options) as container:
             stream = container.add_stream(codec, rate=25)
@@ -56,22 +58,31 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
             context.time_base = stream.time_base = time_base
             context.flags |= _FRAME_FLAGS & ~av.codec.context.Flags.global_header
             context.colorspace, context.color_primaries, context.color_trc, context.color_range = tags
+            if aspect != 1:
+                context.sample_aspect_ratio = aspect
             if codec == "libx264":
                 context.max_b_frames = bframes
                 context.options = {"crf": "12", "preset": "veryfast", "g": "6"}
             audio = container.add_stream(audio_codec, rate=RATE if audio_codec == "aac" else 48000) if sound else None
+            texts = container.add_mux_stream("subrip") if subtitles else None
             if rotate:
                 container.start_encoding()
                 stream.set_display_rotation(rotate)
             steps = [b - a for a, b in zip(times, times[1:], strict=False)] or [512]
             for index, (time, step) in enumerate(zip(times, [*steps, steps[-1]], strict=True)):
-                frame = av.VideoFrame.from_ndarray(pattern(index, width, height)).reformat(
+                frame = av.VideoFrame.from_ndarray(draw(index, width, height)).reformat(
                     format=pix_fmt, dst_colorspace=tags[0] if tags[0] != 2 else None
                 )
                 frame.pts, frame.duration, frame.time_base = time, step, time_base
                 for packet in stream.encode(frame):
                     container.mux(packet)
             for packet in stream.encode(None):
+                container.mux(packet)
+            for index, text in enumerate(subtitles):
+                packet = av.Packet(text.encode())
+                packet.stream, packet.time_base = texts, Fraction(1, 1000)
+                packet.pts = packet.dts = 100 * index
+                packet.duration = 90
                 container.mux(packet)
             if audio is not None:
                 _add_sound(container, audio, float((times[-1] + steps[-1]) * time_base))
@@ -118,15 +129,30 @@ def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=32, in_channels=7, out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=24,
-        attention_head_dim=4, only_cross_attention=(True, False), use_linear_projection=True, num_class_embeds=1000,
-    )  # fmt: skip
+        sample_size=32,
+        in_channels=7,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        only_cross_attention=(True, False),
+        use_linear_projection=True,
+        num_class_embeds=1000,
+    )
     vae = AutoencoderKL(
-        block_out_channels=(16, 16, 32), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=64, scaling_factor=0.08333,
-    )  # fmt: skip
+        block_out_channels=(16, 16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=0.08333,
+    )
     folder: Path = tmp_path_factory.mktemp("tiny_x4")
     save_layout(folder, unet, vae, width=24)
     return folder
@@ -144,23 +170,48 @@ def save_layout(folder: Path, unet: Any, vae: Any, width: int, layers: int = 2, 
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": words[0], "eos_token": words[1],
-        "pad_token": words[1], "unk_token": words[1],
-    }))  # fmt: skip
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=77, projection_dim=width, bos_token_id=0, eos_token_id=1,
-    ))  # fmt: skip
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": 77,
+                "bos_token": words[0],
+                "eos_token": words[1],
+                "pad_token": words[1],
+                "unk_token": words[1],
+            }
+        )
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=77,
+            projection_dim=width,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
     text.save_pretrained(folder / "text_encoder")
     betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
-    DDIMScheduler(**betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(folder / "scheduler")
+    DDIMScheduler(
+        **betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    ).save_pretrained(folder / "scheduler")
     DDPMScheduler(**betas).save_pretrained(folder / "low_res_scheduler")
     index = {
-        "_class_name": "StableDiffusionUpscalePipeline", "max_noise_level": 350, "watermarker": [None, None],
-        "safety_checker": [None, None], "feature_extractor": [None, None],
-        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDIMScheduler"], "low_res_scheduler": ["diffusers", "DDPMScheduler"],
-    }  # fmt: skip
+        "_class_name": "StableDiffusionUpscalePipeline",
+        "max_noise_level": 350,
+        "watermarker": [None, None],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "low_res_scheduler": ["diffusers", "DDPMScheduler"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -31,12 +31,26 @@ def test_equals_the_stock_pipeline(
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(tiny_x4)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        prompt, image=picture, num_inference_steps=STEPS, guidance_scale=scale, noise_level=LEVEL,
-        latents=noise.field(SEED, _LATENTS, 4, height, width)[None], output_type="np",
-    ).images[0]  # fmt: skip
+        prompt,
+        image=picture,
+        num_inference_steps=STEPS,
+        guidance_scale=scale,
+        noise_level=LEVEL,
+        latents=noise.field(SEED, _LATENTS, 4, height, width)[None],
+        output_type="np",
+    ).images[0]
 
-    settings = Settings(model=str(tiny_x4), sampler="ddim", steps=STEPS, noise_level=LEVEL, seed=SEED,
-                        prompt=prompt, guidance_scale=scale, dtype="float32", anchor=0)  # fmt: skip
+    settings = Settings(
+        model=str(tiny_x4),
+        sampler="ddim",
+        steps=STEPS,
+        noise_level=LEVEL,
+        seed=SEED,
+        prompt=prompt,
+        guidance_scale=scale,
+        dtype="float32",
+        anchor=0,
+    )
     engine = load(settings, Runtime(device="cpu"))
     assert engine.guided is guided  # type: ignore[attr-defined]
     result = enlarge(engine, picture, Place(height=height, width=width))[0].permute(1, 2, 0).numpy()

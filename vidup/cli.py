@@ -9,13 +9,17 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import vidup
 from vidup.config import Runtime, Settings, add_options, from_options, preset_names
 from vidup.errors import ConfigError, VidupError
+
+if TYPE_CHECKING:
+    from vidup.progress import Sink
 
 log = logging.getLogger("vidup")
 
@@ -48,27 +52,46 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    upscale = commands.add_parser("upscale", help="upscale videos or still images", description=(
-        "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."))  # fmt: skip
+    upscale = commands.add_parser(
+        "upscale",
+        help="upscale videos or still images",
+        description=(
+            "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."
+        ),
+    )
     upscale.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, or several with -o FOLDER")
-    upscale.add_argument("-o", "--output", metavar="PATH", help="the output file, or a folder for many inputs; the "
-                         "ending chooses the container: .mp4, .mov, .mkv, .webm")  # fmt: skip
+    upscale.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="the output file, or a folder for many inputs; the ending chooses the container: .mp4, .mov, .mkv, .webm",
+    )
     upscale.add_argument("-p", "--preset", metavar="NAME", help=f"{', '.join(preset_names())}, or the path of a .toml")
-    upscale.add_argument("--progress", choices=("bar", "json", "none"), default="bar",
-                         help="a bar, or one JSON object a line on standard output (default: bar)")  # fmt: skip
+    upscale.add_argument(
+        "--progress",
+        choices=("bar", "json", "none"),
+        default="bar",
+        help="a bar, or one JSON object a line on standard output (default: bar)",
+    )
     add_options(upscale, Settings)
     add_options(upscale, Runtime)
     upscale.set_defaults(command=_upscale)
 
-    probe = commands.add_parser("probe", help="tell what is in a file, and what would become of it",
-                                description="Tell what is in a file, and what would become of each stream.")  # fmt: skip
+    probe = commands.add_parser(
+        "probe",
+        help="tell what is in a file, and what would become of it",
+        description="Tell what is in a file, and what would become of each stream.",
+    )
     probe.add_argument("input", metavar="INPUT")
     probe.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
     probe.add_argument("--json", action="store_true", help="print one JSON object")
     probe.set_defaults(command=_probe)
 
-    listing = commands.add_parser("list", help="list engines, presets, encoders and devices",
-                                  description="List engines, presets, encoders and devices.")  # fmt: skip
+    listing = commands.add_parser(
+        "list",
+        help="list engines, presets, encoders and devices",
+        description="List engines, presets, encoders and devices.",
+    )
     listing.add_argument("what", nargs="?", choices=("engines", "presets", "encoders", "devices"))
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(command=_list)
@@ -79,39 +102,49 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
-    from vidup.job import default_output, upscale
-    from vidup.progress import Bar, json_lines
+    from vidup.job import default_output, upscale_file
+    from vidup.upscaler import Upscaler
 
     typed = vars(arguments)
     settings = from_options(Settings, typed, arguments.preset)
-    runtime = from_options(Runtime, typed)
-    folder = Path(arguments.output) if arguments.output and (
-        len(arguments.inputs) > 1 or arguments.output.endswith(("/", "\\")) or Path(arguments.output).is_dir()) else None  # fmt: skip
-    if folder is not None:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder}: is a file; many inputs need a folder as output")
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = _output_folder(arguments.inputs, arguments.output)
     failures = 0
-    for name in arguments.inputs:
-        source = Path(name)
-        target: Path | None = Path(arguments.output) if arguments.output else None
-        if folder is not None:
-            target = folder / default_output(source, settings).name
-        sink: Any = {"bar": Bar, "json": lambda: json_lines(sys.stdout), "none": lambda: None}[arguments.progress]()
-        try:
-            written = upscale(source, target, settings, runtime=runtime, on_progress=sink)
-            log.info("%s: done", written)
-        except VidupError as error:
-            if len(arguments.inputs) == 1:
-                raise
-            failures += 1
-            _fail(error, arguments.verbose, 1)
-        finally:
-            if isinstance(sink, Bar):
-                sink.close()
+    with Upscaler(settings, from_options(Runtime, typed)) as upscaler:
+        for source in arguments.inputs:
+            target = folder / default_output(Path(source), settings).name if folder else arguments.output
+            try:
+                with _progress(arguments.progress) as sink:
+                    log.info("%s: done", upscale_file(upscaler, source, target, sink))
+            except VidupError as error:
+                if len(arguments.inputs) == 1:
+                    raise
+                failures += 1
+                _fail(error, arguments.verbose, 1)
     if failures:
         print(f"vidup: {failures} of {len(arguments.inputs)} files failed; the others are done", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _output_folder(inputs: Sequence[str], output: str | None) -> Path | None:
+    """The folder that many inputs go to; None where the output is a file or stands beside its input."""
+    if output is None or not (len(inputs) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir()):
+        return None
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; many inputs need a folder as output")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _progress(kind: str) -> Iterator[Sink | None]:
+    from vidup.progress import Bar, json_lines
+
+    if kind == "bar":
+        with closing(Bar()) as bar:
+            yield bar
+    else:
+        yield json_lines(sys.stdout) if kind == "json" else None
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -122,7 +155,11 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     settings = Settings(model="bicubic")
     info = probe(arguments.input)
-    job = plan(Path(info.path), Path(arguments.output) if arguments.output else default_output(Path(info.path), settings), settings)
+    job = plan(
+        Path(info.path),
+        Path(arguments.output) if arguments.output else default_output(Path(info.path), settings),
+        settings,
+    )
     if arguments.json:
         table = asdict(info) | {"output": str(job.output), "plan": [asdict(stream) for stream in job.streams]}
         table["notes"] = describe(job)[1:]
@@ -130,15 +167,17 @@ def _probe(arguments: argparse.Namespace) -> int:
         print(json.dumps(table, default=str))
         return 0
     kind = "variable" if info.variable_rate else "constant"
+    light = "full" if info.color.full_range else "limited"
+    encoding = job.encoding
     print(f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})")
-    print(f"  picture  {info.width}x{info.height} {info.pix_fmt}, rotation {info.rotation}, pixels {info.sample_aspect_ratio},"
-          f" {'full' if info.color.full_range else 'limited'} range")  # fmt: skip
-    print(f"  output   {job.output}: {job.encoding.width}x{job.encoding.height} {job.encoding.pix_fmt}, {job.encoding.codec}")
+    print(f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, rotation {info.rotation}", end="")
+    print(f", pixels {info.sample_aspect_ratio}, begins at {float(info.begin):.3f} s")
+    print(f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}")
     for stream in job.streams:
-        detail = info.streams[stream.index].detail
-        print(f"  stream {stream.index}  {stream.action:8} {stream.name} {detail}" + (f": {stream.reason}" if stream.reason else ""))
+        reason = f": {stream.reason}" if stream.reason else ""
+        print(f"  stream {stream.index}  {stream.action:8} {stream.name} {info.streams[stream.index].detail}{reason}")
     if info.chapters:
-        print(f"  chapters {info.chapters}")
+        print(f"  chapters  {info.chapters}")
     for note in describe(job)[1:]:
         print(f"  {note}")
     return 0
@@ -172,8 +211,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _preset_line(name: str) -> str:
     settings = Settings.preset(name)
-    return (f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
-            f" noise level {settings.noise_level}")  # fmt: skip
+    return (
+        f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
+        f" noise level {settings.noise_level}"
+    )
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -75,10 +75,12 @@ def resolve(color: Color, pix_fmt: str, width: int, height: int) -> Color:
     matrix = color.matrix
     if kind is not None and kind.family == "gbr":
         matrix = RGB
-    elif matrix == UNSPECIFIED or matrix == RGB:
+    elif matrix in (UNSPECIFIED, RGB):
         matrix = BT709 if height >= 720 or width >= 1280 else BT601
     elif matrix not in _LUMA:
-        raise MediaError(f"colour matrix {color.matrix} (of ITU-T H.273) is not supported: convert the video to BT.709 first")
+        raise MediaError(
+            f"colour matrix {color.matrix} (of ITU-T H.273) is not supported: convert the video to BT.709 first"
+        )
     full = color.full_range or pix_fmt.startswith("yuvj") or matrix == RGB
     return Color(matrix, color.primaries, color.transfer, full)
 
@@ -107,7 +109,8 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     height, width = luma.shape
     chroma = [_enlarge(plane.sub_(middle).div_(swing), kind, height, width) for plane in planes[1:]]
     to_ycc = _matrix(frame.color.matrix)
-    return torch.tensordot(torch.linalg.inv(to_ycc).float().to(device), torch.stack([luma, *chroma]), 1)
+    rgb: torch.Tensor = torch.tensordot(torch.linalg.inv(to_ycc).float().to(device), torch.stack([luma, *chroma]), 1)
+    return rgb
 
 
 def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
@@ -200,5 +203,5 @@ def _reduce(chroma: torch.Tensor, kind: Layout) -> torch.Tensor:
         count = -(-chroma.shape[2] // x)
         padded = functional.pad(chroma, (x - 1, count * x - chroma.shape[2], 0, 0), mode="replicate")
         taps = [(1 - abs(place - (x - 1)) / x) / x for place in range(2 * x - 1)]
-        chroma = sum(tap * padded[:, :, place :: x][:, :, :count] for place, tap in enumerate(taps))  # type: ignore[assignment]
+        chroma = sum(tap * padded[:, :, place::x][:, :, :count] for place, tap in enumerate(taps))  # type: ignore[assignment]
     return chroma

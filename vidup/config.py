@@ -21,8 +21,15 @@ from vidup.errors import ConfigError
 Config = TypeVar("Config", "Settings", "Runtime")
 
 
-def option(default: Any, help: str, *, flags: tuple[str, ...] = (), low: float | None = None, high: float | None = None,
-           metavar: str | None = None) -> Any:  # fmt: skip
+def option(
+    default: Any,
+    help: str,
+    *,
+    flags: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    metavar: str | None = None,
+) -> Any:
     """A field with its default, its help line, its short flags and the range that it must keep."""
     metadata = {"help": help, "flags": flags, "low": low, "high": high, "metavar": metavar}
     if isinstance(default, dict):
@@ -38,8 +45,9 @@ class Settings:
         ConfigError: a value is of the wrong type or out of its range.
     """
 
-    model: str = option("x4", "x4, mini, nearest, bilinear, bicubic, lanczos, a hub id, or a folder in the hub's layout",
-                        flags=("-n",))  # fmt: skip
+    model: str = option(
+        "x4", "x4, mini, nearest, bilinear, bicubic, lanczos, a hub id, or a folder in the hub's layout", flags=("-n",)
+    )
     revision: str | None = option(None, "commit, tag or branch to pin a hub id to")
     prompt: str = option("", "text that describes the picture; empty costs half as much")
     negative_prompt: str = option("", "text that describes what is not wanted")
@@ -49,18 +57,25 @@ class Settings:
     seed: int = option(0, "same seed, same pixels", low=0, high=2**63 - 1)
     sampler: Literal["dpmpp_2m", "ddim"] = option("dpmpp_2m", "the solver; ddim is as on the hub")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
-        "auto", "precision of the model; auto is float16 on cuda, else float32")  # fmt: skip
+        "auto", "precision of the model; auto is float16 on cuda, else float32"
+    )
     tile: int = option(0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0)
     tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)
-    anchor: int = option(5, "rounds that pull the result back to the input's colours and light; 0 is off", low=0, high=100)
-    scale: float | None = option(None, "size of the result against the input; the model's own where not given",
-                                 flags=("-s",), low=1, high=16)  # fmt: skip
+    anchor: int = option(
+        5, "rounds that pull the result back to the input's colours and light; 0 is off", low=0, high=100
+    )
+    scale: float | None = option(
+        None, "size of the result against the input; the model's own where not given", flags=("-s",), low=1, high=16
+    )
     height: int | None = option(None, "height of the result in pixels, instead of a scale", low=2, high=32768)
-    codec: str | None = option(None, "video encoder, in ffmpeg's name; libx264 where not given (libvpx-vp9 in webm)", flags=("-c",))
+    codec: str | None = option(
+        None, "video encoder, in ffmpeg's name; libx264 where not given (libvpx-vp9 in webm)", flags=("-c",)
+    )
     crf: float | None = option(None, "constant quality of the encoder, lower is better", low=0, high=63)
     pix_fmt: str | None = option(None, "pixel format of the result; the nearest to the input's where not given")
-    encoder_options: dict[str, str] = option({}, "an option of the encoder, such as preset=slow; may be repeated",
-                                             flags=("-e",), metavar="KEY=VALUE")  # fmt: skip
+    encoder_options: dict[str, str] = option(
+        {}, "an option of the encoder, such as preset=slow; may be repeated", flags=("-e",), metavar="KEY=VALUE"
+    )
     start: float = option(0.0, "begin at this time of the input, in seconds", low=0)
     duration: float | None = option(None, "take this many seconds", low=0)
 
@@ -106,7 +121,7 @@ def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
     group = parser.add_argument_group(config.__name__.lower())
     for spec in fields(config):
         hint, many = _scalar(hints[spec.name]), spec.metadata
-        shown = "" if _default(spec) in (None, "", {}) else f" (default: {_default(spec)})"
+        shown = "" if _default(spec) in (None, "", {}, False) else f" (default: {_default(spec)})"
         keywords: dict[str, Any] = {
             "dest": spec.name,
             "default": argparse.SUPPRESS,
@@ -120,15 +135,20 @@ def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
             keywords |= {"action": _KeyValue, "metavar": many["metavar"]}
         else:
             keywords |= {"type": hint, "metavar": hint.__name__.upper()}
-        names = ["--encoder-option" if get_origin(hint) is dict else "--" + spec.name.replace("_", "-")]
+        names = ["--" + spec.name.replace("_", "-")]
         group.add_argument(*many["flags"], *names, **keywords)
 
 
 class _KeyValue(argparse.Action):
     """Collects ``-e KEY=VALUE`` into one dictionary."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
-                 option_string: str | None = None) -> None:  # fmt: skip
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         key, equals, value = str(values).partition("=")
         if not key or not equals:
             parser.error(f"{option_string} {values}: expected KEY=VALUE")
@@ -152,8 +172,10 @@ def _read_preset(preset: str | Path) -> dict[str, Any]:
     if path.suffix != ".toml":
         path = _presets_folder() / f"{preset}.toml"
         if not path.is_file():
-            raise ConfigError(f"preset {str(preset)!r} is not known: take one of {', '.join(preset_names())}"
-                              ", or a path that ends in .toml")  # fmt: skip
+            raise ConfigError(
+                f"preset {str(preset)!r} is not known: take one of {', '.join(preset_names())}"
+                ", or a path that ends in .toml"
+            )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -183,11 +205,12 @@ def _check(config: Settings | Runtime) -> None:
         if not _fits(value, hint):
             raise ConfigError(f"{spec.name} = {value!r}: expected {_describe(hint)}")
         low, high = spec.metadata["low"], spec.metadata["high"]
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            # written so that nan, which compares false with everything, is refused too
-            if (low is not None and not value >= low) or (high is not None and not value <= high) or value != value:
-                wanted = f"{low} or more" if high is None else f"{low} to {high}"
-                raise ConfigError(f"{spec.name} = {value!r}: expected {wanted}")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not (float("-inf") if low is None else low) <= value <= (
+            float("inf") if high is None else high
+        ):  # false for nan, too
+            wanted = f"{low} or more" if high is None else f"{low} to {high}"
+            raise ConfigError(f"{spec.name} = {value!r}: expected {wanted}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

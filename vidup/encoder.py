@@ -88,7 +88,9 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
     try:
         encoder = av.Codec(codec, "w")
     except ValueError:
-        raise ConfigError(f"codec = {codec!r}: this build of ffmpeg has no such encoder; take one of {', '.join(DEFAULTS)}") from None
+        raise ConfigError(
+            f"codec = {codec!r}: this build of ffmpeg has no such encoder; take one of {', '.join(DEFAULTS)}"
+        ) from None
     if encoder.type != "video":
         raise ConfigError(f"codec = {codec!r}: is no video encoder; take one of {', '.join(DEFAULTS)}")
     source = planar(info.pix_fmt)
@@ -131,8 +133,10 @@ def open_context(context: Any, encoding: Encoding) -> Any:
     try:
         context.open()
     except (av.error.FFmpegError, ValueError) as error:
-        raise ConfigError(f"{encoding.codec} refuses {encoding.width}x{encoding.height} {encoding.pix_fmt} with"
-                          f" {_shown(encoding.options)}: {_cause(error)}; choose another --codec, --pix-fmt or size") from None  # fmt: skip
+        raise ConfigError(
+            f"{encoding.codec} refuses {encoding.width}x{encoding.height} {encoding.pix_fmt} with"
+            f" {_shown(encoding.options)}: {_cause(error)}; choose another --codec, --pix-fmt or size"
+        ) from None
     return context
 
 
@@ -146,7 +150,11 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
     if frame.pix_fmt != encoding.pix_fmt:
         result = result.reformat(format=encoding.pix_fmt)
     unit = frame.time_base / encoding.time_base
-    result.pts, result.duration, result.time_base = int(frame.pts * unit), round(frame.duration * unit), encoding.time_base
+    result.pts, result.duration, result.time_base = (
+        int(frame.pts * unit),
+        round(frame.duration * unit),
+        encoding.time_base,
+    )
     result.colorspace, result.color_primaries = encoding.color.matrix, encoding.color.primaries
     result.color_trc, result.color_range = encoding.color.transfer, 2 if encoding.color.full_range else 1
     result.pict_type = 0  # the encoder decides: a decoded frame's type would force it
@@ -161,7 +169,9 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     if av.VideoFormat(info.pix_fmt).components[-1].is_alpha and len(av.VideoFormat(info.pix_fmt).components) in (2, 4):
         lost.append("transparency is dropped: the picture is made opaque")
     if target.bits < source.bits:
-        lost.append(f"{source.bits} bits become {target.bits}: {encoding.codec} has no deeper format ({encoding.pix_fmt})")
+        lost.append(
+            f"{source.bits} bits become {target.bits}: {encoding.codec} has no deeper format ({encoding.pix_fmt})"
+        )
     if source.family == "gbr" and target.family == "yuv":
         lost.append(f"RGB becomes {encoding.pix_fmt}")
     elif target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from vidup import encoder, reader, verify, writer
 from vidup.config import Runtime, Settings
@@ -76,16 +77,27 @@ def upscale(
     Raises:
         ConfigError, MediaError, EngineError, VerifyError: each with one line that says what, which value, what to do.
     """
-    settings, runtime = settings or Settings(), runtime or Runtime()
+    with Upscaler(settings, runtime) as upscaler:
+        return upscale_file(upscaler, input, output, on_progress)
+
+
+def upscale_file(
+    upscaler: Upscaler,
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    on_progress: Sink | None = None,
+) -> Path:
+    """`upscale` with an `Upscaler` that is used again: the model is loaded once for many files."""
+    settings = upscaler.settings
     source = Path(input)
     target = Path(output) if output is not None else default_output(source, settings)
-    _check_paths(source, target, runtime.overwrite)
+    _check_paths(source, target, upscaler.runtime.overwrite)
     if source.suffix.lower() in IMAGES and target.suffix.lower() in IMAGES:
-        return _upscale_image(source, target, settings, runtime, on_progress)
+        return _upscale_image(upscaler, source, target, on_progress)
     job = plan(source, target, settings)
     for line in describe(job):
         log.info("%s", line)
-    return run(job, runtime, on_progress)
+    return run(job, upscaler, on_progress)
 
 
 def plan(source: Path, target: Path, settings: Settings) -> Job:
@@ -97,8 +109,10 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     """
     container = writer.CONTAINERS.get(target.suffix.lower())
     if container is None:
-        raise ConfigError(f"{target}: cannot write {target.suffix or 'a file without an ending'};"
-                          f" choose a name that ends in {', '.join(writer.CONTAINERS)}")  # fmt: skip
+        raise ConfigError(
+            f"{target}: cannot write {target.suffix or 'a file without an ending'};"
+            f" choose a name that ends in {', '.join(writer.CONTAINERS)}"
+        )
     info = reader.probe(source)
     native = (settings.scale or 4) if settings.model in INTERPOLATIONS else 4
     height, width = output_size(settings, native, info.height, info.width, even=True)
@@ -128,7 +142,7 @@ def describe(job: Job) -> list[str]:
     return lines
 
 
-def run(job: Job, runtime: Runtime, on_progress: Sink | None = None) -> Path:
+def run(job: Job, upscaler: Upscaler, on_progress: Sink | None = None) -> Path:
     """Do what was planned.
 
     Raises:
@@ -137,12 +151,12 @@ def run(job: Job, runtime: Runtime, on_progress: Sink | None = None) -> Path:
     tracker = Tracker(on_progress, job.frames, str(job.output))
     with _work_folder(job.output) as folder:
         tracker.enter("loading")
-        with Upscaler(job.settings, runtime) as upscaler:
-            tracker.enter("upscaling")
-            segment, times = folder / "00000.seg", []
-            for frame in _upscale_segment(job, upscaler, segment):
-                times.append(frame.pts * frame.time_base)
-                tracker.advance()
+        upscaler.reset()
+        tracker.enter("upscaling")
+        segment, times = folder / "00000.seg", []
+        for frame in _upscale_segment(job, upscaler, segment):
+            times.append(frame.pts * frame.time_base)
+            tracker.advance()
         tracker.enter("joining")
         whole = folder / f"whole{job.output.suffix}"
         writer.join(whole, job.container, job.encoding, [segment], job.info, job.streams, job.trim)
@@ -172,15 +186,19 @@ def _trim(settings: Settings, info: MediaInfo) -> Trim | None:
     if settings.start == 0 and settings.duration is None:
         return None
     if not info.pts:
-        raise ConfigError(f"{info.path}: its packets bear no times, so that start and duration cannot be used;"
-                          " put it into a container such as mkv first")  # fmt: skip
+        raise ConfigError(
+            f"{info.path}: its packets bear no times, so that start and duration cannot be used;"
+            " put it into a container such as mkv first"
+        )
     unit = info.time_base
     first = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
     last = None if settings.duration is None else first + Fraction(settings.duration).limit_denominator(1_000_000)
     kept = [pts for pts in info.pts if pts * unit >= first and (last is None or pts * unit < last)]
     if not kept:
-        raise ConfigError(f"start = {settings.start:g}: no frame begins there; the video lasts"
-                          f" {float(info.end * unit - info.begin):.3f} s")  # fmt: skip
+        raise ConfigError(
+            f"start = {settings.start:g}: no frame begins there; the video lasts"
+            f" {float(info.end * unit - info.begin):.3f} s"
+        )
     after = next((pts for pts in info.pts if pts > kept[-1]), info.end)
     return Trim(kept[0] * unit, after * unit)
 
@@ -230,7 +248,7 @@ def _deliver(whole: Path, output: Path) -> None:
         raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
-def _upscale_image(source: Path, target: Path, settings: Settings, runtime: Runtime, on_progress: Sink | None) -> Path:
+def _upscale_image(upscaler: Upscaler, source: Path, target: Path, on_progress: Sink | None) -> Path:
     from PIL import Image, UnidentifiedImageError
 
     tracker = Tracker(on_progress, 1, str(target))
@@ -239,20 +257,22 @@ def _upscale_image(source: Path, target: Path, settings: Settings, runtime: Runt
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(f"{source}: is no image, or is damaged: {error}") from None
-    if getattr(image, "n_frames", 1) > 1:
-        raise ConfigError(f"{source}: holds {image.n_frames} pictures; give an output that ends in .mp4 or .mkv")
-    kept = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if key in image.info}
+    pictures = getattr(image, "n_frames", 1)
+    if pictures > 1:
+        raise ConfigError(f"{source}: holds {pictures} pictures; give an output that ends in .mp4 or .mkv")
+    options: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if key in image.info}
     with _work_folder(target) as folder:
         tracker.enter("loading")
-        with Upscaler(settings, runtime) as upscaler:
-            tracker.enter("upscaling")
-            result = upscaler.image(image)
+        upscaler.reset()
+        tracker.enter("upscaling")
+        result = upscaler.image(image)
         if target.suffix.lower() in (".jpg", ".jpeg", ".bmp") and result.mode == "RGBA":
             log.warning("%s: has no transparency: the picture is made opaque", target)
             result = result.convert("RGB")
-        quality = {"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+        if target.suffix.lower() in (".jpg", ".jpeg", ".webp"):
+            options["quality"] = 95
         whole = folder / f"whole{target.suffix}"
-        result.save(whole, **kept, **quality)
+        result.save(whole, **options)
         tracker.advance()
         _deliver(whole, target)
     tracker.enter("done")

@@ -76,6 +76,7 @@ class Bar:
             self.close()
 
     def close(self) -> None:
+        """End the bar's line; may be called twice."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,8 +23,19 @@ log = logging.getLogger(__name__)
 
 # Demuxers that open other files or devices than the one that was named.
 _INDIRECT = {
-    "concat", "dash", "ffmetadata", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "tty", "webm_dash_manifest",
-}  # fmt: skip
+    "concat",
+    "dash",
+    "ffmetadata",
+    "hls",
+    "imf",
+    "lavfi",
+    "rtp",
+    "rtsp",
+    "sap",
+    "sdp",
+    "tty",
+    "webm_dash_manifest",
+}
 
 # Containers that state a duration in their header, so that a file cut short can be told.
 _STATE_DURATION = {"matroska", "webm", "mov", "mp4", "avi", "flv", "asf"}
@@ -89,7 +100,7 @@ def probe(path: str | Path) -> MediaInfo:
             color_tagged=color.matrix != UNSPECIFIED,
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
             rotation=first.rotation,
-            display_matrix=matrix and struct.unpack("<9i", matrix),
+            display_matrix=struct.unpack("<9i", matrix) if matrix else None,
             interlaced=bool(first.interlaced_frame),
             time_base=stream.time_base,
             pts=tuple(packets.pts),
@@ -103,7 +114,7 @@ def probe(path: str | Path) -> MediaInfo:
         )
 
 
-def decode(info: MediaInfo, begin: int | None = None, end: int | None = None) -> Iterator[Frame]:
+def decode(info: MediaInfo, begin: int | None = None, end: int | None = None) -> Generator[Frame, None, None]:
     """Decode the frames with ``begin <= pts < end``, in the order of their times.
 
     Frames are yielded with the times of the file in `info.time_base`; a frame lasts until the next one begins, the
@@ -216,7 +227,7 @@ class _Decoder:
         self.step = max(1, round(1 / info.rate / info.time_base))
         self.last: int | None = None
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Generator[Frame, None, None]:
         with open_input(self.info.path) as container:
             stream = container.streams[self.info.video_index]
             stream.thread_type = "AUTO"
@@ -231,16 +242,20 @@ class _Decoder:
                 log.warning("%s: the stream bears no times: taken as %.3f frames a second", info.path, float(info.rate))
             pts = 0 if self.last is None else self.last + (frame.duration or self.step)
         if self.last is not None and pts <= self.last:
-            raise MediaError(f"{info.path}: the frame at {_clock(pts, info.time_base)} does not come after the one"
-                             f" at {_clock(self.last, info.time_base)}: its times are damaged")  # fmt: skip
+            raise MediaError(
+                f"{info.path}: the frame at {_clock(pts, info.time_base)} does not come after the one"
+                f" at {_clock(self.last, info.time_base)}: its times are damaged"
+            )
         self.last = pts
         if (frame.width, frame.height) != (info.width, info.height):
-            raise MediaError(f"{info.path}: the frame size changes from {info.width}x{info.height} to "
-                             f"{frame.width}x{frame.height} at {_clock(pts, info.time_base)}: cut the file there first")  # fmt: skip
+            raise MediaError(
+                f"{info.path}: the frame size changes from {info.width}x{info.height} to "
+                f"{frame.width}x{frame.height} at {_clock(pts, info.time_base)}: cut the file there first"
+            )
         pix_fmt = planar(frame.format.name)
         if frame.format.name != pix_fmt:
             frame = frame.reformat(format=pix_fmt)
-        planes = tuple(np.from_dlpack(plane) for plane in frame.planes)
+        planes: Any = tuple(np.from_dlpack(plane) for plane in frame.planes)
         return Frame(planes, pix_fmt, self.color, pts, frame.duration or 0, info.time_base)
 
 
@@ -271,7 +286,7 @@ def _from(container: Any, stream: Any, begin: int | None, info: MediaInfo) -> It
     yield from frames
 
 
-def _decoded(container: Any, stream: Any, info: MediaInfo) -> Iterator[Any]:
+def _decoded(container: Any, stream: Any, info: MediaInfo) -> Generator[Any, None, None]:
     last: int | None = None
     try:
         for frame in container.decode(stream):

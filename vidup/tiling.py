@@ -28,7 +28,9 @@ class Plan:
     def scaled(self, factor: int) -> Plan:
         """The same plan for a picture that is `factor` times larger."""
         origins = tuple((top * factor, left * factor) for top, left in self.origins)
-        return Plan(self.height * factor, self.width * factor, self.tile_height * factor, self.tile_width * factor, origins)
+        return Plan(
+            self.height * factor, self.width * factor, self.tile_height * factor, self.tile_width * factor, origins
+        )
 
 
 def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Plan:
@@ -71,10 +73,13 @@ def weights(plan: Plan, overlap: int) -> torch.Tensor:
     Returns:
         float32, (windows, 1, tile_height, tile_width).
     """
-    raw = torch.stack([
-        _ramp(plan.height, plan.tile_height, top, overlap)[:, None] * _ramp(plan.width, plan.tile_width, left, overlap)
-        for top, left in plan.origins
-    ])  # fmt: skip
+    raw = torch.stack(
+        [
+            _ramp(plan.height, plan.tile_height, top, overlap)[:, None]
+            * _ramp(plan.width, plan.tile_width, left, overlap)
+            for top, left in plan.origins
+        ]
+    )
     total = torch.zeros(plan.height, plan.width)
     for (top, left), weight in zip(plan.origins, raw, strict=True):
         total[top : top + plan.tile_height, left : left + plan.tile_width] += weight

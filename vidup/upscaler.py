@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Upscaler:
-    """Holds a loaded engine. One thread at a time.
+    """Holds an engine, which is loaded on first use and serves any number of files. One thread at a time.
 
     ::
 
@@ -33,30 +34,44 @@ class Upscaler:
     Args:
         settings: what decides the picture; the encoder's settings have no effect here.
         runtime: device and batch.
-
-    Raises:
-        EngineError: the model, or a part of it, is not to be had, or the device is not there.
     """
 
     def __init__(self, settings: Settings | None = None, runtime: Runtime | None = None) -> None:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
-        self.engine = engines.load(self.settings, self.runtime)
+
+    @cached_property
+    def engine(self) -> engines.Engine:
+        """The engine; it is loaded here.
+
+        Raises:
+            EngineError: the model, or a part of it, is not to be had, or the device is not there.
+        """
+        return engines.load(self.settings, self.runtime)
 
     def __enter__(self) -> Upscaler:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Let the model and its memory go."""
-        if hasattr(self, "engine"):
+        if "engine" in self.__dict__:
             del self.engine
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def reset(self) -> None:
-        """Forget what was carried over from earlier frames; call it after a seek. No engine carries anything yet."""
+        """Begin anew, after a seek or with another file: load the engine if it is not, forget earlier frames.
+
+        No engine carries anything from frame to frame yet.
+
+        Raises:
+            EngineError: as `engine`.
+        """
+        _ = self.engine
 
     def frames(self, frames: Iterable[Frame], pix_fmt: str | None = None, tags: Color | None = None) -> Iterator[Frame]:
         """Upscale frames, which all have one size, in order, each keeping its time.

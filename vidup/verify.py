@@ -45,15 +45,22 @@ def check_output(
     for plan, before, after in zip(copies, expected, found, strict=True):
         if (before.packets, before.digest.digest()) != (after.packets, after.digest.digest()):
             raise VerifyError(f"{output}: the packets of stream {plan.index} ({plan.name}) differ from the input's")
-    # Matroska cannot begin below 0: its muxer moves all streams by the same time.
-    earliest = min([times[0], *(track.begins for track in expected if track.begins is not None)])
-    shift = max(Fraction(0), -earliest) if container in ("matroska", "webm") else Fraction(0)
+    # Matroska cannot begin below 0: its muxer moves all streams by the same time, but where a codec's own delay allows.
+    shift = Fraction(0)
+    if container in ("matroska", "webm"):
+        shift = max(Fraction(0), -min([times[0], *(track.begins for track in expected if track.begins is not None)]))
+        moved = [b.begins - a.begins for a, b in zip(expected, found, strict=True) if None not in (a.begins, b.begins)]
+        shift = min(shift, max(Fraction(0), *moved)) if moved else shift
     _check_frames(output, times, shift, _TICK[container], size)
 
 
-def _check_frames(output: Path, times: Sequence[Fraction], shift: Fraction, tick: Fraction, size: tuple[int, int]) -> None:
+def _check_frames(
+    output: Path, times: Sequence[Fraction], shift: Fraction, tick: Fraction, size: tuple[int, int]
+) -> None:
     with open_input(output) as written:
-        video = next((s for s in written.streams.video if (s.codec_context.height, s.codec_context.width) == size), None)
+        video = next(
+            (s for s in written.streams.video if (s.codec_context.height, s.codec_context.width) == size), None
+        )
         if video is None:
             raise VerifyError(f"{output}: holds no video of {size[1]}x{size[0]}")
         found = sorted(packet.pts * packet.time_base for packet in written.demux(video) if packet.size)
@@ -62,7 +69,9 @@ def _check_frames(output: Path, times: Sequence[Fraction], shift: Fraction, tick
     for index, (got, expected) in enumerate(zip(found, times, strict=True)):
         # a shift and a time may each be rounded to the tick
         if abs(got - shift - expected) > (tick if shift else tick / 2):
-            raise VerifyError(f"{output}: frame {index} is at {float(got):.6f} s, expected {float(expected + shift):.6f} s")
+            raise VerifyError(
+                f"{output}: frame {index} is at {float(got):.6f} s, expected {float(expected + shift):.6f} s"
+            )
 
 
 class _Track:

@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -179,8 +179,10 @@ def plan_streams(info: MediaInfo, container: str, trimmed: bool) -> list[StreamP
             elif container == "matroska" and _is_cover(stream):
                 plans.append(StreamPlan(stream.index, name, "attach"))
             elif stream.type == "audio":
-                raise ConfigError(f"{info.path}: stream {stream.index} ({name}) does not fit into {container}: {refusal};"
-                                  " choose an output that ends in .mkv")  # fmt: skip
+                raise ConfigError(
+                    f"{info.path}: stream {stream.index} ({name}) does not fit into {container}: {refusal};"
+                    " choose an output that ends in .mkv"
+                )
             else:
                 plans.append(StreamPlan(stream.index, name, "drop", refusal))
     return plans
@@ -233,7 +235,9 @@ def join(
     with open_input(info.path) as source:
         target = None
         try:
-            target = av.open(f"file:{output}", "w", format=container, container_options=_muxer_options(source, encoding, container))
+            target = av.open(
+                f"file:{output}", "w", format=container, container_options=_muxer_options(source, encoding, container)
+            )
             video = _add_video(target, encoding, info)
             copies = _add_copies(target, source, plans)
             _add_facts(target, source, trim)
@@ -263,9 +267,15 @@ def check_container(container: str, encoding: Encoding) -> None:
         try:
             target.add_stream(encoding.codec)
         except ValueError:
-            held = [name for name in ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1", "prores_ks") if _holds(container, name)]
-            raise ConfigError(f"codec = {encoding.codec!r}: {container} does not hold it; take one of {', '.join(held)},"
-                              " or an output that ends in .mkv") from None  # fmt: skip
+            held = [
+                name
+                for name in ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1", "prores_ks")
+                if _holds(container, name)
+            ]
+            raise ConfigError(
+                f"codec = {encoding.codec!r}: {container} does not hold it; take one of {', '.join(held)},"
+                " or an output that ends in .mkv"
+            ) from None
 
 
 def _holds(container: str, codec: str) -> bool:
@@ -292,12 +302,16 @@ def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str,
 
 def _add_video(target: Any, encoding: Encoding, info: MediaInfo) -> Any:
     stream = target.add_stream(encoding.codec, rate=encoding.rate)
-    open_context(stream.codec_context, encoding)  # never fed: it tells the muxer size, colour and extradata
+    context = stream.codec_context  # never fed: it tells the muxer size, colour and extradata
+    if info.variable_rate and target.format.name in ("matroska", "webm"):
+        # Without a rate, else mkv states a constant frame duration; the extradata are those of the true rate.
+        open_context(context, replace(encoding, rate=Fraction(0), time_base=Fraction(1, 25)))
+        context.extradata = open_context(av.CodecContext.create(encoding.codec, "w"), encoding).extradata
+    else:
+        open_context(context, encoding)
     stream.time_base = encoding.time_base
     if encoding.codec in ("libx265", "hevc_nvenc") and target.format.name in ("mp4", "mov"):
-        stream.codec_context.codec_tag = "hvc1"  # what Apple's players want
-    if info.variable_rate and target.format.name in ("matroska", "webm"):
-        stream.codec_context.framerate = Fraction(0, 1)  # else mkv states a constant frame duration
+        context.codec_tag = "hvc1"  # what Apple's players want
     with open_input(info.path) as source:
         stream.metadata.update(source.streams[info.video_index].metadata)
         stream.disposition = source.streams[info.video_index].disposition
@@ -324,7 +338,9 @@ def _add_copies(target: Any, source: Any, plans: Sequence[StreamPlan]) -> dict[i
 
 def _add_facts(target: Any, source: Any, trim: Trim | None) -> None:
     written_by_muxer = {"major_brand", "minor_version", "compatible_brands", "encoder"}
-    target.metadata.update({key: value for key, value in source.metadata.items() if key.lower() not in written_by_muxer})
+    target.metadata.update(
+        {key: value for key, value in source.metadata.items() if key.lower() not in written_by_muxer}
+    )
     chapters = []
     for chapter in source.chapters():
         unit = chapter["time_base"]

@@ -31,16 +31,25 @@ class Place:
 class Engine(Protocol):
     """Enlarges clips of RGB pictures. Made by `load`, called by `enlarge`."""
 
-    scale: float
-    """Size of the result against the input; a whole number for models."""
-    multiple: int
-    """Sides of the clips that it is called with are multiples of this."""
-    invents: bool
-    """True where it adds what the input does not hold, so that the anchor makes sense."""
-    clip_length: int
-    """How many pictures it likes at once."""
-    device: torch.device
-    """Where clips are expected and results are given."""
+    @property
+    def scale(self) -> float:
+        """Size of the result against the input; a whole number for models."""
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the clips that it is called with are multiples of this."""
+
+    @property
+    def invents(self) -> bool:
+        """True where it adds what the input does not hold, so that the anchor makes sense."""
+
+    @property
+    def clip_length(self) -> int:
+        """How many pictures it likes at once."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where clips are expected and results are given."""
 
     def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
         """Enlarge a clip.
@@ -84,17 +93,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise EngineError(f"device = {name!r}: expected auto, cuda, cuda:1, mps or cpu") from None
-    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, False):
-        found = ", ".join(devices())
-        raise EngineError(f"device = {name!r}: is not there; this machine has {found}")
-    return device
+    found = devices()
+    if name not in found and not any(one.startswith(f"{name}:") for one in found):
+        raise EngineError(f"device = {name!r}: is not there; this machine has {', '.join(found)}")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
 
 
 def devices() -> list[str]:

@@ -97,7 +97,11 @@ class DiffusionX4:
         text = self.text.repeat_interleave(count, 0)
         level = torch.full((len(batch),), self.settings.noise_level, device=self.device)
         answer: torch.Tensor = self.unet(
-            batch, torch.tensor(time, device=self.device), encoder_hidden_states=text, class_labels=level, return_dict=False
+            batch,
+            torch.tensor(time, device=self.device),
+            encoder_hidden_states=text,
+            class_labels=level,
+            return_dict=False,
         )[0].float()
         if self.guided:
             negative, positive = answer.chunk(2)
@@ -142,13 +146,13 @@ class DiffusionX4:
         return max(smallest, int(pixels**0.5) // self.multiple * self.multiple)
 
     def _memory(self) -> float:
-        """Bytes for activations, from the memory that the device has (not what is free now: that would change the plan)."""
+        """Bytes for activations. From what the device has, not what is free now: the plan must not change by chance."""
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
         else:
             total = psutil.virtual_memory().total
         weights = sum(p.numel() * p.element_size() for module in (self.unet, self.vae) for p in module.parameters())
-        return max(0.0, total * _MEMORY_SHARE - weights)
+        return float(max(0.0, total * _MEMORY_SHARE - weights))
 
     def _bytes_per_pixel(self) -> float:
         unet = _UNET_TENSORS * self.unet.config.block_out_channels[0] * self.dtype.itemsize

@@ -77,18 +77,28 @@ def locate(model: str, revision: str | None, half: bool) -> Path:
             raise EngineError(f"revision = {revision!r}: {model} is a folder; leave the revision out")
         missing = _missing(_files(folder))
         if missing:
-            raise EngineError(f"model = {model!r}: the folder lacks {', '.join(missing)}; it must have the hub's layout,"
-                              f" as {HUB_ID} has it")  # fmt: skip
+            raise EngineError(
+                f"model = {model!r}: the folder lacks {', '.join(missing)}; it must have the hub's layout,"
+                f" as {HUB_ID} has it"
+            )
         return folder
     repository = HUB_ID if model == "x4" else model
     if folder.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise EngineError(f"model = {model!r}: is no engine of vidup's, no folder and no hub id (owner/name);"
-                          " vidup list shows the engines")  # fmt: skip
+        raise EngineError(
+            f"model = {model!r}: is no engine of vidup's, no folder and no hub id (owner/name);"
+            " vidup list shows the engines"
+        )
     return _fetch(repository, revision, half, model)
 
 
-def load_parts(folder: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype,
-               prompt: str, negative_prompt: str) -> Parts:  # fmt: skip
+def load_parts(
+    folder: Path,
+    device: torch.device,
+    unet_dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    prompt: str,
+    negative_prompt: str,
+) -> Parts:
     """Load a checkpoint's modules, encode the prompts, and let the text encoder go.
 
     Raises:
@@ -102,10 +112,14 @@ def load_parts(folder: Path, device: torch.device, unet_dtype: torch.dtype, vae_
         if autoencoder is None:
             raise EngineError(f"model {folder}: its vae is {index.get('vae')}; expected AutoencoderKL of diffusers")
         unet = _load(UNet2DConditionModel, folder, "unet", unet_dtype, device)
-        vae = _load(autoencoder, folder, "vae", torch.float32 if autoencoder is DetailAutoencoder else vae_dtype, device)
+        vae = _load(
+            autoencoder, folder, "vae", torch.float32 if autoencoder is DetailAutoencoder else vae_dtype, device
+        )
         if unet.config.in_channels != vae.config.latent_channels + 3 or unet.config.num_class_embeds is None:
-            raise EngineError(f"model {folder}: is no x4 upscaler: its unet takes {unet.config.in_channels} channels,"
-                              f" expected {vae.config.latent_channels} latent and 3 of the input, and a noise level")  # fmt: skip
+            raise EngineError(
+                f"model {folder}: is no x4 upscaler: its unet takes {unet.config.in_channels} channels,"
+                f" expected {vae.config.latent_channels} latent and 3 of the input, and a noise level"
+            )
         positive, negative = _embeddings(folder, unet, unet_dtype, device, prompt, negative_prompt)
         schedulers = [
             json.loads((folder / name / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -115,7 +129,7 @@ def load_parts(folder: Path, device: torch.device, unet_dtype: torch.dtype, vae_
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise EngineError(f"model {folder}: a part cannot be loaded: {_line(error)}") from error
-    return Parts(unet, vae, positive, negative, *schedulers, max_noise_level=int(index.get("max_noise_level", 350)))
+    return Parts(unet, vae, positive, negative, schedulers[0], schedulers[1], int(index.get("max_noise_level", 350)))
 
 
 def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -127,8 +141,9 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.
     return module.to(device).eval().requires_grad_(False)
 
 
-def _embeddings(folder: Path, unet: Any, dtype: torch.dtype, device: torch.device, prompt: str,
-                negative_prompt: str) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _embeddings(
+    folder: Path, unet: Any, dtype: torch.dtype, device: torch.device, prompt: str, negative_prompt: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     if not any(name.endswith("attn2") for name, _ in unet.named_modules()):
         if prompt or negative_prompt:
             log.warning("this model reads no text: the prompt has no effect")
@@ -140,9 +155,13 @@ def _embeddings(folder: Path, unet: Any, dtype: torch.dtype, device: torch.devic
     def embed(text: str) -> torch.Tensor:
         whole = tokenizer(text).input_ids
         if len(whole) > tokenizer.model_max_length:
-            log.warning("the prompt is longer than the %d tokens that the model reads: its end is left out",
-                        tokenizer.model_max_length)  # fmt: skip
-        tokens = tokenizer(text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+            log.warning(
+                "the prompt is longer than the %d tokens that the model reads: its end is left out",
+                tokenizer.model_max_length,
+            )
+        tokens = tokenizer(
+            text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
         masked = getattr(encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(device) if masked else None
         result: torch.Tensor = encoder(tokens.input_ids.to(device), attention_mask=mask)[0].to(dtype)
@@ -157,7 +176,9 @@ def _fetch(repository: str, revision: str | None, half: bool, model: str) -> Pat
         files = HfApi().list_repo_files(repository, revision=revision)
         missing = _missing(files)
         if missing:
-            raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}: it is no x4 upscaler")
+            raise EngineError(
+                f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}: it is no x4 upscaler"
+            )
         wanted = [*(name for name in files if _is_small(name)), *_weight_files(files, half)]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except EngineError:
@@ -171,8 +192,9 @@ def _fetch(repository: str, revision: str | None, half: bool, model: str) -> Pat
             log.warning("the hub was not reached: %s is taken from the cache", repository)
             return folder
         raise EngineError(
-            f"model = {model!r}: {repository} cannot be had from the hub ({_line(online)}). Connect this machine once, or give"
-            " a folder that holds it with --model FOLDER, or take the small model that ships with vidup: --preset mini"
+            f"model = {model!r}: {repository} cannot be had from the hub ({_line(online)}). Connect this machine once,"
+            " or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
+            " --preset mini"
         ) from online
 
 
@@ -184,9 +206,11 @@ def _files(folder: Path) -> list[str]:
 
 def _is_small(name: str) -> bool:
     part, _, rest = name.rpartition("/")
-    return name == "model_index.json" or part in ("tokenizer", "scheduler", "low_res_scheduler") or (
-        part in _WEIGHTS and rest == "config.json"
-    )  # fmt: skip
+    return (
+        name == "model_index.json"
+        or part in ("tokenizer", "scheduler", "low_res_scheduler")
+        or (part in _WEIGHTS and rest == "config.json")
+    )
 
 
 def _missing(files: Iterable[str]) -> list[str]:

@@ -33,5 +33,7 @@ def _lanczos(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Pillow's kernel of three lobes, which torch lacks, a channel at a time in float32."""
     planes = clip.cpu().numpy().reshape(-1, *clip.shape[-2:])
     height, width = size
-    enlarged = [np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS)) for plane in planes]
+    enlarged = [
+        np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS)) for plane in planes
+    ]
     return torch.from_numpy(np.stack(enlarged)).reshape(*clip.shape[:2], height, width).to(clip.device)

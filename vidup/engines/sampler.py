@@ -97,10 +97,14 @@ def _ddim(config: Mapping[str, Any], steps: int, kind: str) -> list[Step]:
 
 def _dpmpp_2m(config: Mapping[str, Any], steps: int, kind: str) -> list[Step]:
     scheduler = DPMSolverMultistepScheduler.from_config(
-        {key: config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas") if key in config},
+        {
+            key: config[key]
+            for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+            if key in config
+        },
         prediction_type=kind,
         use_lu_lambdas=True,
-    )  # fmt: skip
+    )
     scheduler.set_timesteps(steps)
     ratios = scheduler.sigmas.double().numpy()  # sigma / alpha of each step and of its end
     alphas = 1 / np.sqrt(1 + ratios**2)
