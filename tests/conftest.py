@@ -66,7 +66,6 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
             audio = container.add_stream(audio_codec, rate=RATE if audio_codec == "aac" else 48000) if sound else None
             texts = container.add_mux_stream("subrip") if subtitles else None
             if rotate:
-                container.start_encoding()
                 stream.set_display_rotation(rotate)
             steps = [b - a for a, b in zip(times, times[1:], strict=False)] or [512]
             for index, (time, step) in enumerate(zip(times, [*steps, steps[-1]], strict=True)):

@@ -10,12 +10,12 @@ from vidup.compare import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
 from vidup.mini import CHECKPOINT
 from vidup.mini.degrade import degraded, reduced
-from vidup.mini.measure import anchored, enlarged, figures
+from vidup.mini.measure import Figures, anchored, enlarged, figures, table
 from vidup.mini.model import load_checkpoint, make_unet, save_checkpoint
 from vidup.mini.muon import orthogonalised
 from vidup.mini.pictures import MIX, picture
 from vidup.mini.scenes import SCENES
-from vidup.mini.train import Recipe, learning_rate, make_pictures, train
+from vidup.mini.train import FIGURES_BEGIN, FIGURES_END, Recipe, learning_rate, make_pictures, train, write_card
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers warn of their own affairs
 
@@ -145,6 +145,18 @@ def test_a_continued_training_equals_an_unbroken_one(tmp_path, monkeypatch):
 
 def _small_picture(folder, seed):
     np.save(folder / f"{seed:06d}.npy", picture(seed, 64))
+
+
+def test_card_takes_the_figures_between_its_marks(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text(f"top\n{FIGURES_BEGIN}\nold\n{FIGURES_END}\nbottom\n")
+    rows = {"clip": {"bicubic": Figures(30.0, 0.9, 0.1, 0.7, 46.0)}}
+    for _ in range(2):
+        write_card(card, list(table(rows)))
+    text = card.read_text()
+    assert text.startswith("top\n") and text.endswith("\nbottom\n")
+    assert text.count("| clip | bicubic | 30.00 | 0.9000 | 0.1000 | 0.70 | 46.0 |") == 1
+    assert "old" not in text
 
 
 def test_saved_checkpoint_has_the_upscalers_layout(autoencoder, tmp_path):

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -175,10 +175,11 @@ def _upscale_segment(job: Job, upscaler: Upscaler, path: Path) -> Iterator[Frame
     if job.trim is not None:
         begin, end = round(job.trim.begin / unit), round(job.trim.end / unit)
         offset = begin
-    frames = prefetch(reader.decode(info, begin, end), depth=2 * upscaler.engine.clip_length)
-    frames = upscaler.frames(frames, planar(job.encoding.pix_fmt), job.encoding.color)
-    frames = prefetch((replace(frame, pts=frame.pts - offset) for frame in frames), depth=2)
-    yield from writer.encode_segment(frames, job.encoding, path)
+    # Closed here, not when they are collected: the traceback of an error would keep their threads.
+    with closing(prefetch(reader.decode(info, begin, end), depth=2 * upscaler.engine.clip_length)) as decoded:
+        larger = upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color)
+        with closing(prefetch((replace(frame, pts=frame.pts - offset) for frame in larger), depth=2)) as frames:
+            yield from writer.encode_segment(frames, job.encoding, path)
 
 
 def _trim(settings: Settings, info: MediaInfo) -> Trim | None:
@@ -253,11 +254,11 @@ def _upscale_image(upscaler: Upscaler, source: Path, target: Path, on_progress: 
 
     tracker = Tracker(on_progress, 1, str(target))
     try:
-        image = Image.open(source)
-        image.load()
+        with Image.open(source) as image:
+            image.load()
+            pictures = getattr(image, "n_frames", 1)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(f"{source}: is no image, or is damaged: {error}") from None
-    pictures = getattr(image, "n_frames", 1)
     if pictures > 1:
         raise ConfigError(f"{source}: holds {pictures} pictures; give an output that ends in .mp4 or .mkv")
     options: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if key in image.info}

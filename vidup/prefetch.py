@@ -55,7 +55,10 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
             except Empty:
                 continue
             if kind == "error":
-                raise value
+                try:
+                    raise value
+                finally:
+                    del value  # its traceback holds this frame: a cycle that would keep the frames of a failed job
             if kind == "end":
                 return
             yield value

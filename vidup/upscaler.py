@@ -109,6 +109,8 @@ class Upscaler:
         """
         from PIL import Image as pillow
 
+        if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
+            image = pillow.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
         transparent = "A" in image.getbands() or "transparency" in image.info
         source = image.convert("RGBA" if transparent else "RGB")
         pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1).to(self.engine.device, torch.float32) / 255

@@ -241,9 +241,9 @@ def join(
             video = _add_video(target, encoding, info)
             copies = _add_copies(target, source, plans)
             _add_facts(target, source, trim)
-            target.start_encoding()
             if info.display_matrix is not None:
                 video.set_display_matrix(info.display_matrix)
+            target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
             for packet in heapq.merge(own, _copied_packets(source, copies, trim), key=_decode_time):
                 target.mux(packet)

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vidup.engines.detail import DetailAutoencoder
@@ -33,6 +35,7 @@ _AUTOENCODERS = {
     ("diffusers", "AutoencoderKL"): AutoencoderKL,
     ("vidup.engines.detail", "DetailAutoencoder"): DetailAutoencoder,
 }
+_HUB_SECONDS = 20.0
 _WEIGHTS = ("unet", "vae", "text_encoder")
 _NEEDED = (
     "model_index.json",
@@ -172,30 +175,28 @@ def _embeddings(
 
 
 def _fetch(repository: str, revision: str | None, half: bool, model: str) -> Path:
+    """From the cache where it is complete: a job that goes on for days must not change its weights with the hub."""
+    with suppress(LocalEntryNotFoundError):
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        if not _missing(_files(folder)):
+            return folder
     try:
-        files = HfApi().list_repo_files(repository, revision=revision)
+        details = HfApi().model_info(repository, revision=revision, timeout=_HUB_SECONDS)
+        files = [entry.rfilename for entry in details.siblings or ()]
         missing = _missing(files)
         if missing:
-            raise EngineError(
-                f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}: it is no x4 upscaler"
-            )
+            raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}")
         wanted = [*(name for name in files if _is_small(name)), *_weight_files(files, half)]
+        log.info("%s: fetching from the hub, once", repository)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except EngineError:
         raise
-    except Exception as online:  # the hub's client and what is below it raise errors of many families
-        try:
-            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        except Exception:
-            folder = None
-        if folder is not None and not _missing(_files(folder)):
-            log.warning("the hub was not reached: %s is taken from the cache", repository)
-            return folder
+    except Exception as error:  # the hub's client and what is below it raise errors of many families
         raise EngineError(
-            f"model = {model!r}: {repository} cannot be had from the hub ({_line(online)}). Connect this machine once,"
+            f"model = {model!r}: {repository} cannot be had from the hub ({_line(error)}). Connect this machine once,"
             " or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
             " --preset mini"
-        ) from online
+        ) from error
 
 
 def _files(folder: Path) -> list[str]:

@@ -2,10 +2,11 @@
 
     python -m vidup.mini.train --work ~/mini                       train; run it again to continue
     python -m vidup.mini.train --work ~/mini --export              write the newest state as the checkpoint
-    python -m vidup.mini.train --work ~/mini --measure FOLDER      measure the newest state on the clips of a folder
+    python -m vidup.mini.train --work ~/mini --measure FOLDER      measure it on the clips of a folder, for the card
 
-The UNet learns v = alpha * noise - sigma * z (Salimans and Ho 2022) of whitened detail z, given the low-resolution
-picture with a little noise on it, whose level is the class label.
+The UNet learns the clean whitened detail z from its noisy version alpha * z + sigma * noise, at every noise level of
+the schedule (Ho, Jain and Abbeel 2020), given the low-resolution picture with a little noise on it, whose level is the
+class label. Without noise to start from there is nothing to see but that picture; the later steps refine a sample.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,8 @@ from vidup.mini.pictures import picture
 FEW_STEPS = (749, 666, 499, 332, 249)
 """Timesteps of trailing schedules of two to four steps, besides the first, 999."""
 EMA = 0.999
+CARD = CHECKPOINT.parent / "README.md"
+FIGURES_BEGIN, FIGURES_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass
@@ -180,7 +184,7 @@ class Training:
 def learning_rate(recipe: Recipe, iteration: int) -> float:
     """Warm-up, a long level stretch, a straight fall at the end: a run can be made longer before the fall begins."""
     left = (recipe.iterations - iteration) / max(1, recipe.cooldown * recipe.iterations)
-    return recipe.learning_rate * min(1.0, (iteration + 1) / 200, max(left, 0.01))
+    return recipe.learning_rate * min(1.0, (iteration + 1) / 100, max(left, 0.01))
 
 
 def loss_of(training: Training, crops: Crops, alphas_cumprod: torch.Tensor) -> torch.Tensor:
@@ -199,11 +203,11 @@ def loss_of(training: Training, crops: Crops, alphas_cumprod: torch.Tensor) -> t
     inputs = torch.cat([alpha * z + sigma * noise, low], 1).contiguous(memory_format=torch.channels_last)
     text = torch.zeros(count, 77, TEXT_WIDTH, device=device)
     answer = training.unet(inputs, timesteps.to(device), text, class_labels=levels.to(device)).sample
-    error = answer - (alpha * noise - sigma * z)
-    # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture that the
-    # answer implies (sigma times that of v) counts too, in units of the detail's own size.
-    std = training.vae.std.view(-1, 1, 1)
-    pixels = F.conv2d(error * sigma, (training.vae.basis * training.vae.std)[:, :, None, None])
+    error = answer - z
+    # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture counts most,
+    # in units of the detail's own size.
+    std = training.vae.std
+    pixels = F.conv2d(error, (training.vae.basis * std)[:, :, None, None])
     loss: torch.Tensor = 0.15 * error.abs().mean() + pixels.abs().mean() / std.square().mean().sqrt()
     return loss
 
@@ -310,6 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="FOLDER",
         help="only measure the newest state on the clips of a folder",
     )
+    add("--card", type=Path, default=CARD, help="where the figures are written (default: the package's README.md)")
     add("--frames", type=int, default=3, help="frames measured of each clip (default %(default)s)")
     options = parser.parse_args(arguments)
     recipe = Recipe(options.iterations, options.batch, options.crop, options.learning_rate, options.cooldown,
@@ -320,17 +325,33 @@ def main(arguments: list[str] | None = None) -> None:
     if options.export or options.measure:
         training = Training.begin(recipe, device)
         training.load(options.work / "state.pt", device)
-        if options.export:
-            save_checkpoint(options.to, training.average.cpu(), training.vae.cpu())
-            print(f"iteration {training.iteration} written to {options.to}")
-        if options.measure:
-            training.average.to(device)
-            for line in table(measured_on(training, options.measure, options.frames)):
-                print(line, flush=True)
-        return
-    make_pictures(options.work / "pictures", options.pictures, options.threads)
-    training = train(recipe, options.work, device, options.save_every)
-    save_checkpoint(options.to, training.average.cpu(), training.vae.cpu())
+    else:
+        make_pictures(options.work / "pictures", options.pictures, options.threads)
+        training = train(recipe, options.work, device, options.save_every)
+    if not options.measure:
+        save_checkpoint(options.to, training.average, training.vae)
+        print(f"iteration {training.iteration} written to {options.to}")
+    if not options.export:
+        folder = options.measure
+        figures = {"made, held out": measure(training.average, training.vae, made_pictures(), WAYS)}
+        figures |= measured_on(training, folder, options.frames) if folder else {}
+        lines = [made_with(training, recipe), "", *table(figures)]
+        print("\n".join(lines))
+        write_card(options.card, lines)
+
+
+def made_with(training: Training, recipe: Recipe) -> str:
+    """One line for the card: what the figures below it belong to."""
+    versions = f"torch {torch.__version__.split('+')[0]}, diffusers {diffusers.__version__}"
+    return f"{training.iteration} iterations, seed {recipe.seed}, {versions}."
+
+
+def write_card(card: Path, lines: list[str]) -> None:
+    """Put lines between the two marks of the model card."""
+    before, _, rest = card.read_text(encoding="utf-8").partition(FIGURES_BEGIN)
+    _, _, after = rest.partition(FIGURES_END)
+    text = "\n".join([before + FIGURES_BEGIN, "", *lines, "", FIGURES_END + after])
+    card.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,199 @@
+"""vidup against the tutorial's way, side by side in one run, from file to file.
+
+    python tests/bench/pipeline.py [--device cuda --width full] [--frames N] [--size WxH] [--steps N] [--rounds N] [--json]
+
+The tutorial's way is what one writes after reading the model's page: decode with PyAV, one call of diffusers'
+`StableDiffusionUpscalePipeline` a frame (or a 128 px tile, 16 px of overlap, pasted), encode with PyAV. Both sides
+have the same weights, dtype, sampler (DDIM), steps, noise level, guidance 9 and encoder; vidup's anchor is off.
+
+Seconds are those of a whole job without loading the model: the tutorial's pipeline is loaded before the clock runs,
+and of vidup's job the time between its events "loading" and "upscaling" is taken off (its one encoding of the prompt
+goes with it). Who goes first alternates. A ratio is the tutorial's time over vidup's in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import diffusers
+import material
+import report
+import torch
+import transformers
+from PIL import Image
+
+import vidup
+
+PROMPT = "a harbour at dusk, sharp"
+GUIDANCE, NOISE_LEVEL = 9.0, 20  # the pipeline's defaults
+TILE, OVERLAP = 128, 16
+ENCODER = {"crf": "18", "preset": "medium", "x264-params": "mbtree=0:open-gop=0"}  # as vidup's
+
+
+@dataclass
+class Case:
+    """One comparison, and the seconds a frame of every round."""
+
+    name: str
+    prompt: str
+    size: tuple[int, int]
+    tile: int = 0
+    vidup: list[float] = field(default_factory=list)
+    tutorial: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [theirs / ours for theirs, ours in zip(self.tutorial, self.vidup, strict=True)]
+
+
+def tutorial(pipeline: Any, source: Path, target: Path, case: Case, steps: int) -> float:
+    """Seconds for the tutorial's way."""
+
+    def enlarge(picture: Image.Image) -> Image.Image:
+        options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "noise_level": NOISE_LEVEL}
+        return pipeline(prompt=case.prompt, image=picture, **options).images[0]
+
+    began = time.perf_counter()
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = None
+        for frame in reader.decode(video=0):
+            picture = frame.to_image()
+            large = stitched(enlarge, picture) if case.tile else enlarge(picture)
+            if stream is None:
+                stream = writer.add_stream("libx264", rate=reader.streams.video[0].average_rate, options=ENCODER)
+                stream.width, stream.height, stream.pix_fmt = large.width, large.height, "yuv420p"
+            writer.mux(stream.encode(av.VideoFrame.from_image(large)))
+        writer.mux(stream.encode(None))
+    return time.perf_counter() - began
+
+
+def stitched(enlarge: Callable[[Image.Image], Image.Image], picture: Image.Image) -> Image.Image:
+    """Cut into tiles, enlarge each on its own, paste."""
+    large = Image.new("RGB", (4 * picture.width, 4 * picture.height))
+    for top in starts(picture.height):
+        for left in starts(picture.width):
+            box = (left, top, min(left + TILE, picture.width), min(top + TILE, picture.height))
+            large.paste(enlarge(picture.crop(box)), (4 * left, 4 * top))
+    return large
+
+
+def starts(length: int) -> list[int]:
+    """Where tiles begin; the last one is moved back to end with the picture."""
+    step = TILE - OVERLAP
+    return [*range(0, max(0, length - TILE), step), max(0, length - TILE)]
+
+
+def ours(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Runtime) -> float:
+    """Seconds for vidup's job, without loading."""
+    first: dict[str, float] = {}
+    began = time.perf_counter()
+    vidup.upscale(source, target, settings, runtime=runtime,
+                  on_progress=lambda event: first.setdefault(event.state, time.perf_counter()))  # fmt: skip
+    return time.perf_counter() - began - (first["upscaling"] - first["loading"])
+
+
+def measure(case: Case, folder: Path, pipeline: Any, arguments: argparse.Namespace) -> None:
+    """Run the rounds of a case, after one step of each side over the same frames to warm up."""
+    source = material.clip(folder / "in.mp4", arguments.frames, *case.size)
+    targets = {"vidup": folder / "vidup.mp4", "tutorial": folder / "tutorial.mp4"}
+    runtime = vidup.Runtime(device=arguments.device, overwrite=True)
+
+    def seconds(side: str, steps: int) -> float:
+        if side == "tutorial":
+            return tutorial(pipeline, source, targets[side], case, steps)
+        settings = vidup.Settings(
+            model=str(folder / "model"), prompt=case.prompt, guidance_scale=GUIDANCE, noise_level=NOISE_LEVEL,
+            sampler="ddim", steps=steps, anchor=0, tile=case.tile,
+        )  # fmt: skip
+        return ours(source, targets[side], settings, runtime)
+
+    for side in targets:
+        seconds(side, steps=1)
+    for number in range(arguments.rounds):
+        for side in targets if number % 2 == 0 else reversed(targets):
+            taken = seconds(side, arguments.steps) / arguments.frames
+            getattr(case, side).append(taken)
+            print(f"{case.name}, round {number + 1}: {side} {taken:.2f} s a frame", file=sys.stderr)
+    wanted = (arguments.frames, 4 * case.size[0], 4 * case.size[1])
+    for side, target in targets.items():
+        with av.open(str(target)) as result:
+            pictures = [(frame.width, frame.height) for frame in result.decode(video=0)]
+        if (len(pictures), *pictures[0]) != wanted:
+            raise SystemExit(f"{side} gave {len(pictures)} frames of {pictures[0]}, expected {wanted}")
+
+
+def size(text: str) -> tuple[int, int]:
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", choices=("narrow", "full"), default="narrow", help="an eighth of the widths, or all")
+    parser.add_argument("--frames", type=int, default=2)
+    parser.add_argument("--size", type=size, default=(96, 64), metavar="WxH", help="of the frames taken whole")
+    parser.add_argument("--tiled-size", type=size, default=(224, 128), metavar="WxH",
+                        help="of the frames taken in tiles; here both sides need two tiles of 128x128")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    cases = [
+        Case("whole, no prompt", "", arguments.size),
+        Case("whole, prompt", PROMPT, arguments.size),
+        Case("tiles, no prompt", "", arguments.tiled_size, TILE),
+        Case("tiles, prompt", PROMPT, arguments.tiled_size, TILE),
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = material.model(folder / "model", narrower=1 if arguments.width == "full" else 8)
+        dtype = torch.float16 if arguments.device.startswith("cuda") else torch.float32
+        pipeline = diffusers.StableDiffusionUpscalePipeline.from_pretrained(model, torch_dtype=dtype)
+        pipeline = pipeline.to(arguments.device)
+        pipeline.set_progress_bar_config(disable=True)
+        for case in cases:
+            measure(case, folder, pipeline, arguments)
+
+    known = report.facts(arguments.device) | {"threads": torch.get_num_threads()}
+    if arguments.json:
+        setting = {key: getattr(arguments, key) for key in ("width", "frames", "steps", "rounds")}
+        found = [{**asdict(case), "ratios": case.ratios, "ratio": statistics.median(case.ratios)} for case in cases]
+        print(json.dumps({"facts": known, "settings": setting, "cases": found}, indent=2))
+        return
+    rows = [
+        (case.name, "{}x{}".format(*case.size), f"{statistics.median(case.vidup):.2f}",
+         f"{statistics.median(case.tutorial):.2f}", " ".join(f"{ratio:.2f}" for ratio in case.ratios),
+         f"{statistics.median(case.ratios):.2f}")
+        for case in cases
+    ]  # fmt: skip
+    report.show(f"file to file, {arguments.width} model, {arguments.steps} steps, {arguments.frames} frames; seconds a frame",
+                ("case", "input", "vidup", "tutorial", "tutorial / vidup", "median"), rows, known)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

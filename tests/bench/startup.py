@@ -1,0 +1,59 @@
+"""How long the command takes to say its first word, against a Python that does nothing.
+
+    python tests/bench/startup.py [--runs 15]
+
+The commands take turns; the bytecode of all that is imported is cached, as it is after the first run of an install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import report
+
+
+def commands() -> dict[str, list[str]]:
+    """What is timed. `vidup` is this interpreter's script where it is installed, else ``python -m vidup``."""
+    script = shutil.which("vidup", path=str(Path(sys.executable).parent))
+    vidup = [script] if script else [sys.executable, "-m", "vidup"]
+    return {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "python -c 'import vidup'": [sys.executable, "-c", "import vidup"],
+        "vidup --version": [*vidup, "--version"],
+        "vidup --help": [*vidup, "--help"],
+        "vidup upscale --help": [*vidup, "upscale", "--help"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15)
+    runs = parser.parse_args().runs
+    taken: dict[str, list[float]] = {name: [] for name in commands()}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        for number in range(runs + 1):
+            for name, command in commands().items():
+                began = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+                if number:  # the first time fills the cache
+                    taken[name].append(1000 * (time.perf_counter() - began))
+    nothing = statistics.median(taken["python -c pass"])
+    rows = [
+        (name, f"{statistics.median(times):.0f}", f"{min(times):.0f}", f"{statistics.median(times) - nothing:+.0f}")
+        for name, times in taken.items()
+    ]
+    report.show(f"start, {runs} runs each, milliseconds", ("command", "median", "least", "over pass"), rows, report.facts())
+
+
+if __name__ == "__main__":
+    main()

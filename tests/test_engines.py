@@ -1,0 +1,309 @@
+"""One contract for every engine, and what only the diffusion engine promises."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from vidup import noise, tiling
+from vidup.config import Runtime, Settings
+from vidup.engines import INTERPOLATIONS, Engine, Place, enlarge, load
+from vidup.engines.hub import MINI
+from vidup.engines.resample import anchor, resize
+from vidup.errors import EngineError
+
+CPU = Runtime(device="cpu")
+MODELS = [*INTERPOLATIONS, "mini", "tiny"]
+
+
+def picture(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tensor:
+    """Smooth colours with an edge, (count, 3, height, width) in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    smooth = functional.interpolate(torch.rand(count, 3, 5, 5, generator=generator), (height, width), mode="bilinear")
+    smooth[..., width // 2 :] *= 0.5
+    return smooth
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine(request.param)
+
+
+@pytest.fixture
+def make_engine(tiny_x4: Path) -> Callable[..., Engine]:
+    def make(model: str, runtime: Runtime = CPU, **options: object) -> Engine:
+        if model == "mini":
+            return load(Settings.preset("mini", **options), runtime)
+        if model == "tiny":
+            return load(Settings(**{"model": str(tiny_x4), "steps": 2, **options}), runtime)  # type: ignore[arg-type]
+        return load(Settings(model=model, **options), runtime)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize("engine", MODELS, indirect=True)
+class TestContract:
+    @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 9), (101, 67)])
+    def test_output_is_exactly_scale_times_the_input(self, engine: Engine, height: int, width: int) -> None:
+        result = enlarge(engine, picture(height, width), Place(height=height, width=width))
+        assert result.shape == (1, 3, height * 4, width * 4)
+        assert result.dtype == torch.float32
+        assert torch.isfinite(result).all()
+
+    def test_models_stay_in_range_and_the_baseline_keeps_what_is_beyond(self, engine: Engine) -> None:
+        bright = torch.full((1, 3, 16, 16), 1.05)
+        result = enlarge(engine, bright, Place(height=16, width=16))
+        if engine.invents:
+            assert result.min() >= 0 and result.max() <= 1
+        else:
+            torch.testing.assert_close(result, torch.full_like(result, 1.05))
+
+    def test_equal_pictures_give_equal_results_at_any_time(self, engine: Engine) -> None:
+        clip = picture(16, 24).expand(3, -1, -1, -1)
+        one, two, three = enlarge(engine, clip, Place(height=16, width=24))
+        assert torch.equal(one, two) and torch.equal(two, three)
+        assert torch.equal(one, enlarge(engine, clip, Place(height=16, width=24))[0])
+
+    def test_a_picture_does_not_depend_on_its_company(self, engine: Engine) -> None:
+        clip = picture(16, 24, count=3)
+        together = enlarge(engine, clip, Place(height=16, width=24))
+        alone = torch.cat([enlarge(engine, row[None], Place(height=16, width=24)) for row in clip])
+        assert (together - alone).abs().max() * 255 < 1
+
+    def test_the_input_is_left_as_it_was(self, engine: Engine) -> None:
+        clip = picture(9, 11)
+        before = clip.clone()
+        enlarge(engine, clip, Place(height=9, width=11))
+        assert torch.equal(clip, before)
+
+
+@pytest.mark.parametrize("method", INTERPOLATIONS)
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0, 3.0])
+def test_the_baseline_takes_any_scale(method: str, scale: float) -> None:
+    result = enlarge(load(Settings(model=method, scale=scale), CPU), picture(20, 31), Place(height=20, width=31))
+    assert result.shape[-2:] == (round(20 * scale), round(31 * scale))
+
+
+def test_bicubic_is_pillows(make_engine: Callable[..., Engine]) -> None:
+    from PIL import Image
+
+    source = picture(20, 31)
+    expected = Image.fromarray(source[0, 0].numpy()).resize((124, 80), Image.Resampling.BICUBIC)
+    result = enlarge(make_engine("bicubic"), source, Place(height=20, width=31))
+    np.testing.assert_allclose(result[0, 0].numpy(), np.asarray(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mini", "tiny"])
+@pytest.mark.parametrize("batch", [2, 4])
+def test_batches_agree(make_engine: Callable[..., Engine], model: str, batch: int) -> None:
+    """Whole frames and tiles, three frames: every batch is one shape, the last one filled up."""
+    clip, place = picture(40, 136, count=3), Place(height=40, width=136)
+    for tile in (0, 72):
+        one = enlarge(make_engine(model, tile=tile), clip, place)
+        many = enlarge(make_engine(model, Runtime(device="cpu", batch=batch), tile=tile), clip, place)
+        assert (one - many).abs().max() * 255 < 1
+
+
+def test_480x270_becomes_1920x1080(make_engine: Callable[..., Engine]) -> None:
+    result = enlarge(make_engine("mini", steps=1), picture(270, 480), Place(height=270, width=480))
+    assert result.shape == (1, 3, 1080, 1920)
+
+
+def test_tiles_equal_the_whole_frame(make_engine: Callable[..., Engine]) -> None:
+    source, place = picture(96, 160, seed=4), Place(height=96, width=160)
+    source = (source + 0.05 * torch.randn(source.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
+    whole = anchor(enlarge(make_engine("mini"), source, place), source, 5)
+    tiled = anchor(enlarge(make_engine("mini", tile=80), source, place), source, 5)
+    error = (whole - tiled).square().mean()
+    assert 10 * torch.log10(1 / error) >= 35
+
+    plan = tiling.plan(96, 160, 80, 32, 8)
+    assert len(plan.origins) > 1
+    gradient = (tiled[..., 1:] - tiled[..., :-1]).abs().mean((0, 1, 2))
+    reference = (whole[..., 1:] - whole[..., :-1]).abs().mean((0, 1, 2))
+    borders = {x * 4 for _, left in plan.origins for x in (left, left + plan.tile_width) if 0 < x < 160}
+    across = torch.tensor([gradient[x - 1] / reference[x - 1] for x in borders]).mean()
+    elsewhere = torch.tensor([gradient[x] / reference[x] for x in range(639) if x + 1 not in borders]).mean()
+    assert abs(across / elsewhere - 1) < 0.02
+
+
+def test_noise_belongs_to_places() -> None:
+    whole = noise.field(7, 0, 3, 150, 200)
+    assert torch.equal(whole[:, 60:131, 100:190], noise.field(7, 0, 3, 71, 90, 60, 100))
+    assert abs(whole.mean()) < 0.02 and abs(whole.std() - 1) < 0.02
+    assert not torch.equal(whole, noise.field(8, 0, 3, 150, 200))
+    assert not torch.equal(whole, noise.field(7, 1, 3, 150, 200))
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(480, 128, 32), (272, 200, 33), (136, 72, 32), (1000, 96, 40)])
+def test_plans_cover_the_frame_with_the_overlap_asked_for(length: int, tile: int, overlap: int) -> None:
+    plan = tiling.plan(64, length, tile, overlap, 8)
+    lefts = sorted(left for _, left in plan.origins)
+    assert lefts[0] == 0 and lefts[-1] + plan.tile_width == length
+    assert plan.tile_width <= tile and plan.tile_width % 8 == 0 and all(left % 8 == 0 for left in lefts)
+    assert all(a + plan.tile_width - b >= overlap for a, b in zip(lefts, lefts[1:], strict=False))
+    total = torch.zeros(1, plan.height, plan.width)
+    for index, weight in enumerate(tiling.weights(plan, overlap)):
+        tiling.crop(total, plan, index).add_(weight)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_the_anchor_brings_the_input_back() -> None:
+    low_res = picture(24, 32)
+    shifted = resize(low_res, (96, 128)) * 0.8 + 0.1
+    back = resize(anchor(shifted, low_res, 5), (24, 32))
+    assert 10 * torch.log10(1 / (back - low_res).square().mean()) > 40
+    assert torch.equal(anchor(shifted, low_res, 0), shifted)
+
+
+def test_a_prompt_changes_the_picture_and_the_seed_too(make_engine: Callable[..., Engine]) -> None:
+    source, place = picture(16, 16), Place(height=16, width=16)
+    plain = enlarge(make_engine("tiny"), source, place)
+    assert not torch.equal(plain, enlarge(make_engine("tiny", prompt="a harbour"), source, place))
+    assert not torch.equal(plain, enlarge(make_engine("tiny", seed=1), source, place))
+    assert not torch.equal(plain, enlarge(make_engine("tiny", noise_level=100), source, place))
+
+
+def test_samplers_equal_diffusers_own() -> None:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    from vidup.engines.sampler import prepare, solve
+
+    config = json.loads((MINI / "scheduler" / "scheduler_config.json").read_text())
+    weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
+    start = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+
+    def model(x: torch.Tensor, time: int) -> torch.Tensor:
+        return torch.tanh(x @ weights) * (1 + time / 1000)
+
+    betas = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type")}
+    oracles = {
+        "ddim": DDIMScheduler.from_config(config),
+        "dpmpp_2m": DPMSolverMultistepScheduler.from_config(betas, use_lu_lambdas=True),
+    }
+    for name, oracle in oracles.items():
+        for steps in (1, 2, 4, 20):
+            oracle.set_timesteps(steps)
+            x = start
+            for time in oracle.timesteps:
+                x = oracle.step(model(x, int(time)), time, x, return_dict=False)[0]
+            torch.testing.assert_close(solve(model, start, prepare(config, name, steps)), x, atol=1e-4, rtol=1e-4)
+
+
+class TestLoading:
+    def test_the_half_variant_alone_is_enough(self, tiny_x4: Path, tmp_path: Path) -> None:
+        from diffusers import UNet2DConditionModel
+
+        folder = tmp_path / "half"
+        shutil.copytree(tiny_x4, folder)
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float16)
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        unet.save_pretrained(folder / "unet", variant="fp16")
+        place, source = Place(height=16, width=16), picture(16, 16)
+        half = enlarge(load(Settings(model=str(folder), steps=2), CPU), source, place)
+        full = enlarge(load(Settings(model=str(tiny_x4), steps=2), CPU), source, place)
+        assert 0 < (half - full).abs().max() < 0.05
+
+    @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"])
+    def test_a_missing_part_is_named(self, tiny_x4: Path, tmp_path: Path, part: str) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_x4, folder)
+        path = folder / part
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+        with pytest.raises(EngineError, match=part):
+            load(Settings(model=str(folder)), CPU)
+
+    def test_damaged_weights_are_named(self, tiny_x4: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_x4, folder)
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+        with pytest.raises(EngineError, match="cannot be loaded"):
+            load(Settings(model=str(folder)), CPU)
+
+    def test_code_of_a_repository_is_not_run(self, tiny_x4: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_x4, folder)
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(index | {"vae": ["os", "system"]}))
+        with pytest.raises(EngineError, match="AutoencoderKL"):
+            load(Settings(model=str(folder)), CPU)
+
+    def test_a_hub_id_without_network_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        from vidup.engines import hub
+
+        def offline(*_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+        def not_cached(*_: object, **__: object) -> None:
+            raise hub.LocalEntryNotFoundError("nothing")
+
+        monkeypatch.setattr(hub.HfApi, "model_info", offline)
+        monkeypatch.setattr(hub, "snapshot_download", not_cached)
+        with pytest.raises(EngineError, match=r"--preset mini"):
+            load(Settings(), CPU)
+
+    def test_the_hub_is_asked_for_no_more_than_is_needed(self, monkeypatch: pytest.MonkeyPatch, tiny_x4: Path) -> None:
+        from vidup.engines import hub
+
+        half = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"]
+        files = [*hub._files(tiny_x4), *half, "x4-upscaler-ema.ckpt", "unet/diffusion_pytorch_model.bin", "README.md"]
+        asked: dict[str, object] = {}
+
+        def snapshot(repository: str, **options: object) -> str:
+            if options.get("local_files_only"):
+                raise hub.LocalEntryNotFoundError("not in the cache")
+            asked.update(options, repository=repository)
+            return str(tiny_x4)
+
+        siblings = [SimpleNamespace(rfilename=name) for name in files]
+        monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=siblings))
+        monkeypatch.setattr(hub, "snapshot_download", snapshot)
+        assert hub.locate("x4", "abc123", half=True) == tiny_x4
+        wanted = asked["allow_patterns"]
+        assert isinstance(wanted, list)
+        assert asked["repository"] == hub.HUB_ID and asked["revision"] == "abc123"
+        assert set(half) <= set(wanted) and "text_encoder/model.safetensors" in wanted
+        assert not any(name.endswith((".ckpt", ".bin", ".md")) for name in wanted)
+        assert "unet/diffusion_pytorch_model.safetensors" not in wanted
+
+
+def test_a_complete_cache_is_taken_without_asking(monkeypatch: pytest.MonkeyPatch, tiny_x4: Path) -> None:
+    from vidup.engines import hub
+
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tiny_x4))
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    assert hub.locate("x4", None, half=False) == tiny_x4
+
+
+@pytest.mark.slow
+def test_the_true_architecture_loads_and_runs(tmp_path: Path) -> None:
+    """473,398,020 parameters with random weights, saved in the hub's layout: one tile of 64x64 on the CPU."""
+    from conftest import save_layout
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=128, in_channels=7, out_channels=4,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        block_out_channels=(256, 512, 512, 1024), layers_per_block=2, attention_head_dim=8, cross_attention_dim=1024,
+        only_cross_attention=(True, True, True, False), use_linear_projection=True, num_class_embeds=1000,
+    )  # fmt: skip
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 473_398_020
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=2, latent_channels=4, scaling_factor=0.08333,
+    )  # fmt: skip
+    assert sum(parameter.numel() for parameter in vae.parameters()) == 55_325_927
+    save_layout(tmp_path, unet, vae, width=1024, layers=2, heads=16)
+    del unet, vae
+    engine = load(Settings(model=str(tmp_path), steps=1), CPU)
+    result = enlarge(engine, picture(64, 64), Place(height=64, width=64))
+    assert result.shape == (1, 3, 256, 256) and torch.isfinite(result).all()

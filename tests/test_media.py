@@ -1,0 +1,440 @@
+"""Reading and writing through whole jobs: times, sound, colour, size, what is kept, and what is told."""
+
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import audio_packets, pattern, pictures, video_times
+
+import vidup
+from vidup import Settings, reader, writer
+from vidup.errors import ConfigError, MediaError, VerifyError
+from vidup.job import describe, plan
+from vidup.upscaler import Upscaler
+from vidup.verify import check_output
+
+MILLISECOND = Fraction(1, 1000)
+FASTEST = {
+    "libx264": {"preset": "ultrafast"},
+    "libx265": {"preset": "ultrafast"},
+    "libsvtav1": {"preset": "12"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "ffv1": {},
+    "prores_ks": {},
+}
+
+# Each with what is hard about it: (times, time base).
+UNEVEN = tuple(itertools.accumulate([0, 512, 300, 1100, 77, 512, 512, 2048, 640, 31, 512, 700]))
+CLOCKS = {
+    "constant": (tuple(range(0, 6144, 512)), Fraction(1, 12800)),
+    "variable": (UNEVEN, Fraction(1, 12800)),
+    "late": (tuple(45045 + time * 7 for time in UNEVEN), Fraction(1, 90000)),  # begins at 0.5005 s
+    "ntsc": (tuple(range(0, 12 * 1001, 1001)), Fraction(1, 30000)),
+    "late ntsc": (tuple(range(15015, 15015 + 12 * 1001, 1001)), Fraction(1, 30000)),
+}
+MATROSKA_CLOCK = (tuple(time // 10 for time in UNEVEN), MILLISECOND)
+
+
+def enlarge(source: Path, name: str, **settings) -> Path:
+    """Upscale by 2 with the baseline engine, as fast as the encoder can."""
+    output = source.with_name(name)
+    codec = settings.get("codec") or ("libvpx-vp9" if output.suffix == ".webm" else "libx264")
+    defaults = {"model": "nearest", "scale": 2, "encoder_options": FASTEST[codec]}
+    return vidup.upscale(source, output, Settings(**{**defaults, **settings}))
+
+
+def seconds(clock: tuple[tuple[int, ...], Fraction]) -> list[Fraction]:
+    times, unit = clock
+    return [time * unit for time in times]
+
+
+def sounds(path: Path) -> list[tuple[Fraction, Fraction, bytes]]:
+    """(time, length, data) of each packet of the first audio stream."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.audio[0]) if packet.size]
+        return [(p.pts * p.time_base, (p.duration or 0) * p.time_base, bytes(p)) for p in packets]
+
+
+def first_frame(path: Path):
+    with av.open(str(path)) as container:
+        return next(container.decode(container.streams.video[0]))
+
+
+def planes_of(path: Path) -> list[np.ndarray]:
+    """The first picture's planes, by vidup's own reader."""
+    return [plane.copy() for plane in next(reader.decode(reader.probe(path))).planes]
+
+
+def assert_times(found: list[Fraction], expected: list[Fraction], container: str) -> None:
+    assert len(found) == len(expected)
+    if container in ("mp4", "mov"):
+        assert found == expected
+    else:
+        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= MILLISECOND / 2
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv", "webm"])
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_every_frame_keeps_its_time(make_clip: Callable[..., Path], clock: str, container: str):
+    times, unit = CLOCKS[clock]
+    source = make_clip(times=times, time_base=unit, sound=False)
+    assert video_times(source) == seconds(CLOCKS[clock])
+    assert_times(video_times(enlarge(source, f"out.{container}")), seconds(CLOCKS[clock]), container)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv", "webm"])
+def test_times_of_a_matroska_source(make_clip: Callable[..., Path], container: str):
+    times, unit = MATROSKA_CLOCK
+    source = make_clip("clip.mkv", times=times, time_base=unit, sound=False)
+    found = video_times(enlarge(source, f"out.{container}"))
+    assert found == video_times(source) == seconds(MATROSKA_CLOCK)  # to the tick in all four
+
+
+def test_variable_times_are_not_called_constant(make_clip: Callable[..., Path]):
+    """Matroska can state one duration for all frames; players then play it so."""
+    for clock, stated in (("variable", False), ("constant", True)):
+        times, unit = CLOCKS[clock]
+        output = enlarge(make_clip(times=times, time_base=unit, sound=False), f"{clock}.mkv")
+        assert (b"\x23\xe3\x83" in output.read_bytes()[:4096]) == stated  # the element DefaultDuration
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+def test_every_frame_keeps_its_duration(make_clip: Callable[..., Path], container: str):
+    times, unit = CLOCKS["variable"]
+    source = make_clip(times=times, time_base=unit, sound=False, bframes=0)
+    output = enlarge(source, f"out.{container}")
+    lengths = [b - a for a, b in itertools.pairwise(times)]
+    with av.open(str(output)) as written:
+        packets = [packet for packet in written.demux(video=0) if packet.size]
+        assert [packet.duration * packet.time_base / unit for packet in packets] == [*lengths, lengths[-1]]
+    info = reader.probe(output)
+    assert info.end * info.time_base == reader.probe(source).end * unit == (times[-1] + lengths[-1]) * unit
+
+
+@pytest.mark.parametrize("clock", ["variable", "late"])
+@pytest.mark.parametrize(
+    ("source", "audio", "container"),
+    [
+        ("clip.mp4", "aac", "mp4"),
+        ("clip.mp4", "aac", "mov"),
+        ("clip.mp4", "aac", "mkv"),
+        ("clip.mp4", "libopus", "mkv"),
+        ("clip.mp4", "libopus", "webm"),
+        ("clip.mkv", "aac", "mkv"),
+        ("clip.mkv", "libopus", "mkv"),
+        ("clip.mkv", "libopus", "webm"),
+        ("clip.mov", "aac", "mp4"),
+    ],
+)
+def test_sound_is_copied_and_in_sync(make_clip: Callable[..., Path], source: str, audio: str, container: str, clock: str):
+    times, unit = MATROSKA_CLOCK if source.endswith("mkv") else CLOCKS[clock]
+    clip = make_clip(source, times=times, time_base=unit, audio_codec=audio)
+    output = enlarge(clip, f"out.{container}")
+    before, after = sounds(clip), sounds(output)
+    assert [data for *_, data in before] == [data for *_, data in after] == audio_packets(output)
+    moved = [b[0] - a[0] for a, b in zip(before, after, strict=True)]
+    pictures_moved = [b - a for a, b in zip(video_times(clip), video_times(output), strict=True)]
+    if container in ("mp4", "mov") and not source.endswith("mkv"):
+        assert set(moved) == set(pictures_moved) == {0}
+    else:
+        # Matroska cannot begin below 0, where AAC's first packet lies: there all moves together.
+        assert max(moved + pictures_moved) - min(moved + pictures_moved) <= 1.5 * MILLISECOND
+        assert max(0, -min(before)[0]) + MILLISECOND >= max(pictures_moved) >= -MILLISECOND / 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [
+        ("libx264", "mp4"),
+        ("libx265", "mp4"),
+        ("libx265", "mkv"),
+        ("libsvtav1", "mp4"),
+        ("libsvtav1", "webm"),
+        ("libvpx-vp9", "mp4"),
+        ("libvpx-vp9", "webm"),
+        ("ffv1", "mkv"),
+        ("prores_ks", "mov"),
+    ],
+)
+def test_every_encoder_delivers_every_frame_at_its_time(make_clip: Callable[..., Path], codec: str, container: str):
+    try:
+        av.Codec(codec, "w")
+    except ValueError:
+        pytest.skip(f"this build of ffmpeg has no {codec}")
+    times, unit = CLOCKS["late"]
+    source = make_clip(times=times, time_base=unit, sound=False)
+    output = enlarge(source, f"out.{container}", codec=codec, encoder_options=FASTEST[codec])
+    assert_times(video_times(output), seconds(CLOCKS["late"]), container)
+    for index, (large, small) in enumerate(zip(pictures(output), pictures(source), strict=True)):
+        assert large.shape == (96, 128, 3)
+        error = np.abs(large.astype(int) - small.repeat(2, 0).repeat(2, 1)).mean()
+        assert error < 12, f"frame {index} is another picture"
+
+
+def test_another_program_counts_the_same_frames(make_clip: Callable[..., Path]):
+    if shutil.which("ffprobe") is None:
+        pytest.skip("ffprobe is not installed")
+    times, unit = CLOCKS["late"]
+    output = enlarge(make_clip(times=times, time_base=unit), "out.mp4")
+    command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=pts,width,height", "-of", "csv=p=0"]
+    lines = subprocess.run([*command, str(output)], capture_output=True, text=True, check=True).stdout.split()
+    assert [tuple(int(number) for number in line.split(",")[:3]) for line in lines] == [(time, 128, 96) for time in times]
+
+
+def test_odd_sizes_come_out_exactly_four_times_larger(make_clip: Callable[..., Path]):
+    source = make_clip("clip.mkv", codec="ffv1", size=(101, 67), times=(0, 40, 80), time_base=MILLISECOND, sound=False)
+    output = enlarge(source, "out.mp4", scale=None, model="bilinear")
+    assert [picture.shape for picture in pictures(output)] == [(268, 404, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("tags", "pix_fmt", "codec"),
+    [
+        ((1, 1, 1, 1), "yuv420p", "libx264"),
+        ((6, 6, 6, 1), "yuv420p", "libx264"),
+        ((9, 9, 16, 1), "yuv420p10le", "libx265"),
+        ((9, 9, 16, 1), "yuv420p10le", "libsvtav1"),
+        ((1, 1, 1, 2), "yuv420p", "libx264"),
+        ((1, 1, 1, 2), "yuv420p", "libvpx-vp9"),
+    ],
+)
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_colour_tags_are_kept(make_clip: Callable[..., Path], tags, pix_fmt: str, codec: str, container: str):
+    source = make_clip(tags=tags, pix_fmt=pix_fmt, times=(0, 512, 1024), sound=False)
+    output = enlarge(source, f"out.{container}", codec=codec, encoder_options=FASTEST[codec])
+    frame = first_frame(output)
+    found = (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range)
+    assert tuple(int(code) for code in found) == tags
+    assert frame.format.name.replace("yuvj", "yuv") == pix_fmt
+
+
+def test_an_untagged_matrix_is_announced_and_written(make_clip: Callable[..., Path]):
+    source = make_clip(tags=(2, 2, 2, 0), times=(0, 512), sound=False)
+    job = plan(source, source.with_name("out.mp4"), Settings(model="nearest", scale=2))
+    assert any("BT.601 is assumed" in line for line in describe(job))
+    assert int(first_frame(enlarge(source, "out.mp4")).colorspace) == 6
+
+
+def flat_color(index: int, width: int, height: int) -> np.ndarray:
+    return np.full((height, width, 3), (200, 30, 60), np.uint8)
+
+
+def test_codes_pass_through_a_lossless_chain(make_clip: Callable[..., Path]):
+    """Y'CbCr of a flat clip, through RGB and back, in every step of the chain but the engine."""
+    source = make_clip("clip.mkv", codec="ffv1", pix_fmt="yuv444p", times=(0, 40), time_base=MILLISECOND,
+                       sound=False, draw=flat_color)  # fmt: skip
+    output = enlarge(source, "out.mkv", codec="ffv1")
+    for before, after in zip(planes_of(source), planes_of(output), strict=True):
+        assert before.min() == before.max()
+        assert np.abs(after.astype(int) - int(before[0, 0])).max() <= 1
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_rgb_in_gives_the_same_colour_out(make_clip: Callable[..., Path], container: str):
+    """From lossless RGB to H.264; the result is read with the formula of the matrix that it is tagged with."""
+    source = make_clip("clip.mkv", codec="ffv1", pix_fmt="bgr0", times=(0, 40), time_base=MILLISECOND, sound=False,
+                       tags=(2, 2, 2, 0), draw=flat_color)  # fmt: skip
+    output = enlarge(source, f"out.{container}", crf=0)
+    kr, kb = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114)}[int(first_frame(output).colorspace)]
+    luma, cb, cr = (float(plane.mean()) for plane in planes_of(output))
+    luma, cb, cr = (luma - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
+    red, blue = luma + 2 * (1 - kr) * cr, luma + 2 * (1 - kb) * cb
+    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
+    assert np.abs(np.array([red, green, blue]) * 255 - (200, 30, 60)).max() < 2
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("degrees", [90, 180])
+def test_rotation_is_kept(make_clip: Callable[..., Path], container: str, degrees: int):
+    source = make_clip(rotate=degrees, times=(0, 512, 1024), sound=False)
+    output = enlarge(source, f"out.{container}")
+    before, after = reader.probe(source), reader.probe(output)
+    assert before.display_matrix is not None and before.rotation % 360 in (degrees, 360 - degrees)
+    assert after.display_matrix == before.display_matrix
+    assert (after.width, after.height) == (128, 96)  # turned by the player, not by us
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
+def test_pixel_aspect_is_kept(make_clip: Callable[..., Path], container: str):
+    source = make_clip(aspect=Fraction(16, 11), times=(0, 512, 1024), sound=False)
+    assert reader.probe(source).sample_aspect_ratio == Fraction(16, 11)
+    assert reader.probe(enlarge(source, f"out.{container}")).sample_aspect_ratio == Fraction(16, 11)
+
+
+@pytest.mark.parametrize(("name", "audio"), [("clip.mp4", "aac"), ("clip.mkv", "aac"), ("clip.mkv", "libopus")])
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_part(make_clip: Callable[..., Path], name: str, audio: str, container: str):
+    """From the middle of a group of pictures: times from 0, the right pictures, the sound that overlaps."""
+    source = make_clip(name, times=tuple(range(0, 960, 40)), time_base=MILLISECOND, audio_codec=audio)
+    output = enlarge(source, f"out.{container}", start=0.2, duration=0.4)
+    begin, end = Fraction(1, 5), Fraction(3, 5)
+    before, kept = sounds(source), sounds(output)
+    expected = [packet for packet in before if packet[0] + packet[1] > begin and packet[0] < end]
+    assert 0 < len(expected) < len(before)
+    assert [data for *_, data in kept] == [data for *_, data in expected]
+    times = video_times(output)
+    assert len(times) == 10
+    if container == "mp4":
+        assert times == [index * Fraction(1, 25) for index in range(10)]
+    shift = times[0]  # Matroska begins where the first sound packet begins, at 0
+    assert 0 <= shift <= Fraction(3, 100)
+    assert all(abs(time - shift - index * Fraction(1, 25)) <= MILLISECOND for index, time in enumerate(times))
+    offsets = [b[0] - shift - (a[0] - begin) for a, b in zip(expected, kept, strict=True)]
+    assert max(abs(offset) for offset in offsets) <= 1.5 * MILLISECOND
+    originals = [picture.astype(int) for picture in pictures(source)]
+    for index, picture in enumerate(pictures(output)):
+        distances = [np.abs(original - picture[::2, ::2]).mean() for original in originals]
+        assert int(np.argmin(distances)) == 5 + index
+
+
+@pytest.mark.parametrize(("start", "duration", "frames"), [(0.0, 0.1, 3), (0.41, None, 1), (0.1, 99.0, 9)])
+def test_the_edges_of_a_part(make_clip: Callable[..., Path], start: float, duration: float | None, frames: int):
+    output = enlarge(make_clip(), "out.mp4", start=start, duration=duration)
+    assert video_times(output) == [index * Fraction(1, 25) for index in range(frames)]
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
+def test_two_runs_write_the_same_bytes(make_clip: Callable[..., Path], container: str):
+    source = make_clip()
+    one, two = (enlarge(source, f"{name}.{container}", encoder_options={"preset": "veryfast"}) for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_transport_stream(make_clip: Callable[..., Path]):
+    """Late, with its own clock, and AAC framed in another way than in mp4."""
+    times, unit = CLOCKS["late"]
+    source = make_clip("clip.ts", times=times, time_base=unit)
+    for container in ("mp4", "mkv"):
+        output = enlarge(source, f"out.{container}")
+        assert_times(video_times(output), video_times(source), container)
+        assert audio_packets(output) == [packet[7:] for packet in audio_packets(source)]  # without ADTS headers
+        gaps = [a[0] - b[0] for a, b in zip(sounds(source), sounds(output), strict=True)]
+        assert max(map(abs, gaps)) <= MILLISECOND
+
+
+def test_streams_that_do_not_fit_are_announced(make_clip: Callable[..., Path]):
+    source = make_clip("clip.mkv", time_base=MILLISECOND, times=(0, 40, 80), subtitles=("one", "two"))
+    settings = Settings(model="nearest", scale=2, encoder_options=FASTEST["libx264"])
+    lines = describe(plan(source, source.with_name("out.mp4"), settings))
+    assert [line for line in lines if "left out" in line and "subtitle" in line]
+    kept = plan(source, source.with_name("out.mkv"), settings)
+    assert not [line for line in describe(kept) if "left out" in line]
+    assert [stream.action for stream in kept.streams] == ["upscale", "copy", "copy"]
+    output = enlarge(source, "out.mkv")
+    with av.open(str(output)) as written:
+        texts = [bytes(packet) for packet in written.demux() if packet.size and packet.stream.type == "subtitle"]
+    assert texts == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(("audio", "container"), [("aac", "webm"), ("libopus", "mov")])
+def test_sound_that_does_not_fit_is_refused(make_clip: Callable[..., Path], audio: str, container: str):
+    source = make_clip(audio_codec=audio)
+    with pytest.raises(ConfigError, match=rf"stream 1 .*{container}.*\.mkv"):
+        enlarge(source, f"out.{container}")
+    assert not source.with_name(f"out.{container}").exists()
+
+
+@pytest.fixture
+def segment(make_clip: Callable[..., Path]) -> Path:
+    """A segment file with six small pictures."""
+    source = make_clip(times=UNEVEN[:6], sound=False)
+    settings = Settings(model="nearest", scale=2, encoder_options=FASTEST["libx264"])
+    job = plan(source, source.with_name("out.mp4"), settings)
+    path = source.with_name("0.seg")
+    with Upscaler(settings) as upscaler:
+        frames = upscaler.frames(reader.decode(job.info), job.encoding.pix_fmt, job.encoding.color)
+        assert [frame.pts for frame in writer.encode_segment(frames, job.encoding, path)] == list(UNEVEN[:6])
+    return path
+
+
+def test_a_segment_holds_times_and_durations(segment: Path):
+    packets = sorted(writer.read_segment(segment))
+    assert [packet.pts for packet in packets] == list(UNEVEN[:6])
+    assert [packet.duration for packet in packets[:-1]] == [b - a for a, b in itertools.pairwise(UNEVEN[:6])]
+    assert packets[0].key and all(packet.data for packet in packets)
+    assert list(segment.parent.glob("*.part")) == []
+
+
+def test_a_damaged_segment_is_refused(segment: Path):
+    whole = segment.read_bytes()
+    places = [*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1]
+    for place in places:
+        segment.write_bytes(whole[:place])  # cut short
+        with pytest.raises(MediaError, match=r"0\.seg"):
+            list(writer.read_segment(segment))
+        segment.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])  # one bit
+        with pytest.raises(MediaError, match=r"0\.seg"):
+            list(writer.read_segment(segment))
+    segment.write_bytes(whole + b"\0")
+    with pytest.raises(MediaError, match=r"0\.seg"):
+        list(writer.read_segment(segment))
+
+
+def test_verification_sees_what_differs(make_clip: Callable[..., Path], tmp_path: Path):
+    times, unit = CLOCKS["variable"]
+    source = make_clip(times=times, time_base=unit)
+    output = tmp_path / "out.mp4"
+    job = plan(source, output, Settings(model="nearest", scale=2, encoder_options=FASTEST["libx264"]))
+    enlarge(source, "out.mp4")
+    expected, size = seconds(CLOCKS["variable"]), (96, 128)
+
+    def check(times=expected, size=size, info=job.info):
+        check_output(output, "mp4", times, size, info, job.streams)
+
+    check()
+    with pytest.raises(VerifyError, match="12 frames, expected 13"):
+        check([*expected, expected[-1] + 1])
+    with pytest.raises(VerifyError, match="12 frames, expected 11"):
+        check(expected[:-1])
+    with pytest.raises(VerifyError, match="frame 3 is at"):
+        check([*expected[:3], expected[3] + unit, *expected[4:]])
+    with pytest.raises(VerifyError, match="128x192"):
+        check(size=(192, 128))
+    # The same pictures with another sound: one packet less, and one bit of one packet changed.
+    shorter = make_clip("shorter.mp4", times=times[:-1], time_base=unit)
+    with pytest.raises(VerifyError, match=r"stream 1 \(audio aac"):
+        check(info=replace(job.info, path=str(shorter)))
+    changed = bytearray(source.read_bytes())
+    packet = audio_packets(source)[3]
+    changed[changed.index(packet) + len(packet) // 2] ^= 1
+    other = tmp_path / "changed.mp4"
+    other.write_bytes(changed)
+    with pytest.raises(VerifyError, match=r"stream 1 \(audio aac"):
+        check(info=replace(job.info, path=str(other)))
+    silent = make_clip("silent.mp4", times=times, time_base=unit, sound=False)
+    with pytest.raises(VerifyError, match="1 audio streams, expected 0"):
+        check_output(output, "mp4", expected, size, reader.probe(silent), ())
+
+
+def test_decoding_a_range_gives_the_frames_of_the_whole(make_clip: Callable[..., Path]):
+    times, unit = CLOCKS["late"]
+    for name in ("clip.mp4", "clip.mkv", "clip.ts"):
+        info = reader.probe(make_clip(name, times=times, time_base=unit, sound=False))
+        whole = list(reader.decode(info))
+        assert [frame.pts for frame in whole] == list(info.pts) and len(whole) == info.frames == 12
+        assert [frame.duration for frame in whole[:-1]] == [b - a for a, b in itertools.pairwise(info.pts)]
+        for begin, end in ((0, 5), (1, 12), (5, 7), (11, 12)):
+            part = list(reader.decode(info, info.pts[begin], info.pts[end] if end < 12 else None))
+            assert [frame.pts for frame in part] == list(info.pts[begin:end])
+            for one, other in zip(part, whole[begin:end], strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
+
+
+def test_a_frame_size_that_changes_is_an_error(make_clip: Callable[..., Path], tmp_path: Path):
+    parts = [make_clip(f"{size[0]}.ts", size=size, sound=False).read_bytes() for size in ((64, 48), (96, 64))]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(parts))
+    with pytest.raises(MediaError):
+        enlarge(joined, "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_test_pictures_differ():
+    assert np.abs(pattern(0, 64, 48).astype(int) - pattern(1, 64, 48)).mean() > 3
