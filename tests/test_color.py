@@ -100,7 +100,9 @@ def test_flat_patches_come_back_within_one_code(sampling: str, bits: int, full: 
         assert difference.size and difference.max() <= 1
 
 
-@pytest.mark.parametrize(("pix_fmt", "count"), [("gray", 1), ("gray10le", 1), ("gbrp", 3), ("gbrp12le", 3), ("gbrp16le", 3)])
+@pytest.mark.parametrize(
+    ("pix_fmt", "count"), [("gray", 1), ("gray10le", 1), ("gbrp", 3), ("gbrp12le", 3), ("gbrp16le", 3)]
+)
 def test_gray_and_rgb_come_back_to_the_code(pix_fmt: str, count: int):
     kind = layout(pix_fmt)
     assert kind is not None and kind.planes == count
@@ -158,7 +160,9 @@ def test_values_are_rounded_and_then_clipped():
     assert int(white[0][0, 0]) == round(16 + 219 * 1.05)  # above white, and kept
 
 
-@pytest.mark.parametrize("pix_fmt", ["nv12", "rgb24", "pal8", "yuv420p10be", "gbrpf32le", "yuyv422", "yuv999p", "nothing"])
+@pytest.mark.parametrize(
+    "pix_fmt", ["nv12", "rgb24", "pal8", "yuv420p10be", "gbrpf32le", "yuyv422", "yuv999p", "nothing"]
+)
 def test_formats_that_are_not_converted_are_refused(pix_fmt: str):
     plane = np.zeros((4, 4), np.uint8)
     with pytest.raises(MediaError, match=pix_fmt):

@@ -341,7 +341,9 @@ def test_public_names():
     for name in vidup.__all__:
         assert getattr(vidup, name) is not None
     assert set(vidup.__all__) <= set(dir(vidup))
-    assert {"upscale", "Upscaler", "probe", "Settings", "Runtime", "Progress", "Frame", "VidupError"} <= set(vidup.__all__)
+    assert {"upscale", "Upscaler", "probe", "Settings", "Runtime", "Progress", "Frame", "VidupError"} <= set(
+        vidup.__all__
+    )
     with pytest.raises(AttributeError, match="no attribute 'downscale'"):
         _ = vidup.downscale
     errors = [getattr(vidup, name) for name in vidup.__all__ if name.endswith("Error")]
@@ -349,7 +351,9 @@ def test_public_names():
 
 
 def test_import_loads_nothing_heavy():
-    code = "import sys, vidup, vidup.cli; print(sorted({'torch', 'av', 'diffusers', 'numpy', 'PIL'} & set(sys.modules)))"
+    code = (
+        "import sys, vidup, vidup.cli; print(sorted({'torch', 'av', 'diffusers', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

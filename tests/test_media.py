@@ -133,7 +133,9 @@ def test_every_frame_keeps_its_duration(make_clip: Callable[..., Path], containe
         ("clip.mov", "aac", "mp4"),
     ],
 )
-def test_sound_is_copied_and_in_sync(make_clip: Callable[..., Path], source: str, audio: str, container: str, clock: str):
+def test_sound_is_copied_and_in_sync(
+    make_clip: Callable[..., Path], source: str, audio: str, container: str, clock: str
+):
     times, unit = MATROSKA_CLOCK if source.endswith("mkv") else CLOCKS[clock]
     clip = make_clip(source, times=times, time_base=unit, audio_codec=audio)
     output = enlarge(clip, f"out.{container}")
@@ -183,9 +185,21 @@ def test_another_program_counts_the_same_frames(make_clip: Callable[..., Path]):
         pytest.skip("ffprobe is not installed")
     times, unit = CLOCKS["late"]
     output = enlarge(make_clip(times=times, time_base=unit), "out.mp4")
-    command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=pts,width,height", "-of", "csv=p=0"]
+    command = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-select_streams",
+        "v:0",
+        "-show_entries",
+        "frame=pts,width,height",
+        "-of",
+        "csv=p=0",
+    ]
     lines = subprocess.run([*command, str(output)], capture_output=True, text=True, check=True).stdout.split()
-    assert [tuple(int(number) for number in line.split(",")[:3]) for line in lines] == [(time, 128, 96) for time in times]
+    assert [tuple(int(number) for number in line.split(",")[:3]) for line in lines] == [
+        (time, 128, 96) for time in times
+    ]
 
 
 def test_odd_sizes_come_out_exactly_four_times_larger(make_clip: Callable[..., Path]):
@@ -303,7 +317,9 @@ def test_the_edges_of_a_part(make_clip: Callable[..., Path], start: float, durat
 @pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
 def test_two_runs_write_the_same_bytes(make_clip: Callable[..., Path], container: str):
     source = make_clip()
-    one, two = (enlarge(source, f"{name}.{container}", encoder_options={"preset": "veryfast"}) for name in ("one", "two"))
+    one, two = (
+        enlarge(source, f"{name}.{container}", encoder_options={"preset": "veryfast"}) for name in ("one", "two")
+    )
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -331,6 +347,39 @@ def test_streams_that_do_not_fit_are_announced(make_clip: Callable[..., Path]):
     with av.open(str(output)) as written:
         texts = [bytes(packet) for packet in written.demux() if packet.size and packet.stream.type == "subtitle"]
     assert texts == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_metadata_and_chapters_are_kept(make_clip: Callable[..., Path], tmp_path: Path, container: str):
+    source = tmp_path / f"told.{container}"
+    spans = [(0, 200, "one"), (200, 480, "two")]
+    with av.open(str(make_clip())) as clip, av.open(str(source), "w") as told:
+        copies = [told.add_stream_from_template(stream, opaque=True) for stream in clip.streams]
+        told.metadata["title"] = "A harbour"
+        copies[1].metadata["language"] = "fin"
+        told.set_chapters([
+            {"id": index, "start": start, "end": end, "time_base": MILLISECOND, "metadata": {"title": title}}
+            for index, (start, end, title) in enumerate(spans)
+        ])  # fmt: skip
+        for packet in clip.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                told.mux(packet)
+
+    def facts(path: Path):
+        with av.open(str(path)) as opened:
+            chapters = [
+                (c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"]["title"])
+                for c in opened.chapters()
+            ]
+            return opened.metadata["title"], opened.streams.audio[0].metadata["language"], chapters
+
+    expected = [(start * MILLISECOND, end * MILLISECOND, title) for start, end, title in spans]
+    assert facts(source) == facts(enlarge(source, f"out.{container}")) == ("A harbour", "fin", expected)
+    begin = next(time for time in video_times(source) if time >= Fraction(3, 10))
+    *_, parts = facts(enlarge(source, f"part.{container}", start=0.3))
+    assert [part[2] for part in parts] == ["two"] and parts[0][0] == 0
+    assert abs(parts[0][1] - (Fraction(48, 100) - begin)) <= MILLISECOND
 
 
 @pytest.mark.parametrize(("audio", "container"), [("aac", "webm"), ("libopus", "mov")])

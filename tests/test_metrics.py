@@ -1,4 +1,4 @@
-"""The measures of vidup.compare against closed forms and scikit-image."""
+"""The measures of vidup.metrics against closed forms and scikit-image."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidup.compare import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
 
 RNG = np.random.default_rng(0)
 NOISE = torch.from_numpy(RNG.random((40, 50)))

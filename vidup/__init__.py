@@ -4,7 +4,7 @@ The map of the code, from the bottom up; a file imports only from lines above it
 
     errors, frame                            what can go wrong, and what flows: frames, colours, facts of a file
     prefetch, config, progress               the only thread code; settings and presets; progress events
-    color, tiling, noise                     planes <-> RGB; the plan of tiles; seeded noise (pure functions)
+    color, tiling, noise, metrics            planes <-> RGB; tiles; seeded noise; likeness of pictures (pure functions)
     reader, encoder, writer                  PyAV: decode; choose an encoder; write segments and join them
     engines/                                 what makes the picture: diffusion (x4, mini), interpolate (the baseline)
     verify, upscaler                         re-read what was written; frames in, larger frames out
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "upscale": "vidup.job",
     "Upscaler": "vidup.upscaler",
+    "compare": "vidup.compare",
     "probe": "vidup.reader",
     "Settings": "vidup.config",
     "Runtime": "vidup.config",
@@ -56,11 +57,13 @@ __all__ = [
     "Upscaler",
     "VerifyError",
     "VidupError",
+    "compare",
     "probe",
     "upscale",
 ]
 
 if TYPE_CHECKING:
+    from vidup.compare import compare
     from vidup.config import Runtime, Settings
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, VerifyError, VidupError
     from vidup.frame import Color, Frame, MediaInfo
@@ -72,7 +75,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        # Kept: importing `vidup.compare` the module would leave it under the name of the function.
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return globals()[name]
     raise AttributeError(f"module 'vidup' has no attribute {name!r}")
 
 

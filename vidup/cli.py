@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from vidup.config import Runtime, Settings, add_options, from_options, preset_na
 from vidup.errors import ConfigError, VidupError
 
 if TYPE_CHECKING:
+    from vidup.compare import FrameFigures
     from vidup.progress import Sink
 
 log = logging.getLogger("vidup")
@@ -87,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true", help="print one JSON object")
     probe.set_defaults(command=_probe)
 
+    compare = commands.add_parser(
+        "compare",
+        help="measure a video against the truth",
+        description="Measure a video against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
+        " energy (1 is the truth's), and the change between frames where the truth's are equal.",
+    )
+    compare.add_argument("truth", metavar="TRUTH")
+    compare.add_argument("other", metavar="OTHER")
+    compare.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
+    compare.set_defaults(command=_compare)
+
     listing = commands.add_parser(
         "list",
         help="list engines, presets, encoders and devices",
@@ -96,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(command=_list)
 
-    for command in (upscale, probe, listing):
+    for command in (upscale, probe, compare, listing):
         command.add_argument("-v", "--verbose", action="store_true", help="tell more, and show tracebacks")
     return parser
 
@@ -150,20 +163,22 @@ def _progress(kind: str) -> Iterator[Sink | None]:
 def _probe(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vidup.job import default_output, describe, plan
+    from vidup.job import IMAGES, default_output, describe, plan
     from vidup.reader import probe
 
-    settings = Settings(model="bicubic")
-    info = probe(arguments.input)
-    job = plan(
-        Path(info.path),
-        Path(arguments.output) if arguments.output else default_output(Path(info.path), settings),
-        settings,
-    )
+    settings = Settings(model="bicubic")  # any model would do: nothing is loaded
+    source = Path(arguments.input)
+    target = Path(arguments.output) if arguments.output else default_output(source, settings)
+    info = probe(source)
+    table = asdict(info) | {"output": str(target)}
+    del table["pts"]
+    if source.suffix.lower() in IMAGES and target.suffix.lower() in IMAGES:
+        line = f"{source}: a still image of {info.width}x{info.height} {info.pix_fmt}; output {target}"
+        print(json.dumps(table, default=str) if arguments.json else line)
+        return 0
+    job = plan(source, target, settings)
     if arguments.json:
-        table = asdict(info) | {"output": str(job.output), "plan": [asdict(stream) for stream in job.streams]}
-        table["notes"] = describe(job)[1:]
-        del table["pts"]
+        table |= {"plan": [asdict(stream) for stream in job.streams], "notes": describe(job)[1:]}
         print(json.dumps(table, default=str))
         return 0
     kind = "variable" if info.variable_rate else "constant"
@@ -181,6 +196,37 @@ def _probe(arguments: argparse.Namespace) -> int:
     for note in describe(job)[1:]:
         print(f"  {note}")
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from vidup.compare import compare
+
+    result = compare(arguments.truth, arguments.other)
+    mean = result.mean()
+    if arguments.json:
+        # JSON has no infinity, which PSNR is for equal frames
+        rows = [
+            {key: value if isfinite(value) else None for key, value in asdict(f).items()}
+            for f in (mean, *result.frames)
+        ]
+        del rows[0]["time"]
+        table = {"mean": rows[0], "missing": result.missing, "change_between_equal": result.change_between_equal}
+        print(json.dumps(table | {"frames": rows[1:]}))
+        return 0
+    print("  time s   PSNR dB     SSIM     GMSD   energy")
+    for frame in result.frames:
+        print(f"{frame.time:8.3f}  {_figures(frame)}")
+    print(f"    mean  {_figures(mean)}")
+    print(f"{len(result.frames)} frames compared, {result.missing} without a counterpart")
+    if result.change_between_equal is not None:
+        print(f"largest change where the truth's frames are equal: {result.change_between_equal:.2f} of 255")
+    return 0
+
+
+def _figures(frame: FrameFigures) -> str:
+    return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}"
 
 
 def _list(arguments: argparse.Namespace) -> int:

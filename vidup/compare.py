@@ -1,84 +1,116 @@
-"""How like the truth a picture is: the measures, on tensors."""
+"""How like the truth a video is, frame by frame."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from statistics import fmean
 
-LUMA_709 = (0.2126, 0.7152, 0.0722)
-"""Weights of red, green and blue in luma (Rec. ITU-R BT.709)."""
+import numpy as np
+
+from vidup import color
+from vidup.errors import MediaError
+from vidup.frame import Frame, MediaInfo
+from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.reader import decode, probe
+
+BORDER = 8
+"""Pixels at every side that `compare` leaves out."""
+_SAME = Fraction(1, 1000)  # seconds
 
 
-def luma(rgb: torch.Tensor) -> torch.Tensor:
-    """BT.709 luma.
+@dataclass(frozen=True)
+class FrameFigures:
+    """One frame of a video against the truth's frame at the same time; on luma, without the border."""
 
-    Args:
-        rgb: float (..., 3, h, w) in [0, 1], non-linear as stored.
+    time: float
+    """Seconds after the first frame."""
+    psnr: float
+    """dB; infinite where the frames are equal."""
+    ssim: float
+    gmsd: float
+    """Gradient magnitude similarity deviation; 0 is best."""
+    gradient_energy: float
+    """As a share of the truth's; below 1 is softer, above 1 sharper or noisier."""
 
-    Returns:
-        (..., h, w) in [0, 1].
+
+@dataclass(frozen=True)
+class Comparison:
+    """A video against the truth."""
+
+    frames: tuple[FrameFigures, ...]
+    missing: int
+    """Frames of either video for which the other has none at that time."""
+    change_between_equal: float | None
+    """Largest change, in 8-bit steps, between neighbouring frames where the truth's are equal; None without such."""
+
+    def mean(self) -> FrameFigures:
+        """The mean of each figure over the frames."""
+        names = [field.name for field in fields(FrameFigures)]
+        return FrameFigures(**{name: fmean(getattr(frame, name) for frame in self.frames) for name in names})
+
+
+def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Comparison:
+    """Compare two videos of one size, frame by frame, those together that are shown at the same time.
+
+    Times count from each video's first frame, and are the same within a millisecond, the tick of mkv and webm.
+
+    Raises:
+        MediaError: a file cannot be read, the sizes differ, the frames are too small or none coincide.
     """
-    red, green, blue = rgb.unbind(-3)
-    return LUMA_709[0] * red + LUMA_709[1] * green + LUMA_709[2] * blue
-
-
-def psnr(truth: torch.Tensor, other: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, infinite for equal pictures.
-
-    Args:
-        truth, other: float of one shape, peak 1.
-    """
-    error = float(((truth.double() - other.double()) ** 2).mean())
-    return -10 * float(torch.tensor(error, dtype=torch.float64).log10()) if error else float("inf")
-
-
-def ssim(truth: torch.Tensor, other: torch.Tensor) -> float:
-    """Structural similarity (Wang et al. 2004) as scikit-image computes it; 1 for equal pictures.
-
-    Args:
-        truth, other: float (h, w) in [0, 1], sides of 11 px or more.
-    """
-    from skimage.metrics import structural_similarity
-
-    return float(
-        structural_similarity(
-            truth.double().cpu().numpy(),
-            other.double().cpu().numpy(),
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
+    first, second = probe(os.fspath(truth)), probe(os.fspath(other))
+    if (first.width, first.height) != (second.width, second.height):
+        raise MediaError(
+            f"{second.path}: is {second.width}x{second.height}, and {first.path} is {first.width}x{first.height};"
+            " videos to compare have one size"
         )
-    )
+    if min(first.width, first.height) < 2 * BORDER + 11:
+        raise MediaError(f"{first.path}: frames of {first.width}x{first.height} are too small to compare")
+    figures, changes, missing = [], [], 0
+    previous: tuple[Frame, Frame] | None = None
+    for time, one, two in _aligned(first, second):
+        if one is None or two is None:
+            missing += 1
+            previous = None
+            continue
+        if previous is not None and all(map(np.array_equal, previous[0].planes, one.planes)):
+            changes.append(255 * float((color.to_rgb(previous[1]) - color.to_rgb(two)).abs().max()))
+        previous = one, two
+        figures.append(_figures(float(time), one, two))
+    if not figures:
+        raise MediaError(f"{second.path}: no frame is shown when one of {first.path} is")
+    return Comparison(tuple(figures), missing, max(changes) if changes else None)
 
 
-def gmsd(truth: torch.Tensor, other: torch.Tensor) -> float:
-    """Gradient magnitude similarity deviation (Xue, Zhang, Mou and Bovik 2014); 0 for equal pictures, lower is better.
-
-    Args:
-        truth, other: float (h, w) in [0, 1], sides of 6 px or more.
-    """
-
-    def magnitude(picture: torch.Tensor) -> torch.Tensor:
-        # The paper halves the picture first, by the mean of 2x2 pixels, and takes Prewitt's gradients.
-        half = F.avg_pool2d(picture.double()[None, None], 2)
-        across = torch.tensor([[1.0, 0.0, -1.0]] * 3, dtype=half.dtype, device=half.device) / 3
-        kernels = torch.stack([across, across.T])[:, None]
-        return F.conv2d(half, kernels).square().sum(1).sqrt()
-
-    # 170 is the paper's constant for a range of 0..255.
-    constant = 170 / 255**2
-    one, two = magnitude(truth), magnitude(other)
-    similarity = (2 * one * two + constant) / (one**2 + two**2 + constant)
-    return float(similarity.std(correction=0))
+def _figures(time: float, one: Frame, two: Frame) -> FrameFigures:
+    a, b = (luma(color.to_rgb(frame).clamp(0, 1))[BORDER:-BORDER, BORDER:-BORDER] for frame in (one, two))
+    sharpness = gradient_energy(a)
+    energy = gradient_energy(b) / sharpness if sharpness else 1.0
+    return FrameFigures(time, psnr(a, b), ssim(a, b), gmsd(a, b), energy)
 
 
-def gradient_energy(picture: torch.Tensor) -> float:
-    """Mean of the absolute differences between neighbours, across plus down.
+def _aligned(first: MediaInfo, second: MediaInfo) -> Iterator[tuple[Fraction, Frame | None, Frame | None]]:
+    """Frames of both videos in the order of their times; None where one has no frame."""
+    ones, twos = _timed(first), _timed(second)
+    one, two = next(ones, None), next(twos, None)
+    while one is not None or two is not None:
+        apart = one[0] - two[0] if one and two else Fraction(0)
+        if two is None or (one and apart < -_SAME):
+            assert one is not None
+            yield one[0], one[1], None
+            one = next(ones, None)
+        elif one is None or apart > _SAME:
+            yield two[0], None, two[1]
+            two = next(twos, None)
+        else:
+            yield one[0], one[1], two[1]
+            one, two = next(ones, None), next(twos, None)
 
-    Args:
-        picture: float (..., h, w).
-    """
-    across = (picture[..., :, 1:] - picture[..., :, :-1]).abs().mean()
-    downward = (picture[..., 1:, :] - picture[..., :-1, :]).abs().mean()
-    return float(across + downward)
+
+def _timed(info: MediaInfo) -> Iterator[tuple[Fraction, Frame]]:
+    begin: int | None = None
+    for frame in decode(info):
+        begin = frame.pts if begin is None else begin
+        yield (frame.pts - begin) * frame.time_base, frame

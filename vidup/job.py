@@ -137,7 +137,7 @@ def describe(job: Job) -> list[str]:
         lines.append(f"note: the file does not say its colour matrix: {standard} is assumed from its size, and written")
     if info.interlaced:
         lines.append("note: the video is interlaced and is upscaled as it is; deinterlace it first for a clean picture")
-    if job.container in ("matroska", "webm") and (Fraction(1, 1000) / info.time_base).denominator != 1:
+    if job.container in ("matroska", "webm") and (info.time_base * 1000).denominator != 1:
         lines.append(f"note: {job.container} counts in milliseconds: times are rounded by up to 0.5 ms")
     return lines
 

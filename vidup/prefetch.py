@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -13,7 +13,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.05  # how long a side waits before it looks whether the other one is gone
 
 
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """Compute `items` in a thread of its own, at most `depth` ahead of the consumer.
 
     What the consumer sees is as if the thread were not there: the order holds, an error of `items` is raised after the

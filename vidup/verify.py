@@ -48,8 +48,9 @@ def check_output(
     # Matroska cannot begin below 0: its muxer moves all streams by the same time, but where a codec's own delay allows.
     shift = Fraction(0)
     if container in ("matroska", "webm"):
-        shift = max(Fraction(0), -min([times[0], *(track.begins for track in expected if track.begins is not None)]))
-        moved = [b.begins - a.begins for a, b in zip(expected, found, strict=True) if None not in (a.begins, b.begins)]
+        begins = [(a.begins, b.begins) for a, b in zip(expected, found, strict=True)]
+        shift = max(Fraction(0), -min([times[0], *(before for before, _ in begins if before is not None)]))
+        moved = [after - before for before, after in begins if before is not None and after is not None]
         shift = min(shift, max(Fraction(0), *moved)) if moved else shift
     _check_frames(output, times, shift, _TICK[container], size)
 

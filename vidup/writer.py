@@ -235,10 +235,11 @@ def join(
     with open_input(info.path) as source:
         target = None
         try:
+            options = _muxer_options(source, encoding, container)
             target = av.open(
-                f"file:{output}", "w", format=container, container_options=_muxer_options(source, encoding, container)
+                f"file:{output}", "w", format=container, container_options=options, metadata_errors="surrogateescape"
             )
-            video = _add_video(target, encoding, info)
+            video = _add_video(target, source.streams[info.video_index], encoding, info.variable_rate)
             copies = _add_copies(target, source, plans)
             _add_facts(target, source, trim)
             if info.display_matrix is not None:
@@ -300,10 +301,10 @@ def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str,
     return options
 
 
-def _add_video(target: Any, encoding: Encoding, info: MediaInfo) -> Any:
+def _add_video(target: Any, source: Any, encoding: Encoding, variable_rate: bool) -> Any:
     stream = target.add_stream(encoding.codec, rate=encoding.rate)
     context = stream.codec_context  # never fed: it tells the muxer size, colour and extradata
-    if info.variable_rate and target.format.name in ("matroska", "webm"):
+    if variable_rate and target.format.name in ("matroska", "webm"):
         # Without a rate, else mkv states a constant frame duration; the extradata are those of the true rate.
         open_context(context, replace(encoding, rate=Fraction(0), time_base=Fraction(1, 25)))
         context.extradata = open_context(av.CodecContext.create(encoding.codec, "w"), encoding).extradata
@@ -312,9 +313,8 @@ def _add_video(target: Any, encoding: Encoding, info: MediaInfo) -> Any:
     stream.time_base = encoding.time_base
     if encoding.codec in ("libx265", "hevc_nvenc") and target.format.name in ("mp4", "mov"):
         context.codec_tag = "hvc1"  # what Apple's players want
-    with open_input(info.path) as source:
-        stream.metadata.update(source.streams[info.video_index].metadata)
-        stream.disposition = source.streams[info.video_index].disposition
+    stream.metadata.update(source.metadata)
+    stream.disposition = source.disposition
     return stream
 
 

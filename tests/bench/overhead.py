@@ -1,6 +1,6 @@
 """The share of a job's wall time that is not the engine, and frames a second.
 
-    python tests/bench/overhead.py [--clip samples/film.mp4] [--model mini|narrow|bilinear] [--rounds N]
+    python tests/bench/overhead.py [--clip samples/film.mp4] [--model mini|narrow|bicubic] [--frames N] [--rounds N]
 
 The functions that work on a frame are wrapped with a stopwatch in this process. They all run in one thread, so what is
 left of the wall time, from the end of loading to the last frame, is waiting for the decoder and the encoder. Those run
@@ -18,6 +18,8 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,16 @@ WATCHED = {
 """What is timed, by where the upscaler looks it up."""
 
 
+Parts = dict[str, float]
+"""Seconds by the name of what took them."""
+
+
 class Stopwatch:
-    """Seconds that functions took, by name."""
+    """How long functions take."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.seconds = device, defaultdict(float)
+        self.device = device
+        self.seconds: Parts = defaultdict(float)
 
     def watch(self, name: str, home: Any, attribute: str) -> None:
         function: Callable[..., Any] = getattr(home, attribute)
@@ -65,7 +72,7 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def job(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Runtime, watch: Stopwatch) -> dict[str, float]:
+def job(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Runtime, watch: Stopwatch) -> Parts:
     """Seconds of one job by part; "wall" is from the end of loading to the last frame."""
     watch.seconds.clear()
     first: dict[str, float] = {}
@@ -79,9 +86,8 @@ def job(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Run
     return {**parts, "wall": wall, **outside}
 
 
-def alone(source: Path, settings: vidup.Settings, runtime: vidup.Runtime, watch: Stopwatch) -> float:
+def alone(frames: list[vidup.Frame], settings: vidup.Settings, runtime: vidup.Runtime, watch: Stopwatch) -> float:
     """Seconds of the engine on the same frames, with nothing beside it."""
-    frames = list(reader.decode(reader.probe(source)))
     height, width = frames[0].planes[0].shape
     with vidup.Upscaler(settings, runtime) as loaded, torch.inference_mode():
         watch.seconds.clear()
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--model", help="mini where its checkpoint is there, else narrow: the x4 upscaler, its widths"
                         " divided by 8, with random weights; or any name that vidup takes")  # fmt: skip
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--frames", type=int, default=0, help="take so many of the clip; 0 takes all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
     arguments = parser.parse_args()
@@ -115,19 +122,24 @@ def main() -> None:
         settings = vidup.Settings.preset("mini", model=chosen)
         runtime = vidup.Runtime(device=arguments.device, overwrite=True)
         info = reader.probe(source)
+        frames = list(islice(reader.decode(info), arguments.frames or None))
+        if len(frames) < info.frames:
+            settings = replace(settings, duration=float((frames[-1].pts + 1) * info.time_base - info.begin))
         for _ in range(arguments.rounds):
             jobs.append(job(source, target, settings, runtime, watch))
-            engine_alone.append(alone(source, settings, runtime, watch))
+            engine_alone.append(alone(frames, settings, runtime, watch))
 
     middle = {name: statistics.median(one[name] for one in jobs) for name in jobs[0]}
-    rows = [(name, f"{1000 * value / info.frames:.1f}", f"{100 * value / middle['wall']:.1f}") for name, value in middle.items()]
-    least = statistics.median(engine_alone)
-    rows.append(("engine, alone", f"{1000 * least / info.frames:.1f}", f"{100 * least / middle['wall']:.1f}"))
+    middle["engine, alone"] = statistics.median(engine_alone)
+    rows = [
+        (name, f"{1000 * value / len(frames):.1f}", f"{100 * value / middle['wall']:.1f}")
+        for name, value in middle.items()
+    ]
     known = report.facts(arguments.device) | {"threads": torch.get_num_threads()}
-    title = f"{model}, {info.frames} frames, {info.width}x{info.height} to {4 * info.width}x{4 * info.height}"
+    title = f"{model}, {len(frames)} frames, {info.width}x{info.height} to {4 * info.width}x{4 * info.height}"
     report.show(title, ("part", "ms a frame", "% of wall"), rows, known)
     share = statistics.median(1 - one["engine"] / one["wall"] for one in jobs)
-    print(f"not the engine: {100 * share:.1f} %   frames a second: {info.frames / middle['wall']:.2f}")
+    print(f"not the engine: {100 * share:.1f} %   frames a second: {len(frames) / middle['wall']:.2f}")
 
 
 if __name__ == "__main__":

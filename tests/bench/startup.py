@@ -52,7 +52,8 @@ def main() -> None:
         (name, f"{statistics.median(times):.0f}", f"{min(times):.0f}", f"{statistics.median(times) - nothing:+.0f}")
         for name, times in taken.items()
     ]
-    report.show(f"start, {runs} runs each, milliseconds", ("command", "median", "least", "over pass"), rows, report.facts())
+    heads = ("command", "median", "least", "over pass")
+    report.show(f"start, {runs} runs each, milliseconds", heads, rows, report.facts())
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
-from vidup.compare import gmsd, gradient_energy, luma, psnr, ssim
 from vidup.engines.detail import DetailAutoencoder, down, up
 from vidup.engines.sampler import prepare, solve
+from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
 from vidup.mini.degrade import reduced
 from vidup.mini.model import TEXT_WIDTH, make_low_res_scheduler, make_scheduler
 from vidup.mini.pictures import picture
