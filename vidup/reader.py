@@ -204,7 +204,7 @@ def _check_whole(container: Any, stream: Any, total: int, last: Fraction, path: 
         raise MediaError(f"{path}: is cut short: it says {stream.frames} frames and holds {total}")
     formats = set(container.format.name.split(","))
     if container.duration and formats & _STATE_DURATION:
-        stated = Fraction(container.duration + max(0, container.start_time or 0), 1_000_000)
+        stated = Fraction(container.duration, 1_000_000)  # with or without the time before the first frame
         if last < stated * Fraction(99, 100) - _SHORT_SECONDS:
             raise MediaError(f"{path}: is cut short: it says {float(stated):.3f} s and ends at {float(last):.3f} s")
 
