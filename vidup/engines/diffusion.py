@@ -46,6 +46,9 @@ class DiffusionX4:
         if settings.noise_level > parts.max_noise_level:
             raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
         self.unet, self.vae, self.dtype = parts.unet, parts.vae, unet_dtype
+        # The CPU's convolutions want channels last; on CUDA GroupNorm would turn each tensor back.
+        self.memory_format = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        self.unet.to(memory_format=self.memory_format)
         self.steps = sampler.prepare(parts.scheduler, settings.sampler, settings.steps)
         self.clip_length = runtime.batch or (4 if device.type == "cuda" else 1)
 
@@ -86,6 +89,7 @@ class DiffusionX4:
             batch = torch.stack([tiling.crop(inputs[frame], plan, tile) for frame, tile in chosen])
             if len(windows) > self.clip_length:  # one shape for every call: rows then do not depend on their company
                 batch = torch.cat([batch, batch[-1:].expand(self.clip_length - len(batch), -1, -1, -1)])
+            batch = batch.contiguous(memory_format=self.memory_format)
             for (frame, tile), row in zip(chosen, self._evaluate(batch, time), strict=False):
                 tiling.crop(answer[frame], plan, tile).add_(row * weights[tile])
         return answer
