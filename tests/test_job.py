@@ -45,7 +45,7 @@ def test_progress(make_clip: Callable[..., Path]):
     assert {event.frames for event in events} == {12} and {event.output for event in events} == {str(output)}
     assert events[0].eta is None and events[0].fps == 0
     assert all(event.eta is not None and event.eta >= 0 and event.fps > 0 for event in events[2:])
-    assert events[-1].eta == 0
+    assert events[-1].eta == 0 and output.is_file()
     assert left_over(source.parent) == [] and threads() == []
 
 

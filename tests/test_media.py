@@ -335,6 +335,22 @@ def test_a_transport_stream(make_clip: Callable[..., Path]):
         assert max(map(abs, gaps)) <= MILLISECOND
 
 
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_a_container_without_presentation_times(make_clip: Callable[..., Path], bframes: int):
+    """AVI: times are made from those of decoding; none is lost, the order is that of the pictures."""
+    source = make_clip("clip.avi", times=range(12), time_base=Fraction(1, 25), bframes=bframes, sound=False)
+    info = reader.probe(source)
+    assert info.frames == 12 and info.pts == ()
+    output = enlarge(source, "out.mp4")
+    times, originals = video_times(output), [picture.astype(int) for picture in pictures(source)]
+    assert [time - times[0] for time in times] == [index * Fraction(1, 25) for index in range(12)]
+    assert 0 <= times[0] <= Fraction(bframes, 25)
+    for index, picture in enumerate(pictures(output)):
+        assert int(np.argmin([np.abs(original - picture[::2, ::2]).mean() for original in originals])) == index
+    with pytest.raises(ConfigError, match="bear no times"):
+        enlarge(source, "part.mp4", start=0.2)
+
+
 def test_streams_that_do_not_fit_are_announced(make_clip: Callable[..., Path]):
     source = make_clip("clip.mkv", time_base=MILLISECOND, times=(0, 40, 80), subtitles=("one", "two"))
     settings = Settings(model="nearest", scale=2, encoder_options=FASTEST["libx264"])

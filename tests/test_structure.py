@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = [
     {"errors", "frame"},
-    {"prefetch", "config", "progress", "color", "tiling", "noise", "temporal"},
+    {"prefetch", "config", "progress", "color", "tiling", "noise", "metrics", "temporal"},
     {"reader", "encoder", "writer", "engines", "segments", "execute"},
     {"verify", "upscaler"},
     {"job"},
@@ -35,7 +35,9 @@ def room(path: Path) -> str:
 
 
 def row(name: str) -> int:
-    return next(index for index, names in enumerate(ROWS) if name in names)
+    rows = [index for index, names in enumerate(ROWS) if name in names]
+    assert rows, f"{name} has no place in the map of the code"
+    return rows[0]
 
 
 def imports(path: Path) -> list[str]:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
-from vidup.engines.detail import DetailAutoencoder
+from vidup.engines.detail import FACTOR, DetailAutoencoder
 from vidup.mini import CHECKPOINT
 from vidup.mini.degrade import degraded
 from vidup.mini.measure import WAYS, Figures, clips, frames, made_pictures, measure, table
@@ -204,12 +204,24 @@ def loss_of(training: Training, crops: Crops, alphas_cumprod: torch.Tensor) -> t
     text = torch.zeros(count, 77, TEXT_WIDTH, device=device)
     answer = training.unet(inputs, timesteps.to(device), text, class_labels=levels.to(device)).sample
     error = answer - z
-    # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture counts most,
-    # in units of the detail's own size.
-    std = training.vae.std
-    pixels = F.conv2d(error, (training.vae.basis * std)[:, :, None, None])
-    loss: torch.Tensor = 0.15 * error.abs().mean() + pixels.abs().mean() / std.square().mean().sqrt()
+    scale = training.vae.std.square().mean().sqrt()  # the size that detail has
+    wrong = F.conv2d(error, (training.vae.basis * training.vae.std)[:, :, None, None])
+    pixels = wrong.abs().mean() / scale
+    steepness = _steepness_error(truth.to(device), truth.to(device) + F.pixel_shuffle(wrong, FACTOR)) / scale
+    # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture counts most.
+    loss: torch.Tensor = 0.15 * error.abs().mean() + pixels + steepness
     return loss
+
+
+def _steepness_error(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Mean difference of the absolute gradients, across and down.
+
+    The absolute error alone is least for the median of what may be there, which is too smooth. A gradient of the wrong
+    place or sign costs here no more than a missing one.
+    """
+    across = truth.diff(dim=-1).abs() - other.diff(dim=-1).abs()
+    downward = truth.diff(dim=-2).abs() - other.diff(dim=-2).abs()
+    return (across.abs().mean() + downward.abs().mean()) / 2
 
 
 def train(recipe: Recipe, work: Path, device: torch.device, save_every: int = 500, validate: bool = True) -> Training:
