@@ -13,6 +13,8 @@ from vidup.frame import MediaInfo
 from vidup.reader import open_input
 from vidup.writer import StreamPlan, Trim, kept_packets
 
+_SYNC = Fraction(2, 1000)
+"""How far sound may move against the picture: the ticks of two containers, in seconds."""
 _TICK = {"mp4": Fraction(0), "mov": Fraction(0), "matroska": Fraction(1, 1000), "webm": Fraction(1, 1000)}
 
 
@@ -52,6 +54,11 @@ def check_output(
         shift = max(Fraction(0), -min([times[0], *(before for before, _ in begins if before is not None)]))
         moved = [after - before for before, after in begins if before is not None and after is not None]
         shift = min(shift, max(Fraction(0), *moved)) if moved else shift
+    for plan, before, after in zip(copies, expected, found, strict=True):
+        if before.begins is not None and after.begins is not None:
+            late = after.begins - before.begins - shift
+            if abs(late) > _SYNC:
+                raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is {float(late):.4f} s late")
     _check_frames(output, times, shift, _TICK[container], size)
 
 
