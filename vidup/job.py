@@ -261,6 +261,8 @@ def _upscale_image(upscaler: Upscaler, source: Path, target: Path, on_progress: 
         raise MediaError(f"{source}: is no image, or is damaged: {error}") from None
     if pictures > 1:
         raise ConfigError(f"{source}: holds {pictures} pictures; give an output that ends in .mp4 or .mkv")
+    if image.mode.startswith("I"):
+        log.info("note: 16 bits a sample become 8")
     options: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if key in image.info}
     with _work_folder(target) as folder:
         tracker.enter("loading")
