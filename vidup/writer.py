@@ -266,7 +266,8 @@ def check_container(container: str, encoding: Encoding) -> None:
     if not _holds(container, encoding.codec):
         held = ", ".join(name for name in DEFAULTS if _holds(container, name))
         raise ConfigError(
-            f"codec = {encoding.codec!r}: {container} does not hold it; take one of {held}, or an output that ends in .mkv"
+            f"codec = {encoding.codec!r}: {container} does not hold it; take one of {held},"
+            " or an output that ends in .mkv"
         )
 
 
