@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -108,8 +109,7 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     swing, middle = _chroma_codes(kind, frame.color.full_range)
     height, width = luma.shape
     chroma = [_enlarge(plane.sub_(middle).div_(swing), kind, height, width) for plane in planes[1:]]
-    to_ycc = _matrix(frame.color.matrix)
-    rgb: torch.Tensor = torch.tensordot(torch.linalg.inv(to_ycc).float().to(device), torch.stack([luma, *chroma]), 1)
+    rgb: torch.Tensor = torch.tensordot(_to_rgb_matrix(frame.color.matrix).to(device), torch.stack([luma, *chroma]), 1)
     return rgb
 
 
@@ -138,7 +138,7 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
     if kind.family == "gbr":
         red, green, blue = rgb
         return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes)
-    to_ycc = _matrix(color.matrix if color.matrix in _LUMA else BT709).float().to(rgb.device)
+    to_ycc = _to_ycc_matrix(color.matrix if color.matrix in _LUMA else BT709).float().to(rgb.device)
     if kind.family == "gray":
         return (codes(torch.tensordot(to_ycc[0], rgb, 1), *luma_codes),)
     ycc = torch.tensordot(to_ycc, rgb, 1)
@@ -146,12 +146,20 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
     return codes(ycc[0], *luma_codes), codes(chroma[0], *chroma_codes), codes(chroma[1], *chroma_codes)
 
 
-def _matrix(code: int) -> torch.Tensor:
+@cache
+def _to_ycc_matrix(code: int) -> torch.Tensor:
     """R'G'B' to Y'CbCr, Y' in [0, 1] and chroma in [-1/2, 1/2]: float64 (3, 3)."""
     kr, kb = _LUMA[code]
     luma = torch.tensor([kr, 1 - kr - kb, kb], dtype=torch.float64)
     red, blue = torch.eye(3, dtype=torch.float64)[[0, 2]]
     return torch.stack([luma, (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))])
+
+
+@cache
+def _to_rgb_matrix(code: int) -> torch.Tensor:
+    """The way back: float32 (3, 3)."""
+    inverse: torch.Tensor = torch.linalg.inv(_to_ycc_matrix(code))
+    return inverse.float()
 
 
 def _luma_codes(kind: Layout, full_range: bool) -> tuple[float, float]:

@@ -58,7 +58,11 @@ class DiffusionX4:
 
         cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
         self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
-        self._plan = lru_cache(maxsize=4)(self._make_plan)  # frames of a job have one size
+        # On the device once: the loop neither copies nor waits. Frames of a job have one size.
+        self.times = {step.timestep: torch.tensor(step.timestep, device=device) for step in self.steps}
+        self._conditions = lru_cache(maxsize=4)(self._make_conditions)
+        self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=8)(self._make_field)
 
     @torch.inference_mode()
@@ -98,14 +102,9 @@ class DiffusionX4:
         count = len(batch)
         if self.guided:
             batch = torch.cat([batch, batch])
-        text = self.text.repeat_interleave(count, 0)
-        level = torch.full((len(batch),), self.settings.noise_level, device=self.device)
+        text, level = self._conditions(count)
         answer: torch.Tensor = self.unet(
-            batch,
-            torch.tensor(time, device=self.device),
-            encoder_hidden_states=text,
-            class_labels=level,
-            return_dict=False,
+            batch, self.times[time], encoder_hidden_states=text, class_labels=level, return_dict=False
         )[0].float()
         if self.guided:
             negative, positive = answer.chunk(2)
@@ -125,11 +124,15 @@ class DiffusionX4:
                 tiling.crop(pictures[frame], large, tile).add_(row * weights[tile])
         return pictures
 
-    def _weights(self, plan: tiling.Plan, scale: int) -> torch.Tensor:
+    def _make_conditions(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text and noise level for a batch of `count` windows, twice as many where it is guided."""
+        text = self.text.repeat_interleave(count, 0)
+        return text, torch.full((len(text),), self.settings.noise_level, device=self.device)
+
+    def _make_weights(self, plan: tiling.Plan, scale: int) -> torch.Tensor:
         if plan.whole:
             return torch.ones(1, device=self.device)
-        overlap = self.settings.tile_overlap
-        return _blend(plan.scaled(scale), overlap * scale).to(self.device)
+        return tiling.weights(plan.scaled(scale), self.settings.tile_overlap * scale).to(self.device)
 
     def _make_field(self, stream: int, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
         return noise.field(self.settings.seed, stream, channels, height, width, top, left).to(self.device)
@@ -164,11 +167,6 @@ class DiffusionX4:
         widest = getattr(self.vae.config, "block_out_channels", [3])[0]
         vae = _VAE_TENSORS * widest * self.scale**2 * next(self.vae.parameters()).element_size()
         return float(max(unet, vae))
-
-
-@lru_cache(maxsize=4)
-def _blend(plan: tiling.Plan, overlap: int) -> torch.Tensor:
-    return tiling.weights(plan, overlap)
 
 
 def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
