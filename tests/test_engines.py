@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vidup import noise, tiling
+from vidup import color, noise, tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import INTERPOLATIONS, Engine, Place, enlarge, load
 from vidup.engines.hub import MINI
 from vidup.engines.resample import anchor, resize
 from vidup.errors import EngineError
+from vidup.reader import decode, probe
 
 CPU = Runtime(device="cpu")
+SAMPLES = Path(__file__).parent.parent / "samples"
 MODELS = [*INTERPOLATIONS, "mini", "tiny"]
 
 
@@ -101,13 +104,13 @@ def test_bicubic_is_pillows(make_engine: Callable[..., Engine]) -> None:
     np.testing.assert_allclose(result[0, 0].numpy(), np.asarray(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("tile", [0, 72])
 @pytest.mark.parametrize("model", ["mini", "tiny"])
-@pytest.mark.parametrize("batch", [2, 4])
-def test_batches_agree(make_engine: Callable[..., Engine], model: str, batch: int) -> None:
-    """Whole frames and tiles, three frames: every batch is one shape, the last one filled up."""
-    clip, place = picture(40, 136, count=3), Place(height=40, width=136)
-    for tile in (0, 72):
-        one = enlarge(make_engine(model, tile=tile), clip, place)
+def test_batches_agree(make_engine: Callable[..., Engine], model: str, tile: int) -> None:
+    """Three frames, whole or in tiles: every batch has one shape, the last one filled up."""
+    clip, place = picture(16, 104, count=3), Place(height=16, width=104)
+    one = enlarge(make_engine(model, tile=tile), clip, place)
+    for batch in (2, 4):
         many = enlarge(make_engine(model, Runtime(device="cpu", batch=batch), tile=tile), clip, place)
         assert (one - many).abs().max() * 255 < 1
 
@@ -117,22 +120,26 @@ def test_480x270_becomes_1920x1080(make_engine: Callable[..., Engine]) -> None:
     assert result.shape == (1, 3, 1080, 1920)
 
 
-def test_tiles_equal_the_whole_frame(make_engine: Callable[..., Engine]) -> None:
-    source, place = picture(96, 160, seed=4), Place(height=96, width=160)
-    source = (source + 0.05 * torch.randn(source.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
+@pytest.mark.parametrize("clip", ["film.mp4", "game.mkv"])
+def test_tiles_equal_the_whole_frame(make_engine: Callable[..., Engine], clip: str) -> None:
+    source = color.to_rgb(next(decode(probe(SAMPLES / clip))))[None]
+    place = Place(height=90, width=160)
     whole = anchor(enlarge(make_engine("mini"), source, place), source, 5)
     tiled = anchor(enlarge(make_engine("mini", tile=80), source, place), source, 5)
     error = (whole - tiled).square().mean()
     assert 10 * torch.log10(1 / error) >= 35
 
+    # No seams: across the borders of tiles the gradient is what it is in the whole frame, as it is elsewhere.
     plan = tiling.plan(96, 160, 80, 32, 8)
-    assert len(plan.origins) > 1
-    gradient = (tiled[..., 1:] - tiled[..., :-1]).abs().mean((0, 1, 2))
-    reference = (whole[..., 1:] - whole[..., :-1]).abs().mean((0, 1, 2))
-    borders = {x * 4 for _, left in plan.origins for x in (left, left + plan.tile_width) if 0 < x < 160}
-    across = torch.tensor([gradient[x - 1] / reference[x - 1] for x in borders]).mean()
-    elsewhere = torch.tensor([gradient[x] / reference[x] for x in range(639) if x + 1 not in borders]).mean()
-    assert abs(across / elsewhere - 1) < 0.02
+    assert len({top for top, _ in plan.origins}) > 1 and len({left for _, left in plan.origins}) > 1
+    for axis, length, side in ((-1, 160, plan.tile_width), (-2, 96, plan.tile_height)):
+        starts = {origin[axis] for origin in plan.origins}
+        borders = {4 * edge - 1 for start in starts for edge in (start, start + side) if 0 < edge < length}
+        at_border = torch.tensor([index in borders for index in range(4 * length - 1)])
+        one, other = (p.diff(dim=axis).abs().transpose(axis, -1).flatten(0, -2).mean(0) for p in (whole, tiled))
+        across = other[at_border].mean() / one[at_border].mean()
+        elsewhere = other[~at_border].mean() / one[~at_border].mean()
+        assert abs(across / elsewhere - 1) < 0.02
 
 
 def test_noise_belongs_to_places() -> None:
@@ -281,6 +288,24 @@ def test_a_complete_cache_is_taken_without_asking(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tiny_x4))
     monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: pytest.fail("the hub was asked"))
     assert hub.locate("x4", None, half=False) == tiny_x4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpus_picture(tiny_x4: Path) -> None:
+    source, place = picture(40, 56), Place(height=40, width=56)
+    settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour"}
+    expected = enlarge(load(Settings(**settings), CPU), source, place)
+    for dtype, bound in (("float32", 1e-2), ("auto", 0.1)):
+        engine = load(Settings(**settings, dtype=dtype), Runtime(device="cuda"))
+        assert (enlarge(engine, source.cuda(), place).cpu() - expected).abs().max() < bound
+
+
+@pytest.mark.network
+@pytest.mark.skipif("VIDUP_TEST_NETWORK" not in os.environ, reason="set VIDUP_TEST_NETWORK=1 to fetch 1.7 GB")
+def test_the_hub_has_the_full_model() -> None:
+    engine = load(Settings(steps=1, dtype="float16"), CPU)
+    assert engine.scale == 4
 
 
 @pytest.mark.slow

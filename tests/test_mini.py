@@ -10,7 +10,7 @@ from vidup.compare import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
 from vidup.mini import CHECKPOINT
 from vidup.mini.degrade import degraded, reduced
-from vidup.mini.measure import Figures, anchored, enlarged, figures, table
+from vidup.mini.measure import Figures, anchored, detail_gain, enlarged, figures, table
 from vidup.mini.model import load_checkpoint, make_unet, save_checkpoint
 from vidup.mini.muon import orthogonalised
 from vidup.mini.pictures import MIX, picture
@@ -114,7 +114,7 @@ def test_unet_takes_a_prompt_and_ignores_it():
 
 def test_learning_rate_rises_stays_and_falls():
     recipe = Recipe(10000, 1, 8, 1.0, 0.3, 0, 1)
-    assert learning_rate(recipe, 0) < 0.01
+    assert learning_rate(recipe, 0) <= 0.01
     assert learning_rate(recipe, 300) == learning_rate(recipe, 6999) == 1.0
     assert learning_rate(recipe, 8500) == pytest.approx(0.5)
     assert learning_rate(recipe, 9999) == pytest.approx(0.01)
@@ -145,6 +145,17 @@ def test_a_continued_training_equals_an_unbroken_one(tmp_path, monkeypatch):
 
 def _small_picture(folder, seed):
     np.save(folder / f"{seed:06d}.npy", picture(seed, 64))
+
+
+def test_detail_gain_amplifies_what_is_too_faint(autoencoder, monkeypatch):
+    truth = torch.from_numpy(picture(3, 64)).permute(2, 0, 1)
+    for share, expected in ((1 / 1.2, 1.2), (1.0, 1.0)):
+
+        def faint(unet, vae, low, way, share=share):
+            return up(low) + share * (truth[None].float() / 255 - up(low))
+
+        monkeypatch.setattr("vidup.mini.measure.enlarged", faint)
+        assert detail_gain(make_unet((16, 16)), autoencoder, [truth], ("ddim", 2)) == expected
 
 
 def test_card_takes_the_figures_between_its_marks(tmp_path):

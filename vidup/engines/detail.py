@@ -32,7 +32,8 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
     """Whitened space-to-depth of the detail that bicubic enlargement cannot give.
 
     `config.residual` tells the engine that the decoded picture lacks its low frequencies: the bicubic enlargement of
-    the low-resolution input has to be added.
+    the low-resolution input has to be added. As everywhere in diffusers, latents are divided by
+    `config.scaling_factor` before decoding: below 1 it amplifies the detail.
     """
 
     @register_to_config  # type: ignore[untyped-decorator, unused-ignore]

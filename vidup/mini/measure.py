@@ -93,7 +93,7 @@ def enlarged(
 
     latents = field(seed, LATENTS, 48, *shape).expand(count, -1, -1, -1).to(low.device)
     latents = solve(model, latents, prepare(make_scheduler().config, *way))
-    detail = vae.decode(latents)[0][..., : 4 * height, : 4 * width]
+    detail = vae.decode(latents / vae.config.scaling_factor)[0][..., : 4 * height, : 4 * width]
     return (up(low) + detail / 2).clamp(0, 1)
 
 
@@ -136,6 +136,35 @@ def measure(
         for name, result in results.items():
             rows.setdefault(name, []).append(figures(exact, result, low))
     return {name: mean(several) for name, several in rows.items()}
+
+
+GAINS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4)
+AFFORDED = 0.1
+"""dB of PSNR that a gain may cost."""
+
+
+def detail_gain(unet: UNet2DConditionModel, vae: DetailAutoencoder, truths: list[torch.Tensor], way: Way) -> float:
+    """How much to amplify the detail that the UNet answers with.
+
+    An answer in doubt is a cautious one: too faint. Of the gains that cost next to no PSNR take the one whose gradient
+    energy comes nearest to the truth's.
+
+    Args:
+        vae: its scaling factor is 1.
+        truths: uint8 (3, 4h, 4w) each, pictures that training does not see.
+    """
+    device = next(unet.parameters()).device
+    tried: list[list[Figures]] = [[] for _ in GAINS]
+    for truth in truths:
+        low = torch.from_numpy(reduced(truth.permute(1, 2, 0).numpy())).permute(2, 0, 1)[None].float() / 255
+        result = enlarged(unet, vae, low.to(device), way).cpu()
+        for several, gain in zip(tried, GAINS, strict=True):
+            amplified = up(low) + gain * (result - up(low))
+            several.append(figures(truth[None].float() / 255, anchored(amplified, low), low))
+    means = [mean(several) for several in tried]
+    best = max(f.psnr for f in means)
+    allowed = [(abs(1 - f.energy), gain) for f, gain in zip(means, GAINS, strict=True) if f.psnr > best - AFFORDED]
+    return min(allowed)[1]
 
 
 def made_pictures(count: int = 14, size: int = 192) -> list[torch.Tensor]:

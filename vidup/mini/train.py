@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 from vidup.engines.detail import FACTOR, DetailAutoencoder
 from vidup.mini import CHECKPOINT
 from vidup.mini.degrade import degraded
-from vidup.mini.measure import WAYS, Figures, clips, frames, made_pictures, measure, table
+from vidup.mini.measure import WAYS, Figures, clips, detail_gain, frames, made_pictures, measure, table
 from vidup.mini.model import MAX_NOISE_LEVEL, TEXT_WIDTH, make_low_res_scheduler, make_unet, save_checkpoint
 from vidup.mini.muon import Muon
 from vidup.mini.pictures import picture
 
 FEW_STEPS = (749, 666, 499, 332, 249)
 """Timesteps of trailing schedules of two to four steps, besides the first, 999."""
-EMA = 0.999
+EMA = 0.997
 CARD = CHECKPOINT.parent / "README.md"
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -210,7 +210,7 @@ def loss_of(training: Training, crops: Crops, alphas_cumprod: torch.Tensor) -> t
     pixels = wrong.abs().mean() / scale
     energy = _energy_error(truth, truth + F.pixel_shuffle(wrong, FACTOR)) / scale
     # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture counts most.
-    loss: torch.Tensor = 0.15 * error.abs().mean() + pixels + 0.5 * energy
+    loss: torch.Tensor = 0.15 * error.abs().mean() + pixels + 1.5 * energy
     return loss
 
 
@@ -278,6 +278,7 @@ def train(recipe: Recipe, work: Path, device: torch.device, save_every: int = 50
     return training
 
 
+PRESET = ("ddim", 2)
 VALIDATED = (("ddim", 1), ("ddim", 2), ("ddim", 4))
 
 
@@ -344,6 +345,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         make_pictures(options.work / "pictures", options.pictures, options.threads)
         training = train(recipe, options.work, device, options.save_every)
+    gain = detail_gain(training.average, training.vae, made_pictures(), PRESET)
+    training.vae.register_to_config(scaling_factor=round(1 / gain, 4))  # latents are divided by it before decoding
     if not options.measure:
         save_checkpoint(options.to, training.average, training.vae)
         print(f"iteration {training.iteration} written to {options.to}")
