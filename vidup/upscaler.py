@@ -121,6 +121,17 @@ class Upscaler:
         codes = (enlarged * 255).round_().clamp_(0, 255).to(torch.uint8)
         return pillow.fromarray(codes.permute(1, 2, 0).cpu().numpy())
 
+    def enlarge(self, rgb: torch.Tensor) -> torch.Tensor:
+        """Upscale pictures that are tensors already.
+
+        Args:
+            rgb: float32 (T, 3, h, w), nominally in [0, 1]; any device.
+
+        Returns:
+            float32 (T, 3, H, W) on the engine's device.
+        """
+        return self._enlarge(rgb.to(self.engine.device), (), even=False)
+
     @torch.inference_mode()
     def _enlarge(self, rgb: torch.Tensor, times: tuple[object, ...], even: bool) -> torch.Tensor:
         height, width = rgb.shape[-2:]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from vidup.engines.detail import DetailAutoencoder, down, up
+from vidup.engines.resample import anchor
 from vidup.engines.sampler import prepare, solve
 from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
 from vidup.mini.degrade import reduced
@@ -19,6 +20,8 @@ from vidup.mini.model import TEXT_WIDTH, make_low_res_scheduler, make_scheduler
 from vidup.mini.pictures import picture
 from vidup.noise import field
 
+ANCHOR = 5
+"""Rounds of the anchor, as the preset has them."""
 BORDER = 8
 """Pixels at every side that figures leave out."""
 HELD_OUT = 10_000_000
@@ -45,18 +48,6 @@ class Figures:
     """Gradient energy, as a share of the truth's."""
     fidelity: float
     """PSNR in dB of the result reduced by 4 against the input."""
-
-
-def anchored(picture: torch.Tensor, low: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """Iterated back-projection (Irani and Peleg 1991): what the input tells overrides what was made up.
-
-    Args:
-        picture: float (N, 3, 4h, 4w) in [0, 1].
-        low: float (N, 3, h, w) in [0, 1].
-    """
-    for _ in range(iterations):
-        picture = picture + up(low - down(picture))
-    return picture.clamp(0, 1)
 
 
 @torch.inference_mode()
@@ -129,10 +120,10 @@ def measure(
         pixels = truth.permute(1, 2, 0).numpy()
         low = torch.from_numpy(reduced(pixels)).permute(2, 0, 1)[None].float() / 255
         exact = truth[None].float() / 255
-        results = {"bicubic": up(low), "bicubic + anchor": anchored(up(low), low)}
+        results = {"bicubic": up(low), "bicubic + anchor": anchor(up(low), low, ANCHOR)}
         for sampler, steps in ways:
             raw = enlarged(unet, vae, low.to(device), (sampler, steps)).cpu()
-            results[f"mini, {sampler} {steps}"] = anchored(raw, low)
+            results[f"mini, {sampler} {steps}"] = anchor(raw, low, ANCHOR)
         for name, result in results.items():
             rows.setdefault(name, []).append(figures(exact, result, low))
     return {name: mean(several) for name, several in rows.items()}
@@ -160,7 +151,7 @@ def detail_gain(unet: UNet2DConditionModel, vae: DetailAutoencoder, truths: list
         result = enlarged(unet, vae, low.to(device), way).cpu()
         for several, gain in zip(tried, GAINS, strict=True):
             amplified = up(low) + gain * (result - up(low))
-            several.append(figures(truth[None].float() / 255, anchored(amplified, low), low))
+            several.append(figures(truth[None].float() / 255, anchor(amplified, low, ANCHOR), low))
     means = [mean(several) for several in tried]
     best = max(f.psnr for f in means)
     allowed = [(abs(1 - f.energy), gain) for f, gain in zip(means, GAINS, strict=True) if f.psnr > best - AFFORDED]
