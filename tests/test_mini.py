@@ -8,9 +8,10 @@ import torch
 
 from vidup.compare import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
+from vidup.engines.resample import anchor
 from vidup.mini import CHECKPOINT
 from vidup.mini.degrade import degraded, reduced
-from vidup.mini.measure import Figures, anchored, detail_gain, enlarged, figures, table
+from vidup.mini.measure import ANCHOR, Figures, detail_gain, enlarged, figures, table
 from vidup.mini.model import load_checkpoint, make_unet, save_checkpoint
 from vidup.mini.muon import orthogonalised
 from vidup.mini.pictures import MIX, picture
@@ -89,7 +90,7 @@ def test_anchor_makes_the_result_reduced_the_input():
     low = torch.from_numpy(reduced(picture(2, 128))).permute(2, 0, 1)[None].float() / 255
     shifted = up(low) + 0.1
     assert psnr(low, down(shifted)) == pytest.approx(20, abs=0.5)
-    assert psnr(low, down(anchored(shifted, low))) > 45
+    assert psnr(low, down(anchor(shifted, low, ANCHOR))) > 45
 
 
 def test_orthogonalised_has_even_singular_values():
@@ -205,7 +206,7 @@ def test_shipped_checkpoint_beats_bicubic_and_repeats_itself():
     truth = torch.from_numpy(picture(10_000_003, 192)).permute(2, 0, 1)
     low = torch.from_numpy(reduced(truth.permute(1, 2, 0).numpy())).permute(2, 0, 1)[None].float() / 255
     exact = truth[None].float() / 255
-    result, again = (anchored(enlarged(unet, vae, low, ("ddim", 2)), low) for _ in range(2))
+    result, again = (anchor(enlarged(unet, vae, low, ("ddim", 2)), low, ANCHOR) for _ in range(2))
     assert torch.equal(result, again)
     assert result.shape == exact.shape
     mini, bicubic = figures(exact, result, low), figures(exact, up(low), low)
