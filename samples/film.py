@@ -77,9 +77,7 @@ def sky(rays: Array, time: float, scene: SimpleNamespace) -> Array:
     glow = np.clip(unit @ (SUN / np.linalg.norm(SUN)), 0, 1)
     colour = colour + (glow**14 * 0.22)[..., None] * np.array((1.0, 0.75, 0.4), np.float32)
     azimuth = np.arctan2(unit[..., 0], unit[..., 2])
-    for row, (low, gain, tone) in enumerate(
-        ((0.030, 0.055, (0.60, 0.64, 0.68)), (0.008, 0.045, (0.38, 0.47, 0.42)))
-    ):
+    for row, (low, gain, tone) in enumerate(((0.030, 0.055, (0.60, 0.64, 0.68)), (0.008, 0.045, (0.38, 0.47, 0.42)))):
         ridge = np.interp(azimuth * 460 + 400 + row * 130, np.arange(1024), scene.hills[row])
         top = low + gain * (ridge - 0.3)
         speck = scene.foliage.at(azimuth * 3.0, unit[..., 1] * 5.0, 0.004)[..., 0] - 0.5
@@ -181,9 +179,7 @@ def render(index: int, size: tuple[int, int]) -> Array:
     scene, time, way = props(), index / RATE, index / (FRAMES - 1)
     way = way * 0.7 + 0.3 * float(smoothstep(0, 1, np.float32(way)))  # starts and ends a little slower
     bob = 0.018 * np.sin(2 * np.pi * time * 0.9)
-    camera = Camera(
-        (1.3 + 1.7 * way, 1.7 + bob, 0.2 + 0.7 * way), -0.15 + 0.035 * way, 0.055 + 0.004 * bob, size
-    )
+    camera = Camera((1.3 + 1.7 * way, 1.7 + bob, 0.2 + 0.7 * way), -0.15 + 0.035 * way, 0.055 + 0.004 * bob, size)
     rays = camera.rays()
     above = rays[..., 1] >= -1e-3
     picture = sea(camera, rays, time, scene)
@@ -208,9 +204,7 @@ def render(index: int, size: tuple[int, int]) -> Array:
     place(camera, rays, picture, scene.railing, (QUAY_X + 0.2, 0, QUAY_Z - 0.3), (14, 1.2))
     place(camera, rays, picture, art.walker(time), (-3.6 + 1.25 * time, 0, 11.5), (1.4, 2.0))
     for x, y, z, beat, vx, vy in ((3.9, 4.5, 9.0, 0.0, -0.7, 0.25), (3.4, 4.6, 14.0, 1.9, 1.0, 0.3)):
-        place(
-            camera, rays, picture, art.gull(9.5 * time + beat), (x + vx * time, y + vy * time, z), (1.6, 1.0)
-        )
+        place(camera, rays, picture, art.gull(9.5 * time + beat), (x + vx * time, y + vy * time, z), (1.6, 1.0))
     wind = 0.07 * np.sin(1.9 * time) + 0.03 * np.sin(4.7 * time + 1)
     place(camera, rays, picture, scene.branch, (3.0, 2.75, 7.0), (4.4, 2.6), sway=wind)
     place(camera, rays, picture, scene.planter, (-2.25, -0.2, 5.2), (1.9, 1.4), sway=-wind * 0.6)
@@ -255,9 +249,7 @@ def sound(rate: int) -> Array:
             call = np.clip((time - start) / 0.22, 0, 1)
             phase = 2 * np.pi * np.cumsum(1500 + 700 * np.sin(np.pi * call)) / rate
             out[channel] += (
-                (0.05 + 0.03 * channel)
-                * np.sin(np.pi * call) ** 2
-                * (np.sin(phase) + 0.4 * np.sin(2 * phase))
+                (0.05 + 0.03 * channel) * np.sin(np.pi * call) ** 2 * (np.sin(phase) + 0.4 * np.sin(2 * phase))
             )
     fade = np.minimum(1, np.minimum(time, time[::-1]) / 0.04)
     return (np.tanh(out * 1.1) * fade).astype(np.float32)

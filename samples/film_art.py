@@ -23,9 +23,7 @@ class Board:
 
     def points(self, *xy: float) -> list[tuple[float, float]]:
         """Pixels of the points x, y, x, y ... in metres."""
-        return [
-            (x * self.scale, (self.height - y) * self.scale) for x, y in zip(xy[::2], xy[1::2], strict=True)
-        ]
+        return [(x * self.scale, (self.height - y) * self.scale) for x, y in zip(xy[::2], xy[1::2], strict=True)]
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...]) -> None:
         (left, bottom), (right, top) = self.points(x0, y0, x1, y1)
@@ -41,9 +39,7 @@ class Board:
     def line(self, fill: tuple[int, ...], width: float, *xy: float) -> None:
         self.draw.line(self.points(*xy), fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
-    def text(
-        self, x: float, y: float, text: str, cap: float, fill: tuple[int, ...], spacing: float = 0.1
-    ) -> None:
+    def text(self, x: float, y: float, text: str, cap: float, fill: tuple[int, ...], spacing: float = 0.1) -> None:
         """Letters centred at x, y, `spacing` (in capital heights) between them, as sign painters do."""
         face, gap = font(cap * self.scale), spacing * cap * self.scale
         widths = [face.getlength(letter) + gap for letter in text]
@@ -95,9 +91,7 @@ def facade(rng: np.random.Generator) -> Texture:
     for x in (0.75, 3.0, 5.25, 7.5):
         window(board, x, 4.25, 1.15, 1.35, rng)
         for _ in range(170):  # the flower box
-            colour = [(70, 110, 48), (52, 88, 40), (196, 44, 60), (238, 190, 70)][
-                rng.choice(4, p=(0.4, 0.3, 0.2, 0.1))
-            ]
+            colour = [(70, 110, 48), (52, 88, 40), (196, 44, 60), (238, 190, 70)][rng.choice(4, p=(0.4, 0.3, 0.2, 0.1))]
             radius = rng.uniform(0.02, 0.05)
             board.oval(x + rng.uniform(-0.1, 1.25), 4.2 + rng.normal(0, 0.07), radius, radius, colour)
     board.box(0.35, 2.85, 9.25, 3.98, (38, 18, 14, 110))  # the sign, with its shadow
@@ -267,12 +261,8 @@ def gull(phase: float) -> Texture:
     board, beat = Board(1.6, 1.0, 160), np.sin(phase)
     for side in (-1, 1):
         elbow, tip = (0.8 + 0.30 * side, 0.58 + 0.16 * beat), (0.8 + 0.74 * side, 0.50 + 0.34 * beat)
-        board.shape(
-            (170, 174, 182), 0.8, 0.44, 0.8, 0.58, elbow[0], elbow[1] + 0.03, *tip, elbow[0], elbow[1] - 0.13
-        )
-        board.shape(
-            (52, 54, 62), tip[0] - 0.2 * side, tip[1] - 0.02 - 0.06 * beat, *tip, tip[0] - 0.2 * side, tip[1]
-        )
+        board.shape((170, 174, 182), 0.8, 0.44, 0.8, 0.58, elbow[0], elbow[1] + 0.03, *tip, elbow[0], elbow[1] - 0.13)
+        board.shape((52, 54, 62), tip[0] - 0.2 * side, tip[1] - 0.02 - 0.06 * beat, *tip, tip[0] - 0.2 * side, tip[1])
     board.oval(0.8, 0.5, 0.1, 0.085, (250, 250, 248))
     board.oval(0.84, 0.55, 0.06, 0.055, (255, 255, 255))
     board.shape((238, 176, 60), 0.89, 0.57, 0.96, 0.54, 0.89, 0.53)

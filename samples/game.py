@@ -148,14 +148,10 @@ def sky(view: Array, time: float, scene: SimpleNamespace) -> Array:
     height, azimuth = view[:, 1], np.arctan2(view[:, 0], view[:, 2])
     colour = mix(FOG, (0.22, 0.50, 0.92), smoothstep(0.0, 0.45, height))
     puff = scene.clouds.at(azimuth * 130 + time * 1.5 + 20, height * 260, 0.5)[:, 0] + 0.25 * (height - 0.2)
-    lower = scene.clouds.at(azimuth * 130 + time * 1.5 + 20, height * 260 - 5, 0.5)[:, 0] + 0.25 * (
-        height - 0.2
-    )
+    lower = scene.clouds.at(azimuth * 130 + time * 1.5 + 20, height * 260 - 5, 0.5)[:, 0] + 0.25 * (height - 0.2)
     white = mix((0.80, 0.87, 0.96), (1.0, 1.0, 1.0), smoothstep(-0.03, 0.04, puff - lower))
     colour = mix(colour, white, smoothstep(0.555, 0.585, puff) * smoothstep(0.02, 0.10, height) * 0.95)
-    for layer, (base, gain, dark) in enumerate(
-        ((0.05, 0.22, (0.48, 0.58, 0.78)), (0.01, 0.14, (0.34, 0.56, 0.50)))
-    ):
+    for layer, (base, gain, dark) in enumerate(((0.05, 0.22, (0.48, 0.58, 0.78)), (0.01, 0.14, (0.34, 0.56, 0.50)))):
         place = azimuth * 60 + 250 + layer * 100
         ridge = base + gain * (np.interp(place, np.arange(512), scene.ridge[layer]) - 0.25)
         east = np.interp(place + 2, np.arange(512), scene.ridge[layer]) - (ridge - base) / gain - 0.25
@@ -178,9 +174,7 @@ def head_up(picture: Array, time: float, x: float, z: float) -> Array:
     def panel(x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...], radius: float = 6) -> None:
         draw.rounded_rectangle((x0 * k, y0 * k, x1 * k, y1 * k), radius * k, fill=fill)
 
-    def text(
-        at: tuple[float, float], words: str, cap: float, fill: tuple[int, ...], anchor: str = "lm"
-    ) -> None:
+    def text(at: tuple[float, float], words: str, cap: float, fill: tuple[int, ...], anchor: str = "lm") -> None:
         write(draw, (at[0] * k, at[1] * k), words, cap * k, fill, anchor, bold=0.035, edge=ink)
 
     taken = int(np.clip((z - 5.0) // 1.6 + 1, 0, 11))
@@ -194,9 +188,7 @@ def head_up(picture: Array, time: float, x: float, z: float) -> Array:
     text((626, 32), f"1:{27 - int(time):02d}.{int(99.99 - time * 100 % 100):02d}", 28, gold, "rm")
     text((626, 68), "LAP 2/3", 18, (255, 255, 255, 255), "rm")
     spin = abs(np.cos(3 * time)) * 13 + 2
-    draw.ellipse(
-        ((34 - spin) * k, 313 * k, (34 + spin) * k, 343 * k), fill=gold, outline=ink, width=round(2 * k)
-    )
+    draw.ellipse(((34 - spin) * k, 313 * k, (34 + spin) * k, 343 * k), fill=gold, outline=ink, width=round(2 * k))
     text((60, 329), f"x{12 + taken}", 28, gold)
     centre, radius = np.array((580, 296)), 48
     draw.ellipse([c * k for c in (*(centre - radius - 4), *(centre + radius + 4))], fill=ink)
@@ -243,14 +235,8 @@ def sound(rate: int) -> Array:
         here = slice(step * beat, (step + 1) * beat)
         notes = chord[step // 4]
         bass = 2 * np.abs(2 * (local * 440 * 2 ** ((notes[0] - 24 - 69) / 12) % 1) - 1) - 1
-        drum = (
-            rng.standard_normal(beat)
-            * np.exp(-local * (70 if step % 4 != 2 else 25))
-            * (0.10 if step % 2 else 0.2)
-        )
-        kick = (
-            np.sin(2 * np.pi * 60 * np.exp(-local * 18) * local * 2) * np.exp(-local * 22) * (step % 4 == 0)
-        )
+        drum = rng.standard_normal(beat) * np.exp(-local * (70 if step % 4 != 2 else 25)) * (0.10 if step % 2 else 0.2)
+        kick = np.sin(2 * np.pi * 60 * np.exp(-local * 18) * local * 2) * np.exp(-local * 22) * (step % 4 == 0)
         melody, harmony = wave(lead[step], 0.5) * decay, wave(notes[step % 3] + 12, 0.25) * decay
         out[0, here] += 0.30 * melody + 0.14 * harmony + 0.22 * bass * decay**0.3 + drum + 0.5 * kick
         out[1, here] += 0.22 * melody + 0.22 * harmony + 0.22 * bass * decay**0.3 + drum + 0.5 * kick

@@ -81,9 +81,7 @@ def crate_picture(rng: np.random.Generator) -> Texture:
     for x in (16, 240):
         for y in (16, 240):
             draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=(84, 60, 44))
-    star = [
-        (128 + r * np.sin(k * np.pi / 5), 128 - r * np.cos(k * np.pi / 5)) for k, r in enumerate([64, 28] * 5)
-    ]
+    star = [(128 + r * np.sin(k * np.pi / 5), 128 - r * np.cos(k * np.pi / 5)) for k, r in enumerate([64, 28] * 5)]
     draw.polygon(star, fill=(250, 222, 90), outline=(96, 58, 24))
     grit = fractal(256, 0.6, rng)[..., None] * 0.4 + 0.8
     return Texture.of(np.asarray(image, np.float32) / 255 * grit, 256)
@@ -218,9 +216,7 @@ def world(time: float, hero_at: tuple[float, float, float]) -> list[Solid]:
     ]
     for side in (-1, 1):
         solids += [
-            Solid(
-                "ball", (sx + 0.2 * side, 0.58 * squash + 0.7 * hop, sz - 0.4), (0.12, 0.15, 0.1), (1, 1, 1)
-            ),
+            Solid("ball", (sx + 0.2 * side, 0.58 * squash + 0.7 * hop, sz - 0.4), (0.12, 0.15, 0.1), (1, 1, 1)),
             Solid(
                 "ball",
                 (sx + 0.2 * side, 0.58 * squash + 0.7 * hop, sz - 0.48),

@@ -44,9 +44,7 @@ def cells(size: int, count: int, rng: np.random.Generator) -> tuple[Array, Array
     return second - first, stone
 
 
-def bricks(
-    shape: tuple[int, int], brick: tuple[float, float], rng: np.random.Generator
-) -> tuple[Array, Array]:
+def bricks(shape: tuple[int, int], brick: tuple[float, float], rng: np.random.Generator) -> tuple[Array, Array]:
     """Running bond: 1 on a brick and 0 on mortar with a soft edge, and one random value a brick.
 
     Args:
@@ -184,9 +182,7 @@ class Camera:
         w, h = self.size
         x = (np.arange(w, dtype=np.float32) + 0.5 - w / 2) / self.focal
         y = (h / 2 - np.arange(h, dtype=np.float32) - 0.5) / self.focal
-        return (x[None, :, None] * self.axes[0] + y[:, None, None] * self.axes[1] + self.axes[2]).astype(
-            np.float32
-        )
+        return (x[None, :, None] * self.axes[0] + y[:, None, None] * self.axes[1] + self.axes[2]).astype(np.float32)
 
     def project(self, points: Array) -> tuple[Array, Array, Array]:
         """Columns, rows and depths of world points `(n, 3)`."""

@@ -278,7 +278,7 @@ def train(recipe: Recipe, work: Path, device: torch.device, save_every: int = 50
     return training
 
 
-PRESET = ("ddim", 2)
+PRESET = ("ddim", 3)
 VALIDATED = (("ddim", 1), ("ddim", 2), ("ddim", 4))
 
 
