@@ -26,9 +26,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "upscale": "vidup.job",
+    "upscale_files": "vidup.job",
+    "verify": "vidup.proof",
+    "Receipt": "vidup.proof",
+    "Outcome": "vidup.job",
+    "Stopped": "vidup.execute",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
-    "probe": "vidup.reader",
+    "probe": "vidup.probing",
     "Settings": "vidup.config",
     "Runtime": "vidup.config",
     "Progress": "vidup.progress",
@@ -50,27 +55,34 @@ __all__ = [
     "Frame",
     "MediaError",
     "MediaInfo",
+    "Outcome",
     "Progress",
+    "Receipt",
     "ResumeError",
     "Runtime",
     "Settings",
+    "Stopped",
     "Upscaler",
     "VerifyError",
     "VidupError",
     "compare",
     "probe",
     "upscale",
+    "upscale_files",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from vidup.compare import compare
     from vidup.config import Runtime, Settings
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, VerifyError, VidupError
+    from vidup.execute import Stopped
     from vidup.frame import Color, Frame, MediaInfo
-    from vidup.job import upscale
+    from vidup.job import Outcome, upscale, upscale_files
+    from vidup.probing import probe
     from vidup.progress import Progress
-    from vidup.reader import probe
     from vidup.upscaler import Upscaler
+    from vidup.proof import Receipt, verify
 
 
 def __getattr__(name: str) -> Any:

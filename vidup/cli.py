@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from math import isfinite
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vidup
-from vidup.config import Runtime, Settings, add_options, from_options, preset_names
-from vidup.errors import ConfigError, VidupError
+from vidup.config import DELIVERY, Runtime, Settings, add_options, from_options, preset_names
+from vidup.errors import ConfigError, VerifyError, VidupError
+from vidup.execute import Stopped
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
+    from vidup.planning import Job
     from vidup.progress import Sink
 
 log = logging.getLogger("vidup")
@@ -37,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, arguments.verbose, 2)
     except VidupError as error:
         return _fail(error, arguments.verbose, 1)
-    except KeyboardInterrupt:
-        print("vidup: interrupted; nothing was left at the output path", file=sys.stderr)
+    except (KeyboardInterrupt, Stopped):
+        print("vidup: interrupted; what is done is kept: the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read standard output is gone
         sys.stderr.close()
@@ -68,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the output file, or a folder for many inputs; the ending chooses the container: .mp4, .mov, .mkv, .webm",
     )
-    upscale.add_argument("-p", "--preset", metavar="NAME", help=f"{', '.join(preset_names())}, or the path of a .toml")
+    presets = f"{', '.join(preset_names())}, or the path of a .toml"
+    upscale.add_argument("-p", "--preset", metavar="NAME", help=presets)
     upscale.add_argument(
         "--progress",
         choices=("bar", "json", "none"),
@@ -82,12 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     probe = commands.add_parser(
         "probe",
         help="tell what is in a file, and what would become of it",
-        description="Tell what is in a file, and what would become of each stream.",
+        description="Tell what is in a file, and what would become of each stream with these settings.",
     )
     probe.add_argument("input", metavar="INPUT")
     probe.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
+    probe.add_argument("-p", "--preset", metavar="NAME", help=presets)
     probe.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(probe, Settings)
     probe.set_defaults(command=_probe)
+
+    verify = commands.add_parser(
+        "verify",
+        help="prove that an upscaled file holds all that its source holds",
+        description="Prove that an upscaled file, whoever made it, holds all that its source holds: every frame at its"
+        " time and with its picture, every packet of sound, subtitles, chapters, tags. Prints a receipt.",
+    )
+    verify.add_argument("source", metavar="SOURCE")
+    verify.add_argument("output", metavar="OUTPUT")
+    verify.add_argument("--fast", action="store_true", help="compare samples of the pictures instead of all")
+    verify.add_argument("--json", action="store_true", help="print the receipt, or the error, as one JSON object")
+    add_options(verify, Settings, only=DELIVERY)
+    verify.set_defaults(command=_verify)
 
     compare = commands.add_parser(
         "compare",
@@ -109,33 +129,55 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(command=_list)
 
-    for command in (upscale, probe, compare, listing):
+    for command in (upscale, probe, verify, compare, listing):
         command.add_argument("-v", "--verbose", action="store_true", help="tell more, and show tracebacks")
     return parser
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
-    from vidup.job import default_output, upscale_file
-    from vidup.upscaler import Upscaler
+    from vidup.job import default_output, upscale_files
 
     typed = vars(arguments)
-    settings = from_options(Settings, typed, arguments.preset)
+    settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     folder = _output_folder(arguments.inputs, arguments.output)
-    failures = 0
-    with Upscaler(settings, from_options(Runtime, typed)) as upscaler:
-        for source in arguments.inputs:
-            target = folder / default_output(Path(source), settings).name if folder else arguments.output
-            try:
-                with _progress(arguments.progress) as sink:
-                    log.info("%s: done", upscale_file(upscaler, source, target, sink))
-            except VidupError as error:
-                if len(arguments.inputs) == 1:
-                    raise
-                failures += 1
-                _fail(error, arguments.verbose, 1)
+    files = [
+        (source, folder / default_output(Path(source), settings).name if folder else arguments.output)
+        for source in arguments.inputs
+    ]
+    targets = [str(target) for _, target in files if target is not None]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise ConfigError(f"{target}: would be the output of {targets.count(target)} inputs; give them other names")
+    with _progress(arguments.progress) as sink, _stopping() as stop:
+        outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=stop.is_set)
+    failures = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(outcomes) == 1 and outcomes[0].error is not None:
+        raise outcomes[0].error
+    for outcome in failures:
+        assert outcome.error is not None
+        _fail(outcome.error, arguments.verbose, 1)
     if failures:
-        print(f"vidup: {failures} of {len(arguments.inputs)} files failed; the others are done", file=sys.stderr)
+        print(f"vidup: {len(failures)} of {len(outcomes)} files failed; the others are done", file=sys.stderr)
     return 1 if failures else 0
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """The first Ctrl-C, or SIGTERM, lets the batch in hand end; the second Ctrl-C stops at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("vidup: stopping after the batch in hand; Ctrl-C again stops at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _output_folder(inputs: Sequence[str], output: str | None) -> Path | None:
@@ -163,38 +205,91 @@ def _progress(kind: str) -> Iterator[Sink | None]:
 def _probe(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vidup.job import IMAGES, default_output, describe, plan
-    from vidup.reader import probe
+    from vidup import planning
+    from vidup.job import default_output
+    from vidup.probing import probe
+    from vidup.stills import ENDINGS
 
-    settings = Settings(model="bicubic")  # any model would do: nothing is loaded
+    settings = from_options(Settings, vars(arguments), arguments.preset)
     source = Path(arguments.input)
     target = Path(arguments.output) if arguments.output else default_output(source, settings)
-    info = probe(source)
-    table = asdict(info) | {"output": str(target)}
-    del table["pts"]
-    if source.suffix.lower() in IMAGES and target.suffix.lower() in IMAGES:
+    if source.suffix.lower() in ENDINGS and target.suffix.lower() in ENDINGS:
+        info = probe(source)
+        table = asdict(info) | {"output": str(target)}
         line = f"{source}: a still image of {info.width}x{info.height} {info.pix_fmt}; output {target}"
         print(json.dumps(table, default=str) if arguments.json else line)
         return 0
-    job = plan(source, target, settings)
+    job = planning.plan(source, target, settings)
+    info, encoding, notes = job.info, job.encoding, planning.describe(job)[1:]
     if arguments.json:
-        table |= {"plan": [asdict(stream) for stream in job.streams], "notes": describe(job)[1:]}
+        table = asdict(info) | {"output": str(target), "encoding": asdict(encoding)}
+        del table["pts"]
+        table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
+        table |= {"output_frames": len(job.times), "disk_bytes": planning.disk(job, job.high - job.low)}
         print(json.dumps(table, default=str))
         return 0
+    for line in _told(job):
+        print(line)
+    for note in notes:
+        print(f"  {note}")
+    return 0
+
+
+def _told(job: Job) -> Iterator[str]:
+    """What is in a file and what becomes of it, a line each."""
+    from vidup import planning
+
+    info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
     light = "full" if info.color.full_range else "limited"
-    encoding = job.encoding
-    print(f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})")
-    print(f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, rotation {info.rotation}", end="")
-    print(f", pixels {info.sample_aspect_ratio}, begins at {float(info.begin):.3f} s")
-    print(f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}")
+    codes = f"{info.color.matrix}/{info.color.primaries}/{info.color.transfer}" if info.color_tagged else "untagged"
+    transfer = {16: ", PQ", 18: ", HLG"}.get(info.color.transfer, "")
+    yield f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})"
+    yield (
+        f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, colour {codes}{transfer}"
+        + (", HDR10 data" if info.hdr else "")
+    )
+    yield (
+        f"  shown     rotation {info.rotation}, pixels {info.sample_aspect_ratio}, fields {info.field_order},"
+        f" begins at {float(info.begin):.3f} s"
+    )
+    yield (
+        f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
+        f" {len(job.times)} frames, about {planning.disk(job, job.high - job.low) / 2**30:.2f} GiB of disk meanwhile"
+    )
     for stream in job.streams:
         reason = f": {stream.reason}" if stream.reason else ""
-        print(f"  stream {stream.index}  {stream.action:8} {stream.name} {info.streams[stream.index].detail}{reason}")
+        to = f" to {stream.encoder}" if stream.encoder else ""
+        detail = info.streams[stream.index].detail
+        yield f"  stream {stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
     if info.chapters:
-        print(f"  chapters  {info.chapters}")
-    for note in describe(job)[1:]:
-        print(f"  {note}")
+        yield f"  chapters  {info.chapters}"
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from vidup.proof import verify
+
+    settings = from_options(Settings, vars(arguments))
+    try:
+        receipt = verify(arguments.source, arguments.output, settings, fast=arguments.fast)
+    except VerifyError as error:
+        if not arguments.json:
+            raise
+        print(json.dumps({"verified": False, "error": str(error)}))
+        return 1
+    if arguments.json:
+        print(json.dumps({"verified": True, **asdict(receipt)}))
+        return 0
+    height, width = receipt.size
+    print(f"{receipt.output}: verified against {receipt.source}")
+    print(f"  frames    {receipt.frames}, each at its time, {width}x{height}")
+    print(f"  pictures  {receipt.compared} compared; the least like its source is so to {receipt.least_likeness:.4f}")
+    for line in receipt.streams:
+        print(f"  stream    {line}")
+    print(f"  chapters  {receipt.chapters}")
+    print(f"  sha256    {receipt.sha256}")
     return 0
 
 

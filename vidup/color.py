@@ -19,9 +19,25 @@ from torch.nn import functional
 from vidup.errors import MediaError
 from vidup.frame import Color, Frame
 
-UNSPECIFIED, RGB, BT709, BT601, BT2020 = 2, 0, 1, 6, 9
+UNSPECIFIED, RGB, BT709, BT601, BT2020, YCGCO = 2, 0, 1, 6, 9, 8
 
-# Kr and Kb of each matrix code of H.273 that is linear in R'G'B'.
+MATRIX_NAMES = {
+    0: "RGB",
+    1: "BT.709",
+    4: "FCC",
+    5: "BT.601",
+    6: "BT.601",
+    7: "SMPTE 240M",
+    8: "YCgCo",
+    9: "BT.2020",
+    10: "BT.2020 with constant luminance",
+    14: "ICtCp",
+}
+"""The codes of H.273 in words."""
+
+_SETTINGS = {"bt709": BT709, "bt601": BT601, "bt2020": BT2020, "smpte240m": 7, "fcc": 4}
+
+# Kr and Kb of each matrix code of H.273 that has them and is linear in R'G'B'.
 _LUMA = {
     1: (0.2126, 0.0722),
     4: (0.30, 0.11),
@@ -66,23 +82,33 @@ def layout(pix_fmt: str) -> Layout | None:
     return Layout(family, bits, *chroma) if 8 <= bits <= 16 else None
 
 
-def resolve(color: Color, pix_fmt: str, width: int, height: int) -> Color:
+def resolve(
+    color: Color, pix_fmt: str, width: int, height: int, matrix_setting: str = "auto", range_setting: str = "auto"
+) -> Color:
     """Fill in the matrix where the file does not say: BT.709 from 720 lines on, else BT.601, as players do.
+
+    Args:
+        matrix_setting: `Settings.matrix`, instead of the file's tag; planes of RGB have none.
+        range_setting: `Settings.range`, instead of the file's tag.
 
     Raises:
         MediaError: the matrix is tagged, and is one that vidup cannot convert.
     """
     kind = layout(pix_fmt)
-    matrix = color.matrix
+    matrix = _SETTINGS.get(matrix_setting, color.matrix)
     if kind is not None and kind.family == "gbr":
         matrix = RGB
     elif matrix in (UNSPECIFIED, RGB):
         matrix = BT709 if height >= 720 or width >= 1280 else BT601
-    elif matrix not in _LUMA:
+    elif matrix not in _LUMA and matrix != YCGCO:
+        name = f" ({MATRIX_NAMES[matrix]})" if matrix in MATRIX_NAMES else ""
         raise MediaError(
-            f"colour matrix {color.matrix} (of ITU-T H.273) is not supported: convert the video to BT.709 first"
+            f"colour matrix {matrix} of ITU-T H.273{name} is not supported: convert the video to BT.709 first,"
+            " or say with --matrix what it truly is"
         )
     full = color.full_range or pix_fmt.startswith("yuvj") or matrix == RGB
+    if range_setting != "auto":
+        full = range_setting == "full"
     return Color(matrix, color.primaries, color.transfer, full)
 
 
@@ -138,7 +164,8 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
     if kind.family == "gbr":
         red, green, blue = rgb
         return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes)
-    to_ycc = _to_ycc_matrix(color.matrix if color.matrix in _LUMA else BT709).float().to(rgb.device)
+    known = color.matrix in _LUMA or color.matrix == YCGCO
+    to_ycc = _to_ycc_matrix(color.matrix if known else BT709).float().to(rgb.device)
     if kind.family == "gray":
         return (codes(torch.tensordot(to_ycc[0], rgb, 1), *luma_codes),)
     ycc = torch.tensordot(to_ycc, rgb, 1)
@@ -149,6 +176,8 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
 @cache
 def _to_ycc_matrix(code: int) -> torch.Tensor:
     """R'G'B' to Y'CbCr, Y' in [0, 1] and chroma in [-1/2, 1/2]: float64 (3, 3)."""
+    if code == YCGCO:  # Cg stands in the place of Cb, Co in that of Cr
+        return torch.tensor([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]], dtype=torch.float64)
     kr, kb = _LUMA[code]
     luma = torch.tensor([kr, 1 - kr - kb, kb], dtype=torch.float64)
     red, blue = torch.eye(3, dtype=torch.float64)[[0, 2]]

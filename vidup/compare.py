@@ -14,7 +14,8 @@ from vidup import color
 from vidup.errors import MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
-from vidup.reader import decode, probe
+from vidup.probing import probe
+from vidup.reader import decode
 
 BORDER = 8
 """Pixels at every side that `compare` leaves out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ class Settings:
     prompt: str = option("", "text that describes the picture; empty costs half as much")
     negative_prompt: str = option("", "text that describes what is not wanted")
     guidance_scale: float = option(9.0, "how strongly the prompt is followed; 1 is off", low=0, high=50)
+    guidance_start: float = option(0.0, "share of the steps after which guidance sets in", low=0, high=1)
+    guidance_end: float = option(1.0, "share of the steps after which guidance ends", low=0, high=1)
     steps: int = option(20, "denoising steps", low=1, high=1000)
     noise_level: int = option(20, "noise given to the input; more lets the model invent more", low=0, high=999)
     seed: int = option(0, "same seed, same pixels", low=0, high=2**63 - 1)
@@ -59,6 +62,8 @@ class Settings:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
         "auto", "precision of the model; auto is float16 on cuda, else float32"
     )
+    vae: str | None = option(None, "another decoder: the hub id or folder of an AutoencoderTiny")
+    tokenizer: str | None = option(None, "folder of a CLIP tokenizer, for a prompt with a model that is a single file")
     tile: int = option(0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0)
     tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)
     anchor: int = option(
@@ -76,6 +81,22 @@ class Settings:
     encoder_options: dict[str, str] = option(
         {}, "an option of the encoder, such as preset=slow; may be repeated", flags=("-e",), metavar="KEY=VALUE"
     )
+    matrix: Literal["auto", "bt709", "bt601", "bt2020", "smpte240m", "fcc"] = option(
+        "auto", "colour matrix of the input, where its tag is missing or wrong"
+    )
+    range: Literal["auto", "limited", "full"] = option(
+        "auto", "range of the input's codes, where its tag is missing or wrong"
+    )
+    deinterlace: Literal["frame", "field", "off"] = option(
+        "frame", "for interlaced input: a picture a frame, a picture a field (double rate), or as it is"
+    )
+    bake_rotation: bool = option(False, "turn the pictures themselves instead of telling players to")
+    no_audio: bool = option(False, "leave all sound out")
+    no_subtitles: bool = option(False, "leave all subtitles out")
+    tolerate_errors: bool = option(False, "upscale what can be decoded of a damaged input, and tell what was lost")
+    segment_frames: int = option(
+        96, "frames that are encoded on their own: what a stopped job loses at most", low=1, high=100_000
+    )
     start: float = option(0.0, "begin at this time of the input, in seconds", low=0)
     duration: float | None = option(None, "take this many seconds", low=0)
 
@@ -85,6 +106,10 @@ class Settings:
             raise ConfigError(f"tile = {self.tile}: must be more than twice tile_overlap ({self.tile_overlap}), or 0")
         if self.scale is not None and self.height is not None:
             raise ConfigError(f"scale = {self.scale} and height = {self.height}: give one of the two")
+        if self.guidance_start > self.guidance_end:
+            raise ConfigError(
+                f"guidance_start = {self.guidance_start}: must not be more than guidance_end ({self.guidance_end})"
+            )
         if self.duration == 0:
             raise ConfigError("duration = 0: must be more than 0 seconds")
 
@@ -104,10 +129,34 @@ class Runtime:
 
     device: str = option("auto", "cuda, cuda:1, mps or cpu; auto takes the first that is there")
     batch: int = option(0, "frames or tiles in one call of the model; 0 chooses", flags=("-b",), low=0, high=1024)
+    compile: Literal["auto", "on", "off"] = option("auto", "torch.compile the model; auto does on cuda")
+    max_memory: str | None = option(None, "memory of the device that may be taken, such as 8G")
+    offload: bool = option(False, "keep on the device only the part of the model that is at work")
+    workers: int = option(1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1)
+    ray: str | None = option(None, "address of a running ray cluster")
+    verify: Literal["full", "fast"] = option("full", "decode all of the result to prove it, or samples")
+    strict: bool = option(False, "a stream that would be lost or converted is an error")
+    restart: bool = option(False, "forget what an earlier run of this job has done")
+    keep_work: bool = option(False, "keep the job's folder, OUTPUT.vidup, after delivery")
+    skip_done: bool = option(False, "leave out what was delivered and verified before")
     overwrite: bool = option(False, "replace the output if it exists", flags=("-y",))
 
     def __post_init__(self) -> None:
         _check(self)
+        _ = self.memory_limit
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`max_memory` in bytes."""
+        return None if self.max_memory is None else _bytes("max_memory", self.max_memory)
+
+
+def _bytes(name: str, text: str) -> int:
+    """``8G``, ``512M`` or plain bytes, in powers of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"{name} = {text!r}: expected a size such as 8G or 512M")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def preset_names() -> list[str]:
@@ -115,11 +164,18 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _presets_folder().glob("*.toml"))
 
 
-def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
-    """Add one option for each field of `config`; only those that are typed appear in the namespace."""
+DELIVERY = ("start", "duration", "deinterlace", "bake_rotation", "no_audio", "no_subtitles", "matrix", "range")
+DELIVERY += ("tolerate_errors",)
+"""The settings that decide what has to be in the output, however large its pictures are."""
+
+
+def add_options(parser: argparse.ArgumentParser, config: type[Config], only: tuple[str, ...] | None = None) -> None:
+    """Add one option for each field of `config`, or for some; only those that are typed appear in the namespace."""
     hints = get_type_hints(config)
     group = parser.add_argument_group(config.__name__.lower())
     for spec in fields(config):
+        if only is not None and spec.name not in only:
+            continue
         hint, many = _scalar(hints[spec.name]), spec.metadata
         shown = "" if _default(spec) in (None, "", {}, False) else f" (default: {_default(spec)})"
         keywords: dict[str, Any] = {

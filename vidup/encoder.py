@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import av
 import numpy as np
 
 from vidup import color
+from vidup.codecs import DEFAULTS as DEFAULTS
+from vidup.codecs import LEVELS, Defaults, check_params
 from vidup.config import Settings
 from vidup.errors import ConfigError
-from vidup.frame import Color, Frame, MediaInfo
+from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
+from vidup.hdr import hdr_params
 from vidup.reader import planar
 
 os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to standard error otherwise: errors only
@@ -29,28 +33,6 @@ _FRAME_FLAGS = (
     av.codec.context.Flags.frame_duration | av.codec.context.Flags.global_header | av.codec.context.Flags.closed_gop
 )
 
-
-@dataclass(frozen=True)
-class Defaults:
-    """What an encoder is given unless the user says otherwise."""
-
-    crf: float | None
-    """Constant quality; None for encoders that have none."""
-    options: dict[str, str] = field(default_factory=dict)
-    params: tuple[str, str] | None = None
-    """An option that is a list of ``key=value`` joined by colons: ours come first, then the user's."""
-
-
-# mbtree is off because x264 reads memory that it has not written where a row of macroblocks is no multiple of 8, so
-# that two runs differ. Groups of pictures are closed, so that segments can be joined.
-DEFAULTS = {
-    "libx264": Defaults(18, {"preset": "medium"}, ("x264-params", "mbtree=0:open-gop=0")),
-    "libx265": Defaults(20, {"preset": "medium"}, ("x265-params", "log-level=error:open-gop=0")),
-    "libsvtav1": Defaults(26, {"preset": "6"}),
-    "libvpx-vp9": Defaults(24, {"b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "1"}),
-    "ffv1": Defaults(None, {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}),
-    "prores_ks": Defaults(None, {"profile": "3"}),
-}
 
 _MASTERING = ("ffv1",)  # encoders whose files are for further work: RGB and gray stay what they are
 
@@ -69,6 +51,8 @@ class Encoding:
     """Frames a second on average: for the encoder's rate control, never for timing."""
     color: Color
     sample_aspect_ratio: Fraction
+    hdr: HdrMetadata | None = None
+    """Of the source; it is among the options where the encoder can be told."""
 
 
 def default_codec(container: str) -> str:
@@ -85,35 +69,74 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
         ConfigError: the encoder is not there, or cannot take the pixel format, the size or an option.
     """
     codec = settings.codec or default_codec(container)
-    try:
-        encoder = av.Codec(codec, "w")
-    except ValueError:
+    encoder = _find(codec)
+    codec = encoder.name  # of a format's name, such as hevc, the encoder that ffmpeg takes for it
+    defaults = DEFAULTS.get(codec, Defaults(None))
+    if width > defaults.largest[0] or height > defaults.largest[1]:
         raise ConfigError(
-            f"codec = {codec!r}: this build of ffmpeg has no such encoder; take one of {', '.join(DEFAULTS)}"
-        ) from None
-    if encoder.type != "video":
-        raise ConfigError(f"codec = {codec!r}: is no video encoder; take one of {', '.join(DEFAULTS)}")
+            f"{codec} holds at most {defaults.largest[0]}x{defaults.largest[1]}, not {width}x{height}:"
+            " choose another --codec, a smaller --scale or --height"
+        )
     source = planar(info.pix_fmt)
     offered = [form.name for form in encoder.video_formats or []]
     if settings.pix_fmt is not None and offered and settings.pix_fmt not in offered:
         raise ConfigError(f"pix_fmt = {settings.pix_fmt!r}: {codec} takes {', '.join(offered)}")
-    pix_fmt = settings.pix_fmt or _nearest(source, offered, codec)
+    preferred = [name for name in offered if not defaults.pix_fmts or name in defaults.pix_fmts]
+    pix_fmt = settings.pix_fmt or _nearest(source, preferred, codec)
     encoding = Encoding(
         codec=codec,
         width=width,
         height=height,
         pix_fmt=pix_fmt,
-        options=_options(codec, settings),
+        options=_options(codec, settings, info.hdr),
         time_base=_time_base(info),
         rate=info.rate,
-        color=_output_color(info, source, planar(pix_fmt)),
+        color=_output_color(info, settings, planar(pix_fmt), defaults),
         sample_aspect_ratio=info.sample_aspect_ratio,
+        hdr=info.hdr,
     )
     context = open_context(av.CodecContext.create(codec, "w"), encoding)
     if context.options:
         unknown = ", ".join(sorted(context.options))
         raise ConfigError(f"encoder option {unknown}: {codec} does not know it (see ffmpeg -h encoder={codec})")
     return encoding
+
+
+def _find(codec: str) -> Any:
+    """PyAV's codec of a name.
+
+    Raises:
+        ConfigError: there is none, it encodes no video, or this machine lacks the hardware for it.
+    """
+    try:
+        encoder = av.Codec(codec, "w")
+    except ValueError:
+        raise ConfigError(
+            f"codec = {codec!r}: this build of ffmpeg has no such encoder; take one of {', '.join(available())}"
+        ) from None
+    if encoder.type != "video":
+        raise ConfigError(f"codec = {codec!r}: is no video encoder; take one of {', '.join(available())}")
+    refusal = _hardware_refusal(codec)
+    if refusal is not None:
+        raise ConfigError(
+            f"codec = {codec!r}: cannot be opened on this machine ({refusal}): it needs an NVIDIA GPU that encodes, and"
+            f" its driver; take one of {', '.join(available())}"
+        )
+    return encoder
+
+
+@cache
+def _hardware_refusal(codec: str) -> str | None:
+    """Why an encoder that is hardware does not open here, seen by opening it; None where it does, or is software."""
+    if not codec.endswith("_nvenc"):
+        return None
+    context = av.CodecContext.create(codec, "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 256, 256, "yuv420p", Fraction(1, 25)
+    try:
+        context.open()
+    except (av.error.FFmpegError, ValueError) as error:
+        return _cause(error)
+    return None
 
 
 def open_context(context: Any, encoding: Encoding) -> Any:
@@ -130,6 +153,8 @@ def open_context(context: Any, encoding: Encoding) -> Any:
     context.colorspace, context.color_primaries = encoding.color.matrix, encoding.color.primaries
     context.color_trc, context.color_range = encoding.color.transfer, 2 if encoding.color.full_range else 1
     context.options = dict(encoding.options)
+    if encoding.codec == "libsvtav1":
+        context.options |= {"err_detect": "explode"}  # a parameter that it cannot read is an error, not a warning
     try:
         context.open()
     except (av.error.FFmpegError, ValueError) as error:
@@ -143,11 +168,17 @@ def open_context(context: Any, encoding: Encoding) -> Any:
 def to_av(frame: Frame, encoding: Encoding) -> Any:
     """A PyAV frame, its planes copied, its times in the encoding's time base."""
     height, width = frame.planes[0].shape
-    result = av.VideoFrame(width, height, frame.pix_fmt)
-    for plane, source in zip(result.planes, frame.planes, strict=True):
+    # Samples in the high bits are shifted here: ffmpeg's own conversion of them is not exact for RGB.
+    high = encoding.pix_fmt.endswith("msble")
+    result = av.VideoFrame(width, height, encoding.pix_fmt if high else frame.pix_fmt)
+    shift = 16 - result.format.components[0].bits if high else 0
+    for plane, source in zip(result.planes, frame.planes, strict=False):
         target = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-        target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(source).view(np.uint8)
-    if frame.pix_fmt != encoding.pix_fmt:
+        target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(source << shift).view(np.uint8)
+    for plane in result.planes[len(frame.planes) :]:  # transparency that was asked for by --pix-fmt: opaque
+        bits = result.format.components[-1].bits
+        np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)[:] = (1 << bits) - 1
+    if result.format.name != encoding.pix_fmt:
         result = result.reformat(format=encoding.pix_fmt)
     unit = frame.time_base / encoding.time_base
     result.pts, result.duration, result.time_base = (
@@ -176,22 +207,50 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
         lost.append(f"RGB becomes {encoding.pix_fmt}")
     elif target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y:
         lost.append(f"{info.pix_fmt} becomes {encoding.pix_fmt}: colour at a lower resolution")
+    tagged, written = (color.MATRIX_NAMES.get(code) for code in (info.color.matrix, encoding.color.matrix))
+    held = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
+    if held is not None and info.color.matrix not in held and tagged != written and source.family == "yuv":
+        lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} cannot say the first")
+    if encoding.hdr is not None and hdr_params(encoding.codec, encoding.hdr) is None:
+        lost.append(f"HDR10 mastering data is not kept by {encoding.codec}: take libx265, libsvtav1 or libx264")
     return lost
 
 
-def _options(codec: str, settings: Settings) -> dict[str, str]:
+def limits(encoding: Encoding) -> list[str]:
+    """Where the encoding goes beyond what the largest level of its format allows players to expect, in words."""
+    level = LEVELS.get(encoding.codec)
+    if level is None:
+        return []
+    width, height = (-(-side // level.block) * level.block for side in (encoding.width, encoding.height))
+    size = f"{encoding.width}x{encoding.height}"
+    if width * height > level.samples or width > level.width or height > level.height:
+        return [f"{size} is beyond {level.name}: many players will refuse it"]
+    if width * height * encoding.rate > level.rate:
+        return [
+            f"{size} at {float(encoding.rate):g} frames a second is beyond {level.name}: many players will refuse it"
+        ]
+    return []
+
+
+def _options(codec: str, settings: Settings, hdr: HdrMetadata | None) -> dict[str, str]:
     defaults = DEFAULTS.get(codec, Defaults(None))
     options = dict(defaults.options)
     crf = settings.crf if settings.crf is not None else defaults.crf
     if settings.crf is not None and defaults.crf is None and codec in DEFAULTS:
         raise ConfigError(f"crf = {settings.crf}: {codec} has no constant quality; leave it out")
+    low, high = defaults.crf_range
+    if crf is not None and not low <= crf <= high:
+        raise ConfigError(f"crf = {crf:g}: {codec} takes {low:g} to {high:g}")
     if crf is not None:
-        options["crf"] = f"{crf:g}"
+        options[defaults.quality] = f"{crf:g}"
+    check_params(codec, settings.encoder_options)
     options |= settings.encoder_options
     if defaults.params is not None:
         name, ours = defaults.params
-        theirs = settings.encoder_options.get(name)
-        options[name] = f"{ours}:{theirs}" if theirs else ours
+        told = hdr_params(codec, hdr) if hdr is not None else None
+        parts = [part for part in (ours, *(told or []), settings.encoder_options.get(name)) if part]
+        if parts:
+            options[name] = ":".join(parts)
     return options
 
 
@@ -212,19 +271,27 @@ def _nearest(source: str, offered: list[str], codec: str) -> str:
         finer = max(0, wanted.chroma_x - have.chroma_x) + max(0, wanted.chroma_y - have.chroma_y)
         return have.family != wanted.family, fewer, coarser, more, finer
 
-    usable = [name for name in offered if not name.startswith("yuvj") and "f16" not in name and "f32" not in name]
+    usable = [
+        name
+        for name in offered
+        if not name.startswith("yuvj")
+        and "f16" not in name
+        and "f32" not in name
+        and not any(component.is_alpha for component in av.VideoFormat(name).components)
+    ]
     return min(usable, key=loss) if usable else "yuv420p"
 
 
-def _output_color(info: MediaInfo, source: str, target: str) -> Color:
-    tags = color.resolve(info.color, source, info.width, info.height)
+def _output_color(info: MediaInfo, settings: Settings, target: str, defaults: Defaults) -> Color:
+    tags = color.resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     kind = color.layout(target)
     assert kind is not None
     if kind.family == "gbr":
         return Color(color.RGB, tags.primaries, tags.transfer, True)
-    if tags.matrix == color.RGB:
-        return Color(color.BT709, tags.primaries, tags.transfer, False)
-    return tags
+    matrix, full_range = (color.BT709, False) if tags.matrix == color.RGB else (tags.matrix, tags.full_range)
+    if defaults.matrices is not None and matrix not in defaults.matrices:
+        matrix = color.BT601 if matrix == 5 else color.BT709  # 5 and 6 are two names of one matrix
+    return Color(matrix, tags.primaries, tags.transfer, full_range)
 
 
 def _time_base(info: MediaInfo) -> Fraction:
@@ -246,13 +313,14 @@ def _cause(error: Exception) -> str:
 
 
 def available() -> dict[str, str]:
-    """The encoders of this machine that vidup has defaults for, and what the defaults are."""
+    """The encoders that vidup has defaults for and that open on this machine, and what the defaults are."""
     found = {}
     for name, defaults in DEFAULTS.items():
         try:
             av.Codec(name, "w")
         except ValueError:
             continue
-        options = {**defaults.options, **({"crf": f"{defaults.crf:g}"} if defaults.crf is not None else {})}
-        found[name] = _shown(options)
+        if _hardware_refusal(name) is None:
+            quality = {defaults.quality: f"{defaults.crf:g}"} if defaults.crf is not None else {}
+            found[name] = _shown({**defaults.options, **quality})
     return found

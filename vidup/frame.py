@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,16 @@ class Frame:
     """In units of `time_base`; 0 where it is not known."""
     time_base: Fraction = Fraction(1, 1000)
     """Seconds in one unit of `pts`."""
+
+
+@dataclass(frozen=True)
+class HdrMetadata:
+    """The static data of HDR10: of the display that the film was graded on, and of its light."""
+
+    mastering: tuple[Fraction, ...] | None = None
+    """CIE x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2: ten numbers."""
+    content_light: tuple[int, int] | None = None
+    """MaxCLL and MaxFALL in cd/m2."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +89,28 @@ class MediaInfo:
     """Degrees counter-clockwise by which a player turns the picture."""
     display_matrix: tuple[int, ...] | None
     """The nine integers of the display matrix, where there is one."""
-    interlaced: bool
+    field_order: str
+    """``progressive``, or which field is shown first: ``tt`` and ``bb`` (also ``tb``, ``bt``, as in ffmpeg)."""
+    hdr: HdrMetadata | None
+    dynamic_hdr: tuple[str, ...]
+    """Kinds of HDR that change from frame to frame, such as ``Dolby Vision``, which cannot be carried."""
     time_base: Fraction
     """Seconds in one unit of the video stream's times."""
     pts: tuple[int, ...]
-    """Time of every video packet in rising order; empty where the packets bear no times."""
+    """Time of every frame that will be shown, in rising order."""
+    timing: Literal["packets", "order", "made"]
+    """Where `pts` is from: the packets' own times; their times of decoding, given to the frames in the order in which
+    they are shown (AVI); or counted at a constant rate, because the stream bears no times (raw H.264)."""
     begin: Fraction
     """When the file begins, in seconds; a player shows this moment as 0."""
     end: int
     """Where the last frame ends, in units of `time_base`."""
     frames: int
-    """Number of video packets that will be shown."""
+    """Number of frames that will be shown."""
     rate: Fraction
     """Frames a second on average."""
     variable_rate: bool
     streams: tuple[StreamInfo, ...]
     chapters: int
+    notes: tuple[str, ...] = ()
+    """What is unusual or damaged, a line each."""

@@ -1,54 +1,46 @@
-"""The main job: plan, upscale, join, verify, deliver."""
+"""The main job: plan, upscale in segments, join, verify, deliver."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from vidup import encoder, reader, verify, writer
+import vidup
+from vidup import planning, proof, reader, segments, stills, writer
 from vidup.config import Runtime, Settings
-from vidup.encoder import Encoding
-from vidup.engines import INTERPOLATIONS
-from vidup.errors import ConfigError, MediaError
-from vidup.frame import Frame, MediaInfo
+from vidup.engines import Choice
+from vidup.errors import ConfigError, MediaError, VidupError
+from vidup.execute import Report, execute
+from vidup.frame import Frame
+from vidup.planning import Job
 from vidup.prefetch import prefetch
 from vidup.progress import Sink, Tracker
 from vidup.reader import planar
-from vidup.upscaler import Upscaler, output_size
-from vidup.writer import StreamPlan, Trim
+from vidup.segments import Segment, Store
+from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
-"""Endings of the still images that go in and out."""
+_QUEUE_BYTES = 256 * 2**20
+"""Of frames that wait before the engine, and as many behind it."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that is decided before the first frame."""
+@dataclass
+class Outcome:
+    """What became of one input."""
 
+    input: Path
     output: Path
-    container: str
-    settings: Settings
-    info: MediaInfo
-    encoding: Encoding
-    streams: tuple[StreamPlan, ...]
-    trim: Trim | None
-
-    @property
-    def frames(self) -> int:
-        """How many frames there will be."""
-        if self.trim is None or not self.info.pts:
-            return self.info.frames
-        unit = self.info.time_base
-        return sum(self.trim.begin <= pts * unit < self.trim.end for pts in self.info.pts)
+    error: VidupError | None = None
+    skipped: bool = False
+    """It was delivered before."""
 
 
 def upscale(
@@ -58,157 +50,306 @@ def upscale(
     *,
     runtime: Runtime | None = None,
     on_progress: Sink | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Upscale a video, or a still image, into a new file.
 
-    The output path holds the whole, checked result, or what it held before. `KeyboardInterrupt`, and whatever
-    `on_progress` raises, stop the job within a batch.
+    The output path holds the whole, verified result, or what it held before. What is done is kept beside it, in
+    ``OUTPUT.vidup``, until then: the same call goes on where a stopped or killed one was. `KeyboardInterrupt`, and
+    whatever `on_progress` raises, stop the job within a batch.
 
     Args:
         input: a file that ffmpeg reads, or an image.
         output: where to; its ending chooses the container. Beside the input with ``_x4`` in its name where not given.
         settings: what decides the result.
-        runtime: where it runs; ``overwrite`` allows to replace the output.
+        runtime: where and how it runs; ``overwrite`` allows to replace the output.
         on_progress: is called with each `Progress` event.
+        stop: is asked often; once true, the batch in hand is finished and `Stopped` is raised.
 
     Returns:
         The path of the output.
 
     Raises:
-        ConfigError, MediaError, EngineError, VerifyError: each with one line that says what, which value, what to do.
+        ConfigError, MediaError, EngineError, ResumeError, VerifyError: each with one line that says what, which value,
+            what to do.
+        Stopped: `stop` was true before the end.
     """
-    with Upscaler(settings, runtime) as upscaler:
-        return upscale_file(upscaler, input, output, on_progress)
+    (outcome,) = upscale_files([(input, output)], settings, runtime=runtime, on_progress=on_progress, stop=stop)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.output
 
 
-def upscale_file(
-    upscaler: Upscaler,
-    input: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
+def upscale_files(
+    files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
+    settings: Settings | None = None,
+    *,
+    runtime: Runtime | None = None,
     on_progress: Sink | None = None,
-) -> Path:
-    """`upscale` with an `Upscaler` that is used again: the model is loaded once for many files."""
-    settings = upscaler.settings
-    source = Path(input)
-    target = Path(output) if output is not None else default_output(source, settings)
-    _check_paths(source, target, upscaler.runtime.overwrite)
-    if source.suffix.lower() in IMAGES and target.suffix.lower() in IMAGES:
-        return _upscale_image(upscaler, source, target, on_progress)
-    job = plan(source, target, settings)
-    for line in describe(job):
-        log.info("%s", line)
-    return run(job, upscaler, on_progress)
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Outcome]:
+    """`upscale` for many files (pairs of input and output): one queue, and the model is loaded once a worker.
 
-
-def plan(source: Path, target: Path, settings: Settings) -> Job:
-    """Decide everything about a job; nothing is written, no model is loaded.
-
-    Raises:
-        ConfigError: the settings do not fit the input or the container.
-        MediaError: the input cannot be read.
+    The failure of a file is in its `Outcome`, and the others go on.
     """
-    container = writer.CONTAINERS.get(target.suffix.lower())
-    if container is None:
-        raise ConfigError(
-            f"{target}: cannot write {target.suffix or 'a file without an ending'};"
-            f" choose a name that ends in {', '.join(writer.CONTAINERS)}"
-        )
-    info = reader.probe(source)
-    native = (settings.scale or 4) if settings.model in INTERPOLATIONS else 4
-    height, width = output_size(settings, native, info.height, info.width, even=True)
-    encoding = encoder.choose(settings, info, width, height, container)
-    writer.check_container(container, encoding)
-    trim = _trim(settings, info)
-    streams = tuple(writer.plan_streams(info, container, trimmed=trim is not None))
-    return Job(target, container, settings, info, encoding, streams, trim)
-
-
-def describe(job: Job) -> list[str]:
-    """What will be done and what will be lost, a line each."""
-    info, encoding = job.info, job.encoding
-    lines = [
-        f"{info.path}: {info.width}x{info.height} {info.pix_fmt}, {job.frames} frames"
-        f" -> {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}, {job.container}"
-    ]
-    lines += [f"note: stream {s.index} ({s.name}) is left out: {s.reason}" for s in job.streams if s.action == "drop"]
-    lines += [f"note: {loss}" for loss in encoder.loses(info, encoding)]
-    if not info.color_tagged and not info.pix_fmt.startswith(("gray", "gbr", "rgb", "bgr", "pal")):
-        standard = "BT.709" if encoding.color.matrix == 1 else "BT.601"
-        lines.append(f"note: the file does not say its colour matrix: {standard} is assumed from its size, and written")
-    if info.interlaced:
-        lines.append("note: the video is interlaced and is upscaled as it is; deinterlace it first for a clean picture")
-    if job.container in ("matroska", "webm") and (info.time_base * 1000).denominator != 1:
-        lines.append(f"note: {job.container} counts in milliseconds: times are rounded by up to 0.5 ms")
-    return lines
-
-
-def run(job: Job, upscaler: Upscaler, on_progress: Sink | None = None) -> Path:
-    """Do what was planned.
-
-    Raises:
-        MediaError, EngineError, VerifyError: and nothing is at the output path that was not there before.
-    """
-    tracker = Tracker(on_progress, job.frames, str(job.output))
-    with _work_folder(job.output) as folder:
-        tracker.enter("loading")
-        upscaler.reset()
-        tracker.enter("upscaling")
-        segment, times = folder / "00000.seg", []
-        for frame in _upscale_segment(job, upscaler, segment):
-            times.append(frame.pts * frame.time_base)
-            tracker.advance()
-        tracker.enter("joining")
-        whole = folder / f"whole{job.output.suffix}"
-        writer.join(whole, job.container, job.encoding, [segment], job.info, job.streams, job.trim)
-        size = (job.encoding.height, job.encoding.width)
-        verify.check_output(whole, job.container, times, size, job.info, job.streams, job.trim)
-        _deliver(whole, job.output)
+    settings, runtime = settings or Settings(), runtime or Runtime()
+    tracker = Tracker(on_progress)
+    with ExitStack() as stack:
+        upscaler = stack.enter_context(Upscaler(settings, runtime))
+        outcomes, works = [], []
+        for source, target in files:
+            name = Path(source)
+            outcome = Outcome(name, Path(target) if target is not None else default_output(name, settings))
+            outcomes.append(outcome)
+            with _failing(outcome):
+                work = _begin(outcome, upscaler, tracker, stack)
+                works += [work] if work is not None else []
+        if works:
+            _run(works, upscaler, tracker, stop)
     tracker.enter("done")
-    return job.output
+    return outcomes
 
 
-def _upscale_segment(job: Job, upscaler: Upscaler, path: Path) -> Iterator[Frame]:
-    """A frame's way: decode -> upscale -> encode. Yields each frame once the encoder has it."""
-    info, unit = job.info, job.info.time_base
-    begin = end = None
-    offset = 0
-    if job.trim is not None:
-        begin, end = round(job.trim.begin / unit), round(job.trim.end / unit)
-        offset = begin
-    # Closed here, not when they are collected: the traceback of an error would keep their threads.
-    with closing(prefetch(reader.decode(info, begin, end), depth=2 * upscaler.engine.clip_length)) as decoded:
-        larger = upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color)
-        with closing(prefetch((replace(frame, pts=frame.pts - offset) for frame in larger), depth=2)) as frames:
-            yield from writer.encode_segment(frames, job.encoding, path)
+@contextmanager
+def _failing(outcome: Outcome) -> Iterator[None]:
+    """An error of vidup's own is the outcome; all others pass."""
+    try:
+        yield
+    except VidupError as error:
+        outcome.error = error
 
 
-def _trim(settings: Settings, info: MediaInfo) -> Trim | None:
-    """The part that is asked for, moved to where its frames begin and end."""
-    if settings.start == 0 and settings.duration is None:
+@dataclass
+class _Work:
+    """A job on its way."""
+
+    job: Job
+    outcome: Outcome
+    store: Store
+    segments: list[Segment]
+    left: set[int]
+    """Indexes of the segments that are not done."""
+
+
+def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitStack) -> _Work | None:
+    """Plan a job and open its folder; None where there is nothing to be queued."""
+    source, target, runtime = outcome.input, outcome.output, upscaler.runtime
+    if runtime.skip_done and target.is_file():
+        _check_delivered(outcome, upscaler.settings)
         return None
-    if not info.pts:
+    _check_paths(source, target, runtime.overwrite)
+    tracker.enter("loading", target)
+    if source.suffix.lower() in stills.ENDINGS and target.suffix.lower() in stills.ENDINGS:
+        stills.upscale_still(upscaler, source, target, tracker)
+        return None
+    job = planning.plan(source, target, upscaler.settings)
+    for line in planning.describe(job):
+        log.info("%s", line)
+    if runtime.strict and planning.lost(job):
+        raise ConfigError(f"{source}: strict: {'; '.join(planning.lost(job))}")
+    store = segments.open_store(_folder(target), _fingerprint(job, upscaler), runtime.restart)
+    stack.callback(_leave, store)
+    parts = _segments(job, store.folder)
+    done = store.finished(parts, partial(_is_whole, job))
+    segments.need_disk(store.folder, planning.disk(job, sum(part.frames for part in parts if part.index not in done)))
+    if done:
+        log.info("%s: %d of %d segments are done already", target, len(done), len(parts))
+    frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
+    tracker.expect(len(job.times), sum(part.frames for part in parts if part.index in done) * frames)
+    return _Work(job, outcome, store, parts, {part.index for part in parts} - done)
+
+
+def _leave(store: Store) -> None:
+    """Keep a folder only for what a later run can use."""
+    if store.folder.is_dir() and not any(store.folder.glob("*.seg")):
+        store.delete()
+    store.close()
+
+
+def _segments(job: Job, folder: Path) -> list[Segment]:
+    pts = job.info.pts
+    end = pts[job.high] if job.high < len(pts) else None
+    return segments.plan_segments(pts[job.low : job.high], job.settings.segment_frames, folder, end)
+
+
+class Part(NamedTuple):
+    """What a worker is given."""
+
+    file: int
+    segment: Segment
+
+    def __str__(self) -> str:
+        return str(self.segment)
+
+
+def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:
+    """Upscale what is left of all jobs, and deliver each when its last segment stands."""
+    settings, runtime = upscaler.settings, upscaler.runtime
+
+    def finish(work: _Work) -> None:
+        with _failing(work.outcome), segments.disk_full_told(work.store.folder):
+            _deliver(work, tracker, runtime)
+
+    def on_result(part: Part, result: Choice | VidupError) -> None:
+        work = works[part.file]
+        if isinstance(result, VidupError):
+            work.outcome.error = result
+            return
+        work.left.discard(part.segment.index)
+        if work.store.choice != asdict(result):
+            work.store.save_choice(asdict(result))
+        if not work.left:
+            finish(work)
+
+    for work in works:
+        if not work.left:
+            finish(work)
+    parts = [Part(file, each) for file, work in enumerate(works) for each in work.segments if each.index in work.left]
+    jobs = [work.job for work in works]
+    choices = [work.store.choice for work in works]
+    here = runtime.workers == 1 and runtime.ray is None
+    tracker.enter("upscaling")
+    execute(
+        partial(_Worker, jobs, choices, settings, runtime, upscaler if here else None),
+        parts,
+        on_result=on_result,
+        on_progress=tracker.advance,
+        stop=stop,
+        workers=runtime.workers,
+        address=runtime.ray,
+        gpus_per_worker=0.0,
+    )
+
+
+class _Worker:
+    """Upscales segments, in this process or in one of its own; the engine is loaded once."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        choices: list[dict[str, int] | None],
+        settings: Settings,
+        runtime: Runtime,
+        upscaler: Upscaler | None,
+    ) -> None:
+        self._jobs, self._upscaler = jobs, upscaler or Upscaler(settings, runtime)
+        self._choices = [Choice(**choice) if choice else None for choice in choices]
+
+    def __call__(self, part: Part, report: Report) -> Choice | VidupError:
+        """The choice that the engine made, or became when memory ran out."""
+        job, upscaler = self._jobs[part.file], self._upscaler
+        try:
+            size = job.turn.size(job.info.height, job.info.width)
+            self._choices[part.file] = upscaler.choose(*size, self._choices[part.file])
+            with segments.disk_full_told(part.segment.path.parent):
+                upscale_segment(job, part.segment, upscaler, report)
+            assert upscaler.choice is not None
+            self._choices[part.file] = upscaler.choice
+            return upscaler.choice
+        except VidupError as error:
+            return error
+
+
+def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None]) -> None:
+    """A frame's way: decode -> upscale -> encode. The same function on this machine and on a cluster."""
+    # Closed here, not when they are collected: the traceback of an error would keep their threads.
+    decoded = prefetch(reader.decode(job.info, segment.begin, segment.end, job.settings), _QUEUE_BYTES, _bytes)
+    with closing(decoded):
+        larger = upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn)
+        moved = (replace(frame, pts=frame.pts - job.offset) for frame in larger)
+        with closing(prefetch(moved, _QUEUE_BYTES, _bytes)) as frames:
+            for _ in writer.encode_segment(frames, job.encoding, segment.path):
+                report(1)
+
+
+def _bytes(frame: Frame) -> int:
+    return sum(plane.nbytes for plane in frame.planes)
+
+
+def _is_whole(job: Job, segment: Segment) -> bool:
+    """Whether a segment's file holds the pictures that belong there; a damaged input may have had fewer."""
+    try:
+        packets = [packet.pts for packet in writer.read_segment(segment.path)]
+    except (MediaError, OSError):
+        return False
+    found = sorted(int(time * job.encoding.time_base / job.unit) for time in packets)
+    assert segment.begin is not None  # times are always known
+    begin = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
+    count = segment.frames * (len(job.times) // (job.high - job.low))
+    expected = job.times[begin : begin + count]
+    return set(found) <= set(expected) if job.settings.tolerate_errors else found == list(expected)
+
+
+def _deliver(work: _Work, tracker: Tracker, runtime: Runtime) -> None:
+    """Join, verify, and move into place."""
+    job, store = work.job, work.store
+    tracker.enter("joining", job.output)
+    paths = [segment.path for segment in work.segments]
+    whole = store.folder / f"whole{job.output.suffix}"
+    try:
+        turning = None if job.settings.bake_rotation else job.info.display_matrix
+        joined = writer.join(whole, job.container, job.encoding, paths, job.info, job.streams, job.trim, turning)
+        times = [int(time * job.encoding.time_base / job.unit) for time in joined]
+        tracker.enter("verifying", job.output)
+        if len(times) < len(job.times):
+            log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
+        proof.check(whole, job, job.encoding, times, fast=runtime.verify == "fast")
+        deliver(whole, job.output)
+    finally:
+        whole.unlink(missing_ok=True)
+    log.info("%s: delivered and verified, %d frames", job.output, len(times))
+    if not runtime.keep_work:
+        store.delete()
+
+
+def deliver(whole: Path, output: Path) -> None:
+    """Move a finished file into place, in one step.
+
+    Raises:
+        MediaError: it cannot be moved.
+    """
+    try:
+        with whole.open("rb+") as file:
+            os.fsync(file.fileno())
+        whole.replace(output)
+    except OSError as error:
+        raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
+    """All that decides the segments. What only decides the copied streams may change between two runs."""
+    given = {key: value for key, value in asdict(job.settings).items() if key not in ("no_audio", "no_subtitles")}
+    return {
+        "input": segments.fingerprint_file(Path(job.info.path)),
+        "settings": given,
+        "container": job.container,
+        "engine": upscaler.engine.identity,
+        "version": vidup.__version__,
+    }
+
+
+def _check_delivered(outcome: Outcome, settings: Settings) -> None:
+    try:
+        proof.verify(outcome.input, outcome.output, settings, fast=True)
+    except VidupError as error:
         raise ConfigError(
-            f"{info.path}: its packets bear no times, so that start and duration cannot be used;"
-            " put it into a container such as mkv first"
-        )
-    unit = info.time_base
-    first = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
-    last = None if settings.duration is None else first + Fraction(settings.duration).limit_denominator(1_000_000)
-    kept = [pts for pts in info.pts if pts * unit >= first and (last is None or pts * unit < last)]
-    if not kept:
-        raise ConfigError(
-            f"start = {settings.start:g}: no frame begins there; the video lasts"
-            f" {float(info.end * unit - info.begin):.3f} s"
-        )
-    after = next((pts for pts in info.pts if pts > kept[-1]), info.end)
-    return Trim(kept[0] * unit, after * unit)
+            f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error}); add -y to replace it"
+        ) from error
+    outcome.skipped = True
+    log.info("%s: was delivered before", outcome.output)
 
 
 def default_output(source: Path, settings: Settings) -> Path:
     """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
-    mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or 4:g}"
+    mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or planning.native_scale(settings):g}"
     ending = source.suffix.lower()
-    return source.with_name(source.stem + mark + (ending if ending in {*writer.CONTAINERS, *IMAGES} else ".mkv"))
+    kept = ending in {*writer.CONTAINERS, *stills.ENDINGS}
+    return source.with_name(source.stem + mark + (ending if kept else ".mkv"))
+
+
+def _folder(output: Path) -> Path:
+    """Beside the output, on the same disk, so that the result moves into place in one step."""
+    return output.with_name(output.name + ".vidup")
 
 
 def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
@@ -224,59 +365,3 @@ def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target.parent}: there is no such folder for the output; make it first")
     if not os.access(target.parent, os.W_OK):
         raise MediaError(f"{target.parent}: cannot be written to; choose another folder for the output")
-
-
-@contextmanager
-def _work_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output, on the same disk, so that the result moves into place in one step."""
-    folder = output.with_name(output.name + ".vidup")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MediaError(f"{folder}: cannot be made: {error.strerror or error}") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _deliver(whole: Path, output: Path) -> None:
-    try:
-        with whole.open("rb+") as file:
-            os.fsync(file.fileno())
-        whole.replace(output)
-    except OSError as error:
-        raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
-
-
-def _upscale_image(upscaler: Upscaler, source: Path, target: Path, on_progress: Sink | None) -> Path:
-    from PIL import Image, UnidentifiedImageError
-
-    tracker = Tracker(on_progress, 1, str(target))
-    try:
-        with Image.open(source) as image:
-            image.load()
-            pictures = getattr(image, "n_frames", 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{source}: is no image, or is damaged: {error}") from None
-    if pictures > 1:
-        raise ConfigError(f"{source}: holds {pictures} pictures; give an output that ends in .mp4 or .mkv")
-    if image.mode.startswith("I"):
-        log.info("note: 16 bits a sample become 8")
-    options: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if key in image.info}
-    with _work_folder(target) as folder:
-        tracker.enter("loading")
-        upscaler.reset()
-        tracker.enter("upscaling")
-        result = upscaler.image(image)
-        if target.suffix.lower() in (".jpg", ".jpeg", ".bmp") and result.mode == "RGBA":
-            log.warning("%s: has no transparency: the picture is made opaque", target)
-            result = result.convert("RGB")
-        if target.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-            options["quality"] = 95
-        whole = folder / f"whole{target.suffix}"
-        result.save(whole, **options)
-        tracker.advance()
-        _deliver(whole, target)
-    tracker.enter("done")
-    return target

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
-from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Condition, Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 0.05  # how long a side waits before it looks whether the other one is gone
 
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Compute `items` in a thread of its own, at most `depth` ahead of the consumer.
+def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
+    """Compute `items` in a thread of its own, ahead of the consumer.
 
     What the consumer sees is as if the thread were not there: the order holds, an error of `items` is raised after the
     items that came before it, and closing this generator closes `items` (in the thread that runs it) and joins.
-    """
-    queue: Queue[tuple[str, Any]] = Queue(depth)
-    stop = Event()
 
-    def put(kind: str, value: Any) -> None:
-        while not stop.is_set():
-            try:
-                queue.put((kind, value), timeout=_POLL_SECONDS)
-                return
-            except Full:
-                continue
+    Args:
+        depth: how much may wait, in the units of `size`; one item may wait however large it is.
+        size: of an item, such as its bytes.
+    """
+    queue: deque[tuple[str, Any, int]] = deque()
+    changed = Condition()
+    waiting, stopped = 0, False
+
+    def put(kind: str, value: Any, amount: int) -> None:
+        nonlocal waiting
+        with changed:
+            while not stopped and queue and waiting + amount > depth:
+                changed.wait()
+            queue.append((kind, value, amount))
+            waiting += amount
+            changed.notify_all()
 
     def run() -> None:
         iterator = iter(items)
         try:
             for item in iterator:
-                put("item", item)
-                if stop.is_set():
+                put("item", item, size(item))
+                if stopped:
                     return
-            put("end", None)
+            put("end", None, 0)
         except BaseException as error:
-            put("error", error)
+            put("error", error, 0)
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
@@ -49,11 +53,13 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     thread.start()
     try:
         while True:
-            # A timeout keeps the main thread awake for Ctrl-C on Windows, where a bare get() cannot be interrupted.
-            try:
-                kind, value = queue.get(timeout=1.0)
-            except Empty:
-                continue
+            with changed:
+                while not queue:
+                    # A timeout keeps the main thread awake for Ctrl-C on Windows, where a bare wait() is deaf to it.
+                    changed.wait(timeout=1.0)
+                kind, value, amount = queue.popleft()
+                waiting -= amount
+                changed.notify_all()
             if kind == "error":
                 try:
                     raise value
@@ -63,7 +69,10 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
                 return
             yield value
     finally:
-        stop.set()
+        with changed:
+            stopped = True
+            queue.clear()
+            changed.notify_all()
         thread.join()
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
-State = Literal["loading", "upscaling", "joining", "done"]
+State = Literal["loading", "upscaling", "joining", "verifying", "done"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Progress:
     frames: int
     """Frames of the whole job; 0 while that is not known."""
     fps: float
-    """Frames a second since the first frame."""
+    """Frames a second since this run began to upscale."""
     eta: float | None
     """Seconds left; None before there is a rate to tell it from."""
     output: str
@@ -35,26 +35,36 @@ Sink = Callable[[Progress], Any]
 
 
 class Tracker:
-    """Turns 'one more frame' into events for a sink."""
+    """Turns what happens to a job, or to several, into events for a sink."""
 
-    def __init__(self, sink: Sink | None, frames: int, output: str) -> None:
-        self._sink, self._frames, self._output = sink, frames, output
-        self._frame, self._began = 0, time.monotonic()
+    def __init__(self, sink: Sink | None) -> None:
+        self._sink, self._output = sink, ""
+        self._frame = self._frames = self._before = 0
+        self._began = time.monotonic()
 
-    def enter(self, state: State) -> None:
+    def expect(self, frames: int, done: int = 0) -> None:
+        """One job more: of so many frames, of which some were done by an earlier run."""
+        self._frames += frames
+        self._frame += done
+        self._before += done
+
+    def enter(self, state: State, output: object = None) -> None:
+        if output is not None:
+            self._output = str(output)
         if state == "upscaling":
             self._began = time.monotonic()
         self._send(state)
 
-    def advance(self) -> None:
-        self._frame += 1
+    def advance(self, frames: int = 1) -> None:
+        """So many frames more are encoded; less than 0 where they have to be done again."""
+        self._frame += frames
         self._send("upscaling")
 
     def _send(self, state: State) -> None:
         if self._sink is None:
             return
-        elapsed = time.monotonic() - self._began
-        fps = self._frame / elapsed if self._frame and elapsed > 0 else 0.0
+        elapsed, fresh = time.monotonic() - self._began, self._frame - self._before
+        fps = fresh / elapsed if fresh > 0 and elapsed > 0 else 0.0
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
         self._sink(Progress(state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output))

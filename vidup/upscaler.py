@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,13 +15,52 @@ import torch
 
 from vidup import color, engines
 from vidup.config import Runtime, Settings
+from vidup.engines import Choice
 from vidup.engines.resample import anchor, resize
-from vidup.errors import ConfigError
+from vidup.errors import ConfigError, EngineError
 from vidup.frame import Color, Frame
 from vidup.prefetch import batched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How pictures are turned: rows and columns exchanged first, then mirrored."""
+
+    transpose: bool = False
+    left_right: bool = False
+    top_bottom: bool = False
+
+    @classmethod
+    def of(cls, matrix: tuple[int, ...] | None) -> Turn:
+        """The turn that a display matrix tells players to make (ISO/IEC 14496-12, 6.2.2).
+
+        Raises:
+            ConfigError: it is no quarter turn.
+        """
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = matrix[:5]  # a point goes to (a * x + c * y, b * x + d * y)
+        if b == c == 0 and a and d:
+            return cls(False, a < 0, d < 0)
+        if a == d == 0 and b and c:
+            return cls(True, c < 0, b < 0)
+        raise ConfigError("bake_rotation: the file is to be turned by less than a quarter; leave bake_rotation out")
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the turned picture."""
+        return (width, height) if self.transpose else (height, width)
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Turn pictures, (..., height, width)."""
+        if self.transpose:
+            pictures = pictures.transpose(-1, -2)
+        axes = [axis for axis, mirrored in ((-1, self.left_right), (-2, self.top_bottom)) if mirrored]
+        return pictures.flip(axes) if axes else pictures
 
 
 class Upscaler:
@@ -38,6 +79,8 @@ class Upscaler:
 
     def __init__(self, settings: Settings | None = None, runtime: Runtime | None = None) -> None:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
+        self.choice: Choice | None = None
+        """What the engine decided by itself; see `choose`."""
 
     @cached_property
     def engine(self) -> engines.Engine:
@@ -73,30 +116,42 @@ class Upscaler:
         """
         _ = self.engine
 
-    def frames(self, frames: Iterable[Frame], pix_fmt: str | None = None, tags: Color | None = None) -> Iterator[Frame]:
+    def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
+        """Settle what the engine decides by itself for frames of this size: as told, or as it finds best.
+
+        Afterwards `choice` tells it, and also what it became if memory ran out.
+        """
+        self.choice = choice or self.engine.choose(height, width)
+        self.engine.adopt(self.choice)
+        return self.choice
+
+    def frames(
+        self,
+        frames: Iterable[Frame],
+        pix_fmt: str | None = None,
+        tags: Color | None = None,
+        turn: Turn | None = None,
+    ) -> Iterator[Frame]:
         """Upscale frames, which all have one size, in order, each keeping its time.
 
         Args:
             frames: planar frames; their colour's matrix must be resolved (`vidup.color.resolve`).
             pix_fmt: the planar format of the result, in ffmpeg's name; that of each frame where not given.
             tags: matrix and range of the result; those of each frame where not given.
+            turn: how the results are turned.
 
         Returns:
             As many frames with the same times; width and height are even.
 
         Raises:
             MediaError: a pixel format that cannot be converted.
-            EngineError: the model failed.
+            EngineError: the model failed, or the memory is too small for the smallest plan.
         """
-        length, full = self.engine.clip_length, False
-        for clip in batched(frames, length):
-            # A model gives the same bits for a picture only in batches of one shape, so the last batch is filled up.
-            filled = clip + clip[-1:] * (length - len(clip)) if full else clip
-            full = True
-            rgb = torch.stack([color.to_rgb(frame, self.engine.device) for frame in filled])
-            times = tuple(frame.pts * frame.time_base for frame in filled)
-            enlarged = self._enlarge(rgb, times, even=True)
-            for frame, picture in zip(clip, enlarged, strict=False):
+        turn = turn or Turn()
+        for clip in batched(frames, self.engine.clip_length):
+            rgb = turn(torch.stack([color.to_rgb(frame, self.engine.device) for frame in clip]))
+            times = tuple(frame.pts * frame.time_base for frame in clip)
+            for frame, picture in zip(clip, self._enlarge(rgb, times, even=True), strict=True):
                 target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
                 planes = color.from_rgb(picture, target, meaning)
                 yield replace(frame, planes=planes, pix_fmt=target, color=meaning)
@@ -132,15 +187,58 @@ class Upscaler:
         """
         return self._enlarge(rgb.to(self.engine.device), (), even=False)
 
+    def _enlarge(self, rgb: torch.Tensor, times: tuple[Fraction, ...], even: bool) -> torch.Tensor:
+        while True:
+            try:
+                length = self.engine.clip_length
+                clips = [
+                    self._enlarge_clip(rgb[first : first + length], times[first : first + length], even)
+                    for first in range(0, len(rgb), length)
+                ]
+                return clips[0] if len(clips) == 1 else torch.cat(clips)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failed = str(error).splitlines()[0]
+            # Outside of the handler, so that the traceback, which holds tensors, is gone.
+            self._back_off(*rgb.shape[-2:], failed)
+
+    def _back_off(self, height: int, width: int, failed: str) -> None:
+        before = self.engine.choose(height, width)
+        self.choice = self.engine.smaller(before, height, width)
+        if self.choice is None:
+            raise EngineError(
+                f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
+                " take a smaller model, --offload, or another --device"
+            )
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.engine.adopt(self.choice)
+        log.warning(
+            "memory ran out: from here on %d at a time, %s",
+            *(self.choice.batch, f"in tiles of {self.choice.tile}" if self.choice.tile else "whole frames"),
+        )
+
     @torch.inference_mode()
-    def _enlarge(self, rgb: torch.Tensor, times: tuple[object, ...], even: bool) -> torch.Tensor:
+    def _enlarge_clip(self, rgb: torch.Tensor, times: tuple[Fraction, ...], even: bool) -> torch.Tensor:
         height, width = rgb.shape[-2:]
-        place = engines.Place(height=height, width=width, times=times)  # type: ignore[arg-type]
-        enlarged = engines.enlarge(self.engine, rgb, place)
+        count, length = len(rgb), self.engine.clip_length
+        # A model gives the same bits for a picture only in batches of one shape, so the last batch is filled up.
+        if times and count < length:
+            rgb = torch.cat([rgb, rgb[-1:].expand(length - count, -1, -1, -1)])
+            times += times[-1:] * (length - count)
+        place = engines.Place(height=height, width=width, times=times)
+        enlarged, rgb = engines.enlarge(self.engine, rgb, place)[:count], rgb[:count]
         if self.engine.invents:
             enlarged = anchor(enlarged, rgb, self.settings.anchor)
         size = output_size(self.settings, self.engine.scale, height, width, even)
         return enlarged if size == tuple(enlarged.shape[-2:]) else resize(enlarged, size)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA has a type for it; MPS and the CPU's allocator tell it in words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def output_size(settings: Settings, engine_scale: float, height: int, width: int, even: bool) -> tuple[int, int]:

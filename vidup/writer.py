@@ -15,17 +15,19 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 
+from vidup import streams
 from vidup.encoder import DEFAULTS, Encoding, open_context, to_av
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.reader import open_input
+from vidup.streams import StreamPlan, Trim
 
 log = logging.getLogger(__name__)
 
@@ -45,25 +47,6 @@ class Packet(NamedTuple):
     duration: int
     key: bool
     data: bytes
-
-
-@dataclass(frozen=True)
-class StreamPlan:
-    """What happens to a stream of the input."""
-
-    index: int
-    name: str
-    """What it is, in words: ``audio aac``."""
-    action: Literal["upscale", "copy", "attach", "drop"]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Trim:
-    """The part of the input that is kept, in seconds of its own time; the output begins at 0."""
-
-    begin: Fraction
-    end: Fraction
 
 
 def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> Iterator[Frame]:
@@ -153,67 +136,6 @@ def read_segment(path: Path) -> Iterator[Packet]:
             raise MediaError(f"{path}: the segment is damaged")
 
 
-def plan_streams(info: MediaInfo, container: str, trimmed: bool) -> list[StreamPlan]:
-    """What the output container takes of the input, found by a dry run for each stream.
-
-    Args:
-        container: ``mp4``, ``mov``, ``matroska`` or ``webm``.
-        trimmed: only a part of the input is kept, so that other video cannot be copied.
-
-    Raises:
-        ConfigError: an audio stream does not fit.
-    """
-    plans = []
-    with open_input(info.path) as source:
-        for stream in source.streams:
-            known = info.streams[stream.index]
-            name = f"{known.kind} {known.codec}" + (f" ({known.language})" if known.language else "")
-            if stream.index == info.video_index:
-                plans.append(StreamPlan(stream.index, name, "upscale"))
-                continue
-            refusal = _refusal(stream, container)
-            if trimmed and stream.type == "video" and not _is_cover(stream):
-                refusal = "copied video cannot begin in its middle"
-            if refusal is None:
-                plans.append(StreamPlan(stream.index, name, "copy"))
-            elif container == "matroska" and _is_cover(stream):
-                plans.append(StreamPlan(stream.index, name, "attach"))
-            elif stream.type == "audio":
-                raise ConfigError(
-                    f"{info.path}: stream {stream.index} ({name}) does not fit into {container}: {refusal};"
-                    " choose an output that ends in .mkv"
-                )
-            else:
-                plans.append(StreamPlan(stream.index, name, "drop", refusal))
-    return plans
-
-
-def _refusal(stream: Any, container: str) -> str | None:
-    """Why a container does not take a stream as it is; None where it does."""
-    if _is_cover(stream) and container != "mp4":
-        return "a cover is no video track"
-    if container in ("mp4", "mov") and stream.type in ("data", "attachment"):
-        return f"{container} has no place for it"
-    codec = stream.codec_context.name if stream.codec_context is not None else None
-    if codec is None and stream.type != "attachment":
-        return "its codec is not known"
-    if container == "mp4" and codec is not None and codec.startswith("pcm_"):
-        return "few players read PCM in mp4"
-    with suppress(OSError), io.BytesIO() as nowhere:  # closing a container without packets may fail: it is thrown away
-        target = av.open(nowhere, "w", format=container)
-        try:
-            target.add_stream_from_template(stream, opaque=True)
-            target.start_encoding()
-        except (av.error.FFmpegError, ValueError) as error:
-            return getattr(error, "strerror", None) or str(error)
-        target.close()
-    return None
-
-
-def _is_cover(stream: Any) -> bool:
-    return bool(stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic)
-
-
 def join(
     output: Path,
     container: str,
@@ -222,14 +144,18 @@ def join(
     info: MediaInfo,
     plans: Sequence[StreamPlan],
     trim: Trim | None = None,
-) -> None:
-    """Join segments with the streams that are copied from the input.
+    display_matrix: tuple[int, ...] | None = None,
+) -> list[int]:
+    """Join segments with the streams that are copied or converted from the input.
+
+    Returns:
+        When each picture is shown, rising, in `encoding.time_base`.
 
     Raises:
         ConfigError: the container does not take the encoded video.
         MediaError: a segment is damaged, the input cannot be read or the output cannot be written.
     """
-    order = sorted(packet.pts for segment in segments for packet in read_segment(segment))
+    order = [packet.pts for segment in segments for packet in read_segment(segment)]
     if len(order) != len(set(order)):
         raise MediaError(f"{output}: two pictures have the same time")
     with open_input(info.path) as source:
@@ -240,21 +166,23 @@ def join(
                 f"file:{output}", "w", format=container, container_options=options, metadata_errors="surrogateescape"
             )
             video = _add_video(target, source.streams[info.video_index], encoding, info.variable_rate)
-            copies = _add_copies(target, source, plans)
+            others = streams.add_streams(target, source, plans)
             _add_facts(target, source, trim)
-            if info.display_matrix is not None:
-                video.set_display_matrix(info.display_matrix)
+            if display_matrix is not None:
+                video.set_display_matrix(display_matrix)
             target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
-            for packet in heapq.merge(own, _copied_packets(source, copies, trim), key=_decode_time):
+            copied = streams.other_packets(info, plans, others, trim)
+            for packet in heapq.merge(own, *copied, key=_decode_time):
                 target.mux(packet)
             target.close()
         except av.error.FFmpegError as error:
-            raise MediaError(f"{output}: cannot be written: {error}") from error
+            raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
         finally:
             if target is not None:
                 with suppress(av.error.FFmpegError):
                     target.close()
+    return sorted(order)
 
 
 def check_container(container: str, encoding: Encoding) -> None:
@@ -269,6 +197,11 @@ def check_container(container: str, encoding: Encoding) -> None:
             f"codec = {encoding.codec!r}: {container} does not hold it; take one of {held},"
             " or an output that ends in .mkv"
         )
+
+
+def keeps_aspect(container: str, codec: str) -> bool:
+    """Whether the shape of a pixel arrives: some codecs carry it themselves, for others the container must."""
+    return container in ("mp4", "mov") or codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "h264", "hevc")
 
 
 def _holds(container: str, codec: str) -> bool:
@@ -290,6 +223,8 @@ def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str,
                 both = math.lcm(scale, stream.time_base.denominator)
                 scale = both if both <= _TIME_SCALE_LIMIT else scale
         options["movie_timescale"] = str(scale)
+        if any(key.startswith("com.") for key in source.metadata):
+            options["movflags"] = "use_metadata_tags"  # Apple's cameras: keys that the usual table of tags has not
     return options
 
 
@@ -305,27 +240,9 @@ def _add_video(target: Any, source: Any, encoding: Encoding, variable_rate: bool
     stream.time_base = encoding.time_base
     if encoding.codec in ("libx265", "hevc_nvenc") and target.format.name in ("mp4", "mov"):
         context.codec_tag = "hvc1"  # what Apple's players want
-    stream.metadata.update(source.metadata)
+    stream.metadata.update(streams.kept_tags(source))
     stream.disposition = source.disposition
     return stream
-
-
-def _add_copies(target: Any, source: Any, plans: Sequence[StreamPlan]) -> dict[int, Any]:
-    copies = {}
-    for plan in plans:
-        stream = source.streams[plan.index]
-        if plan.action == "copy":
-            copy = target.add_stream_from_template(stream, opaque=True)
-            copy.metadata.update(stream.metadata)
-            if stream.type != "attachment":
-                copy.disposition = stream.disposition
-                copies[plan.index] = copy
-        elif plan.action == "attach":
-            packet = next(packet for packet in source.demux(stream) if packet.size)
-            kind = {"mjpeg": ("cover.jpg", "image/jpeg")}.get(stream.codec_context.name, ("cover.png", "image/png"))
-            target.add_attachment(*kind, bytes(packet))
-            source.seek(0)
-    return copies
 
 
 def _add_facts(target: Any, source: Any, trim: Trim | None) -> None:
@@ -333,7 +250,12 @@ def _add_facts(target: Any, source: Any, trim: Trim | None) -> None:
     target.metadata.update(
         {key: value for key, value in source.metadata.items() if key.lower() not in written_by_muxer}
     )
-    chapters = []
+    target.set_chapters(chapters(source, trim))
+
+
+def chapters(source: Any, trim: Trim | None) -> list[Any]:
+    """The chapters of an open input, as PyAV has them; of a part those that overlap it, moved to begin with it at 0."""
+    found = []
     for chapter in source.chapters():
         unit = chapter["time_base"]
         if trim is not None:
@@ -341,12 +263,12 @@ def _add_facts(target: Any, source: Any, trim: Trim | None) -> None:
             if begin >= end:
                 continue
             chapter |= {"start": round((begin - trim.begin) / unit), "end": round((end - trim.begin) / unit)}
-        chapters.append(chapter)
-    target.set_chapters(chapters)
+        found.append(chapter)
+    return found
 
 
 def _video_packets(segments: Sequence[Path], encoding: Encoding, stream: Any, order: list[int]) -> Iterator[Any]:
-    decode_times = iter(_decode_times(segments, order))
+    decode_times = iter(_decode_times(order))
     for segment in segments:
         for packet in read_segment(segment):
             result = av.Packet(packet.data)
@@ -356,49 +278,18 @@ def _video_packets(segments: Sequence[Path], encoding: Encoding, stream: Any, or
             yield result
 
 
-def _decode_times(segments: Sequence[Path], order: list[int]) -> list[int]:
-    """Times at which packets are decoded: the presentation times in rising order, late enough for all of them.
+def _decode_times(order: list[int]) -> list[int]:
+    """Times at which packets are decoded, for the times in the order of decoding: the same times in rising order, late
+    enough for all of them.
 
     An encoder's own decode times belong to one segment; across segments they would overlap.
     """
-    rank = {pts: index for index, pts in enumerate(order)}
-    position = (index - rank[p.pts] for index, p in enumerate(p for s in segments for p in read_segment(s)))
-    delay = max(0, max(position, default=0))
-    step = order[1] - order[0] if len(order) > 1 else 1
-    ahead = [order[0] - (delay - index) * step for index in range(min(delay, len(order)))]
-    return ahead + order[: len(order) - len(ahead)]
-
-
-def _copied_packets(source: Any, copies: dict[int, Any], trim: Trim | None) -> Iterator[Any]:
-    for packet in kept_packets(source, list(copies), trim):
-        packet.stream = copies[packet.stream.index]
-        yield packet
-
-
-def kept_packets(source: Any, indices: Sequence[int], trim: Trim | None) -> Iterator[Any]:
-    """The packets of some streams of an open input, those that overlap `trim`, moved to begin with it at 0."""
-    if not indices:
-        return
-    for packet in source.demux([source.streams[index] for index in indices]):
-        if packet.size and (trim is None or _shift(packet, trim)):
-            yield packet
-
-
-def _shift(packet: Any, trim: Trim) -> bool:
-    """Move a packet so that the kept part begins at 0; False where it lies outside."""
-    time = packet.pts if packet.pts is not None else packet.dts
-    if time is None:
-        return False
-    begin = time * packet.time_base
-    end = begin + (packet.duration or 0) * packet.time_base
-    if end <= trim.begin or begin >= trim.end:
-        return False
-    offset = round(trim.begin / packet.time_base)
-    if packet.pts is not None:
-        packet.pts -= offset
-    if packet.dts is not None:
-        packet.dts -= offset
-    return True
+    shown = sorted(order)
+    rank = {pts: index for index, pts in enumerate(shown)}
+    delay = max(0, max((index - rank[pts] for index, pts in enumerate(order)), default=0))
+    step = shown[1] - shown[0] if len(shown) > 1 else 1
+    ahead = [shown[0] - (delay - index) * step for index in range(min(delay, len(shown)))]
+    return ahead + shown[: len(shown) - len(ahead)]
 
 
 def _decode_time(packet: Any) -> Fraction:
