@@ -13,8 +13,7 @@ import av
 import numpy as np
 
 from vidup import color
-from vidup.codecs import DEFAULTS as DEFAULTS
-from vidup.codecs import LEVELS, Defaults, check_params
+from vidup.codecs import DEFAULTS, LEVELS, Defaults, check_params
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
@@ -174,7 +173,9 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
     shift = 16 - result.format.components[0].bits if high else 0
     for plane, source in zip(result.planes, frame.planes, strict=False):
         target = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-        target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(source << shift).view(np.uint8)
+        target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(
+            source << shift if shift else source
+        ).view(np.uint8)
     for plane in result.planes[len(frame.planes) :]:  # transparency that was asked for by --pix-fmt: opaque
         bits = result.format.components[-1].bits
         np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)[:] = (1 << bits) - 1

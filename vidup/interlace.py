@@ -36,7 +36,8 @@ _FILTERED = frozenset(
     [f"yuv{sampling}p" for sampling in (410, 411, 420, 422, 440, 444)]
     + [f"yuvj{sampling}p" for sampling in (411, 420, 422, 440, 444)]
     + [f"yuv{sampling}p{bits}le" for sampling in (420, 422, 444) for bits in (9, 10, 12, 14, 16)]
-    + ["gray", "gray16le", "gbrp", *(f"gbrp{bits}le" for bits in (9, 10, 12, 14, 16))]
+    + [f"yuva{sampling}p{bits}" for sampling in (420, 422, 444) for bits in ("", "9le", "10le", "16le")]
+    + ["gray", "gray16le", "gbrap", "gbrap16le", "gbrp", *(f"gbrp{bits}le" for bits in (9, 10, 12, 14, 16))]
 )
 
 
@@ -84,7 +85,7 @@ def deinterlaced(
     Two frames are read ahead. The first and the last frame are there too, made from fewer neighbours.
 
     Args:
-        frames: PyAV frames of one size and format in rising order, each with its `pts` and `time_base`.
+        frames: PyAV frames of one size and planar format in rising order, each with its `pts` and `time_base`.
         mode: ``frame`` gives a picture a frame, at the same times; ``field`` gives two: at the frame's time, and
             halfway to the next one's.
         field_order: as `detect` gives it.

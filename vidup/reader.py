@@ -132,11 +132,11 @@ def decode(
     ahead, behind = (_LEAD_IN, 1) if deinterlacing else (0, 0)
     last = next(reversed(spans))
     with closing(_pictures(info, max(0, low - ahead), min(high + behind, len(info.pts)), settings)) as read:
-        pictures: Iterator[Any] = read
+        pictures = _in_planes(read, info)
         if deinterlacing:
             mode: Literal["frame", "field"] = "field" if settings.deinterlace == "field" else "frame"
             until = info.end if high == len(info.pts) else None
-            pictures = interlace.deinterlaced(read, mode, info.field_order, until)
+            pictures = interlace.deinterlaced(pictures, mode, info.field_order, until)
         for picture in pictures:
             if picture.pts in spans:
                 yield _frame(picture, info, color, spans[picture.pts], unit)
@@ -263,10 +263,14 @@ def own_time(frame: Any) -> int | None:
     return cast("int | None", frame.pts if frame.pts is not None else frame.dts)
 
 
+def _in_planes(pictures: Iterator[Any], info: MediaInfo) -> Iterator[Any]:
+    pix_fmt = planar(info.pix_fmt)
+    for picture in pictures:
+        yield picture if picture.format.name == pix_fmt else picture.reformat(format=pix_fmt)
+
+
 def _frame(picture: Any, info: MediaInfo, color: Color, duration: int, unit: Fraction) -> Frame:
     pts, pix_fmt = picture.pts, planar(info.pix_fmt)
-    if picture.format.name != pix_fmt:
-        picture = picture.reformat(format=pix_fmt)
     planes: Any = tuple(np.from_dlpack(plane) for plane in picture.planes)
     return Frame(planes, pix_fmt, color, pts, duration, unit)
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import av
 
 from vidup import streams
-from vidup.encoder import DEFAULTS, Encoding, open_context, to_av
+from vidup.encoder import Encoding, available, open_context, to_av
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.reader import open_input
@@ -167,7 +167,7 @@ def join(
             )
             video = _add_video(target, source.streams[info.video_index], encoding, info.variable_rate)
             others = streams.add_streams(target, source, plans)
-            _add_facts(target, source, trim)
+            _add_facts(target, source, trim, _shift(container, order, encoding, info, plans, trim))
             if display_matrix is not None:
                 video.set_display_matrix(display_matrix)
             target.start_encoding()
@@ -192,7 +192,7 @@ def check_container(container: str, encoding: Encoding) -> None:
         ConfigError: it does not.
     """
     if not _holds(container, encoding.codec):
-        held = ", ".join(name for name in DEFAULTS if _holds(container, name))
+        held = ", ".join(name for name in available() if _holds(container, name))
         raise ConfigError(
             f"codec = {encoding.codec!r}: {container} does not hold it; take one of {held},"
             " or an output that ends in .mkv"
@@ -245,12 +245,29 @@ def _add_video(target: Any, source: Any, encoding: Encoding, variable_rate: bool
     return stream
 
 
-def _add_facts(target: Any, source: Any, trim: Trim | None) -> None:
+def _shift(
+    container: str,
+    order: list[int],
+    encoding: Encoding,
+    info: MediaInfo,
+    plans: Sequence[StreamPlan],
+    trim: Trim | None,
+) -> Fraction:
+    """By how much the muxer will move all streams, in seconds: Matroska cannot begin below 0."""
+    if container not in ("matroska", "webm"):
+        return Fraction(0)
+    return max(streams.below_zero(info, plans, trim), -min(order) * encoding.time_base)
+
+
+def _add_facts(target: Any, source: Any, trim: Trim | None, shift: Fraction) -> None:
     written_by_muxer = {"major_brand", "minor_version", "compatible_brands", "encoder"}
     target.metadata.update(
         {key: value for key, value in source.metadata.items() if key.lower() not in written_by_muxer}
     )
-    target.set_chapters(chapters(source, trim))
+    moved = chapters(source, trim)
+    for chapter in moved:
+        chapter |= {side: chapter[side] + round(shift / chapter["time_base"]) for side in ("start", "end")}
+    target.set_chapters(moved)
 
 
 def chapters(source: Any, trim: Trim | None) -> list[Any]:
