@@ -37,7 +37,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"vidup {vidup.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["upscale", "probe", "list"])
+@pytest.mark.parametrize("command", ["upscale", "probe", "verify", "compare", "list"])
 def test_help(capsys: pytest.CaptureFixture[str], command: str):
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])
@@ -77,7 +77,7 @@ def test_upscale(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[s
     source = make_clip()
     assert main(["upscale", str(source), *BASELINE]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "" and "clip_x2.mp4: done" in captured.err
+    assert captured.out == "" and "clip_x2.mp4: delivered and verified, 12 frames" in captured.err
     assert pictures(source.with_name("clip_x2.mp4"))[0].shape == (96, 128, 3)
 
 
@@ -130,8 +130,8 @@ def test_interrupted(make_clip: Callable[..., Path], monkeypatch, capsys: pytest
     monkeypatch.setattr("vidup.writer.join", interrupt)
     source = make_clip()
     assert main(["upscale", str(source), *BASELINE]) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert sorted(path.name for path in source.parent.iterdir()) == ["clip.mp4"]
+    assert "interrupted; what is done is kept" in capsys.readouterr().err
+    assert sorted(path.name for path in source.parent.iterdir()) == ["clip.mp4", "clip_x2.mp4.vidup"]
 
 
 def test_verbose_shows_where_it_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -4,15 +4,20 @@ The map of the code, from the bottom up; a file imports only from lines above it
 
     errors, frame                            what can go wrong, and what flows: frames, colours, facts of a file
     prefetch, config, progress               the only thread code; settings and presets; progress events
-    color, tiling, noise, metrics            planes <-> RGB; tiles; seeded noise; likeness of pictures (pure functions)
-    reader, encoder, writer                  PyAV: decode; choose an encoder; write segments and join them
-    engines/                                 what makes the picture: diffusion (x4, mini), interpolate (the baseline)
-    verify, upscaler                         re-read what was written; frames in, larger frames out
-    job                                      upscale(): plan, upscale, join, verify, deliver
-    compare                                  quality of one video against another
+    codecs, hdr, color                       what encoders know; HDR10 data; planes <-> RGB
+    tiling, noise, metrics                   tiles; seeded noise; likeness of pictures (pure functions)
+    interlace, reader, probing               PyAV, in: fields -> frames; decode; what is in a file
+    encoder, streams, writer                 PyAV, out: choose an encoder; the other streams; segments, and joining them
+    engines/                                 what makes the picture: diffusion (x4, mini), latent (x2), checkpoint, ...
+    segments, execute                        a job's folder on disk; a function over segments, here or on Ray
+    upscaler                                 frames in, larger frames out
+    planning                                 all that is decided before the first frame
+    likeness, proof, stills                  re-read what was written and prove it; still images
+    job                                      upscale(): plan, upscale in segments, join, verify, deliver
+    compare, bench                           quality of one video against another; what this machine can do
     cli                                      parse, call the library, exit code
 
-A frame's way is `job._upscale_segment`: decode -> upscale -> encode, composed generators, one frame after another.
+A frame's way is `job.upscale_segment`: decode -> upscale -> encode, composed generators, one frame after another.
 
 The public names below are loaded on first use: ``import vidup`` loads neither torch nor PyAV.
 """

@@ -68,6 +68,8 @@ def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> I
         part.replace(path)
     except OSError as error:
         raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iterator[Frame]:
@@ -167,14 +169,17 @@ def join(
             )
             video = _add_video(target, source.streams[info.video_index], encoding, info.variable_rate)
             others = streams.add_streams(target, source, plans)
-            _add_facts(target, source, trim, _shift(container, order, encoding, info, plans, trim))
+            copied = streams.other_packets(info, plans, others, trim)
+            shift = Fraction(0)
+            if container in ("matroska", "webm"):
+                shift = streams.lateness(info, plans, trim, min(order) * encoding.time_base, copied)
+            _add_facts(target, source, trim, shift)
             if display_matrix is not None:
                 video.set_display_matrix(display_matrix)
             target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
-            copied = streams.other_packets(info, plans, others, trim)
             for packet in heapq.merge(own, *copied, key=_decode_time):
-                target.mux(packet)
+                target.mux(streams.moved(packet, shift))
             target.close()
         except av.error.FFmpegError as error:
             raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
@@ -215,6 +220,8 @@ def _holds(container: str, codec: str) -> bool:
 
 def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str, str]:
     options = {"fflags": "+bitexact"}  # no version or random ids: the same job writes the same bytes
+    if container in ("matroska", "webm"):
+        options["avoid_negative_ts"] = "disabled"  # what lies below 0 is moved here, and chapters with it
     if container in ("mp4", "mov"):
         # Start times are kept in movie ticks, 1000 a second by default, which loses what is finer.
         scale = encoding.time_base.denominator
@@ -245,29 +252,15 @@ def _add_video(target: Any, source: Any, encoding: Encoding, variable_rate: bool
     return stream
 
 
-def _shift(
-    container: str,
-    order: list[int],
-    encoding: Encoding,
-    info: MediaInfo,
-    plans: Sequence[StreamPlan],
-    trim: Trim | None,
-) -> Fraction:
-    """By how much the muxer will move all streams, in seconds: Matroska cannot begin below 0."""
-    if container not in ("matroska", "webm"):
-        return Fraction(0)
-    return max(streams.below_zero(info, plans, trim), -min(order) * encoding.time_base)
-
-
 def _add_facts(target: Any, source: Any, trim: Trim | None, shift: Fraction) -> None:
     written_by_muxer = {"major_brand", "minor_version", "compatible_brands", "encoder"}
     target.metadata.update(
         {key: value for key, value in source.metadata.items() if key.lower() not in written_by_muxer}
     )
-    moved = chapters(source, trim)
-    for chapter in moved:
+    found = chapters(source, trim)
+    for chapter in found:
         chapter |= {side: chapter[side] + round(shift / chapter["time_base"]) for side in ("start", "end")}
-    target.set_chapters(moved)
+    target.set_chapters(found)
 
 
 def chapters(source: Any, trim: Trim | None) -> list[Any]:

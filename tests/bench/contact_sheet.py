@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw
 
 from vidup import Runtime, Settings, Upscaler, color
 from vidup.engines.resample import resize
-from vidup.reader import decode, probe
+from vidup.probing import probe
+from vidup.reader import decode
 
 COLUMNS = ("input", "bicubic", "mini", "truth")
 

@@ -21,7 +21,8 @@ from vidup import Runtime, Settings, Upscaler, color
 from vidup.compare import BORDER
 from vidup.engines.resample import anchor, resize
 from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
-from vidup.reader import decode, probe
+from vidup.probing import probe
+from vidup.reader import decode
 
 
 def spread(path: Path, count: int) -> list[torch.Tensor]:

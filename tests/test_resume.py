@@ -1,0 +1,381 @@
+"""Jobs that stop, and go on: killed, interrupted, out of memory or disk, damaged on disk, begun differently."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import audio_packets, pictures, save_layout, video_times
+
+import vidup
+from vidup import EngineError, MediaError, ResumeError, Runtime, Settings, Stopped
+from vidup.engines import Choice
+from vidup.engines.interpolate import Interpolation
+from vidup.job import upscale_files
+
+TESTS = Path(__file__).parent
+NEAREST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=3)
+
+
+class Interrupted(Exception):
+    """What stops a job in these tests."""
+
+
+def stop_after(frames: int) -> Callable[[vidup.Progress], None]:
+    def look(event: vidup.Progress) -> None:
+        if event.state == "upscaling" and event.frame >= frames:
+            raise Interrupted
+
+    return look
+
+
+def begin(source: Path, output: Path, frames: int, settings: Settings = NEAREST, **runtime) -> Path:
+    """Do a part of a job; returns its folder."""
+    with pytest.raises(Interrupted):
+        vidup.upscale(source, output, settings, runtime=Runtime(**runtime), on_progress=stop_after(frames))
+    return output.with_name(output.name + ".vidup")
+
+
+def segments(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.seg*"))
+
+
+def content(path: Path) -> tuple:
+    frames = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures(path)]
+    return video_times(path), frames, audio_packets(path)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures the baseline engine was given, call by call."""
+    seen, enlarge = [], Interpolation.__call__
+
+    def count(self, clip, place):
+        seen.append(len(clip))
+        return enlarge(self, clip, place)
+
+    monkeypatch.setattr(Interpolation, "__call__", count)
+    return seen
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs are forked")
+def test_killed_at_random_moments():
+    done = subprocess.run(
+        [sys.executable, TESTS / "kill.py", "--kills", "25"], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "25 kills"
+
+
+def test_the_same_command_goes_on(make_clip: Callable[..., Path], calls: list[int]):
+    source = make_clip()
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST)
+    calls.clear()
+    output = source.with_name("out.mp4")
+    folder = begin(source, output, frames=7)
+    assert segments(folder) == ["00000.seg", "00001.seg"] and not output.exists()
+    before = len(calls)
+    events = []
+    vidup.upscale(source, output, NEAREST, on_progress=events.append)
+    assert len(calls) - before == 2  # one call for each of the two segments that were left
+    assert content(output) == content(whole) and not folder.exists()
+    assert [event.frame for event in events if event.state == "upscaling"] == list(range(6, 13))
+
+
+def test_another_runtime_goes_on(make_clip: Callable[..., Path]):
+    source = make_clip()
+    output = source.with_name("out.mp4")
+    begin(source, output, frames=7, batch=1)
+    assert len(pictures(vidup.upscale(source, output, NEAREST, runtime=Runtime(batch=3, verify="fast")))) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"crf": 30.0}, r"settings\.crf: not given -> 30\.0"),
+        ({"model": "bicubic"}, r"settings\.model: nearest -> bicubic"),
+        ({"segment_frames": 4}, r"settings\.segment_frames: 3 -> 4"),
+        ({"encoder_options": {"preset": "slow"}}, r"settings\.encoder_options\.preset: ultrafast -> slow"),
+    ],
+)
+def test_a_changed_setting_is_refused(make_clip: Callable[..., Path], change: dict, named: str):
+    source = make_clip()
+    output = source.with_name("out.mp4")
+    folder = begin(source, output, frames=4)
+    given = {"model": "nearest", "scale": 2, "encoder_options": {"preset": "ultrafast"}, "segment_frames": 3}
+    with pytest.raises(ResumeError, match=rf"{named}.*--restart"):
+        vidup.upscale(source, output, Settings(**{**given, **change}))
+    assert segments(folder) == ["00000.seg"] and not output.exists()
+    vidup.upscale(source, output, Settings(**{**given, **change}), runtime=Runtime(restart=True))
+    assert len(pictures(output)) == 12 and not folder.exists()
+
+
+def test_a_changed_input_is_refused(make_clip: Callable[..., Path]):
+    source = make_clip()
+    output = source.with_name("out.mp4")
+    begin(source, output, frames=4)
+    os.utime(source, (1, 1))  # touched only: it is the same
+    begin(source, output, frames=7)
+    source.write_bytes(make_clip("other.mp4", size=(48, 64)).read_bytes())
+    with pytest.raises(ResumeError, match=r"input\.(size|sha256)"):
+        vidup.upscale(source, output, NEAREST)
+
+
+def test_another_checkpoint_is_refused(make_clip: Callable[..., Path], tiny_x4: Path, tmp_path: Path):
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    source, folder = make_clip(times=(0, 512, 1024, 1536), size=(16, 16), sound=False), tmp_path / "model"
+    unet = UNet2DConditionModel.from_pretrained(tiny_x4, subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(tiny_x4, subfolder="vae")
+    save_layout(folder, unet, vae, width=24)
+    settings = Settings(model=str(folder), steps=1, segment_frames=2, encoder_options={"preset": "ultrafast"})
+    begin(source, tmp_path / "out.mp4", 3, settings)
+    with torch.no_grad():
+        unet.conv_out.bias += 0.1
+    unet.save_pretrained(folder / "unet")
+    with pytest.raises(ResumeError, match="engine: "):
+        vidup.upscale(source, tmp_path / "out.mp4", settings)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "part", "another"])
+def test_damaged_segments_are_made_again(make_clip: Callable[..., Path], calls: list[int], damage: str):
+    source = make_clip()
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST)
+    output = source.with_name("out.mp4")
+    folder = begin(source, output, frames=10)
+    segment = folder / "00001.seg"
+    data = bytearray(segment.read_bytes())
+    if damage == "truncated":
+        segment.write_bytes(data[:-40])
+    elif damage == "bit":
+        data[len(data) // 2] ^= 16
+        segment.write_bytes(data)
+    elif damage == "empty":
+        segment.write_bytes(b"")
+    elif damage == "part":
+        segment.rename(segment.with_name("00001.seg.part"))
+    else:  # whole, but of other frames
+        segment.write_bytes((folder / "00002.seg").read_bytes())
+    calls.clear()
+    vidup.upscale(source, output, NEAREST)
+    assert len(calls) == 2  # the damaged one, and the one that was not done
+    assert content(output) == content(whole)
+
+
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, at: set[int], largest: int) -> list[int]:
+    """From these calls on, a batch of more than `largest` fails once as CUDA does."""
+    seen, enlarge = [], Interpolation.__call__
+
+    def fail(self, clip, place):
+        seen.append(len(clip))
+        if len(seen) in at and len(clip) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return enlarge(self, clip, place)
+
+    monkeypatch.setattr(Interpolation, "__call__", fail)
+    return seen
+
+
+def test_out_of_memory_halves_the_batch(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog):
+    source = make_clip()
+    settings = Settings(model="bicubic", scale=2, crf=0, encoder_options={"preset": "ultrafast"}, segment_frames=5)
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), settings)
+    output = source.with_name("out.mp4")
+    seen = run_out_of_memory(monkeypatch, at={2, 3}, largest=1)
+    folder = begin(source, output, 11, settings)
+    assert seen[:4] == [4, 4, 2, 1]
+    told = [record.message for record in caplog.records if "memory ran out" in record.message]
+    assert told == [f"memory ran out: from here on {batch} at a time, whole frames" for batch in (2, 1)]
+    assert '"batch": 1' in (folder / "job.json").read_text()
+    seen.clear()
+    vidup.upscale(source, output, settings)
+    assert set(seen) == {1}  # a resumed job keeps to it
+    for one, other in zip(pictures(output), pictures(whole), strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_out_of_memory_at_the_smallest_plan(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    source = make_clip()
+    output = source.with_name("out.mp4")
+    run_out_of_memory(monkeypatch, at=set(range(1, 100)), largest=0)
+    with pytest.raises(EngineError, match=r"memory ran out with .*take a smaller model, --offload, or another"):
+        vidup.upscale(source, output, NEAREST)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["clip.mp4"]
+
+
+def test_a_choice_that_was_stored_is_adopted(make_clip: Callable[..., Path], calls: list[int]):
+    source = make_clip()
+    output = source.with_name("out.mp4")
+    folder = begin(source, output, frames=4, batch=2)
+    assert '"batch": 2' in (folder / "job.json").read_text()
+    calls.clear()
+    vidup.upscale(source, output, NEAREST, runtime=Runtime(batch=1))
+    assert set(calls) == {2}
+    assert Choice(2, 0) == Choice(batch=2, tile=0)
+
+
+@pytest.mark.parametrize("error", [EngineError("the model failed"), RuntimeError("a bug")])
+def test_an_engine_that_fails_is_gone_on_from(make_clip: Callable[..., Path], monkeypatch, error: Exception):
+    source = make_clip()
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST)
+    output = source.with_name("out.mp4")
+    with monkeypatch.context() as patch:
+        enlarge, seen = Interpolation.__call__, []
+
+        def fail(self, clip, place):
+            seen.append(clip)
+            if len(seen) == 3:
+                raise error
+            return enlarge(self, clip, place)
+
+        patch.setattr(Interpolation, "__call__", fail)
+        with pytest.raises(type(error), match=str(error)):
+            vidup.upscale(source, output, NEAREST)
+    assert segments(output.with_name("out.mp4.vidup")) == ["00000.seg", "00001.seg"] and not output.exists()
+    assert content(vidup.upscale(source, output, NEAREST)) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "the disk is full; what is done is kept"), (errno.EACCES, "denied")]
+)
+def test_a_disk_that_fails(make_clip: Callable[..., Path], monkeypatch, number: int, message: str):
+    source = make_clip()
+    output = source.with_name("out.mp4")
+    with monkeypatch.context() as patch:
+        sync, seen = os.fsync, []
+
+        def fail(descriptor: int) -> None:
+            seen.append(descriptor)
+            if len(seen) > 4:
+                raise OSError(number, os.strerror(number))
+            sync(descriptor)
+
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(MediaError, match=message):
+            vidup.upscale(source, output, NEAREST)
+    assert segments(output.with_name("out.mp4.vidup")) and not output.exists()
+    assert len(pictures(vidup.upscale(source, output, NEAREST))) == 12
+
+
+def test_a_small_disk_that_fills(make_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        source = make_clip(times=tuple(range(0, 40 * 512, 512)))
+        settings = Settings(model="nearest", scale=4, codec="ffv1", segment_frames=3)
+        monkeypatch.setattr("vidup.segments.need_disk", lambda *_: None)  # the estimate would refuse it at once
+        with pytest.raises(MediaError, match="the disk is full; what is done is kept"):
+            vidup.upscale(source, disk / "out.mkv", settings)
+        assert segments(disk / "out.mkv.vidup") and not (disk / "out.mkv").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True, capture_output=True)
+        assert len(pictures(vidup.upscale(source, disk / "out.mkv", settings))) == 40
+    finally:
+        subprocess.run(["umount", disk], check=True, capture_output=True)
+
+
+def test_too_little_room_is_told_ahead(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    source = make_clip()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(MediaError, match=r"GiB are needed and 0\.00 GiB are free"):
+        vidup.upscale(source, source.with_name("out.mp4"), NEAREST)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["clip.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(make_clip: Callable[..., Path], number: signal.Signals):
+    """The first lets the batch in hand end; the command then says how to go on, and does."""
+    source = make_clip(times=tuple(range(0, 2000 * 512, 512)))
+    output = source.with_name("out.mp4")
+    command = [sys.executable, "-m", "vidup", "upscale", source, "-o", output, "--model", "nearest", "-s", "1"]
+    command += ["-e", "preset=ultrafast", "--segment-frames", "20", "--progress", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"frame": 45,' in line:
+            process.send_signal(number)
+            break
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after the batch in hand" in told and "the same command goes on from there" in told
+    assert len(segments(output.with_name("out.mp4.vidup"))) >= 2 and not output.exists()
+    assert subprocess.run(command, capture_output=True, timeout=200).returncode == 0
+    assert len(video_times(output)) == 2000
+
+
+def test_stop(make_clip: Callable[..., Path]):
+    source, events = make_clip(), []
+    output = source.with_name("out.mp4")
+    with pytest.raises(Stopped):
+        vidup.upscale(source, output, NEAREST, on_progress=events.append, stop=lambda: len(events) > 8)
+    assert segments(output.with_name("out.mp4.vidup")) and not output.exists()
+    assert len(pictures(vidup.upscale(source, output, NEAREST))) == 12
+
+
+def test_many_files_in_one_queue(make_clip: Callable[..., Path], calls: list[int]):
+    one, two = make_clip("one.mp4"), make_clip("two.mp4", times=tuple(range(0, 8 * 512, 512)))
+    bad = one.with_name("bad.mp4")
+    bad.write_text("this is text")
+    folder = one.parent / "out"
+    folder.mkdir()
+    files = [(source, folder / source.name) for source in (one, bad, two)]
+    outcomes = upscale_files(files, NEAREST)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert [len(pictures(folder / name)) for name in ("one.mp4", "two.mp4")] == [12, 8]
+    again = upscale_files(files, NEAREST, runtime=Runtime(skip_done=True))
+    assert [outcome.skipped for outcome in again] == [True, False, True]
+    (folder / "two.mp4").write_bytes((folder / "one.mp4").read_bytes())
+    outcomes = upscale_files(files[2:], NEAREST, runtime=Runtime(skip_done=True))
+    assert "is no whole delivery" in str(outcomes[0].error)
+
+
+def test_the_folder_is_kept_if_asked_for(make_clip: Callable[..., Path]):
+    source = make_clip()
+    output = vidup.upscale(source, None, NEAREST, runtime=Runtime(keep_work=True))
+    folder = output.with_name(output.name + ".vidup")
+    assert segments(folder) == [f"{index:05}.seg" for index in range(4)]
+    began = time.monotonic()
+    vidup.upscale(source, output, NEAREST, runtime=Runtime(overwrite=True))
+    assert not folder.exists() and time.monotonic() > began
+
+
+class TestWorkers:
+    """Processes of their own, by Ray."""
+
+    pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ray's workers are killed by POSIX signals")
+
+    @pytest.fixture(autouse=True)
+    def threads(self):
+        pytest.importorskip("ray")
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+    @pytest.mark.parametrize("model", ["nearest", "mini"])
+    def test_two_workers_give_what_one_gives(self, make_clip: Callable[..., Path], model: str):
+        source = make_clip()
+        overrides = {"scale": 2, "segment_frames": 3, "encoder_options": {"preset": "ultrafast"}}
+        settings = Settings.preset("mini", **overrides) if model == "mini" else NEAREST
+        one = vidup.upscale(source, source.with_name("one.mp4"), settings, runtime=Runtime(device="cpu"))
+        events = []
+        two = vidup.upscale(
+            source,
+            source.with_name("two.mp4"),
+            settings,
+            runtime=Runtime(device="cpu", workers=2),
+            on_progress=events.append,
+        )
+        assert content(one) == content(two)
+        assert events[-1].frame == events[-1].frames == 12
