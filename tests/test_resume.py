@@ -161,7 +161,7 @@ def test_damaged_segments_are_made_again(make_clip: Callable[..., Path], calls: 
     elif damage == "empty":
         segment.write_bytes(b"")
     elif damage == "part":
-        segment.rename(segment.with_name("00001.seg.part"))
+        segment.rename(segment.with_name("00001.seg.0123abcd.part"))
     else:  # whole, but of other frames
         segment.write_bytes((folder / "00002.seg").read_bytes())
     calls.clear()

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,7 +148,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
     for target in targets:
         if targets.count(target) > 1:
             raise ConfigError(f"{target}: would be the output of {targets.count(target)} inputs; give them other names")
-    with _progress(arguments.progress) as sink, _stopping() as stop:
+    # What ray prints of its own goes to standard output, which is for data.
+    with _progress(arguments.progress) as sink, _stopping() as stop, redirect_stdout(sys.stderr):
         outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=stop.is_set)
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     if len(outcomes) == 1 and outcomes[0].error is not None:
@@ -226,6 +227,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         del table["pts"]
         table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
         table |= {"output_frames": len(job.times), "disk_bytes": planning.disk(job, job.high - job.low)}
+        table["memory_bytes"] = planning.host_memory(job)
         print(json.dumps(table, default=str))
         return 0
     for line in _told(job):
@@ -255,7 +257,11 @@ def _told(job: Job) -> Iterator[str]:
     )
     yield (
         f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
-        f" {len(job.times)} frames, about {planning.disk(job, job.high - job.low) / 2**30:.2f} GiB of disk meanwhile"
+        f" {len(job.times)} frames"
+    )
+    yield (
+        f"  takes     about {planning.disk(job, job.high - job.low) / 2**30:.2f} GiB of disk and"
+        f" {planning.host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, beside the model's"
     )
     for stream in job.streams:
         reason = f": {stream.reason}" if stream.reason else ""

@@ -42,7 +42,6 @@ Worker = Callable[[Item, Report], Result]
 
 _POLL_SECONDS = 0.2  # how often progress is fetched from the workers, and `stop` is looked at
 _CONNECT_SECONDS = 5.0
-_PATIENCE_SECONDS = 30  # after which it is told that a cluster has no place
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,6 +60,7 @@ def execute(
     *,
     on_result: Callable[[Item, Result], Any],
     on_progress: Callable[[int], Any] = lambda units: None,
+    wanted: Callable[[Item], bool] = lambda item: True,
     stop: Callable[[], bool] = lambda: False,
     workers: int = 1,
     address: str | None = None,
@@ -70,25 +70,21 @@ def execute(
 ) -> None:
     """Call ``make()(item, report)`` for every item.
 
-    With one worker and no address that is a plain loop in this process: errors and `KeyboardInterrupt` pass as they
-    are. Else Ray runs it, and `make`, items and results must pickle. A worker that is lost (killed, out of memory, its
-    machine gone) is replaced and its item done again. An error of the function ends the job at once, and is raised here
-    as it was there. What workers log comes out of this process's loggers.
+    With one worker and no address that is a plain loop in this process. Else Ray runs it, and `make`, items and results
+    must pickle. A lost worker (killed, its machine gone) is replaced and its item done again. An error of the function
+    ends the job, and is raised here as it was there. What workers log comes out of this process's loggers.
 
     Args:
         make: is called once a worker, in its process, before its first item.
-        on_result: is called with each item and its result, in the order in which they end. As for `on_progress`: in
-            the caller's thread; what it raises ends the job.
-        on_progress: is called with the number of units done since the last call; less than 0 where a lost worker's
-            have to be done again.
+        on_result: is called with each item and its result, as they end; in this thread; what it raises ends the job.
+        on_progress: likewise with the units done since the last call; less than 0 where a lost worker's are done again.
+        wanted: is asked before an item is begun; those that are not wanted (any more) are left out.
         stop: is asked often, such as ``event.is_set``. Once true, no item is begun, those in hand end at their next
             report, and `Stopped` is raised. `KeyboardInterrupt` does not wait for that: it ends workers at once.
         workers: items that are in hand at once.
-        address: of a running Ray cluster, as ``ray.init`` takes it; all its machines must see the same files under the
-            same names. Without one, Ray is started on this machine for the time of the call. Where the calling process
-            is connected to Ray already, that is used.
-        threads: CPU cores of a worker, and its OMP_NUM_THREADS, which Ray would set to the same; an equal share of
-            this machine's where not given, one on a cluster. A limit by ``torch.set_num_threads`` is for `make`.
+        address: of a running Ray cluster, as ``ray.init`` takes it; all its machines see the same files under the same
+            names. Without one Ray is started here for the time of the call, unless this process is connected already.
+        threads: CPU cores of a worker, and its OMP_NUM_THREADS; where not given an equal share here, one on a cluster.
         gpus_per_worker: 1 for one each, 0.5 for two on one; Ray shows each worker only its own. 0 shows all.
         retries: how often an item is done again because its worker was lost.
 
@@ -98,19 +94,22 @@ def execute(
         Stopped: `stop` was true before the last item was done.
     """
     if workers == 1 and address is None:
-        _execute_here(make, items, on_result, on_progress, stop)
+        _execute_here(make, items, on_result, on_progress, wanted, stop)
         return
     todo = list(items)
     if not todo:
         return
     asked = f"workers = {workers}" if address is None else f"ray = {address!r}"
     workers = min(workers, len(todo))
-    needs = _Needs(threads or (max(1, _cores() // workers) if address is None else 1), gpus_per_worker)
-    environment = {**_ENVIRONMENT, "OMP_NUM_THREADS": str(needs.threads)}
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // workers) if address is None else 1
+    environment = {**_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
     if address is None:  # a worker finds the modules that this process finds; a cluster has its own
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
-    with _cluster(asked, workers, address, needs) as ray:
-        _Crew(ray, make, todo, on_result, on_progress, needs, environment, retries).run(workers, stop)
+    needs = _Needs(asked, workers, address, threads, gpus_per_worker, environment)
+    with _cluster(needs) as (ray, runtime_env):
+        _Crew(ray, make, todo, on_result, on_progress, wanted, needs, runtime_env, retries).run(stop)
 
 
 def _execute_here(
@@ -118,6 +117,7 @@ def _execute_here(
     items: Iterable[Item],
     on_result: Callable[[Item, Result], Any],
     on_progress: Callable[[int], Any],
+    wanted: Callable[[Item], bool],
     stop: Callable[[], bool],
 ) -> None:
     def report(units: int) -> None:
@@ -127,7 +127,7 @@ def _execute_here(
             raise Stopped
 
     worker: Worker[Item, Result] | None = None
-    for item in items:
+    for item in filter(wanted, items):
         report(0)
         worker = worker or make()
         on_result(item, worker(item, report))
@@ -176,16 +176,11 @@ class _Hand:
     """A worker, seen from here."""
 
     actor: Any
-    look: Any
-    """The answer to `_Member.look` that is awaited; None where none was asked for."""
-    ready: bool = False
-    """True once it has answered. Before, it may have no place yet on any machine: it is given nothing to do."""
-    task: Any = None
-    """The result that is awaited; None while it is free."""
-    number: int = -1
-    """Of the last item that it was given; -1 before the first."""
-    units: int = 0
-    """Of that item, as far as they were told."""
+    look: Any  # the answer to `_Member.look` that is awaited; None where none was asked for
+    ready: bool = False  # once it has answered: before, it may have no place yet, and is given nothing to do
+    task: Any = None  # the result that is awaited; None while it is free
+    number: int = -1  # of the last item that it was given; -1 before the first
+    units: int = 0  # of that item, as far as they were told
 
 
 class _Crew:
@@ -198,32 +193,33 @@ class _Crew:
         items: Sequence[Any],
         on_result: Callable[[Any, Any], Any],
         on_progress: Callable[[int], Any],
+        wanted: Callable[[Any], bool],
         needs: _Needs,
-        environment: dict[str, str],
+        runtime_env: dict[str, Any] | None,
         retries: int,
     ) -> None:
         self._ray, self._items, self._needs, self._retries = ray, items, needs, retries
-        self._on_result, self._on_progress = on_result, on_progress
+        self._on_result, self._on_progress, self._wanted = on_result, on_progress, wanted
         self._make = ray.put(make)
         self._queue, self._losses = deque(range(len(items))), Counter[int]()
         self._hands: list[_Hand] = []
         self._halted = False
         self._began = time.monotonic()
         self._kind = ray.remote(concurrency_groups={"control": 1})(_Member).options(
-            num_cpus=needs.threads, num_gpus=needs.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+            num_cpus=needs.threads, num_gpus=needs.gpus, max_restarts=0, runtime_env=runtime_env
         )
 
-    def run(self, workers: int, stop: Callable[[], bool]) -> None:
+    def run(self, stop: Callable[[], bool]) -> None:
         try:
             while self._queue or self._at_work():
                 if not self._halted and stop():
                     self._halted = True
                     for hand in self._at_work():
-                        _ask(hand.actor.halt)
+                        self._ask(hand.actor.halt)
                 if self._halted and not self._at_work():
                     raise Stopped
                 if not self._halted:
-                    self._hand_out(workers)
+                    self._hand_out()
                 self._gather()
         finally:
             for hand in self._hands:
@@ -232,10 +228,11 @@ class _Crew:
     def _at_work(self) -> list[_Hand]:
         return [hand for hand in self._hands if hand.task is not None]
 
-    def _hand_out(self, workers: int) -> None:
-        while len(self._hands) < min(workers, len(self._queue) + len(self._at_work())):
+    def _hand_out(self) -> None:
+        self._queue = deque(number for number in self._queue if self._wanted(self._items[number]))
+        while len(self._hands) < min(self._needs.workers, len(self._queue) + len(self._at_work())):
             actor = self._kind.remote(logging.getLogger(_PACKAGE).getEffectiveLevel())
-            self._hands.append(_Hand(actor, _ask(actor.look)))
+            self._hands.append(_Hand(actor, self._ask(actor.look)))
         for hand in self._hands:
             if self._queue and hand.ready and hand.task is None:
                 make = self._make if hand.number < 0 else None
@@ -245,10 +242,9 @@ class _Crew:
     def _gather(self) -> None:
         """Wait for an event, but not long; then take in all that there is, and ask those at work how far they are."""
         events = [hand.task or hand.look for hand in self._hands if hand.task is not None or not hand.ready]
-        if events:
-            self._ray.wait(events, timeout=_POLL_SECONDS)
+        self._ray.wait(events, timeout=_POLL_SECONDS)
         asked = [each for hand in self._hands for each in (hand.task, hand.look) if each is not None]
-        there = set(self._ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
+        there = set(self._ray.wait(asked, num_returns=len(asked), timeout=0)[0])
         lost = self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError
         for hand in list(self._hands):
             try:
@@ -257,21 +253,25 @@ class _Crew:
                 if hand.task in there:
                     self._settle(hand)
                 elif hand.task is not None and hand.look is None:
-                    hand.look = _ask(hand.actor.look)
+                    hand.look = self._ask(hand.actor.look)
             except lost as error:
                 self._lose(hand, error)
             except self._ray.exceptions.RayError as error:
-                raise EngineError(f"a worker cannot be used: {_line(error)}") from error
-        if not any(hand.ready for hand in self._hands) and time.monotonic() > self._began + _PATIENCE_SECONDS:
+                raise EngineError(f"a worker cannot be used: {' '.join(str(error).split())}") from error
+        if not any(hand.ready for hand in self._hands) and time.monotonic() > self._began + 30:
             self._began = math.inf
-            log.warning("ray has had no place for a worker for %d s; waiting", _PATIENCE_SECONDS)
+            log.warning("ray has had no place for a worker for 30 s; waiting")
 
     def _hear(self, hand: _Hand) -> None:
         number, units, told = self._ray.get(hand.look)
         hand.look, hand.ready = None, True
-        _tell(told)
+        self._tell(told)
         if hand.task is not None and number == hand.number:  # else it is of an item that has ended
             self._reach(hand, units)
+
+    def _tell(self, told: list[logging.LogRecord]) -> None:
+        for record in told:
+            logging.getLogger(record.name).handle(record)
 
     def _reach(self, hand: _Hand, units: int) -> None:
         more, hand.units = units - hand.units, units
@@ -282,16 +282,13 @@ class _Crew:
         try:
             result, units, told = self._ray.get(hand.task)
         except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if self._halted and isinstance(cause, Stopped):
-                hand.task = None
-                self._queue.append(hand.number)
-                return
-            if not isinstance(cause, Exception):
-                raise EngineError(f"a worker failed: {_line(error)}") from None
-            raise cause from None
+            if not (self._halted and isinstance(error.cause, Stopped)):
+                raise error.cause from None
+            hand.task = None
+            self._queue.append(hand.number)
+            return
         hand.task = None
-        _tell(told)
+        self._tell(told)
         self._reach(hand, units)
         self._on_result(self._items[hand.number], result)
 
@@ -299,7 +296,6 @@ class _Crew:
         """Give the item of a worker that is gone to another."""
         self._kill(hand)  # where it was only out of reach
         self._hands.remove(hand)
-        log.debug("a worker was lost: %s", error)
         subject = "a worker"
         if hand.task is not None:
             self._queue.appendleft(hand.number)
@@ -309,42 +305,35 @@ class _Crew:
             return
         self._losses[hand.number] = losses = self._losses[hand.number] + 1
         if losses > self._retries:
-            raise EngineError(
-                f"{subject} was killed or crashed, try {losses} of {losses}; if memory ran out, take fewer workers or"
-                " a smaller batch, then give the same command again"
-            ) from error
+            hint = "if memory ran out, take fewer workers or a smaller batch, then give the same command again"
+            raise EngineError(f"{subject} was killed or crashed, try {losses} of {losses}; {hint}") from error
         if self._needs.places(self._ray) == 0:
             raise EngineError("ray was killed or has no machine left; give the same command again") from error
         log.warning("%s was killed or crashed; another takes its place", subject)
+
+    def _ask(self, method: Any) -> Any:
+        return method.options(concurrency_group="control").remote()
 
     def _kill(self, hand: _Hand) -> None:
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(hand.actor)
 
 
-def _ask(method: Any) -> Any:
-    return method.options(concurrency_group="control").remote()
-
-
-def _tell(told: list[logging.LogRecord]) -> None:
-    for record in told:
-        logging.getLogger(record.name).handle(record)
-
-
 @dataclass(frozen=True)
 class _Needs:
-    """What one worker takes of a machine."""
+    """What is wanted of Ray."""
 
-    threads: int
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.threads} CPU cores" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+    asked: str  # the setting that asks for it, as errors name it
+    workers: int
+    address: str | None
+    threads: int  # of a worker
+    gpus: float  # of a worker
+    environment: dict[str, str]  # of a worker's process
 
     def places(self, ray: Any) -> int:
         """How many workers the machines that are there could hold."""
-        own = [process for process in psutil.Process().children() if process.name() == "raylet"]
-        if any(process.status() == psutil.STATUS_ZOMBIE for process in own):
+        known = (process.info for process in psutil.process_iter(["ppid", "name", "status"]))
+        if {"ppid": os.getpid(), "name": "raylet", "status": psutil.STATUS_ZOMBIE} in known:
             return 0  # Ray would take another 15 s to see that its process for this machine is dead
         total = 0
         for node in ray.nodes():
@@ -356,56 +345,71 @@ class _Needs:
 
 
 @contextmanager
-def _cluster(asked: str, workers: int, address: str | None, needs: _Needs) -> Iterator[Any]:
-    """The module ``ray``, connected; `asked` is what an error names."""
+def _cluster(needs: _Needs) -> Iterator[tuple[Any, dict[str, Any] | None]]:
+    """The module ``ray``, connected, and the runtime environment that workers have to be given."""
     try:
         import ray
     except ImportError:
-        raise ConfigError(f'{asked}: needs ray: pip install "vidup[ray]"') from None
+        raise ConfigError(f'{needs.asked}: needs ray: pip install "vidup[ray]"') from None
     is_ours, folder = not ray.is_initialized(), None
     is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
     terminate = signal.getsignal(signal.SIGTERM) if is_main else None
     try:
         if is_ours:
-            folder = _connect(ray, asked, workers, address, needs)
+            folder = _connect(ray, needs)
             if callable(terminate):
                 signal.signal(signal.SIGTERM, terminate)  # Ray put its own there, which exits in order
         places = needs.places(ray)
+        each = f"{needs.threads} CPU cores" + (f" and {needs.gpus:g} GPU" if needs.gpus else "")
         if places == 0:
-            raise ConfigError(f"{asked}: ray has no machine with room for a worker of {needs}")
-        if places < workers:
-            log.warning("%s: ray has room for %d of %d workers of %s each", asked, places, workers, needs)
-        yield ray
+            raise ConfigError(f"{needs.asked}: ray has no machine with room for a worker of {each}")
+        if places < needs.workers:
+            log.warning("%s: ray has room for %d of %d workers of %s", needs.asked, places, needs.workers, each)
+        yield ray, None if folder else {"env_vars": needs.environment}  # what we started has it from this process
     finally:
         if is_ours:
-            ray.shutdown()
+            _leave(ray)
             if terminate is not None:
                 signal.signal(signal.SIGTERM, terminate)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(ray: Any, asked: str, workers: int, address: str | None, needs: _Needs) -> str | None:
+def _connect(ray: Any, needs: _Needs) -> str | None:
     """Start Ray on this machine, or reach a cluster. The folder that it made for its logs, where it did."""
+    address = needs.address
     given: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "configure_logging": False}
     if address is not None:
         _check_address(address)
     else:
-        given |= {"num_cpus": workers * needs.threads, "num_gpus": None if needs.gpus else 0}  # None counts them
+        given |= {"num_cpus": needs.workers * needs.threads, "num_gpus": None if needs.gpus else 0}  # None counts them
         given |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}  # little is in it; 75 MiB is the least
     logger, level = logging.getLogger("ray"), logging.getLogger("ray").level
-    environment = {key: _ENVIRONMENT[key] for key in _ENVIRONMENT.keys() - os.environ.keys()}
-    os.environ.update(environment)
+    before = {key: os.environ.get(key) for key in needs.environment}
+    os.environ.update(needs.environment)
     logger.setLevel(logging.ERROR)
     try:
         context = ray.init(**given)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # of which ConnectionError is one
-        raise ConfigError(f"{asked}: ray cannot be {'reached' if address else 'started'}: {_line(error)}") from error
+        raise ConfigError(f"{needs.asked}: ray cannot be used: {' '.join(str(error).split())}") from error
     finally:
         logger.setLevel(level)
-        for key in environment:
-            os.environ.pop(key, None)
-    return None if address is not None else str(context.address_info["session_dir"])
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    return None if address else str(context.address_info["session_dir"])
+
+
+def _leave(ray: Any) -> None:
+    """Disconnect, and end what was started: workers may outlive Ray's own process by some seconds."""
+    processes: list[Any] = []
+    with suppress(psutil.Error):
+        for child in psutil.Process().children():
+            processes += child.children(recursive=True) if child.name().startswith("raylet") else []
+    ray.shutdown()
+    for process in psutil.wait_procs(processes, timeout=1)[1]:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=1)
 
 
 def _check_address(address: str) -> None:
@@ -417,11 +421,3 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"ray = {address!r}: no cluster answers there: {error}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

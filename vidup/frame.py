@@ -114,3 +114,5 @@ class MediaInfo:
     chapters: int
     notes: tuple[str, ...] = ()
     """What is unusual or damaged, a line each."""
+    tolerant: bool = False
+    """It was read with `tolerate_errors`: what cannot be read of it is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import vidup
-from vidup import planning, proof, reader, segments, stills, writer
+from vidup import engines, planning, proof, reader, segments, stills, writer
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.errors import ConfigError, MediaError, VidupError
 from vidup.execute import Report, execute
 from vidup.frame import Frame
-from vidup.planning import Job
+from vidup.planning import QUEUE_BYTES, Job
 from vidup.prefetch import prefetch
 from vidup.progress import Sink, Tracker
 from vidup.reader import planar
@@ -27,9 +28,6 @@ from vidup.segments import Segment, Store
 from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
-
-_QUEUE_BYTES = 256 * 2**20
-"""Of frames that wait before the engine, and as many behind it."""
 
 
 @dataclass
@@ -98,8 +96,9 @@ def upscale_files(
         upscaler = stack.enter_context(Upscaler(settings, runtime))
         outcomes, works = [], []
         for source, target in files:
-            name = Path(source)
-            outcome = Outcome(name, Path(target) if target is not None else default_output(name, settings))
+            name = Path(source) if runtime.ray is None else Path(source).absolute()  # other machines stand elsewhere
+            output = default_output(name, settings) if target is None else Path(target)
+            outcome = Outcome(name, output if runtime.ray is None else output.absolute())
             outcomes.append(outcome)
             with _failing(outcome):
                 work = _begin(outcome, upscaler, tracker, stack)
@@ -137,7 +136,10 @@ def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitSt
     if runtime.skip_done and target.is_file():
         _check_delivered(outcome, upscaler.settings)
         return None
-    _check_paths(source, target, runtime.overwrite)
+    try:
+        _check_paths(source, target, runtime.overwrite)
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
     if source.suffix.lower() in stills.ENDINGS and target.suffix.lower() in stills.ENDINGS:
         stills.upscale_still(upscaler, source, target, tracker)
@@ -151,7 +153,12 @@ def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitSt
     stack.callback(_leave, store)
     parts = _segments(job, store.folder)
     done = store.finished(parts, partial(_is_whole, job))
-    segments.need_disk(store.folder, planning.disk(job, sum(part.frames for part in parts if part.index not in done)))
+    room = planning.disk(job, sum(part.frames for part in parts if part.index not in done))
+    segments.need_disk(store.folder, room)
+    log.debug(
+        "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
+        *(target, room / 2**30, planning.host_memory(job) / 2**30),
+    )
     if done:
         log.info("%s: %d of %d segments are done already", target, len(done), len(parts))
     frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
@@ -207,18 +214,28 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
     parts = [Part(file, each) for file, work in enumerate(works) for each in work.segments if each.index in work.left]
     jobs = [work.job for work in works]
     choices = [work.store.choice for work in works]
-    here = runtime.workers == 1 and runtime.ray is None
+    here = runtime.workers == 1 and runtime.ray is None  # else each worker loads its own
     tracker.enter("upscaling")
     execute(
         partial(_Worker, jobs, choices, settings, runtime, upscaler if here else None),
         parts,
+        wanted=lambda part: works[part.file].outcome.error is None,
         on_result=on_result,
         on_progress=tracker.advance,
         stop=stop,
         workers=runtime.workers,
         address=runtime.ray,
-        gpus_per_worker=0.0,
+        gpus_per_worker=_gpus(runtime),
     )
+
+
+def _gpus(runtime: Runtime) -> float:
+    """The share of a GPU that a worker of its own process is given; 0 where it is not for Ray to hand them out."""
+    if runtime.ray is not None:  # whose machines may have what this one has not
+        here = engines.devices()[0].startswith("cuda")
+        return 1.0 if runtime.device == "cuda" or (runtime.device == "auto" and here) else 0.0
+    count = sum(name.startswith("cuda") for name in engines.devices()) if runtime.device in ("auto", "cuda") else 0
+    return 1 / math.ceil(runtime.workers / count) if count and runtime.workers > 1 else 0.0
 
 
 class _Worker:
@@ -240,7 +257,14 @@ class _Worker:
         job, upscaler = self._jobs[part.file], self._upscaler
         try:
             size = job.turn.size(job.info.height, job.info.width)
-            self._choices[part.file] = upscaler.choose(*size, self._choices[part.file])
+            fresh = self._choices[part.file] is None
+            choice = self._choices[part.file] = upscaler.choose(*size, self._choices[part.file])
+            if fresh:
+                log.debug(
+                    "%s: about %.2f GiB on %s; %d at a time, %s",
+                    *(job.output, upscaler.engine.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
+                    f"tiles of {choice.tile}" if choice.tile else "whole frames",
+                )
             with segments.disk_full_told(part.segment.path.parent):
                 upscale_segment(job, part.segment, upscaler, report)
             assert upscaler.choice is not None
@@ -253,11 +277,11 @@ class _Worker:
 def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None]) -> None:
     """A frame's way: decode -> upscale -> encode. The same function on this machine and on a cluster."""
     # Closed here, not when they are collected: the traceback of an error would keep their threads.
-    decoded = prefetch(reader.decode(job.info, segment.begin, segment.end, job.settings), _QUEUE_BYTES, _bytes)
+    decoded = prefetch(reader.decode(job.info, segment.begin, segment.end, job.settings), QUEUE_BYTES, _bytes)
     with closing(decoded):
         larger = upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn)
         moved = (replace(frame, pts=frame.pts - job.offset) for frame in larger)
-        with closing(prefetch(moved, _QUEUE_BYTES, _bytes)) as frames:
+        with closing(prefetch(moved, QUEUE_BYTES, _bytes)) as frames:
             for _ in writer.encode_segment(frames, job.encoding, segment.path):
                 report(1)
 
@@ -341,7 +365,7 @@ def _check_delivered(outcome: Outcome, settings: Settings) -> None:
 
 def default_output(source: Path, settings: Settings) -> Path:
     """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
-    mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or planning.native_scale(settings):g}"
+    mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or engines.native_scale(settings):g}"
     ending = source.suffix.lower()
     kept = ending in {*writer.CONTAINERS, *stills.ENDINGS}
     return source.with_name(source.stem + mark + (ending if kept else ".mkv"))

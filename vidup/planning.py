@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from vidup import encoder, probing, reader, streams, writer
+from vidup import color, encoder, engines, probing, reader, streams, writer
 from vidup.config import Settings
 from vidup.encoder import Encoding
-from vidup.engines import INTERPOLATIONS
 from vidup.errors import ConfigError
 from vidup.frame import MediaInfo
+from vidup.reader import planar
 from vidup.streams import StreamPlan, Trim
 from vidup.upscaler import Turn, output_size
 
@@ -71,7 +71,7 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
         )
     info = probing.probe(source, settings.tolerate_errors)
     delivery = deliver(info, writer.CONTAINERS[target.suffix.lower()], settings)
-    native = native_scale(settings)
+    native = engines.native_scale(settings)
     height, width = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
     encoding = encoder.choose(settings, _as_shown(delivery), width, height, delivery.container)
     writer.check_container(delivery.container, encoding)
@@ -118,13 +118,6 @@ def _as_shown(delivery: Delivery) -> MediaInfo:
     )
 
 
-def native_scale(settings: Settings) -> float:
-    """How much the model enlarges, as far as its name tells."""
-    if settings.model in INTERPOLATIONS:
-        return settings.scale or 4
-    return 2 if settings.model == "x2" else 4
-
-
 def describe(job: Job) -> list[str]:
     """What will be done, and what will be converted or lost, a line each."""
     info, encoding = job.info, job.encoding
@@ -162,6 +155,21 @@ def describe(job: Job) -> list[str]:
             f" {encoding.sample_aspect_ratio}: players will show square pixels"
         )
     return lines
+
+
+QUEUE_BYTES = 256 * 2**20
+"""Of frames that wait before the engine at the most, and as many behind it."""
+
+_ENCODER_FRAMES = 64  # that an encoder holds: its lookahead and its threads
+
+
+def host_memory(job: Job) -> int:
+    """Bytes of the host's memory that frames take on their way: two queues, and what the encoder looks ahead."""
+    kind = color.layout(planar(job.encoding.pix_fmt))
+    assert kind is not None
+    samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y)
+    frame = job.encoding.width * job.encoding.height * samples * (1 if kind.bits == 8 else 2)
+    return round(2 * QUEUE_BYTES + frame * _ENCODER_FRAMES)
 
 
 def disk(job: Job, frames: int) -> int:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from uuid import uuid4
 
 import av
 
@@ -59,7 +60,7 @@ def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> I
         ConfigError: the encoder cannot be opened.
         MediaError: the file cannot be written, or the encoder lost a frame.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # a worker that was given up may still write
     try:
         with part.open("wb") as file:
             yield from _encode(frames, encoding, file)
@@ -247,7 +248,7 @@ def _add_video(target: Any, source: Any, encoding: Encoding, variable_rate: bool
     stream.time_base = encoding.time_base
     if encoding.codec in ("libx265", "hevc_nvenc") and target.format.name in ("mp4", "mov"):
         context.codec_tag = "hvc1"  # what Apple's players want
-    stream.metadata.update(streams.kept_tags(source))
+    stream.metadata.update(streams.tags(source, target.format.name, encoded=True))
     stream.disposition = source.disposition
     return stream
 

@@ -1,0 +1,352 @@
+"""Running a function over items: here, and in workers on Ray that are killed, stopped and fail."""
+
+import functools
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from vidup import execute as room
+from vidup.errors import ConfigError, EngineError, MediaError
+from vidup.execute import Report, Stopped, execute
+
+UNITS = 5
+"""What each item reports, one by one."""
+
+
+def square(pause: float = 0.0) -> Callable[[int, Report], int]:
+    def work(item: int, report: Report) -> int:
+        for _ in range(UNITS):
+            time.sleep(pause)
+            report(1)
+        return item * item
+
+    return work
+
+
+def failing() -> Callable[[int, Report], int]:
+    def work(item: int, report: Report) -> int:
+        if item == 2:
+            raise MediaError("frame 7 cannot be decoded")
+        time.sleep(0.05)
+        return item
+
+    return work
+
+
+def unmakeable() -> Callable[[int, Report], int]:
+    raise EngineError("there is no such model")
+
+
+def whereabouts(folder: Path, pause: float) -> Callable[[int, Report], tuple[int, int, str | None]]:
+    """A worker that leaves its process id and the number of its factory's calls."""
+    (folder / f"made-{os.getpid()}").touch(exist_ok=False)
+
+    def work(item: int, report: Report) -> tuple[int, int, str | None]:
+        (folder / f"item-{item}").write_text(str(os.getpid()))
+        for _ in range(UNITS):
+            time.sleep(pause)
+            report(1)
+        return item, os.getpid(), os.environ.get("OMP_NUM_THREADS")
+
+    return work
+
+
+def talking() -> Callable[[int, Report], int]:
+    def work(item: int, report: Report) -> int:
+        logging.getLogger("vidup.engines").warning("item %d: the batch is halved", item)
+        logging.getLogger("vidup.engines").debug("not asked for")
+        return item
+
+    return work
+
+
+def suicidal() -> Callable[[int, Report], int]:
+    def work(item: int, report: Report) -> int:
+        report(3)
+        time.sleep(0.5)  # so that the driver has seen them
+        os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    return work
+
+
+class Collected:
+    """What came back: results by item, and every step of the progress."""
+
+    def __init__(self) -> None:
+        self.results: dict[Any, Any] = {}
+        self.steps: list[int] = []
+
+    def __call__(self, make: Any, items: Any, **options: Any) -> "Collected":
+        execute(make, items, on_result=self.results.__setitem__, on_progress=self.steps.append, **options)
+        return self
+
+
+def workers_alive() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "_Member" in process.name() or "_Member" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(processes: list[psutil.Process], seconds: float = 10.0) -> bool:
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+class TestHere:
+    def test_results_and_progress_in_order(self):
+        got = Collected()(square, range(4))
+        assert list(got.results.items()) == [(0, 0), (1, 1), (2, 4), (3, 9)]
+        assert got.steps == [1] * 4 * UNITS
+
+    def test_the_worker_is_made_once_and_only_for_an_item(self):
+        made = []
+
+        def make() -> Callable[[int, Report], int]:
+            made.append(1)
+            return square()
+
+        Collected()(make, [])
+        assert not made
+        Collected()(make, range(3))
+        assert len(made) == 1
+
+    @pytest.mark.parametrize("error", [MediaError("damaged"), KeyboardInterrupt(), ZeroDivisionError()])
+    def test_errors_pass_as_they_are(self, error: BaseException):
+        def make() -> Callable[[int, Report], int]:
+            def work(item: int, report: Report) -> int:
+                if item == 1:
+                    raise error
+                return item
+
+            return work
+
+        got = Collected()
+        with pytest.raises(type(error)) as caught:
+            got(make, range(3))
+        assert caught.value is error
+        assert got.results == {0: 0}
+
+    def test_stop_in_the_middle_of_an_item(self):
+        stop, results, steps = threading.Event(), [], []
+
+        def progress(units: int) -> None:
+            steps.append(units)
+            if len(steps) == UNITS + 2:
+                stop.set()
+
+        with pytest.raises(Stopped):
+            execute(
+                square,
+                range(3),
+                on_result=lambda item, result: results.append(item),
+                on_progress=progress,
+                stop=stop.is_set,
+            )
+        assert results == [0]
+        assert len(steps) == UNITS + 2
+
+    def test_stop_before_the_first_item(self):
+        stop = threading.Event()
+        stop.set()
+        with pytest.raises(Stopped):
+            Collected()(unmakeable, [1], stop=stop.is_set)
+
+    def test_without_ray_it_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(ConfigError, match=r'^workers = 2: needs ray: pip install "vidup\[ray\]"$'):
+            Collected()(square, range(2), workers=2)
+        with pytest.raises(ConfigError, match=r"^ray = 'auto': needs ray"):
+            Collected()(square, range(2), address="auto")
+        assert Collected()(square, range(2), workers=1).results == {0: 0, 1: 1}
+
+    def test_nothing_to_do_needs_no_ray(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        assert Collected()(square, [], workers=2).results == {}
+
+
+@pytest.fixture(scope="class")
+def ray() -> Iterator[None]:
+    """Ray with two cores, started once for the tests that only use it."""
+    module = pytest.importorskip("ray")
+    with room._cluster(room._Needs("workers = 2", 2, None, 1, 0.0, {})):
+        yield
+    assert not module.is_initialized()
+
+
+@pytest.mark.usefixtures("ray")
+class TestOnRay:
+    def test_results_and_progress(self):
+        got = Collected()(functools.partial(square, 0.02), range(6), workers=2)
+        assert got.results == {item: item * item for item in range(6)}
+        assert sum(got.steps) == 6 * UNITS
+        assert min(got.steps) > 0
+        assert gone(workers_alive())
+
+    def test_a_worker_is_made_once_and_whoever_is_free_is_next(self, tmp_path: Path):
+        got = Collected()(functools.partial(whereabouts, tmp_path, 0.02), range(6), workers=2, threads=1)
+        processes = {pid for _, pid, _ in got.results.values()}
+        made = {int(path.name.removeprefix("made-")) for path in tmp_path.glob("made-*")}
+        assert processes == made
+        assert len(made) == 2
+        assert os.getpid() not in made
+        assert {threads for _, _, threads in got.results.values()} == {"1"}
+
+    def test_progress_is_told_while_an_item_is_in_hand(self):
+        told = []
+        execute(
+            functools.partial(square, 0.3),
+            range(2),
+            workers=2,
+            on_result=lambda item, result: told.append("result"),
+            on_progress=lambda units: told.append("units"),
+        )
+        assert told.index("units") < told.index("result")
+        assert told[: told.index("result")].count("units") >= 4
+
+    def test_what_workers_log_is_told_here(self, caplog: pytest.LogCaptureFixture):
+        with caplog.at_level(logging.INFO, "vidup"):
+            Collected()(talking, [4, 5], workers=2)
+        told = sorted((record.name, record.message) for record in caplog.records)
+        assert told == [("vidup.engines", f"item {item}: the batch is halved") for item in (4, 5)]
+
+    def test_an_error_is_raised_with_its_type_and_ends_all(self):
+        began = time.monotonic()
+        with pytest.raises(MediaError) as caught:
+            Collected()(failing, range(500), workers=2)
+        assert str(caught.value) == "frame 7 cannot be decoded"
+        assert time.monotonic() - began < 10
+        assert any("in work" in note for note in caught.value.__notes__)
+        assert gone(workers_alive())
+
+    def test_an_error_of_the_factory(self):
+        with pytest.raises(EngineError, match=r"^there is no such model\n"):  # and a note: where
+            Collected()(unmakeable, range(3), workers=2)
+
+    def test_an_error_of_the_caller_ends_all(self):
+        def refuse(units: int) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            execute(square, range(9), workers=2, on_result=lambda item, result: None, on_progress=refuse)
+        assert gone(workers_alive())
+
+    def test_a_killed_worker_s_item_is_done_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        results: dict[int, tuple[int, int, str | None]] = {}
+        steps: list[int] = []
+        killed: list[int] = []
+
+        def progress(units: int) -> None:
+            steps.append(units)
+            if not killed:
+                killed.append(int((tmp_path / "item-0").read_text()))
+                psutil.Process(killed[0]).kill()
+
+        make = functools.partial(whereabouts, tmp_path, 0.15)
+        execute(make, range(3), workers=2, on_result=results.__setitem__, on_progress=progress)
+        assert set(results) == {0, 1, 2}
+        assert killed[0] not in [pid for _, pid, _ in results.values()]
+        assert sum(steps) == 3 * UNITS
+        assert "0: its worker was killed or crashed; another takes its place" in caplog.text
+
+    def test_an_item_that_always_kills_its_worker_is_given_up(self):
+        steps: list[int] = []
+        with pytest.raises(EngineError, match=r"^7: its worker was killed or crashed, try 2 of 2; if memory"):
+            execute(
+                suicidal,
+                [7],
+                workers=2,
+                retries=1,
+                on_result=lambda item, result: pytest.fail("no result"),
+                on_progress=steps.append,
+            )
+        assert steps == [3, -3, 3, -3]
+
+    def test_stop_ends_those_in_hand_and_keeps_what_is_done(self):
+        stop, results = threading.Event(), []
+
+        def keep(item: int, result: int) -> None:
+            results.append(item)
+            stop.set()
+
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            execute(functools.partial(square, 0.1), range(100), workers=2, on_result=keep, stop=stop.is_set)
+        assert 1 <= len(results) <= 4
+        assert time.monotonic() - began < 10
+        assert gone(workers_alive())
+
+    def test_no_room_for_a_worker(self):
+        with pytest.raises(ConfigError, match=r"^workers = 2: ray has no machine .* a worker of 64 CPU cores$"):
+            Collected()(square, range(2), workers=2, threads=64)
+
+    def test_less_room_than_asked_for_is_told_and_enough(self, caplog: pytest.LogCaptureFixture):
+        got = Collected()(square, range(8), workers=4, threads=1)
+        assert len(got.results) == 8
+        assert "workers = 4: ray has room for 2 of 4 workers of 1 CPU cores" in caplog.text
+
+
+WHOLE_LIFE = """
+import functools, signal, sys
+from pathlib import Path
+import psutil
+sys.path[:0] = {path!r}
+from test_execute import whereabouts
+from vidup.execute import execute
+
+def told(item, result):
+    print("result", item, result[2], *[each.pid for each in psutil.Process().children(recursive=True)], flush=True)
+
+try:
+    execute(functools.partial(whereabouts, Path({folder!r}), 0.05), range(1000), workers=2, threads=3, on_result=told)
+except KeyboardInterrupt:
+    alive = psutil.Process().children(recursive=True)
+    print("interrupted", not alive, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+"""
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path):
+    """In a process of its own: Ray is started for the call, and is gone with it."""
+    pytest.importorskip("ray")
+    code = WHOLE_LIFE.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])], folder=str(tmp_path))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert driver.stdout is not None and driver.stderr is not None
+    words = driver.stdout.readline().split()
+    assert words[:1] == ["result"], driver.stderr.read()
+    assert words[2] == "3"  # OMP_NUM_THREADS in a worker
+    processes = [psutil.Process(int(pid)) for pid in words[3:] if psutil.pid_exists(int(pid))]
+    assert len(processes) >= 4  # Ray's own, and two workers
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to all of the group
+    output, errors = driver.communicate(timeout=30)
+    assert output.splitlines()[-1] == "interrupted True True", errors
+    assert errors == ""
+    assert driver.returncode == 0
+    assert gone(processes, 0)
+
+
+def test_an_address_where_nobody_answers_is_told_at_once():
+    pytest.importorskip("ray")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=rf"^ray = '{address}': no cluster answers there"):
+            Collected()(square, range(2), address=address)
+        assert time.monotonic() - began < 6
