@@ -52,12 +52,12 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     assert main(["list", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert list(table) == ["engines", "presets", "encoders", "devices"]
-    assert set(table["presets"]) == {"balanced", "fast", "mini", "reference"}
+    assert set(table["presets"]) == {"balanced", "fast", "mini", "preview", "reference", "x2"}
     assert {"x4", "mini", "nearest", "lanczos"} <= set(table["engines"])
     assert "libx264" in table["encoders"] and "cpu" in table["devices"]
     assert main(["list", "presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "presets" and len(lines) == 5
+    assert lines[0] == "presets" and len(lines) == 7
 
 
 def test_probe(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import audio_packets, pictures, save_layout, video_times
@@ -379,3 +380,22 @@ class TestWorkers:
         )
         assert content(one) == content(two)
         assert events[-1].frame == events[-1].frames == 12
+
+    def test_a_worker_that_is_killed_is_replaced(self, make_clip: Callable[..., Path], caplog):
+        source = make_clip()
+        settings = Settings.preset("mini", segment_frames=3, encoder_options={"preset": "ultrafast"})
+        one = vidup.upscale(source, source.with_name("one.mp4"), settings, runtime=Runtime(device="cpu"))
+        killed = []
+
+        def kill(event: vidup.Progress) -> None:
+            if event.frame >= 2 and not killed:
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::_Member"):
+                        killed.append(process.pid)
+                        process.kill()
+                        return
+
+        runtime = Runtime(device="cpu", workers=2)
+        two = vidup.upscale(source, source.with_name("two.mp4"), settings, runtime=runtime, on_progress=kill)
+        assert len(killed) == 1 and any("another takes its place" in record.message for record in caplog.records)
+        assert content(one) == content(two)

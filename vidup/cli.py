@@ -337,7 +337,10 @@ def _list(arguments: argparse.Namespace) -> int:
     table = {
         "engines": {
             "x4": "Stable Diffusion x4 upscaler, from the hub or its cache",
+            "x2": "Stable Diffusion x2 latent upscaler, from the hub or its cache",
             "mini": "small x4 diffusion model that ships with vidup",
+            "FILE": "a single-image model (.safetensors, .pth, .pt, .ckpt; needs vidup[checkpoint]),"
+            " or the x4 upscaler as one file",
             **{name: "baseline: resampling without a model, any scale" for name in INTERPOLATIONS},
         },
         "presets": {name: _preset_line(name) for name in preset_names()},

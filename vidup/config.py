@@ -47,7 +47,9 @@ class Settings:
     """
 
     model: str = option(
-        "x4", "x4, mini, nearest, bilinear, bicubic, lanczos, a hub id, or a folder in the hub's layout", flags=("-n",)
+        "x4",
+        "x4, x2, mini, nearest, bilinear, bicubic, lanczos, a hub id, a folder in the hub's layout, a file of weights",
+        flags=("-n",),
     )
     revision: str | None = option(None, "commit, tag or branch to pin a hub id to")
     prompt: str = option("", "text that describes the picture; empty costs half as much")
@@ -63,6 +65,9 @@ class Settings:
         "auto", "precision of the model; auto is float16 on cuda, else float32"
     )
     vae: str | None = option(None, "another decoder: the hub id or folder of an AutoencoderTiny")
+    vae_attention: Literal["full", "windowed"] = option(
+        "full", "attention of the decoder: over the whole frame, or in windows, which is faster and near it"
+    )
     tokenizer: str | None = option(None, "folder of a CLIP tokenizer, for a prompt with a model that is a single file")
     tile: int = option(0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0)
     tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)

@@ -347,9 +347,19 @@ def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
         "input": segments.fingerprint_file(Path(job.info.path)),
         "settings": given,
         "container": job.container,
-        "engine": upscaler.engine.identity,
+        "engine": _identity(upscaler),
         "version": vidup.__version__,
     }
+
+
+def _identity(upscaler: Upscaler) -> str:
+    settings, runtime = upscaler.settings, upscaler.runtime
+    if runtime.workers == 1 and runtime.ray is None:
+        return upscaler.engine.identity
+    # The workers have the engine; here only its name is wanted, and no GPU may be. Its files depend on the precision.
+    if settings.dtype == "auto" and _gpus(runtime) and Path(settings.model).suffix not in engines.WEIGHTS:
+        settings = replace(settings, dtype="float16")
+    return engines.load(settings, Runtime(device="cpu")).identity
 
 
 def _check_delivered(outcome: Outcome, settings: Settings) -> None:
