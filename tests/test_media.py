@@ -60,16 +60,6 @@ def sounds(path: Path) -> list[tuple[Fraction, Fraction, bytes]]:
         return [(p.pts * p.time_base, (p.duration or 0) * p.time_base, bytes(p)) for p in packets]
 
 
-def first_frame(path: Path):
-    with av.open(str(path)) as container:
-        return next(container.decode(container.streams.video[0]))
-
-
-def planes_of(path: Path) -> list[np.ndarray]:
-    """The first picture's planes, by vidup's own reader."""
-    return [plane.copy() for plane in next(reader.decode(probing.probe(path))).planes]
-
-
 def assert_times(found: list[Fraction], expected: list[Fraction], container: str) -> None:
     assert len(found) == len(expected)
     if container in ("mp4", "mov"):
@@ -200,86 +190,6 @@ def test_another_program_counts_the_same_frames(make_clip: Callable[..., Path]):
     ]
 
 
-def test_odd_sizes_come_out_exactly_four_times_larger(make_clip: Callable[..., Path]):
-    source = make_clip("clip.mkv", codec="ffv1", size=(101, 67), times=(0, 40, 80), time_base=MILLISECOND, sound=False)
-    output = enlarge(source, "out.mp4", scale=None, model="bilinear")
-    assert [picture.shape for picture in pictures(output)] == [(268, 404, 3)] * 3
-
-
-@pytest.mark.parametrize(
-    ("tags", "pix_fmt", "codec"),
-    [
-        ((1, 1, 1, 1), "yuv420p", "libx264"),
-        ((6, 6, 6, 1), "yuv420p", "libx264"),
-        ((9, 9, 16, 1), "yuv420p10le", "libx265"),
-        ((9, 9, 16, 1), "yuv420p10le", "libsvtav1"),
-        ((1, 1, 1, 2), "yuv420p", "libx264"),
-        ((1, 1, 1, 2), "yuv420p", "libvpx-vp9"),
-    ],
-)
-@pytest.mark.parametrize("container", ["mp4", "mkv"])
-def test_colour_tags_are_kept(make_clip: Callable[..., Path], tags, pix_fmt: str, codec: str, container: str):
-    source = make_clip(tags=tags, pix_fmt=pix_fmt, times=(0, 512, 1024), sound=False)
-    output = enlarge(source, f"out.{container}", codec=codec, encoder_options=FASTEST[codec])
-    frame = first_frame(output)
-    found = (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range)
-    assert tuple(int(code) for code in found) == tags
-    assert frame.format.name.replace("yuvj", "yuv") == pix_fmt
-
-
-def test_an_untagged_matrix_is_announced_and_written(make_clip: Callable[..., Path]):
-    source = make_clip(tags=(2, 2, 2, 0), times=(0, 512), sound=False)
-    job = plan(source, source.with_name("out.mp4"), Settings(model="nearest", scale=2))
-    assert any("BT.601 is assumed" in line for line in describe(job))
-    assert int(first_frame(enlarge(source, "out.mp4")).colorspace) == 6
-
-
-def flat_color(index: int, width: int, height: int) -> np.ndarray:
-    return np.full((height, width, 3), (200, 30, 60), np.uint8)
-
-
-def test_codes_pass_through_a_lossless_chain(make_clip: Callable[..., Path]):
-    """Y'CbCr of a flat clip, through RGB and back, in every step of the chain but the engine."""
-    source = make_clip("clip.mkv", codec="ffv1", pix_fmt="yuv444p", times=(0, 40), time_base=MILLISECOND,
-                       sound=False, draw=flat_color)  # fmt: skip
-    output = enlarge(source, "out.mkv", codec="ffv1")
-    for before, after in zip(planes_of(source), planes_of(output), strict=True):
-        assert before.min() == before.max()
-        assert np.abs(after.astype(int) - int(before[0, 0])).max() <= 1
-
-
-@pytest.mark.parametrize("container", ["mp4", "mkv"])
-def test_rgb_in_gives_the_same_colour_out(make_clip: Callable[..., Path], container: str):
-    """From lossless RGB to H.264; the result is read with the formula of the matrix that it is tagged with."""
-    source = make_clip("clip.mkv", codec="ffv1", pix_fmt="bgr0", times=(0, 40), time_base=MILLISECOND, sound=False,
-                       tags=(2, 2, 2, 0), draw=flat_color)  # fmt: skip
-    output = enlarge(source, f"out.{container}", crf=0)
-    kr, kb = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114)}[int(first_frame(output).colorspace)]
-    luma, cb, cr = (float(plane.mean()) for plane in planes_of(output))
-    luma, cb, cr = (luma - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
-    red, blue = luma + 2 * (1 - kr) * cr, luma + 2 * (1 - kb) * cb
-    green = (luma - kr * red - kb * blue) / (1 - kr - kb)
-    assert np.abs(np.array([red, green, blue]) * 255 - (200, 30, 60)).max() < 2
-
-
-@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
-@pytest.mark.parametrize("degrees", [90, 180])
-def test_rotation_is_kept(make_clip: Callable[..., Path], container: str, degrees: int):
-    source = make_clip(rotate=degrees, times=(0, 512, 1024), sound=False)
-    output = enlarge(source, f"out.{container}")
-    before, after = probing.probe(source), probing.probe(output)
-    assert before.display_matrix is not None and before.rotation % 360 in (degrees, 360 - degrees)
-    assert after.display_matrix == before.display_matrix
-    assert (after.width, after.height) == (128, 96)  # turned by the player, not by us
-
-
-@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
-def test_pixel_aspect_is_kept(make_clip: Callable[..., Path], container: str):
-    source = make_clip(aspect=Fraction(16, 11), times=(0, 512, 1024), sound=False)
-    assert probing.probe(source).sample_aspect_ratio == Fraction(16, 11)
-    assert probing.probe(enlarge(source, f"out.{container}")).sample_aspect_ratio == Fraction(16, 11)
-
-
 @pytest.mark.parametrize(("name", "audio"), [("clip.mp4", "aac"), ("clip.mkv", "aac"), ("clip.mkv", "libopus")])
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 def test_a_part(make_clip: Callable[..., Path], name: str, audio: str, container: str):
@@ -406,9 +316,11 @@ def test_metadata_and_chapters_are_kept(make_clip: Callable[..., Path], tmp_path
     expected = [(start * MILLISECOND, end * MILLISECOND, title) for start, end, title in spans]
     assert facts(source) == facts(enlarge(source, f"out.{container}")) == ("A harbour", "fin", expected)
     begin = next(time for time in video_times(source) if time >= Fraction(3, 10))
-    *_, parts = facts(enlarge(source, f"part.{container}", start=0.3))
-    assert [part[2] for part in parts] == ["two"] and parts[0][0] == 0
-    assert abs(parts[0][1] - (Fraction(48, 100) - begin)) <= MILLISECOND
+    part = enlarge(source, f"part.{container}", start=0.3)
+    late = video_times(part)[0]  # by the sound that overlaps the part's begin, in Matroska, which has no time below 0
+    *_, parts = facts(part)
+    assert [part[2] for part in parts] == ["two"] and parts[0][0] == late <= Fraction(3, 100)
+    assert abs(parts[0][1] - late - (Fraction(48, 100) - begin)) <= MILLISECOND
 
 
 @pytest.fixture
@@ -467,7 +379,8 @@ def test_frames_of_another_size_are_brought_to_the_first(make_clip: Callable[...
     with av.open(str(joined), "w", format="mpegts") as target:
         stream = None
         for time, size in zip(times, ((64, 48), (96, 64)), strict=True):
-            clip = make_clip(f"{size[0]}.ts", times=time, time_base=Fraction(1, 90000), size=size, sound=False, bframes=0)
+            options = {"time_base": Fraction(1, 90000), "sound": False, "bframes": 0}
+            clip = make_clip(f"{size[0]}.ts", times=time, size=size, **options)
             with av.open(str(clip)) as part:
                 stream = stream or target.add_stream_from_template(part.streams.video[0], opaque=True)
                 for packet in part.demux(part.streams.video[0]):
