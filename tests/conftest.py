@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -68,7 +69,7 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
             if rotate:
                 stream.set_display_rotation(rotate)
             steps = [b - a for a, b in zip(times, times[1:], strict=False)] or [512]
-            for index, (time, step) in enumerate(zip(times, [*steps, steps[-1]], strict=True)):
+            for index, (time, step) in enumerate(zip(times, [*steps, steps[-1]], strict=False)):
                 frame = av.VideoFrame.from_ndarray(draw(index, width, height)).reformat(
                     format=pix_fmt, dst_colorspace=tags[0] if tags[0] != 2 else None
                 )
@@ -155,6 +156,83 @@ def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("tiny_x4")
     save_layout(folder, unet, vae, width=24)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_x2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The latent upscaler's true classes, narrow and with random weights, in the hub's layout."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=(32, 32, 64, 64),
+        time_cond_proj_dim=128 + 24,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        cross_attention_dim=24,
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
+        mid_block_type=None,
+        in_channels=8,
+        out_channels=5,
+        layers_per_block=1,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+    folder: Path = tmp_path_factory.mktemp("tiny_x2")
+    save_layout(folder, unet, vae, width=24)
+    EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
+    ).save_pretrained(folder / "scheduler")
+    (folder / "low_res_scheduler" / "scheduler_config.json").unlink()
+    (folder / "low_res_scheduler").rmdir()
+    index = json.loads((folder / "model_index.json").read_text())
+    for key in ("low_res_scheduler", "max_noise_level", "watermarker", "safety_checker", "feature_extractor"):
+        del index[key]
+    index |= {
+        "_class_name": "StableDiffusionLatentUpscalePipeline",
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small models of random weights of three architectures that spandrel knows, each saved in another way."""
+    pytest.importorskip("spandrel")
+    from safetensors.torch import save_file
+    from spandrel.architectures.Compact import Compact
+    from spandrel.architectures.ESRGAN import ESRGAN
+    from spandrel.architectures.SwinIR import SwinIR
+
+    torch.manual_seed(0)
+    folder: Path = tmp_path_factory.mktemp("checkpoints")
+    paths = {
+        name: folder / file for name, file in (("compact", "c.safetensors"), ("esrgan", "e.pth"), ("swin", "s.pt"))
+    }
+    save_file(Compact(num_feat=8, num_conv=3, upscale=2).state_dict(), paths["compact"])
+    torch.save({"params_ema": ESRGAN(num_filters=8, num_blocks=1, scale=4).state_dict()}, paths["esrgan"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.meshgrid")
+        swin = SwinIR(
+            img_size=16, window_size=8, embed_dim=16, depths=[2], num_heads=[2], mlp_ratio=2, upscale=4,
+            upsampler="pixelshuffledirect",
+        )  # fmt: skip
+    torch.save(swin.state_dict(), paths["swin"])
+    return paths
 
 
 def save_layout(folder: Path, unet: Any, vae: Any, width: int, layers: int = 2, heads: int = 2) -> None:

@@ -14,6 +14,11 @@ Each message is one line: what is wrong, which value, and what to do.
 class VidupError(Exception):
     """Everything that vidup raises on purpose."""
 
+    def __str__(self) -> str:
+        # Names of files, and what stands in them, may hold anything: a message stays one line.
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class ConfigError(VidupError):
     """A setting, an option or a preset that cannot be used."""

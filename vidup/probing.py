@@ -5,12 +5,11 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import av
 
@@ -18,7 +17,7 @@ from vidup import hdr, interlace
 from vidup.color import UNSPECIFIED
 from vidup.errors import MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
-from vidup.reader import MOST_PIXELS, clock, codec_name, open_input, own_time, tolerant_demux, video_context
+from vidup.reader import MOST_PIXELS, clock, codec_name, decode_stream, open_input, rising, tolerant_demux
 
 # Containers that state a duration in their header, so that a file cut short can be told.
 _STATE_DURATION = {"matroska", "webm", "mov", "mp4", "avi", "flv", "asf"}
@@ -48,12 +47,15 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
         packets.read(container, stream)
     with open_input(path) as container:
         stream = container.streams[index]
-        decoded = _frames(container, stream, path, tolerate_errors)
+        decoded = decode_stream(container, stream, packets.damaged, tolerate_errors)
         frames = list(islice(decoded, _LOOKED_AT))
+        if not frames:
+            why = f"cannot be decoded ({packets.notes[-1]})" if packets.notes else "gives no frame"
+            raise MediaError(f"{path}: its {codec_name(stream)} video {why}")
         first, notes = frames[0], packets.notes
         if packets.timing == "packets" and not _agree(frames, packets.pts):
             packets.decode(index)
-        if packets.timing == "packets" and (lost := bisect_left(packets.pts, first.pts)):
+        elif packets.timing == "packets" and (lost := bisect_left(packets.pts, first.pts)):
             notes.append(f"its first {lost} frames (to {clock(first.pts, unit)}) cannot be decoded: they are left out")
             del packets.pts[:lost]
         packets.settle(Fraction(rate or 25))
@@ -90,6 +92,7 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
             streams=tuple(_stream_info(s) for s in container.streams),
             chapters=len(container.chapters()),
             notes=tuple(notes),
+            tolerant=tolerate_errors,
         )
 
 
@@ -113,7 +116,7 @@ class _Packets:
         decoded: list[int] = []
         total = seen = 0
         last = Fraction(0)
-        for packet in tolerant_demux(container, None, self._damaged):
+        for packet in tolerant_demux(container, None, self.damaged):
             if packet.size == 0 or packet.time_base is None:
                 continue  # a flush packet
             begins = packet.pts if packet.pts is not None else packet.dts
@@ -123,7 +126,7 @@ class _Packets:
                 continue
             total += 1
             if packet.is_corrupt:
-                self._damaged(f"is damaged or cut short at {clock(begins, packet.time_base)}")
+                self.damaged(f"is damaged or cut short at {clock(begins, packet.time_base)}")
             if packet.is_discard:
                 continue
             seen += 1
@@ -150,18 +153,10 @@ class _Packets:
         """Take the times from the frames themselves: decodes the whole file."""
         self.pts, last_duration = [], 0
         with open_input(self.path) as container:
-            stream = container.streams[index]
-            stream.thread_type = "AUTO"
-            video_context(stream)
-            for packet in tolerant_demux(container, stream, self._damaged):
-                try:
-                    frames = stream.decode(packet) if packet.size else []
-                except av.error.FFmpegError as error:
-                    self._damaged(f"is damaged at {clock(packet.pts, self.unit)}: {error}")
-                    continue
-                self.pts += [own_time(frame) for frame in frames if own_time(frame) is not None]
-                last_duration = frames[-1].duration if frames else last_duration
-            self.pts += [own_time(frame) for frame in stream.decode(None) if own_time(frame) is not None]
+            frames = decode_stream(container, container.streams[index], self.damaged, self.tolerate_errors)
+            for frame in rising(frames, self.unit, self.damaged):
+                self.pts.append(frame.pts)
+                last_duration = frame.duration
         if not self.pts:
             raise MediaError(f"{self.path}: its video stream gives no frames with times")
         self.timing = "packets"
@@ -183,19 +178,51 @@ class _Packets:
 
     def _check_whole(self, container: Any, stream: Any, total: int, last: Fraction) -> None:
         formats = set(container.format.name.split(","))
-        if total < stream.frames and "avi" not in formats:  # AVI counts the empty chunks with which it repeats a frame
-            self._damaged(f"is cut short: it says {stream.frames} frames and holds {total}")
+        end = f"{float(last):.3f} s"
+        if "mov" in formats and total < (held := self._indexed(container, stream)):
+            self.damaged(f"is cut short: it says {held} frames and holds {total}; what is there ends at {end}")
+            return
+        if "matroska" in formats and (missing := _missing(self.path)):
+            self.damaged(f"is cut short: its last {missing} bytes are missing; what is there ends at {end}")
             return
         if container.duration and formats & _STATE_DURATION:
             stated = Fraction(container.duration, 1_000_000)  # with or without the time before the first frame
             if last < stated * Fraction(99, 100) - _SHORT_SECONDS:
-                self._damaged(f"is cut short: it says {float(stated):.3f} s and ends at {float(last):.3f} s")
+                self.damaged(f"is cut short: it says {float(stated):.3f} s and ends at {end}")
 
-    def _damaged(self, what: str) -> None:
+    def _indexed(self, container: Any, stream: Any) -> int:
+        """How many frames the index of a mov or mp4 says that there are; without those that an edit list leaves out."""
+        indexed = len(stream.index_entries)
+        if indexed < stream.frames:
+            with open_input(self.path, {"ignore_editlist": "1"}) as unedited:
+                if len(unedited.streams[stream.index].index_entries) < stream.frames:
+                    return cast(int, stream.frames)
+        return indexed
+
+    def damaged(self, what: str) -> None:
         if not self.tolerate_errors:
             raise MediaError(f"{self.path}: {what}; --tolerate-errors upscales what can be decoded")
-        if what not in self.notes:
-            self.notes.append(f"the input {what}")
+        if (note := f"damaged: {what}") not in self.notes:
+            self.notes.append(note)
+
+
+def _missing(path: Path) -> int:
+    """By how many bytes a Matroska file is shorter than its segment says; 0 where that says nothing."""
+    place, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
+            file.seek(place)
+            head = file.read(12)
+            if head[:4] != name or len(head) < 12 or head[4] == 0:
+                return 0
+            # The first bit that is set tells how many bytes hold the length; all others set: not known (RFC 8794, 4).
+            count = 9 - head[4].bit_length()
+            mask = (1 << 7 * count) - 1
+            length = int.from_bytes(head[4 : 4 + count], "big") & mask
+            if length == mask:
+                return 0
+            place += 4 + count + length
+    return max(0, place - size)
 
 
 def _video_stream(container: Any, path: str | Path) -> Any:
@@ -209,26 +236,6 @@ def _video_stream(container: Any, path: str | Path) -> Any:
     if stream.codec_context is None:
         raise MediaError(f"{path}: its video codec cannot be decoded")
     return stream
-
-
-def _frames(container: Any, stream: Any, path: str | Path, tolerate_errors: bool) -> Iterator[Any]:
-    """Decoded frames from the first on; at least one."""
-    video_context(stream)
-    failure: Exception | None = None
-    given = 0
-    for packet in container.demux(stream):
-        try:
-            frames = stream.decode(packet)
-        except (av.error.FFmpegError, MemoryError) as error:
-            failure = failure or error
-            if not tolerate_errors:
-                break
-            continue
-        yield from frames
-        given += len(frames)
-    if not given:
-        what = f"cannot be decoded: {failure}" if failure else "gives no frame"
-        raise MediaError(f"{path}: its {codec_name(stream)} video {what}")
 
 
 def _agree(frames: list[Any], pts: list[int]) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import stat
+import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -42,24 +44,33 @@ _INDIRECT = {
     "webm_dash_manifest",
 }
 _MOST_FAILURES = 1000  # of a demuxer, one after another, that are tolerated
+# What PyAV raises for what a file holds.
+_UNREADABLE = (av.error.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError)
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _LEAD_IN = 2  # frames before a part that a deinterlacer looks back to
 
 
 @contextmanager
-def open_input(path: str | Path) -> Iterator[Any]:
+def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iterator[Any]:
     """Open a media file as a PyAV container.
+
+    Args:
+        demuxing: options of the demuxer.
 
     Raises:
         MediaError: the file is missing, is no regular file, is empty, or is no media file.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MediaError(f"{path}: there is no such file")
-    if path.is_dir():
+    try:
+        facts = Path(path).stat()
+    except FileNotFoundError:
+        raise MediaError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
+    if stat.S_ISDIR(facts.st_mode):
         raise MediaError(f"{path}: is a folder, expected a video file")
-    if not path.is_file():
+    if not stat.S_ISREG(facts.st_mode):
         raise MediaError(f"{path}: is a pipe or a device; vidup reads its input more than once: save it to a file")
-    if path.stat().st_size == 0:
+    if facts.st_size == 0:
         raise MediaError(f"{path}: is empty")
     try:
         container = av.open(
@@ -71,12 +82,17 @@ def open_input(path: str | Path) -> Iterator[Any]:
                 "format_whitelist": ",".join(sorted(av.formats_available - _INDIRECT)),
                 "protocol_whitelist": "file",
                 "max_pixels": str(MOST_PIXELS),
+                **(demuxing or {}),
             },
         )
     except av.error.InvalidDataError:
         raise MediaError(f"{path}: is no video, or is damaged at its head (no known format was found in it)") from None
-    except (OSError, av.error.FFmpegError, MemoryError) as error:
-        raise MediaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except av.error.ArgumentError:  # so a format is refused that is not on the list, and little else
+        raise MediaError(
+            f"{path}: is damaged, or is a list of other files, which is not followed: give vidup the video itself"
+        ) from None
+    except (OSError, *_UNREADABLE) as error:
+        raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
     with container:
         yield container
 
@@ -99,11 +115,78 @@ def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) 
                     failures, last = 0, packet.dts * packet.time_base
                 yield packet
             return
-        except (av.error.FFmpegError, IndexError) as error:
-            damaged(f"is damaged after {float(last):.3f} s: {error}")
+        except _UNREADABLE as error:
+            damaged(f"is damaged after {float(last):.3f} s: {reason(error)}")
             failures += 1
-            if isinstance(error, (av.error.EOFError, IndexError)) or failures > _MOST_FAILURES:
+            if not isinstance(error, av.error.FFmpegError) or isinstance(error, EOFError) or failures > _MOST_FAILURES:
                 return
+
+
+def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
+    """The frames of a video stream as its decoder gives them; an error is told to `damaged`, as by `tolerant_demux`.
+
+    Args:
+        exact: an error costs no frame but its own: frames are not decoded side by side.
+    """
+    stream.thread_type = "SLICE" if exact else "AUTO"
+    context = video_context(stream)
+    last: int | None = None
+    for packet in chain(tolerant_demux(container, stream, damaged), [None]):
+        if packet is not None and packet.size == 0:
+            continue  # would end the decoding
+        if packet is not None and context.name == "ffv1" and _checksums_hold(bytes(packet)) is False:
+            damaged(f"its frame at {clock(packet.pts, stream.time_base)} is damaged")
+        try:
+            frames = stream.decode(packet)
+        except EOFError:
+            continue
+        except _UNREADABLE as error:
+            if last is None and packet is not None:
+                last = packet.pts if packet.pts is not None else packet.dts
+            # Where frames are decoded side by side, an error comes with a later packet, but after the frames before it.
+            where = "at its head" if last is None else f"after {clock(last, stream.time_base)}"
+            damaged(f"is damaged {where}: {reason(error)}")
+            continue
+        for frame in frames:
+            frame.time_base = stream.time_base  # the last ones, which come without a packet, have none
+            time = own_time(frame)
+            last = last if time is None else time
+            yield frame
+
+
+def _checksums_hold(data: bytes) -> bool | None:
+    """Whether the slices of an FFV1 frame are whole; None where they bear no checksums. FFmpeg only logs that.
+
+    A slice ends with its size in 3 bytes, a byte of status, and a CRC-32 (RFC 9043, 4.9), which counts the highest bit
+    first; that of zlib counts the lowest.
+    """
+    end, whole = len(data), True
+    while end >= 8:
+        begin = end - 8 - int.from_bytes(data[end - 8 : end - 5], "big")
+        if begin < 0:
+            return None
+        whole &= zlib.crc32(data[begin:end].translate(_MIRRORED), 0xFFFFFFFF) == 0xFFFFFFFF
+        end = begin
+    return whole if end == 0 else None
+
+
+def rising(frames: Iterable[Any], unit: Fraction, damaged: Callable[[str], None]) -> Iterator[Any]:
+    """Frames, each with its time as `pts`; those without one, or not after the one before, are told and left out."""
+    last: int | None = None
+    after: int | None = None
+    for frame in frames:
+        time = own_time(frame)
+        time = after if time is None else time
+        if time is None or (last is not None and time <= last):
+            damaged(
+                f"its frame after {clock(last, unit)} has no time"
+                if last is not None
+                else "its first frame has no time"
+            )
+            continue
+        frame.pts = last = time
+        after = time + frame.duration if frame.duration else None
+        yield frame
 
 
 def decode(
@@ -175,7 +258,7 @@ def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Gener
             raise MediaError(f"{info.path}: {what}; --tolerate-errors upscales what can be decoded")
         log.warning("%s: %s", info.path, what)
 
-    for frame in _timed(info, info.pts[low], damaged):
+    for frame in _timed(info, info.pts[low], damaged, settings.tolerate_errors):
         if place >= high:
             return
         if frame.pts < info.pts[place]:
@@ -204,19 +287,19 @@ def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Gener
         damaged(f"its frame at {clock(info.pts[place], info.time_base)} cannot be decoded")
 
 
-def _timed(info: MediaInfo, begin: int, damaged: Callable[[str], None]) -> Iterator[Any]:
+def _timed(info: MediaInfo, begin: int, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
     """Decoded frames from `begin` on or a little before it, each with its time."""
     if info.timing == "packets":
-        yield from _from(info, begin, damaged)
+        yield from _from(info, begin, damaged, exact)
         return
     # Only counted from the head can frames be told that bear no times of their own.
     with open_input(info.path) as container:
-        for pts, frame in zip(info.pts, _decoded(container, info, damaged), strict=False):
+        for pts, frame in zip(info.pts, _decoded(container, info, damaged, exact), strict=False):
             frame.pts, frame.time_base = pts, info.time_base
             yield frame
 
 
-def _from(info: MediaInfo, begin: int, damaged: Callable[[str], None]) -> Iterator[Any]:
+def _from(info: MediaInfo, begin: int, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
     """A container's index can be wrong or coarse: if the first frame after a seek is late, go further back."""
     back, second = 0, int(1 / info.time_base)
     while (target := begin - back) > info.pts[0]:
@@ -225,7 +308,7 @@ def _from(info: MediaInfo, begin: int, damaged: Callable[[str], None]) -> Iterat
                 container.seek(target, stream=container.streams[info.video_index], backward=True)
             except av.error.FFmpegError:  # no index, and none can be made
                 break
-            frames = _decoded(container, info, damaged)
+            frames = _decoded(container, info, damaged, exact)
             first = next(frames, None)
             if first is not None and first.pts <= begin:
                 yield first
@@ -233,29 +316,12 @@ def _from(info: MediaInfo, begin: int, damaged: Callable[[str], None]) -> Iterat
                 return
         back = max(second, 2 * back)
     with open_input(info.path) as container:
-        yield from _decoded(container, info, damaged)
+        yield from _decoded(container, info, damaged, exact)
 
 
-def _decoded(container: Any, info: MediaInfo, damaged: Callable[[str], None]) -> Generator[Any, None, None]:
-    stream = container.streams[info.video_index]
-    stream.thread_type = "AUTO"
-    video_context(stream)
-    last: int | None = None
-    for packet in tolerant_demux(container, stream, damaged):
-        try:
-            frames = stream.decode(packet)
-        except (av.error.FFmpegError, MemoryError) as error:
-            time = packet.pts if packet.pts is not None else packet.dts
-            damaged(f"is damaged at {clock(last if time is None else time, info.time_base)}: {error}")
-            continue
-        for frame in frames:
-            if info.timing == "packets":
-                time = own_time(frame)
-                if time is None or (last is not None and time <= last):
-                    damaged(f"its frame after {clock(last, info.time_base)} has no time of its own")
-                    continue
-                frame.pts = last = time
-            yield frame
+def _decoded(container: Any, info: MediaInfo, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
+    frames = decode_stream(container, container.streams[info.video_index], damaged, exact)
+    return rising(frames, info.time_base, damaged) if info.timing == "packets" else frames
 
 
 def own_time(frame: Any) -> int | None:
@@ -301,6 +367,12 @@ def planar(pix_fmt: str) -> str:
 
 def codec_name(stream: Any) -> str:
     return cast(str, stream.codec_context.name) if stream.codec_context is not None else "of unknown codec"
+
+
+def reason(error: Exception) -> str:
+    """An error's own words, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
 
 
 def clock(time: int | None, time_base: Fraction) -> str:
