@@ -9,11 +9,11 @@ from pathlib import Path
 
 from vidup import color, encoder, engines, probing, reader, streams, writer
 from vidup.config import Settings
+from vidup.conversion import StreamPlan, Trim
 from vidup.encoder import Encoding
 from vidup.errors import ConfigError
 from vidup.frame import MediaInfo
 from vidup.reader import planar
-from vidup.streams import StreamPlan, Trim
 from vidup.upscaler import Turn, output_size
 
 _FOREVER = Fraction(2**40)  # seconds

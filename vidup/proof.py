@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
-from array import array
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import zip_longest
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from vidup import likeness, probing, streams, writer
+from vidup import conversion, likeness, probing, reader, streams, writer
 from vidup.color import UNSPECIFIED
 from vidup.config import Settings
+from vidup.conversion import StreamPlan
 from vidup.encoder import Encoding
 from vidup.errors import VerifyError
+from vidup.fingerprint import Track, tracks
 from vidup.frame import Color, MediaInfo
 from vidup.planning import Delivery, deliver
 from vidup.reader import open_input
-from vidup.streams import StreamPlan
 
 _TICKS = {"mp4": Fraction(0), "mov": Fraction(0), "matroska": Fraction(1, 1000), "webm": Fraction(1, 1000)}
 _CONVERTED = Fraction(1, 10)  # seconds by which sound that was encoded anew may begin or end elsewhere
 
 # Tags that muxers write themselves, or that tell of the old encoding.
-_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id")
+_OWN_TAGS = (
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
+    *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
+)
 # Of the tags of a file in mp4 and mov, those that their table has.
-_MOV_TAGS = ("title", "artist", "album", "album_artist", "composer", "comment", "date", "genre", "copyright")
-_MOV_TAGS += ("description", "synopsis", "show", "episode_id", "network", "language", "com.")
-_OWN_TAGS += ("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode")
+_MOV_TAGS = (
+    *("title", "artist", "album", "album_artist", "composer", "comment", "date", "genre", "copyright", "name"),
+    *("description", "synopsis", "show", "episode_id", "network", "language", "com."),
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,14 @@ def verify(
         VerifyError: names the first difference.
     """
     settings, output = settings or Settings(), Path(output)
-    info = probing.probe(source, settings.tolerate_errors)
+    info = probing.probe(Path(source), settings.tolerate_errors)
     container = writer.CONTAINERS.get(output.suffix.lower(), "matroska")
-    return check(output, deliver(info, container, settings), fast=fast)
+    delivery, times = deliver(info, container, settings), None
+    if settings.tolerate_errors:  # which frames can be decoded only decoding tells
+        last = info.pts[delivery.high] if delivery.high < len(info.pts) else None
+        decoded = reader.decode(info, info.pts[delivery.low], last, settings)
+        times = [frame.pts - delivery.offset for frame in decoded]
+    return check(output, delivery, times=times, fast=fast)
 
 
 def check(
@@ -100,8 +111,8 @@ def check(
     _check_picture(output, made, delivery, encoding)
     expected = delivery.times if times is None else times
     shift = _check_times(output, made, expected, delivery)
-    told = _check_streams(output, made, delivery, shift)
-    chapters = _check_facts(output, made, delivery, shift)
+    told, places = _check_streams(output, made, delivery, shift)
+    chapters = _check_facts(output, made, delivery, shift, places)
     compared, least = likeness.check_pictures(output, made, delivery, expected, fast)
     return Receipt(
         source=delivery.info.path,
@@ -159,108 +170,66 @@ def _check_times(output: Path, made: MediaInfo, expected: Sequence[int], deliver
     """Every frame at its time; returns by how much the container moved all streams, in seconds."""
     tick, unit = _TICKS[delivery.container], delivery.unit
     found = [time * made.time_base for time in made.pts]
-    if len(found) != len(expected):
-        where = _first_gap(found, expected, unit)
-        raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(expected)}{where}")
     shift = Fraction(0)
     if tick and found[0] - expected[0] * unit > tick / 2:
-        # Matroska cannot begin below 0: its muxer moves all streams by the time of the first packet that does.
-        shift = found[0] - expected[0] * unit
+        # Matroska cannot begin below 0: all streams are moved by the time of the first packet that would.
+        # Each time is rounded on its own: the usual distance is nearer to the truth than the first.
+        usual = median(got - wanted * unit for got, wanted in zip(found[:1000], expected, strict=False))
+        shift = round(usual / tick) * tick
         if shift > _below_zero(delivery) + tick:
-            raise VerifyError(f"{output}: all frames are {float(shift):.4f} s late")
+            shift = Fraction(0)
+    if len(found) != len(expected):
+        where = _first_gap(found, expected, unit, shift)
+        raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(expected)}{where}")
+    # Other programs move streams by parts of a tick, and then round again what does not lie on it.
+    exact = shift == 0 or (tick and unit % tick == 0)
     for index, (got, wanted) in enumerate(zip(found, expected, strict=True)):
-        # a shift and a time may each be rounded to the tick
-        if abs(got - shift - wanted * unit) > (tick if shift else tick / 2):
+        if abs(got - shift - wanted * unit) > (tick / 2 if exact else tick):
             raise VerifyError(
                 f"{output}: frame {index} is at {float(got):.6f} s, expected {float(wanted * unit + shift):.6f} s"
             )
     return shift
 
 
-def _first_gap(found: Sequence[Fraction], expected: Sequence[int], unit: Fraction) -> str:
+def _first_gap(found: Sequence[Fraction], expected: Sequence[int], unit: Fraction, shift: Fraction) -> str:
     for got, wanted in zip_longest(found, expected):
-        if got is None or wanted is None or abs(got - wanted * unit) > unit + Fraction(1, 1000):
+        if got is None or wanted is None or abs(got - shift - wanted * unit) > Fraction(1, 1000):
             return "" if wanted is None else f"; the first that differs should be at {float(wanted * unit):.6f} s"
     return ""
 
 
 def _below_zero(delivery: Delivery) -> Fraction:
-    """How far before 0 the first packet lies that is copied."""
-    copies = [plan.index for plan in delivery.streams if plan.action in ("copy", "convert")]
-    earliest = min(Fraction(0), delivery.times[0] * delivery.unit)
-    with open_input(delivery.info.path) as source:
-        seen = set()
-        for packet in streams.kept_packets(source, copies, delivery.trim):
-            if packet.pts is not None:
-                earliest = min(earliest, packet.pts * packet.time_base)
-            seen.add(packet.stream.index)
-            if len(seen) == len(copies):
-                break
+    """How far before 0 the first packet may lie, in seconds."""
+    plans = [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
+    copied = streams.below_zero(delivery.info, plans, delivery.trim)
     # Sound that is encoded anew begins with its encoder's delay: at most 2,112 samples (AAC).
     encoded = any(plan.action == "convert" and plan.kind == "audio" for plan in delivery.streams)
-    return -earliest + (Fraction(1, 20) if encoded else 0)
+    return max(copied, -delivery.times[0] * delivery.unit) + (Fraction(1, 20) if encoded else 0)
 
 
-@dataclass
-class _Track:
-    """Fingerprint of a stream's packets."""
+def _check_streams(
+    output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction
+) -> tuple[list[str], dict[int, int]]:
+    """Every stream that must be there, with its packets at their times.
 
-    unit: Fraction
-    codec: str
-    pts: array[int] = field(default_factory=lambda: array("q"))
-    end: Fraction = Fraction(0)
-    digests: list[bytes] = field(default_factory=list)
-    whole: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, packet: Any) -> None:
-        payload = _payload(packet)
-        if self.codec == "mov_text" and len(payload) <= 2:
-            return  # an empty text, with which mov fills gaps
-        time = packet.pts if packet.pts is not None else packet.dts or 0
-        self.pts.append(time)
-        self.end = (time + (packet.duration or 0)) * self.unit
-        self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
-        self.whole.update(payload)
-
-    def begin(self) -> Fraction:
-        return self.pts[0] * self.unit
-
-
-def _payload(packet: Any) -> bytes:
-    """The packet without the ADTS header that AAC has in a transport stream and must not have elsewhere."""
-    data = bytes(packet)
-    if packet.stream.codec_context.name == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
-        return data[7 if data[1] & 1 else 9 :]
-    return data
-
-
-def _tracks(path: str | Path, indices: Sequence[int], trim: streams.Trim | None) -> dict[int, _Track]:
-    with open_input(path) as container:
-        tracks = {}
-        for index in indices:
-            stream = container.streams[index]
-            tracks[index] = _Track(stream.time_base, stream.codec_context.name if stream.codec_context else "")
-        for packet in streams.kept_packets(container, indices, trim):
-            tracks[packet.stream.index].add(packet)
-    return tracks
-
-
-def _check_streams(output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction) -> list[str]:
-    """Every stream that must be there, with its packets at their times; returns what became of each, in words."""
+    Returns:
+        What became of each, in words, and its index in the source -> in the output.
+    """
     plans = [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
-    here = _tracks(delivery.info.path, [plan.index for plan in plans], delivery.trim)
+    here = tracks(delivery.info, [plan.index for plan in plans], delivery.trim)
     others = [s.index for s in made.streams if s.index != made.video_index and s.kind != "attachment"]
-    there = _tracks(output, others, None)
-    left = {index: made.streams[index].kind for index in there}
+    there = tracks(made, others, None)
+    kinds = {index: made.streams[index].kind for index in there}
     told = []
+    # Without a packet in this part a stream may be left out by a muxer.
+    places = _counterparts([plan for plan in plans if here[plan.index].pts], here, there, kinds)
     for plan in delivery.streams:
         if plan in plans:
             if not here[plan.index].pts:
-                continue  # without a packet in this part; muxers may leave such a stream out
-            found = _counterpart(plan, here[plan.index], there, left)
+                continue
+            found = places.get(plan.index)
             if found is None:
                 raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is missing")
-            del left[found]
             compare = _check_converted if plan.action == "convert" else _check_copy
             compare(output, plan, here[plan.index], there[found], shift)
             packets = len(here[plan.index].pts)
@@ -268,17 +237,35 @@ def _check_streams(output: Path, made: MediaInfo, delivery: Delivery, shift: Fra
         elif plan.action == "drop":
             told.append(f"{plan.name}: left out: {plan.reason}")
     _check_attachments(output, delivery)
-    return told
+    return told, places
 
 
-def _counterpart(plan: StreamPlan, track: _Track, there: dict[int, _Track], left: dict[int, str]) -> int | None:
-    """The output's stream that is this one: the first of its kind with the same packets, else the first of its kind."""
-    same_kind = [index for index, kind in left.items() if kind == plan.kind]
-    equal = [index for index in same_kind if there[index].whole.digest() == track.whole.digest()]
-    return next(iter(equal or same_kind), None)
+def _counterparts(
+    plans: Sequence[StreamPlan], here: dict[int, Track], there: dict[int, Track], kinds: dict[int, str]
+) -> dict[int, int]:
+    """Index in the source -> in the output: by order within a kind, or, where that holds something else, by what it
+    holds; what is left goes to the first that is left.
+    """
+    found: dict[int, int] = {}
+
+    def equal(plan: StreamPlan, index: int) -> bool:
+        return bool(there[index].whole.digest() == here[plan.index].whole.digest())
+
+    for kind in set(kinds.values()):
+        wanted = [plan for plan in plans if plan.kind == kind]
+        given = [index for index, other in kinds.items() if other == kind]
+        for plan, index in zip(wanted, given, strict=False):
+            if equal(plan, index) or (plan.action == "convert" and len(wanted) == len(given)):
+                found[plan.index] = index
+        for same in (True, False):
+            for plan in wanted:
+                free = [i for i in given if i not in found.values() and (not same or equal(plan, i))]
+                if plan.index not in found and free:
+                    found[plan.index] = free[0]
+    return found
 
 
-def _check_copy(output: Path, plan: StreamPlan, before: _Track, after: _Track, shift: Fraction) -> None:
+def _check_copy(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> None:
     name = f"{output}: stream {plan.index} ({plan.name})"
     tolerance = 2 * max(before.unit, after.unit, Fraction(1, 100_000))
     reframed = before.codec.startswith("pcm_")  # mov stores samples, not packets
@@ -300,32 +287,44 @@ def _check_copy(output: Path, plan: StreamPlan, before: _Track, after: _Track, s
         raise VerifyError(f"{name}: is {float(late):.4f} s late")
 
 
-def _check_converted(output: Path, plan: StreamPlan, before: _Track, after: _Track, shift: Fraction) -> None:
+def _check_converted(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> None:
     name = f"{output}: stream {plan.index} ({plan.name}), converted to {plan.encoder},"
     if not after.pts:
         raise VerifyError(f"{name} is empty")
-    if plan.kind == "subtitle" and len(after.pts) != len(before.pts):
-        raise VerifyError(f"{name} holds {len(after.pts)} texts, expected {len(before.pts)}")
+    if plan.kind == "subtitle":
+        _check_texts(name, before, after, shift)
+        return
     for what, mine, theirs in (("begins", before.begin(), after.begin()), ("ends", before.end, after.end)):
         late = theirs - mine - shift
         if abs(late) > _CONVERTED:
             raise VerifyError(f"{name} {what} {float(late):.4f} s late")
 
 
+def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> None:
+    """Each text at its time; what shows nothing, such as a drawing, need not arrive."""
+    if len(after.texts) != len(before.texts):
+        raise VerifyError(f"{name} holds {len(after.texts)} texts, expected {len(before.texts)}")
+    for index, ((begin, mine), (late, theirs)) in enumerate(zip(before.texts, after.texts, strict=True)):
+        if mine != theirs:
+            raise VerifyError(f"{name} says {theirs!r} in text {index}, expected {mine!r}")
+        if abs(late - begin - shift) > Fraction(2, 1000):
+            raise VerifyError(f"{name} shows text {index} {float(late - begin - shift):.4f} s late")
+
+
 def _check_attachments(output: Path, delivery: Delivery) -> None:
     with open_input(delivery.info.path) as source, open_input(output) as written:
         found = [stream for stream in written.streams if stream.type == "attachment"]
-        covers = [stream for stream in written.streams if streams.is_cover(stream)]
+        covers = [stream for stream in written.streams if conversion.is_cover(stream)]
         data = {bytes(stream.data) for stream in found}
         for plan in delivery.streams:
             stream, name = source.streams[plan.index], f"{output}: stream {plan.index} ({plan.name})"
             if plan.action == "copy" and plan.kind == "attachment" and bytes(stream.data) not in data:
                 raise VerifyError(f"{name} is missing, or differs from the input's")
-            if streams.is_cover(stream) and plan.action in ("copy", "attach") and not covers:
+            if conversion.is_cover(stream) and plan.action in ("copy", "attach") and not covers:
                 raise VerifyError(f"{name} is missing")
 
 
-def _check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction) -> int:
+def _check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int]) -> int:
     """Chapters, tags and dispositions; returns how many chapters there are."""
     with open_input(delivery.info.path) as source, open_input(output) as written:
         wanted = writer.chapters(source, delivery.trim)
@@ -341,27 +340,38 @@ def _check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fract
                 )
         _check_tags(output, "the file", source.metadata, written.metadata, delivery)
         video = written.streams[made.video_index]
-        _check_tags(output, "the video", source.streams[delivery.info.video_index].metadata, video.metadata, delivery)
-        kept = [p for p in delivery.streams if p.action in ("copy", "convert") and p.kind in ("audio", "subtitle")]
-        for kind in ("audio", "subtitle"):
-            theirs = [s for s in written.streams if s.type == kind]
-            for plan, stream in zip([p for p in kept if p.kind == kind], theirs, strict=False):
-                original = source.streams[plan.index]
-                name = f"stream {plan.index} ({plan.name})"
-                _check_tags(output, name, original.metadata, stream.metadata, delivery)
-                same = _family(delivery.info.container) == _family(delivery.container)
-                if same and original.disposition != stream.disposition:
-                    raise VerifyError(f"{output}: {name} is {stream.disposition!r}, expected {original.disposition!r}")
+        original = source.streams[delivery.info.video_index]
+        expected = streams.tags(original, delivery.container, encoded=True)
+        _check_tags(output, "the video", expected, video.metadata, delivery)
+        for index, place in places.items():
+            original, stream, name = source.streams[index], written.streams[place], f"stream {index}"
+            _check_tags(output, name, streams.tags(original, delivery.container), stream.metadata, delivery)
+            _check_disposition(output, name, original, stream, delivery)
         return len(found)
 
 
+def _check_disposition(output: Path, name: str, original: Any, stream: Any, delivery: Delivery) -> None:
+    """What players choose by. Where mov has no first choice of a kind, its muxer makes the first track that."""
+    if _family(delivery.info.container) != _family(delivery.container):
+        return
+    kept = [flag for flag in original.disposition if flag.name in ("default", "forced")]
+    lost = [flag.name for flag in kept if not stream.disposition & flag]
+    if lost:
+        raise VerifyError(f"{output}: {name} is no longer marked as {', '.join(lost)}")
+
+
 def _check_tags(output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery) -> None:
-    """Each tag of the source that both families of containers know."""
+    """Each tag of the source that both families of containers know; of languages those that the output can say."""
     lower = {key.lower(): value for key, value in after.items()}
     families = {_family(delivery.info.container), _family(delivery.container)}
     for key, value in before.items():
         name = key.lower()
+        if name == "title" and _family(delivery.container) == "mov" and what != "the file":
+            name = "name"
         if name.startswith(_OWN_TAGS) or value == "und":
+            continue
+        unsaid = delivery.container == "mov" and name not in lower
+        if name == "language" and "mov" in families and (unsaid or not re.fullmatch("[a-z]{3}", value)):
             continue
         known = families == {"matroska"} or (families == {"mov"} and name.startswith(_MOV_TAGS)) or name == "language"
         if known and lower.get(name) != value:

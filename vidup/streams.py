@@ -6,51 +6,30 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Literal
+from itertools import chain
+from typing import Any
 
 import av
 
+from vidup import conversion
 from vidup.config import Settings
+from vidup.conversion import StreamPlan, Trim, is_cover, kept_packets, tolerance
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
 from vidup.reader import open_input
 
 log = logging.getLogger(__name__)
 
-# What sound and text are converted to where a container does not take them as they are.
-_SOUND = {"mp4": "aac", "mov": "aac", "webm": "libopus", "matroska": "flac"}
-_LOSSLESS_SOUND = {"mp4": "alac", "mov": "alac", "webm": "libopus", "matroska": "flac"}
-_TEXT = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
-
-_BITS_A_CHANNEL = 96_000  # a second, for converted sound: transparent for both encoders
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png"), "bmp": ("cover.bmp", "image/bmp")}
-_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-
-
-@dataclass(frozen=True)
-class StreamPlan:
-    """What happens to a stream of the input."""
-
-    index: int
-    name: str
-    """What it is, in words: ``audio aac``."""
-    kind: str
-    """``video``, ``audio``, ``subtitle``, ``data`` or ``attachment``."""
-    action: Literal["upscale", "copy", "convert", "attach", "drop"]
-    reason: str = ""
-    """Why it is converted or dropped."""
-    encoder: str = ""
-    """What it is converted with."""
-
-
-@dataclass(frozen=True)
-class Trim:
-    """The part of the input that is kept, in seconds of its own time; the output begins at 0."""
-
-    begin: Fraction
-    end: Fraction
+# What mov's muxer, which writes the languages of the Mac's old list, takes for codes of ISO 639-2 that it does not.
+_MAC_LANGUAGES = {
+    **{"sqi": "alb", "hye": "arm", "eus": "baq", "mya": "bur", "zho": "chi", "cze": "ces", "nld": "dut", "fre": "fra"},
+    **{"kat": "geo", "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "msa": "may", "fas": "per", "rum": "ron"},
+    **{"slo": "slk", "bod": "tib", "cym": "wel", "swe": "sve"},
+}
+_AHEAD = 10  # seconds by which muxers let streams run apart
 
 
 def plan_streams(info: MediaInfo, container: str, settings: Settings) -> list[StreamPlan]:
@@ -76,7 +55,9 @@ def _plan(stream: Any, info: MediaInfo, container: str, settings: Settings, trim
     if (known.kind == "audio" and settings.no_audio) or (known.kind == "subtitle" and settings.no_subtitles):
         return plan("drop", "as asked for")
     if stream.type == "data" and stream.metadata.get("timecode"):
-        return plan("drop", f"its timecode, {stream.metadata['timecode']}, is kept as a tag of the video")
+        return plan("tell", f"its timecode, {stream.metadata['timecode']}, is kept as a tag of the video")
+    if stream.type == "data" and "mov" in info.container and 0 < stream.frames == info.chapters:
+        return plan("tell", "its chapters are kept as chapters")
     if trimmed and stream.type == "video" and not is_cover(stream):
         return plan("drop", "copied video cannot begin in its middle")
     refusal = _refusal(stream, container)
@@ -84,15 +65,22 @@ def _plan(stream: Any, info: MediaInfo, container: str, settings: Settings, trim
         return plan("copy")
     if container == "matroska" and is_cover(stream):
         return plan("attach")
-    encoder = _converter(stream, container)
-    return plan("convert", refusal, encoder) if encoder else plan("drop", refusal)
+    for encoder, layout in conversion.converters(stream, container):
+        name_before = stream.codec_context.layout.name if layout else ""
+        fewer = f"; {name_before} becomes stereo" if layout == "stereo" != name_before else ""
+        converted = replace(plan("convert", refusal + fewer, encoder), layout=layout)
+        if _rehearse(info, stream, converted, container):
+            return converted
+    return plan("drop", refusal)
 
 
 def _refusal(stream: Any, container: str) -> str | None:
     """Why a container does not take a stream as it is; None where it does."""
     if is_cover(stream) and container in ("matroska", "webm"):
         return "a cover is no video track" if container == "matroska" else "webm has no place for a cover"
-    if container in ("mp4", "mov") and stream.type in ("data", "attachment"):
+    if is_cover(stream) and container == "mov":
+        return "mov has no place for a cover"
+    if container != "matroska" and stream.type in ("data", "attachment"):
         return f"{container} has no place for it"
     codec = stream.codec_context.name if stream.codec_context is not None else None
     if codec is None and stream.type != "attachment":
@@ -111,19 +99,20 @@ def _refusal(stream: Any, container: str) -> str | None:
     return None
 
 
-def _converter(stream: Any, container: str) -> str:
-    """The encoder for a stream that does not fit as it is; empty where there is none."""
-    if stream.codec_context is None:
-        return ""
-    codec = stream.codec_context.codec
-    if stream.type == "audio" and stream.codec_context.sample_rate:
-        return (_LOSSLESS_SOUND if codec.lossless and not codec.lossy else _SOUND)[container]
-    return _TEXT[container] if stream.type == "subtitle" and codec.text_sub else ""
-
-
-def is_cover(stream: Any) -> bool:
-    """Whether a video stream is a still picture that stands for the file."""
-    return bool(stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic)
+def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: str) -> bool:
+    """Whether a conversion works, as far as its first packet tells."""
+    with suppress(OSError), io.BytesIO() as nowhere:
+        target = av.open(nowhere, "w", format=container)
+        try:
+            added = conversion.encoder(target, stream, plan)
+            target.start_encoding()
+            with closing(conversion.converted(info, plan, added, None)) as packets:
+                next(packets, None)
+        except (av.error.FFmpegError, ValueError, MediaError) as error:
+            log.debug("stream %d to %s %s: %s", plan.index, plan.encoder, plan.layout, error)
+            return False
+        target.close()
+    return True
 
 
 def add_streams(target: Any, source: Any, plans: Sequence[StreamPlan]) -> dict[int, Any]:
@@ -134,13 +123,12 @@ def add_streams(target: Any, source: Any, plans: Sequence[StreamPlan]) -> dict[i
         if plan.action == "copy":
             added = target.add_stream_from_template(stream, opaque=True)
         elif plan.action == "convert":
-            add = _sound_encoder if plan.kind == "audio" else _text_encoder
-            added = add(target, stream, plan)
+            added = conversion.encoder(target, stream, plan)
         else:
             if plan.action == "attach":
                 _attach(target, source, stream)
             continue
-        added.metadata.update(stream.metadata)
+        added.metadata.update(tags(stream, target.format.name))
         if stream.type != "attachment":
             added.disposition = stream.disposition
             streams[plan.index] = added
@@ -155,188 +143,92 @@ def _attach(target: Any, source: Any, stream: Any) -> None:
     target.add_attachment(stream.metadata.get("filename", name), stream.metadata.get("mimetype", kind), bytes(packet))
 
 
-def _sound_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
-    rate = stream.codec_context.sample_rate
-    if plan.encoder == "libopus" and rate not in _OPUS_RATES:
-        rate = 48000
-    added = target.add_stream(plan.encoder, rate=rate)
-    context = added.codec_context
-    context.layout = _plain_layout(stream.codec_context.layout)
-    if plan.encoder in ("alac", "flac"):
-        deep = stream.codec_context.format.bits > 16
-        context.format = {"alac": "s32p" if deep else "s16p", "flac": "s32" if deep else "s16"}[plan.encoder]
-    else:
-        context.bit_rate = _BITS_A_CHANNEL * stream.codec_context.layout.nb_channels
-    context.time_base = added.time_base = Fraction(1, rate)
-    context.open()
-    return added
-
-
-def _plain_layout(layout: Any) -> str:
-    """Encoders know the layouts with rear speakers only, and none without an order."""
-    plain = {"5.1(side)": "5.1", "5.0(side)": "5.0", "7.1(wide)": "7.1", "quad(side)": "quad"}
-    name = str(layout.name)
-    if "channels" in name:
-        name = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 8: "7.1"}.get(layout.nb_channels, name)
-    return plain.get(name, name)
-
-
-def _text_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
-    added = target.add_stream(plan.encoder)
-    added.time_base = Fraction(1, 1000)
-    context = added.codec_context
-    context.time_base = Fraction(1, 1000)
-    stream.codec_context.open(strict=False)
-    context.subtitle_header = stream.codec_context.subtitle_header
-    context.open()
-    return added
-
-
 def other_packets(
     info: MediaInfo, plans: Sequence[StreamPlan], streams: dict[int, Any], trim: Trim | None
 ) -> list[Iterator[Any]]:
     """The packets of all streams but the upscaled one, ready to be muxed: iterators that each rise in time."""
     copies = [plan.index for plan in plans if plan.action == "copy" and plan.index in streams]
     iterators = [_copied(info, copies, streams, trim)] if copies else []
-    for plan in plans:
-        if plan.action == "convert":
-            convert = _converted_sound if plan.kind == "audio" else _converted_text
-            iterators.append(convert(info, plan, streams[plan.index], trim))
+    iterators += [
+        conversion.converted(info, plan, streams[plan.index], trim) for plan in plans if plan.action == "convert"
+    ]
     return iterators
+
+
+def lateness(
+    info: MediaInfo, plans: Sequence[StreamPlan], trim: Trim | None, begin: Fraction, others: list[Iterator[Any]]
+) -> Fraction:
+    """By how much all streams must be later so that none begins below 0, as Matroska cannot, in whole milliseconds.
+
+    Args:
+        begin: when the upscaled pictures begin, in seconds.
+        others: as `other_packets` gives them; what is read of them is put back.
+    """
+    below = below_zero(info, [plan for plan in plans if plan.action == "copy"], trim)
+    below = max(below, -begin)
+    for place, packets in enumerate(others):
+        first = next(packets, None)
+        if first is not None:
+            others[place] = chain([first], packets)
+            if first.pts is not None:
+                below = max(below, -first.pts * first.time_base - _padding(first.stream))
+    return Fraction(round(below * 1000), 1000)
+
+
+def below_zero(info: MediaInfo, plans: Sequence[StreamPlan], trim: Trim | None) -> Fraction:
+    """How far before 0 the first packet of some streams of the input begins, in seconds."""
+    indices = {plan.index for plan in plans}
+    below = Fraction(0)
+    with open_input(info.path) as source:
+        seen = set()
+        for packet in kept_packets(source, sorted(indices), trim, tolerance(info)):
+            if packet.pts is not None:
+                time = packet.pts * packet.time_base
+                below = max(below, -time - _padding(packet.stream))
+                if time > _AHEAD - below:
+                    break
+            seen.add(packet.stream.index)
+            if seen == indices:
+                break
+    return below
+
+
+def _padding(stream: Any) -> Fraction:
+    """Seconds at the head of Opus that only warm up its decoder: Matroska states them, and it may lie below 0."""
+    if stream.type != "audio" or stream.codec_context.codec.canonical_name != "opus":
+        return Fraction(0)
+    head = bytes(stream.codec_context.extradata or b"")
+    samples = int.from_bytes(head[10:12], "little") if head.startswith(b"OpusHead") else 0
+    return Fraction(samples, 48000)
+
+
+def moved(packet: Any, shift: Fraction) -> Any:
+    """A packet, made later by `shift` seconds."""
+    ticks = round(shift / packet.time_base) if shift else 0
+    if packet.pts is not None:
+        packet.pts += ticks
+    if packet.dts is not None:
+        packet.dts += ticks
+    return packet
 
 
 def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], trim: Trim | None) -> Iterator[Any]:
     with open_input(info.path) as source:
-        for packet in kept_packets(source, indices, trim):
+        for packet in kept_packets(source, indices, trim, tolerance(info, log.warning)):
             packet.stream = streams[packet.stream.index]
             yield packet
 
 
-def kept_packets(source: Any, indices: Sequence[int], trim: Trim | None) -> Iterator[Any]:
-    """The packets of some streams of an open input, those that overlap `trim`, moved to begin with it at 0."""
-    if not indices:
-        return
-    for packet in source.demux([source.streams[index] for index in indices]):
-        if packet.size and (trim is None or _shift(packet, trim)):
-            yield packet
+def tags(stream: Any, container: str, encoded: bool = False) -> dict[str, str]:
+    """A stream's tags as an output's muxer wants them.
 
-
-def _shift(packet: Any, trim: Trim) -> bool:
-    """Move a packet so that the kept part begins at 0; False where it lies outside."""
-    if is_cover(packet.stream):
-        return True
-    time = packet.pts if packet.pts is not None else packet.dts
-    if time is None:
-        return False
-    begin = time * packet.time_base
-    end = begin + (packet.duration or 0) * packet.time_base
-    if end <= trim.begin or begin >= trim.end:
-        return False
-    offset = round(trim.begin / packet.time_base)
-    if packet.pts is not None:
-        packet.pts -= offset
-    if packet.dts is not None:
-        packet.dts -= offset
-    return True
-
-
-def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Iterator[Any]:
-    context = stream.codec_context
-
-    def encoded(frame: Any) -> Iterator[Any]:
-        for packet in context.encode(frame):
-            packet.stream = stream
-            yield packet
-
-    with open_input(info.path) as source, closing(_sound(source, plan, trim)) as frames:
-        graph: Any = None
-        for frame in frames:
-            graph = graph or _sound_graph(frame, context)
-            graph.push(frame)
-            for ready in _pulled(graph):
-                yield from encoded(ready)
-        if graph is not None:
-            graph.push(None)
-            for ready in _pulled(graph):
-                yield from encoded(ready)
-            yield from encoded(None)
-
-
-def _sound(source: Any, plan: StreamPlan, trim: Trim | None) -> Iterator[Any]:
-    stream = source.streams[plan.index]
-    damaged = 0
-    for packet in source.demux(stream):
-        try:
-            frames = stream.decode(packet)
-        except av.error.FFmpegError as error:
-            damaged += 1
-            log.debug("%s", error)
-            continue
-        for frame in frames:
-            if frame.pts is None:
-                continue
-            if trim is not None:
-                begin = frame.pts * frame.time_base
-                if begin + Fraction(frame.samples, frame.sample_rate) <= trim.begin or begin >= trim.end:
-                    continue
-                frame.pts -= round(trim.begin / frame.time_base)
-            yield frame
-    if damaged:
-        log.warning("stream %d (%s): %d damaged packets became silence", plan.index, plan.name, damaged)
-
-
-def _sound_graph(frame: Any, context: Any) -> Any:
-    """To the encoder's format, in frames of its size; what is missing in between becomes silence."""
-    graph = av.filter.Graph()
-    source = graph.add_abuffer(
-        sample_rate=frame.sample_rate, format=frame.format.name, layout=frame.layout.name, time_base=frame.time_base
-    )
-    steps = [
-        source,
-        graph.add("aresample", "async=1"),
-        graph.add(
-            "aformat",
-            f"sample_fmts={context.format.name}:sample_rates={context.sample_rate}"
-            f":channel_layouts={context.layout.name}",
-        ),
-        *([graph.add("asetnsamples", f"n={context.frame_size}:p=0")] if context.frame_size else []),
-        graph.add("abuffersink"),
-    ]
-    graph.link_nodes(*steps).configure()
-    return graph
-
-
-def _pulled(graph: Any) -> Iterator[Any]:
-    with suppress(av.error.BlockingIOError, av.error.EOFError):
-        while True:
-            yield graph.pull()
-
-
-def _converted_text(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Iterator[Any]:
-    with open_input(info.path) as source:
-        decoder = source.streams[plan.index].codec_context
-        for packet in kept_packets(source, [plan.index], trim):
-            try:
-                texts = decoder.decode2(packet)
-                if texts is None or len(texts) == 0:
-                    continue
-                texts.pts = 0
-                result = stream.codec_context.encode_subtitle(texts)
-            except av.error.FFmpegError as error:
-                raise MediaError(
-                    f"{info.path}: stream {plan.index} ({plan.name}) cannot be converted to {plan.encoder}: {error};"
-                    " take an output that ends in .mkv, or --no-subtitles"
-                ) from None
-            tick = Fraction(1, 1000)
-            begin = packet.pts * packet.time_base
-            length = (packet.duration or 0) * packet.time_base or texts.end_display_time * tick
-            result.stream, result.time_base = stream, tick
-            result.pts = result.dts = round(begin / tick)
-            result.duration = round(length / tick)
-            yield result
-
-
-def kept_tags(stream: Any) -> dict[str, str]:
-    """The tags of the upscaled stream without those that tell of the old encoding."""
-    stale = ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id")
-    return {key: value for key, value in stream.metadata.items() if not key.lower().startswith(stale)}
+    Args:
+        encoded: the stream is encoded anew; what tells of the old encoding is left out.
+    """
+    stale = ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id") if encoded else ()
+    kept = {key: value for key, value in stream.metadata.items() if not key.lower().startswith(stale)}
+    if "name" in kept:  # so mov's demuxer calls what its muxer takes as the title
+        kept.setdefault("title", kept.pop("name"))
+    if container == "mov" and "language" in kept:
+        kept["language"] = _MAC_LANGUAGES.get(kept["language"], kept["language"])
+    return kept

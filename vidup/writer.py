@@ -24,11 +24,11 @@ from uuid import uuid4
 import av
 
 from vidup import streams
+from vidup.conversion import StreamPlan, Trim
 from vidup.encoder import Encoding, available, open_context, to_av
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.reader import open_input
-from vidup.streams import StreamPlan, Trim
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,63 @@
+"""Fingerprints of a file's streams: what their packets hold, and when, without keeping them."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from vidup import conversion
+from vidup.conversion import Trim
+from vidup.frame import MediaInfo
+from vidup.reader import open_input
+
+
+@dataclass
+class Track:
+    """Fingerprint of a stream's packets."""
+
+    unit: Fraction
+    codec: str
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    end: Fraction = Fraction(0)
+    digests: list[bytes] = field(default_factory=list)
+    whole: Any = field(default_factory=hashlib.sha256)
+    texts: list[tuple[Fraction, str]] = field(default_factory=list)
+    """When each text is shown, and what it says."""
+
+    def add(self, packet: Any) -> None:
+        payload = _payload(packet, self.codec)
+        if self.codec == "mov_text" and len(payload) <= 2:
+            return  # an empty text, with which mov fills gaps
+        time = packet.pts if packet.pts is not None else packet.dts or 0
+        self.pts.append(time)
+        self.end = (time + (packet.duration or 0)) * self.unit
+        self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
+        self.whole.update(payload)
+        if packet.stream.type == "subtitle" and (words := conversion.words(packet)):
+            self.texts.append((time * self.unit, words))
+
+    def begin(self) -> Fraction:
+        return self.pts[0] * self.unit
+
+
+def _payload(packet: Any, codec: str) -> bytes:
+    """The packet without the ADTS header that AAC has in a transport stream and must not have elsewhere."""
+    data = bytes(packet)
+    if codec == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
+        return data[7 if data[1] & 1 else 9 :]
+    return data
+
+
+def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[int, Track]:
+    with open_input(info.path) as container:
+        tracks = {}
+        for index in indices:
+            stream = container.streams[index]
+            tracks[index] = Track(stream.time_base, stream.codec_context.name if stream.codec_context else "")
+        for packet in conversion.kept_packets(container, indices, trim, conversion.tolerance(info)):
+            tracks[packet.stream.index].add(packet)
+    return tracks
