@@ -7,12 +7,12 @@ The map of the code, from the bottom up; a file imports only from lines above it
     codecs, hdr, color                       what encoders know; HDR10 data; planes <-> RGB
     tiling, noise, metrics                   tiles; seeded noise; likeness of pictures (pure functions)
     interlace, reader, probing               PyAV, in: fields -> frames; decode; what is in a file
-    encoder, streams, writer                 PyAV, out: choose an encoder; the other streams; segments, and joining them
+    encoder, conversion, streams, writer     PyAV, out: choose an encoder; the other streams; segments, and joining them
     engines/                                 what makes the picture: diffusion (x4, mini), latent (x2), checkpoint, ...
     segments, execute                        a job's folder on disk; a function over segments, here or on Ray
     upscaler                                 frames in, larger frames out
     planning                                 all that is decided before the first frame
-    likeness, proof, stills                  re-read what was written and prove it; still images
+    fingerprint, likeness, proof, stills     re-read what was written and prove it; still images
     job                                      upscale(): plan, upscale in segments, join, verify, deliver
     compare, bench                           quality of one video against another; what this machine can do
     cli                                      parse, call the library, exit code

@@ -140,7 +140,7 @@ class Runtime:
     workers: int = option(1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1)
     ray: str | None = option(None, "address of a running ray cluster")
     verify: Literal["full", "fast"] = option("full", "decode all of the result to prove it, or samples")
-    strict: bool = option(False, "a stream that would be lost or converted is an error")
+    strict: bool = option(False, "a stream that would be lost is an error")
     restart: bool = option(False, "forget what an earlier run of this job has done")
     keep_work: bool = option(False, "keep the job's folder, OUTPUT.vidup, after delivery")
     skip_done: bool = option(False, "leave out what was delivered and verified before")

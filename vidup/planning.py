@@ -184,11 +184,11 @@ def disk(job: Job, frames: int) -> int:
 
 
 def lost(job: Job) -> list[str]:
-    """The streams that do not arrive as they are, in words."""
+    """The streams that do not arrive, though nobody asked for that, in words."""
     return [
-        f"stream {s.index} ({s.name}) would be {'left out' if s.action == 'drop' else 'converted'}: {s.reason}"
-        for s in job.streams
-        if s.action in ("drop", "convert") and s.reason != "as asked for"
+        f"stream {stream.index} ({stream.name}) would be left out: {stream.reason}"
+        for stream in job.streams
+        if stream.action == "drop" and stream.reason != "as asked for"
     ]
 
 
