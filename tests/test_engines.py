@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,15 +17,17 @@ from torch.nn import functional
 
 from vidup import color, noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import INTERPOLATIONS, Engine, Place, enlarge, load
+from vidup.engines import INTERPOLATIONS, Choice, Engine, Place, enlarge, load, native_scale
 from vidup.engines.hub import MINI
 from vidup.engines.resample import anchor, resize
 from vidup.errors import EngineError
-from vidup.reader import decode, probe
+from vidup.probing import probe
+from vidup.reader import decode
 
 CPU = Runtime(device="cpu")
 SAMPLES = Path(__file__).parent.parent / "samples"
-MODELS = [*INTERPOLATIONS, "mini", "tiny"]
+SPANDREL = ("compact", "esrgan", "swin")
+MODELS = [*INTERPOLATIONS, "mini", "tiny", "tiny_x2", *SPANDREL]
 
 
 def picture(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tensor:
@@ -41,25 +44,39 @@ def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -
 
 
 @pytest.fixture
-def make_engine(tiny_x4: Path) -> Callable[..., Engine]:
+def make_engine(request: pytest.FixtureRequest, tiny_x4: Path, tiny_x2: Path) -> Callable[..., Engine]:
     def make(model: str, runtime: Runtime = CPU, **options: object) -> Engine:
         if model == "mini":
             return load(Settings.preset("mini", **options), runtime)
-        if model == "tiny":
-            return load(Settings(**{"model": str(tiny_x4), "steps": 2, **options}), runtime)  # type: ignore[arg-type]
+        if model in ("tiny", "tiny_x2"):
+            folder = tiny_x4 if model == "tiny" else tiny_x2
+            return load(Settings(**{"model": str(folder), "steps": 2, **options}), runtime)  # type: ignore[arg-type]
+        if model in SPANDREL:
+            model = str(request.getfixturevalue("checkpoints")[model])
         return load(Settings(model=model, **options), runtime)  # type: ignore[arg-type]
 
     return make
+
+
+def smaller_and_smaller(engine: Engine, first: Choice, height: int, width: int) -> list[Choice]:
+    seen = [first]
+    while (less := engine.smaller(seen[-1], height, width)) is not None:
+        seen.append(less)
+        assert len(seen) < 50
+    return seen
 
 
 @pytest.mark.parametrize("engine", MODELS, indirect=True)
 class TestContract:
     @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 9), (101, 67)])
     def test_output_is_exactly_scale_times_the_input(self, engine: Engine, height: int, width: int) -> None:
-        result = enlarge(engine, picture(height, width), Place(height=height, width=width))
-        assert result.shape == (1, 3, height * 4, width * 4)
-        assert result.dtype == torch.float32
+        source = picture(height, width)
+        before = source.clone()
+        result = enlarge(engine, source, Place(height=height, width=width))
+        assert result.shape == (1, 3, height * engine.scale, width * engine.scale)
+        assert result.dtype == torch.float32 and result.device == engine.device
         assert torch.isfinite(result).all()
+        assert torch.equal(source, before), "the input is not to be written to"
 
     def test_models_stay_in_range_and_the_baseline_keeps_what_is_beyond(self, engine: Engine) -> None:
         bright = torch.full((1, 3, 16, 16), 1.05)
@@ -69,11 +86,17 @@ class TestContract:
         else:
             torch.testing.assert_close(result, torch.full_like(result, 1.05))
 
+    def test_what_is_beyond_the_range_is_as_good_as_its_end(self, engine: Engine) -> None:
+        source, place = picture(16, 16) * 3 - 1, Place(height=16, width=16)
+        if engine.invents:
+            assert torch.equal(enlarge(engine, source, place), enlarge(engine, source.clamp(0, 1), place))
+
     def test_equal_pictures_give_equal_results_at_any_time(self, engine: Engine) -> None:
         clip = picture(16, 24).expand(3, -1, -1, -1)
         one, two, three = enlarge(engine, clip, Place(height=16, width=24))
         assert torch.equal(one, two) and torch.equal(two, three)
-        assert torch.equal(one, enlarge(engine, clip, Place(height=16, width=24))[0])
+        again = Place(height=16, width=24, times=(Fraction(1), Fraction(2), Fraction(3)))
+        assert torch.equal(one, enlarge(engine, clip, again)[0])
 
     def test_a_picture_does_not_depend_on_its_company(self, engine: Engine) -> None:
         clip = picture(16, 24, count=3)
@@ -81,11 +104,67 @@ class TestContract:
         alone = torch.cat([enlarge(engine, row[None], Place(height=16, width=24)) for row in clip])
         assert (together - alone).abs().max() * 255 < 1
 
-    def test_the_input_is_left_as_it_was(self, engine: Engine) -> None:
-        clip = picture(9, 11)
-        before = clip.clone()
-        enlarge(engine, clip, Place(height=9, width=11))
-        assert torch.equal(clip, before)
+    def test_a_choice_is_made_kept_and_made_smaller_to_an_end(self, engine: Engine) -> None:
+        height, width = 1080, 1920
+        choice = engine.choose(height, width)
+        assert choice == engine.choose(height, width) and choice.batch >= 1 and choice.tile >= 0
+        assert engine.memory(choice, height, width) > engine.memory(choice, height // 4, width // 4) > 0
+        seen = smaller_and_smaller(engine, Choice(8, 0), height, width)
+        taken = [engine.memory(one, height, width) for one in seen]
+        assert all(after < before for before, after in zip(taken, taken[1:], strict=False))
+        assert seen[-1].batch == 1
+        tile = 256 if engine.invents else 0  # the baseline has no tiles
+        if tile and not seen[-1].tile:  # so the whole frame takes no more, as where decoding takes the most
+            assert engine.memory(Choice(1, tile), height, width) >= taken[-1]
+        engine.adopt(Choice(2, tile))
+        assert engine.choose(height, width) == Choice(2, tile) and engine.clip_length == 2
+
+    def test_it_says_which_weights_it_has(
+        self, engine: Engine, request: pytest.FixtureRequest, make_engine: Callable[..., Engine]
+    ) -> None:
+        model = request.node.callspec.params["engine"]
+        assert engine.identity and engine.identity == make_engine(model, seed=5).identity
+        assert engine.identity != make_engine("nearest" if model != "nearest" else "bicubic").identity
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_given_batch_is_kept(make_engine: Callable[..., Engine], model: str) -> None:
+    engine = make_engine(model, Runtime(device="cpu", batch=3))
+    assert engine.clip_length == 3 and engine.choose(32, 32).batch == 3
+
+
+@pytest.mark.parametrize("model", ["mini", "tiny", "tiny_x2", *SPANDREL])
+class TestModels:
+    """What holds for every engine that has a model."""
+
+    def test_tiles_stay_near_the_whole_frame(self, make_engine: Callable[..., Engine], model: str) -> None:
+        tile, width = (192, 256) if model == "tiny_x2" else (80, 112)
+        source, place = picture(24, width), Place(height=24, width=width)
+        whole, tiled = make_engine(model), make_engine(model, tile=tile)
+        assert tiled.choose(24, width).tile == tile
+        error = (enlarge(whole, source, place) - enlarge(tiled, source, place)).square().mean()
+        assert 10 * torch.log10(1 / error) > 25  # random weights reach far
+
+    def test_an_adopted_choice_is_what_a_given_tile_is(self, make_engine: Callable[..., Engine], model: str) -> None:
+        source, place = picture(16, 144), Place(height=16, width=144)
+        adopted = make_engine(model)
+        adopted.adopt(Choice(1, 128))
+        assert torch.equal(enlarge(adopted, source, place), enlarge(make_engine(model, tile=128), source, place))
+
+    def test_the_memory_that_it_may_take_is_kept(self, make_engine: Callable[..., Engine], model: str) -> None:
+        free = make_engine(model, Runtime(device="cpu", max_memory="999G", batch=1))
+        assert free.choose(1080, 1920) == Choice(1, 0)
+        steps = smaller_and_smaller(free, Choice(1, 0), 1080, 1920)
+        least, whole = (free.memory(step, 1080, 1920) for step in (steps[-1], steps[0]))
+        limit = (least + whole) // 2
+        tight = make_engine(model, Runtime(device="cpu", max_memory=str(limit)))
+        choice = tight.choose(1080, 1920)
+        assert tight.memory(choice, 1080, 1920) <= limit
+        assert choice.tile > 0 or tight.memory(Choice(1, 0), 1080, 1920) <= limit
+
+    def test_the_device_must_be_there(self, make_engine: Callable[..., Engine], model: str) -> None:
+        with pytest.raises(EngineError, match="cuda:77"):
+            make_engine(model, Runtime(device="cuda:77"))
 
 
 @pytest.mark.parametrize("method", INTERPOLATIONS)
@@ -205,7 +284,36 @@ def test_samplers_equal_diffusers_own() -> None:
             torch.testing.assert_close(solve(model, start, prepare(config, name, steps)), x, atol=1e-4, rtol=1e-4)
 
 
+def test_the_baseline_takes_fewer_pictures_where_memory_is_short() -> None:
+    engine = load(Settings(model="bicubic"), Runtime(device="cpu", max_memory="500M"))
+    assert engine.choose(48, 64).batch == 4
+    choice = engine.choose(540, 960)
+    assert choice.batch < 4 and engine.memory(choice, 540, 960) <= 500 * 2**20
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_scale_is_known_before_the_model_is_loaded(
+    request: pytest.FixtureRequest, make_engine: Callable[..., Engine], model: str
+) -> None:
+    folders = {"tiny": "tiny_x4", "tiny_x2": "tiny_x2"}
+    if model in folders:
+        name = str(request.getfixturevalue(folders[model]))
+    else:
+        name = str(request.getfixturevalue("checkpoints")[model]) if model in SPANDREL else model
+    assert native_scale(Settings(model=name)) == make_engine(model).scale
+    assert native_scale(Settings(model="bicubic", scale=1.5)) == 1.5
+
+
 class TestLoading:
+    def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        (tmp_path / "model.bin").write_bytes(b"x")
+        with pytest.raises(EngineError, match=r"another kind than \.safetensors"):
+            load(Settings(model=str(tmp_path / "model.bin")), CPU)
+
+    def test_a_folder_has_its_own_tokenizer(self, tiny_x4: Path) -> None:
+        with pytest.raises(EngineError, match="tokenizer"):
+            load(Settings(model=str(tiny_x4), tokenizer="elsewhere"), CPU)
+
     def test_the_half_variant_alone_is_enough(self, tiny_x4: Path, tmp_path: Path) -> None:
         from diffusers import UNet2DConditionModel
 

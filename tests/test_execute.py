@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from vidup import execute as room
+from vidup import crew
 from vidup.errors import ConfigError, EngineError, MediaError
 from vidup.execute import Report, Stopped, execute
 
@@ -184,7 +184,7 @@ class TestHere:
 def ray() -> Iterator[None]:
     """Ray with two cores, started once for the tests that only use it."""
     module = pytest.importorskip("ray")
-    with room._cluster(room._Needs("workers = 2", 2, None, 1, 0.0, {})):
+    with crew.cluster(crew.Needs("workers = 2", 2, None, 1, 0.0, {})):
         yield
     assert not module.is_initialized()
 

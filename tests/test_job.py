@@ -325,7 +325,9 @@ def test_presets_that_are_refused(tmp_path: Path, text: str, message: str):
 def test_overrides_that_no_one_knows():
     with pytest.raises(ConfigError, match=r"unknown key 'noise_lvl'; did you mean 'noise_level'"):
         Settings.preset("balanced", noise_lvl=3)
-    with pytest.raises(ConfigError, match=r"preset 'best' is not known: take one of balanced, fast, mini, preview, reference, x2"):
+    with pytest.raises(
+        ConfigError, match=r"preset 'best' is not known: take one of balanced, fast, mini, preview, reference, x2"
+    ):
         Settings.preset("best")
 
 

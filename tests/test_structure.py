@@ -11,7 +11,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     {"errors", "frame"},
     {"prefetch", "config", "codecs", "hdr", "progress", "color", "tiling", "noise", "metrics", "temporal"},
-    {"interlace", "reader", "probing", "encoder", "conversion", "streams", "writer", "engines", "segments", "execute"},
+    {
+        "interlace",
+        "reader",
+        "probing",
+        "encoder",
+        "conversion",
+        "streams",
+        "writer",
+        "engines",
+        "segments",
+        "crew",
+        "execute",
+    },
     {"upscaler"},
     {"planning"},
     {"likeness", "fingerprint", "proof", "stills"},
@@ -32,6 +44,7 @@ WITHIN_A_ROW = {
     ("writer", "reader"),
     ("writer", "encoder"),
     ("writer", "streams"),
+    ("execute", "crew"),
     ("proof", "likeness"),
     ("proof", "fingerprint"),
     ("bench", "stopwatch"),
@@ -41,7 +54,7 @@ ONLY_IN = {
     "diffusers": {"engines", "mini"},
     "transformers": {"engines", "mini"},
     "spandrel": {"engines"},
-    "ray": {"execute"},
+    "ray": {"crew"},
 }
 MOST_LINES = 420
 

@@ -9,7 +9,7 @@ The map of the code, from the bottom up; a file imports only from lines above it
     interlace, reader, probing               PyAV, in: fields -> frames; decode; what is in a file
     encoder, conversion, streams, writer     PyAV, out: choose an encoder; the other streams; segments, and joining them
     engines/                                 what makes the picture: diffusion (x4, mini), latent (x2), checkpoint, ...
-    segments, execute                        a job's folder on disk; a function over segments, here or on Ray
+    segments, crew, execute                  a job's folder on disk; workers on Ray; a function over segments
     upscaler                                 frames in, larger frames out
     planning                                 all that is decided before the first frame
     fingerprint, likeness, proof, stills     re-read what was written and prove it; still images
@@ -35,7 +35,7 @@ _HOMES = {
     "verify": "vidup.proof",
     "Receipt": "vidup.proof",
     "Outcome": "vidup.job",
-    "Stopped": "vidup.execute",
+    "Stopped": "vidup.crew",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
     "probe": "vidup.probing",
@@ -80,14 +80,14 @@ __all__ = [
 if TYPE_CHECKING:
     from vidup.compare import compare
     from vidup.config import Runtime, Settings
+    from vidup.crew import Stopped
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, VerifyError, VidupError
-    from vidup.execute import Stopped
     from vidup.frame import Color, Frame, MediaInfo
     from vidup.job import Outcome, upscale, upscale_files
     from vidup.probing import probe
     from vidup.progress import Progress
-    from vidup.upscaler import Upscaler
     from vidup.proof import Receipt, verify
+    from vidup.upscaler import Upscaler
 
 
 def __getattr__(name: str) -> Any:

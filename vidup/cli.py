@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vidup
+from vidup import bench
 from vidup.config import DELIVERY, Runtime, Settings, add_options, from_options, preset_names
+from vidup.crew import Stopped
 from vidup.errors import ConfigError, VerifyError, VidupError
-from vidup.execute import Stopped
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
@@ -120,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
     compare.set_defaults(command=_compare)
 
+    benchmark = bench.add_command(commands)
+
     listing = commands.add_parser(
         "list",
         help="list engines, presets, encoders and devices",
@@ -129,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(command=_list)
 
-    for command in (upscale, probe, verify, compare, listing):
+    for command in (upscale, probe, verify, compare, benchmark, listing):
         command.add_argument("-v", "--verbose", action="store_true", help="tell more, and show tracebacks")
     return parser
 

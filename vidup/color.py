@@ -7,9 +7,10 @@ HEVC have it unless they say otherwise. Transfer and primaries are carried, neve
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     """
     kind = _layout(frame.pix_fmt)
     # Decoders' planes are read-only and padded; the copy is neither, and it goes up in its smallest form.
-    planes = [torch.from_numpy(plane.copy()).to(device).to(torch.float32) for plane in frame.planes[: kind.planes]]
+    planes = [_uploaded(plane, torch.device(device)).to(torch.float32) for plane in frame.planes[: kind.planes]]
     scale, offset = _luma_codes(kind, frame.color.full_range)
     if kind.family == "gbr":
         green, blue, red = planes
@@ -140,7 +141,16 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
 
 
 def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
-    """Convert RGB to planes, rounded to the nearest code and only then clipped.
+    """Convert RGB to planes; see `to_codes`.
+
+    Returns:
+        Planes on the CPU, uint8 for 8 bits and uint16 above.
+    """
+    return planes_of(to_codes(rgb, pix_fmt, color))
+
+
+def to_codes(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[torch.Tensor, ...]:
+    """Convert RGB to the codes of planes, rounded to the nearest and only then clipped.
 
     Args:
         rgb: float (3, height, width), nominally in [0, 1], any device.
@@ -148,17 +158,16 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
         color: its matrix and range are those of the planes.
 
     Returns:
-        Planes on the CPU, uint8 for 8 bits and uint16 above.
+        Each (height, width) of its own size, on the device of `rgb`: uint8 for 8 bits, int32 above.
     """
     kind = _layout(pix_fmt)
     rgb = rgb.to(torch.float32)
     peak = float((1 << kind.bits) - 1)
 
-    def codes(plane: torch.Tensor, scale: float, offset: float) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    def codes(plane: torch.Tensor, scale: float, offset: float) -> torch.Tensor:
         rounded = (plane * scale).add_(offset).round_().clamp_(0, peak)
         # uint16 has few kernels in torch: int32 holds the codes until they are numpy's.
-        whole = rounded.to(torch.uint8 if kind.bits == 8 else torch.int32).cpu().numpy()
-        return cast("NDArray[np.uint8] | NDArray[np.uint16]", whole if kind.bits == 8 else whole.astype(np.uint16))
+        return rounded.to(torch.uint8 if kind.bits == 8 else torch.int32)
 
     luma_codes, chroma_codes = _luma_codes(kind, color.full_range), _chroma_codes(kind, color.full_range)
     if kind.family == "gbr":
@@ -171,6 +180,18 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
     ycc = torch.tensordot(to_ycc, rgb, 1)
     chroma = _reduce(ycc[1:], kind)
     return codes(ycc[0], *luma_codes), codes(chroma[0], *chroma_codes), codes(chroma[1], *chroma_codes)
+
+
+def planes_of(codes: Iterable[torch.Tensor]) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
+    """What `to_codes` gives, on the CPU: uint8, or uint16 where it is wider."""
+    arrays = (one.cpu().numpy() for one in codes)
+    return tuple(one if one.dtype == np.uint8 else one.astype(np.uint16) for one in arrays)
+
+
+def _uploaded(plane: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A plane on the device; a GPU takes it from pinned memory while the host goes on."""
+    copy = torch.from_numpy(plane.copy())
+    return copy.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else copy.to(device)
 
 
 @cache

@@ -169,8 +169,10 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _presets_folder().glob("*.toml"))
 
 
-DELIVERY = ("start", "duration", "deinterlace", "bake_rotation", "no_audio", "no_subtitles", "matrix", "range")
-DELIVERY += ("tolerate_errors",)
+DELIVERY: tuple[str, ...] = (
+    *("start", "duration", "matrix", "range", "deinterlace", "bake_rotation"),
+    *("no_audio", "no_subtitles", "tolerate_errors"),
+)
 """The settings that decide what has to be in the output, however large its pictures are."""
 
 

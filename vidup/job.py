@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import vidup
 from vidup import engines, planning, proof, reader, segments, stills, writer
@@ -244,7 +244,7 @@ class _Worker:
     def __init__(
         self,
         jobs: list[Job],
-        choices: list[dict[str, int] | None],
+        choices: list[dict[str, Any]],
         settings: Settings,
         runtime: Runtime,
         upscaler: Upscaler | None,

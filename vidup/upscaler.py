@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -103,6 +104,7 @@ class Upscaler:
         """Let the model and its memory go."""
         if "engine" in self.__dict__:
             del self.engine
+            gc.collect()  # an engine's caches hold on to it in a circle
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -148,13 +150,21 @@ class Upscaler:
             EngineError: the model failed, or the memory is too small for the smallest plan.
         """
         turn = turn or Turn()
+        leaving: list[_Leaving] = []
         for clip in batched(frames, self.engine.clip_length):
             rgb = turn(torch.stack([color.to_rgb(frame, self.engine.device) for frame in clip]))
             times = tuple(frame.pts * frame.time_base for frame in clip)
+            before, leaving = leaving, []
             for frame, picture in zip(clip, self._enlarge(rgb, times, even=True), strict=True):
                 target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
-                planes = color.from_rgb(picture, target, meaning)
-                yield replace(frame, planes=planes, pix_fmt=target, color=meaning)
+                codes = color.to_codes(picture, target, meaning)
+                leaving.append(_Leaving(replace(frame, pix_fmt=target, color=meaning), codes))
+            # A GPU works on this clip while the one before it is fetched and given away.
+            yield from (one.arrived() for one in before)
+            if self.engine.device.type != "cuda":
+                yield from (one.arrived() for one in leaving)
+                leaving = []
+        yield from (one.arrived() for one in leaving)
 
     def image(self, image: Image) -> Image:
         """Upscale one Pillow image of any mode; transparency is enlarged by bicubic.
@@ -201,7 +211,7 @@ class Upscaler:
                     raise
                 failed = str(error).splitlines()[0]
             # Outside of the handler, so that the traceback, which holds tensors, is gone.
-            self._back_off(*rgb.shape[-2:], failed)
+            self._back_off(rgb.shape[-2], rgb.shape[-1], failed)
 
     def _back_off(self, height: int, width: int, failed: str) -> None:
         before = self.engine.choose(height, width)
@@ -233,6 +243,28 @@ class Upscaler:
             enlarged = anchor(enlarged, rgb, self.settings.anchor)
         size = output_size(self.settings, self.engine.scale, height, width, even)
         return enlarged if size == tuple(enlarged.shape[-2:]) else resize(enlarged, size)
+
+
+class _Leaving:
+    """A frame whose planes are on their way from the device into pinned memory."""
+
+    def __init__(self, frame: Frame, codes: tuple[torch.Tensor, ...]) -> None:
+        self.frame, self.codes = frame, codes
+        self.event: torch.cuda.Event | None = None
+        if codes[0].device.type == "cuda":
+            pinned = tuple(torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in codes)
+            for target, source in zip(pinned, codes, strict=True):
+                target.copy_(source, non_blocking=True)
+            self.codes, self.event = pinned, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record()
+
+    def arrived(self) -> Frame:
+        """The frame with its planes, once they are there."""
+        if self.event is not None:
+            self.event.synchronize()
+        # Copied, so that the pinned memory serves the next frame.
+        planes = color.planes_of(self.codes)
+        return replace(self.frame, planes=planes if self.event is None else tuple(map(np.copy, planes)))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

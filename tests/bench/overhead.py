@@ -121,7 +121,7 @@ def main() -> None:
         source, target = arguments.clip, Path(folder) / "out.mp4"
         settings = vidup.Settings.preset("mini", model=chosen)
         runtime = vidup.Runtime(device=arguments.device, overwrite=True)
-        info = probing.probe(source)
+        info = vidup.probe(source)
         frames = list(islice(reader.decode(info), arguments.frames or None))
         if len(frames) < info.frames:
             settings = replace(settings, duration=float((frames[-1].pts + 1) * info.time_base - info.begin))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +14,9 @@ from vidup.errors import EngineError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 """The baseline engines, by the names that ``--model`` takes."""
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
+"""What files with weights end in."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,16 @@ class Place:
     width: int = 0
     times: tuple[Fraction, ...] = ()
     """When each picture of the clip is shown, in seconds."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an engine decides by itself for one size of frame. A job stores it, so that a resumed one repeats it."""
+
+    batch: int
+    """Pictures, or tiles, in one call of the model."""
+    tile: int
+    """Largest side of a tile in input pixels; 0 is the whole frame."""
 
 
 class Engine(Protocol):
@@ -51,6 +65,22 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where clips are expected and results are given."""
 
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the weights and whatever else of the model decides pixels beside the settings."""
+
+    def choose(self, height: int, width: int) -> Choice:
+        """What it does for frames of this size: as adopted, else as the settings, the runtime and the memory say."""
+
+    def adopt(self, choice: Choice) -> None:
+        """Do as this says from now on: `clip_length` becomes its batch."""
+
+    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
+        """The next choice that takes less memory: the batch halved, then smaller tiles; None at the smallest."""
+
+    def memory(self, choice: Choice, height: int, width: int) -> int:
+        """Bytes on the device at the peak, weights included, as the planner figures."""
+
     def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
         """Enlarge a clip.
 
@@ -73,10 +103,49 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
     if settings.model in INTERPOLATIONS:
         from vidup.engines.interpolate import Interpolation
 
-        return Interpolation(settings.model, settings.scale or 4, device)
+        return Interpolation(settings.model, settings.scale or 4, runtime, device)
+    if _is_checkpoint(settings.model):
+        from vidup.engines.checkpoint import Checkpoint
+
+        return Checkpoint(settings, runtime, device)
+    from vidup.engines.hub import family
+
+    if family(settings.model, settings.revision) == "x2":
+        from vidup.engines.latent import LatentX2
+
+        return LatentX2(settings, runtime, device)
     from vidup.engines.diffusion import DiffusionX4
 
     return DiffusionX4(settings, runtime, device)
+
+
+def native_scale(settings: Settings) -> float:
+    """How much the model of the settings enlarges, found out without loading it where that can be.
+
+    Raises:
+        EngineError: a file with weights, which alone tell it, cannot be read.
+    """
+    if settings.model in INTERPOLATIONS:
+        return settings.scale or 4
+    if _is_checkpoint(settings.model):
+        from vidup.engines.checkpoint import scale_of
+
+        return scale_of(Path(settings.model))
+    if settings.model in ("x4", "mini"):
+        return 4
+    from vidup.engines.hub import family
+
+    return {"x4": 4, "x2": 2}[family(settings.model, settings.revision)]
+
+
+def _is_checkpoint(model: str) -> bool:
+    """Whether it is a file of another kind of model than diffusers runs."""
+    path = Path(model)
+    if path.suffix.lower() not in WEIGHTS or path.is_dir():
+        return False
+    from vidup.engines.checkpoint import is_stable_diffusion
+
+    return not is_stable_diffusion(path)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,31 +1,37 @@
-"""Find and load the parts of a x4 upscaler: a hub id, or a folder in the hub's layout. Weights are safetensors only."""
+"""Find and load the parts of an upscaler: a hub id, a folder in its layout, a file. Weights are safetensors only."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from vidup.engines import WEIGHTS, architecture, single_file
 from vidup.engines.detail import DetailAutoencoder
+from vidup.engines.identity import fingerprint as fingerprint
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 HUB_ID = "stabilityai/stable-diffusion-x4-upscaler"
 """What ``--model x4`` stands for."""
+
+X2_HUB_ID = "stabilityai/sd-x2-latent-upscaler"
+"""What ``--model x2`` stands for."""
 
 MINI = Path(__file__).resolve().parent.parent / "mini" / "checkpoint"
 """What ``--model mini`` stands for."""
@@ -36,6 +42,7 @@ _AUTOENCODERS = {
     ("vidup.engines.detail", "DetailAutoencoder"): DetailAutoencoder,
 }
 _HUB_SECONDS = 20.0
+_ID = r"[\w.-]+/[\w.-]+"
 _WEIGHTS = ("unet", "vae", "text_encoder")
 _NEEDED = (
     "model_index.json",
@@ -44,9 +51,9 @@ _NEEDED = (
     "text_encoder/config.json",
     "tokenizer/vocab.json",
     "tokenizer/merges.txt",
-    "scheduler/scheduler_config.json",
-    "low_res_scheduler/scheduler_config.json",
 )
+_NAMES = {"x4": HUB_ID, "x2": X2_HUB_ID}
+_SCHEDULERS = {"x4": ("scheduler", "low_res_scheduler"), "x2": ("scheduler",)}
 
 
 @dataclass(frozen=True)
@@ -62,36 +69,70 @@ class Parts:
     scheduler: dict[str, Any]
     low_res_scheduler: dict[str, Any]
     max_noise_level: int
+    identity: str
+    """Fingerprint of the weights and of what else the files say."""
 
 
-def locate(model: str, revision: str | None, half: bool) -> Path:
+Family = Literal["x4", "x2"]
+"""The pipelines that have an engine."""
+
+
+def family(model: str, revision: str | None) -> Family:
+    """Which pipeline a hub id or a folder in the hub's layout holds; x4 where that cannot be told."""
+    if model == "x2":
+        return "x2"
+    path = Path(model) / "model_index.json"
+    try:
+        if model in ("x4", "mini", HUB_ID):
+            return "x4"
+        if not Path(model).exists() and re.fullmatch(_ID, model):
+            path = _cached_or_fetched(model, revision)
+        name = json.loads(path.read_text(encoding="utf-8")).get("_class_name")
+    except Exception:  # whatever is wrong with it, `locate` says so
+        return "x4"
+    return "x2" if name == "StableDiffusionLatentUpscalePipeline" else "x4"
+
+
+def _cached_or_fetched(repository: str, revision: str | None) -> Path:
+    with suppress(LocalEntryNotFoundError):
+        return Path(hf_hub_download(repository, "model_index.json", revision=revision, local_files_only=True))
+    return Path(hf_hub_download(repository, "model_index.json", revision=revision, etag_timeout=_HUB_SECONDS))
+
+
+def locate(model: str, revision: str | None, half: bool, kind: Family = "x4") -> Path:
     """The folder of a model: fetched from the hub, or from its cache without network, where it is a hub id.
 
     Args:
-        model: ``x4``, ``mini``, a folder or a hub id.
+        model: ``x4``, ``x2``, ``mini``, a folder, a hub id, or a file that holds the x4 upscaler.
         half: prefer the fp16 variant.
+        kind: what it has to be.
+
+    Returns:
+        A folder in the hub's layout, or the file.
 
     Raises:
         EngineError: it is not to be had, or a part of it is missing.
     """
-    folder = MINI if model == "mini" else Path(model)
-    if model != "x4" and folder.is_dir():
+    path = MINI if model == "mini" else Path(model)
+    if model not in _NAMES and path.exists():
         if revision is not None:
-            raise EngineError(f"revision = {revision!r}: {model} is a folder; leave the revision out")
-        missing = _missing(_files(folder))
+            raise EngineError(f"revision = {revision!r}: {model} is on this machine; leave the revision out")
+        if path.is_file() and path.suffix.lower() != ".safetensors":
+            raise EngineError(f"model = {model!r}: is a file of another kind than {', '.join(WEIGHTS)}")
+        missing = _missing(_files(path), kind) if path.is_dir() else []
         if missing:
             raise EngineError(
                 f"model = {model!r}: the folder lacks {', '.join(missing)}; it must have the hub's layout,"
-                f" as {HUB_ID} has it"
+                f" as {_NAMES[kind]} has it"
             )
-        return folder
-    repository = HUB_ID if model == "x4" else model
-    if folder.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return path
+    repository = _NAMES.get(model, model)
+    if not re.fullmatch(_ID, repository):
         raise EngineError(
-            f"model = {model!r}: is no engine of vidup's, no folder and no hub id (owner/name);"
+            f"model = {model!r}: is no engine of vidup's, no file or folder and no hub id (owner/name);"
             " vidup list shows the engines"
         )
-    return _fetch(repository, revision, half, model)
+    return _fetch(repository, revision, half, model, kind)
 
 
 def load_parts(
@@ -101,21 +142,36 @@ def load_parts(
     vae_dtype: torch.dtype,
     prompt: str,
     negative_prompt: str,
+    tokenizer: str | None = None,
 ) -> Parts:
-    """Load a checkpoint's modules, encode the prompts, and let the text encoder go.
+    """Load the modules of a x4 upscaler, encode the prompts, and let the text encoder go.
+
+    Args:
+        folder: as `locate` gives it: a folder in the hub's layout, or a single file.
+        tokenizer: folder of the tokenizer, for a single file.
 
     Raises:
         EngineError: a part is damaged or is not one of a x4 upscaler.
     """
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()  # ours is the only bar
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    quiet()
+    with telling(folder):
+        if folder.is_file():
+            file = single_file.load(folder, device, unet_dtype, vae_dtype)
+            encode = single_file_tokens(tokenizer)
+            positive, negative = _embeddings(encode, file.text_encoder, file.unet, device, prompt, negative_prompt)
+            return Parts(
+                file.unet, file.vae, positive, negative,
+                architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL,
+                fingerprint([folder]),
+            )  # fmt: skip
+        if tokenizer is not None:
+            raise EngineError(f"tokenizer = {tokenizer!r}: {folder} has its own; leave it out")
+        index = read_json(folder, "model_index.json")
         autoencoder = _AUTOENCODERS.get(tuple(index.get("vae", ())))
         if autoencoder is None:
             raise EngineError(f"model {folder}: its vae is {index.get('vae')}; expected AutoencoderKL of diffusers")
-        unet = _load(UNet2DConditionModel, folder, "unet", unet_dtype, device)
-        vae = _load(
+        unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
+        vae = load_module(
             autoencoder, folder, "vae", torch.float32 if autoencoder is DetailAutoencoder else vae_dtype, device
         )
         if unet.config.in_channels != vae.config.latent_channels + 3 or unet.config.num_class_embeds is None:
@@ -123,19 +179,67 @@ def load_parts(
                 f"model {folder}: is no x4 upscaler: its unet takes {unet.config.in_channels} channels,"
                 f" expected {vae.config.latent_channels} latent and 3 of the input, and a noise level"
             )
-        positive, negative = _embeddings(folder, unet, unet_dtype, device, prompt, negative_prompt)
-        schedulers = [
-            json.loads((folder / name / "scheduler_config.json").read_text(encoding="utf-8"))
-            for name in ("scheduler", "low_res_scheduler")
-        ]
+        if reads_text(unet):
+            encoder = load_module(CLIPTextModel, folder, "text_encoder", unet_dtype, device)
+            positive, negative = _embeddings(tokens(folder), encoder, unet, device, prompt, negative_prompt)
+        else:
+            if prompt or negative_prompt:
+                log.warning("this model reads no text: the prompt has no effect")
+            positive = negative = torch.zeros(1, 1, unet.config.cross_attention_dim, dtype=unet_dtype, device=device)
+        ddim, ddpm = (read_json(folder, f"{name}/scheduler_config.json") for name in _SCHEDULERS["x4"])
+        level = int(index.get("max_noise_level", 350))
+        hashed = identity(folder, unet_dtype != torch.float32)
+        return Parts(unet, vae, positive, negative, ddim, ddpm, level, hashed)
+
+
+def quiet() -> None:
+    """No bars of the two libraries: ours is the only one."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+
+
+@contextmanager
+def telling(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong in loading a model into an EngineError that names it."""
+    try:
+        yield
     except EngineError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise EngineError(f"model {folder}: a part cannot be loaded: {_line(error)}") from error
-    return Parts(unet, vae, positive, negative, schedulers[0], schedulers[1], int(index.get("max_noise_level", 350)))
 
 
-def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return table
+
+
+def identity(folder: Path, half: bool) -> str:
+    """Fingerprint of the files of a layout that decide pixels, wherever the folder lies."""
+    files = _files(folder)
+    return fingerprint(folder / name for name in sorted({*filter(_is_small, files), *_weight_files(files, half)}))
+
+
+def reads_text(unet: Any) -> bool:
+    return any(name.endswith("attn2") for name, _ in unet.named_modules())
+
+
+def precisions(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """Of the UNet and of the VAE, whose decoder overflows in float16.
+
+    Args:
+        name: as `Settings.dtype`.
+    """
+    automatic = torch.float16 if device.type == "cuda" else torch.float32
+    unet: torch.dtype = automatic if name == "auto" else getattr(torch, name)
+    if unet == torch.float32:
+        return unet, unet
+    has_bfloat16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return unet, torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """One module of a layout on its device, ready to be asked; the fp16 variant where half precision is wanted."""
     half = dtype in (torch.float16, torch.bfloat16)
     variant = _variant(_files(folder), part, half)
     options = {"subfolder": part, "variant": variant, "use_safetensors": True, "local_files_only": True}
@@ -144,46 +248,84 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.
     return module.to(device).eval().requires_grad_(False)
 
 
-def _embeddings(
-    folder: Path, unet: Any, dtype: torch.dtype, device: torch.device, prompt: str, negative_prompt: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if not any(name.endswith("attn2") for name, _ in unet.named_modules()):
-        if prompt or negative_prompt:
-            log.warning("this model reads no text: the prompt has no effect")
-        nothing = torch.zeros(1, 1, unet.config.cross_attention_dim, dtype=dtype, device=device)
-        return nothing, nothing
+Tokens = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+"""A text to its token ids and to the mask of those that are no padding: int64, (1, length) both."""
+
+
+def tokens(folder: Path) -> Tokens:
+    """What a layout's tokenizer makes of a text; one that is cut is told of."""
     tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
-    encoder = _load(CLIPTextModel, folder, "text_encoder", dtype, device)
+    length = tokenizer.model_max_length
+
+    def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        _tell_if_cut(len(tokenizer(text).input_ids), length)
+        found = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return found.input_ids, found.attention_mask
+
+    return encode
+
+
+def single_file_tokens(folder: str | None) -> Tokens:
+    """The same without a tokenizer's folder of its own: an empty text needs none, and padding is always 0."""
+    start, end, length = single_file.START, single_file.END, architecture.TOKENS
+
+    def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = [start, end]
+        if text:
+            tokenizer = _clip_tokenizer(folder)
+            _tell_if_cut(len(tokenizer(text).input_ids), length)
+            ids = tokenizer(text, max_length=length, truncation=True).input_ids
+            if ids[0] != start or ids[-1] != end:
+                raise EngineError(
+                    f"tokenizer = {folder!r}: is not CLIP's: a text must begin with {start}, end with {end}"
+                )
+        padding = [0] * (length - len(ids))
+        return torch.tensor([ids + padding]), torch.tensor([[1] * len(ids) + padding])
+
+    return encode
+
+
+def _clip_tokenizer(folder: str | None) -> Any:
+    try:
+        if folder is not None:
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return CLIPTokenizer.from_pretrained(HUB_ID, subfolder="tokenizer", local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise EngineError(
+            f"tokenizer = {folder!r}: cannot be loaded ({_line(error)}). A prompt with a single file needs CLIP's"
+            " tokenizer: a folder with its vocab.json and merges.txt, as --tokenizer FOLDER"
+        ) from error
+
+
+def _tell_if_cut(found: int, length: int) -> None:
+    if found > length:
+        log.warning("the prompt is longer than the %d tokens that the model reads: its end is left out", length)
+
+
+def _embeddings(
+    encode: Tokens, encoder: Any, unet: Any, device: torch.device, prompt: str, negative_prompt: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    masked = getattr(encoder.config, "use_attention_mask", False)
 
     def embed(text: str) -> torch.Tensor:
-        whole = tokenizer(text).input_ids
-        if len(whole) > tokenizer.model_max_length:
-            log.warning(
-                "the prompt is longer than the %d tokens that the model reads: its end is left out",
-                tokenizer.model_max_length,
-            )
-        tokens = tokenizer(
-            text, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
-        masked = getattr(encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(device) if masked else None
-        result: torch.Tensor = encoder(tokens.input_ids.to(device), attention_mask=mask)[0].to(dtype)
-        return result
+        ids, mask = encode(text)
+        result: torch.Tensor = encoder(ids.to(device), attention_mask=mask.to(device) if masked else None)[0]
+        return result.to(unet.dtype)
 
     with torch.inference_mode():
         return embed(prompt), embed(negative_prompt)
 
 
-def _fetch(repository: str, revision: str | None, half: bool, model: str) -> Path:
+def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: Family) -> Path:
     """From the cache where it is complete: a job that goes on for days must not change its weights with the hub."""
     with suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if not _missing(_files(folder)):
+        if not _missing(_files(folder), kind):
             return folder
     try:
         details = HfApi().model_info(repository, revision=revision, timeout=_HUB_SECONDS)
         files = [entry.rfilename for entry in details.siblings or ()]
-        missing = _missing(files)
+        missing = _missing(files, kind)
         if missing:
             raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}")
         wanted = [*(name for name in files if _is_small(name)), *_weight_files(files, half)]
@@ -214,9 +356,10 @@ def _is_small(name: str) -> bool:
     )
 
 
-def _missing(files: Iterable[str]) -> list[str]:
+def _missing(files: Iterable[str], kind: Family) -> list[str]:
     files = list(files)
-    lacking = [name for name in _NEEDED if name not in files]
+    needed = _NEEDED + tuple(f"{name}/scheduler_config.json" for name in _SCHEDULERS[kind])
+    lacking = [name for name in needed if name not in files]
     return lacking + [f"{part}/*.safetensors" for part in _WEIGHTS if not any(_is_weight(name, part) for name in files)]
 
 

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from vidup.engines import Place
+from vidup.config import Runtime
+from vidup.engines import Choice, Place
+from vidup.engines.windows import memory_limit
 
 
 class Interpolation:
@@ -15,10 +17,31 @@ class Interpolation:
 
     multiple = 1
     invents = False
-    clip_length = 4
 
-    def __init__(self, method: str, scale: float, device: torch.device) -> None:
-        self.method, self.scale, self.device = method, scale, device
+    def __init__(self, method: str, scale: float, runtime: Runtime, device: torch.device) -> None:
+        self.method, self.scale, self.runtime, self.device = method, scale, runtime, device
+        self.clip_length = runtime.batch or 4
+        self.identity = method
+        self.adopted: Choice | None = None
+
+    def choose(self, height: int, width: int) -> Choice:
+        """As adopted, else the batch given, else as many pictures as the memory holds."""
+        choice = self.adopted or Choice(self.clip_length, 0)
+        if self.adopted is None and not self.runtime.batch:
+            limit = memory_limit(self.runtime, self.device)
+            while choice.batch > 1 and self.memory(choice, height, width) > limit:
+                choice = Choice(choice.batch // 2, 0)
+        return choice
+
+    def adopt(self, choice: Choice) -> None:
+        self.adopted, self.clip_length = choice, choice.batch
+
+    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
+        return Choice(choice.batch // 2, 0) if choice.batch > 1 else None
+
+    def memory(self, choice: Choice, height: int, width: int) -> int:
+        """A clip and its enlargement as float32 RGB, and one of each on the way."""
+        return round(choice.batch * 2 * 12 * height * width * (1 + self.scale**2))
 
     def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
         size = (round(clip.shape[-2] * self.scale), round(clip.shape[-1] * self.scale))

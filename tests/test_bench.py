@@ -1,0 +1,117 @@
+"""`vidup bench`: every stage is there, the sums agree, and the estimate follows from them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vidup import bench
+from vidup.config import Runtime, Settings
+from vidup.engines import architecture, budget
+from vidup.engines.decoder import Decoder, limits
+from vidup.errors import ConfigError
+from vidup.stopwatch import Measured
+
+MODEL = {"to RGB", "UNet", "VAE", "the engine's rest, anchor, size", "to planes", "encode"}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The command, and what it printed."""
+    parser = argparse.ArgumentParser()
+    bench.add_command(parser.add_subparsers())
+
+    def call(*words: str) -> Any:
+        arguments = parser.parse_args(["bench", "--device", "cpu", *words])
+        assert arguments.command(arguments) == 0
+        text = capsys.readouterr().out
+        return json.loads(text) if "--json" in words else text
+
+    return call
+
+
+def test_every_stage_is_timed(run: Callable[..., Any]) -> None:
+    found = run("--preset", "mini", "--size", "48x32", "--frames", "3", "--json")
+    assert found["size"] == [48, 32] and found["output"] == [192, 128] and found["frames"] == 3
+    assert set(found["stages"]) == MODEL and all(seconds >= 0 for seconds in found["stages"].values())
+    assert found["seconds"] == pytest.approx(sum(found["stages"].values()))
+    assert found["frames_per_second"] == pytest.approx(1 / found["seconds"])
+    assert found["evaluations"] == 3 and found["device_bytes"] is None
+    assert 0 < found["planned_bytes"] < found["host_bytes"]
+    assert found["share"] == pytest.approx(found["flops_a_second"] / found["device_flops_a_second"])
+    assert found["encoded_bytes"] > 0
+
+
+def test_an_engine_without_a_model(run: Callable[..., Any]) -> None:
+    found = run("--model", "bicubic", "--scale", "2", "--size", "48x32", "--frames", "1", "--json")
+    assert found["output"] == [96, 64] and found["flops"] is None and found["share"] is None
+    assert "engine, anchor, size" in found["stages"] and "UNet" not in found["stages"]
+    assert "FLOP" not in run("--model", "bicubic", "--size", "48x32", "--frames", "1")
+
+
+def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
+    words = "--random-weights", "--narrower", "8", "--size", "16x16", "--frames", "2", "--steps", "2", "--batch", "2"
+    plain = run(*words, "--json")
+    assert plain["evaluations"] == 2 and plain["batch"] == 2
+    guided = run(*words, "--json", "--prompt", "a harbour")
+    assert guided["evaluations"] == 4 and guided["flops"] > plain["flops"]
+    half = run(*words, "--json", "--prompt", "a harbour", "--guidance-end", "0.5", "--tile", "0")
+    assert half["evaluations"] == 3
+    assert "TFLOP/s" in "\n".join(bench.describe(measured(half)))
+
+
+def measured(table: dict[str, Any]) -> Measured:
+    return Measured(**{field.name: table[field.name] for field in fields(Measured)})
+
+
+def test_a_file_is_estimated(run: Callable[..., Any], make_clip: Callable[..., Path]) -> None:
+    clip = make_clip()
+    found = run("--preset", "mini", "--input", str(clip), "--frames", "3", "--json")
+    whole = found["estimate"]
+    assert whole["frames"] == 12 and found["frames"] == 3
+    assert set(found["stages"]) == MODEL | {"decode"}
+    assert whole["seconds"] == pytest.approx(12 * found["seconds"])
+    assert 0 < whole["seconds_overlapped"] <= whole["seconds"]
+    assert whole["output_bytes"] == round(12 * found["encoded_bytes"])
+    assert whole["disk_bytes"] == 2 * whole["output_bytes"] + clip.stat().st_size
+    assert "12 frames" in run("--preset", "mini", "--input", str(clip), "--frames", "1")
+
+
+@pytest.mark.parametrize("size", ["48", "axb", "4x4"])
+def test_a_size_that_is_none_is_refused(run: Callable[..., Any], size: str) -> None:
+    with pytest.raises(ConfigError, match=size):
+        run("--model", "bicubic", "--size", size)
+
+
+def test_flops_are_those_of_a_run() -> None:
+    """Counted on the meta device as in a true forward, and by hand for one convolution."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    engine = bench.random_engine(Settings(prompt="a", steps=1), Runtime(device="cpu"), narrower=8)
+    counted = budget.unet_flops(engine.unet.module, architecture.TOKENS, 24, 32)
+    batch = torch.zeros(1, 7, 24, 32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        engine.unet(batch, torch.tensor(1), False)
+    # The first and the last convolution alone are known by hand: 32 channels at this width.
+    assert counted > 2 * 9 * 24 * 32 * (7 * 32 + 32 * 4)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+    vae = architecture.random_vae(torch.device("cpu"), torch.float32, 8)
+    decoder = Decoder(vae)
+    with FlopCounterMode(display=False) as counter:
+        decoder(torch.zeros(1, 4, 24, 32), torch.device("cpu"), limits(torch.device("meta")))
+    assert budget.decoder_flops(decoder, 24, 32, limits(torch.device("meta"))) == counter.get_total_flops()
+
+
+def test_made_up_frames_move_and_repeat() -> None:
+    one, two = bench.synthetic(40, 24, 2), bench.synthetic(40, 24, 2)
+    assert [plane.shape for plane in one[0].planes] == [(24, 40), (12, 20), (12, 20)]
+    assert (one[0].planes[0] != one[1].planes[0]).any()
+    assert all((a == b).all() for a, b in zip(one[1].planes, two[1].planes, strict=True))

@@ -1,0 +1,192 @@
+"""The decoder in bands against diffusers' own decode of the whole frame."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import nn
+
+from vidup.engines import decoder
+from vidup.engines.budget import LiveBytes
+from vidup.engines.decoder import Decoder, Limits, limits
+
+CPU = torch.device("cpu")
+SIZES = [(1, 1, 1), (2, 9, 17), (3, 24, 8), (1, 33, 20)]
+
+
+def autoencoder(**options: Any) -> AutoencoderKL:
+    """A small one with random weights, also in its norms, where diffusers begins with ones and zeros."""
+    torch.manual_seed(0)
+    shape = {
+        "block_out_channels": (16, 32, 48),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+    }
+    vae = AutoencoderKL(**{**shape, **options}).eval().requires_grad_(False)
+    shake(vae)
+    return vae
+
+
+def tiny(stages: int = 3) -> AutoencoderTiny:
+    torch.manual_seed(0)
+    widths = {f"{side}_block_out_channels": (8,) * stages for side in ("encoder", "decoder")}
+    blocks = {"num_encoder_blocks": (1, 2, 2)[:stages], "num_decoder_blocks": (2, 2, 1)[:stages]}
+    return AutoencoderTiny(**widths, **blocks).eval().requires_grad_(False)
+
+
+def shake(module: nn.Module) -> None:
+    for one in module.modules():
+        if isinstance(one, nn.GroupNorm):
+            nn.init.normal_(one.weight, 1, 0.3)
+            nn.init.normal_(one.bias, 0, 0.3)
+
+
+def latents(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(count, 4, height, width, generator=torch.Generator().manual_seed(1)) * 2
+
+
+@torch.inference_mode()
+def whole(vae: Any, z: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = vae.decode(z, return_dict=False)[0]
+    assert result.std() > 0.01  # a flat picture would match for nothing
+    return result
+
+
+@pytest.mark.parametrize(("count", "height", "width"), SIZES)
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("band", [1, 20_000, 200_000, 2**30])
+def test_bands_of_any_size_give_the_whole_frames_decode(
+    count: int, height: int, width: int, attention: bool, band: int
+) -> None:
+    vae, z = autoencoder(mid_block_add_attention=attention), latents(count, height, width)
+    result = Decoder(vae)(z, CPU, Limits(band, band))
+    assert result.shape == (count, 3, 4 * height, 4 * width) and result.dtype == torch.float32
+    torch.testing.assert_close(result, whole(vae, z), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_post_quant_conv": False, "use_quant_conv": False},
+        {"layers_per_block": 2, "block_out_channels": (32, 32, 32)},
+        {"block_out_channels": (48, 32, 16)},
+        {"block_out_channels": (16, 24), "down_block_types": ("DownEncoderBlock2D",) * 2,
+         "up_block_types": ("UpDecoderBlock2D",) * 2},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("keep", [8, 2, 1])
+@pytest.mark.parametrize("band", [30_000, 2**30])
+def test_other_widths_and_depths_and_layers_that_are_not_kept(options: dict[str, Any], keep: int, band: int) -> None:
+    vae, z = autoencoder(**options), latents(1, 13, 18)
+    known = Decoder(vae)
+    assert known.unknown == ""
+    torch.testing.assert_close(known(z, CPU, Limits(band, 10_000, keep)), whole(vae, z), atol=1e-4, rtol=0)
+
+
+def test_the_latents_and_the_weights_are_left_as_they_were() -> None:
+    vae, z = autoencoder(), latents(1, 8, 8)
+    before = z.clone(), {name: value.clone() for name, value in vae.state_dict().items()}
+    Decoder(vae)(z, CPU, limits(CPU))
+    assert torch.equal(z, before[0])
+    assert all(torch.equal(value, before[1][name]) for name, value in vae.state_dict().items())
+
+
+def test_bfloat16_is_near_float32() -> None:
+    vae, z = autoencoder(), latents(1, 24, 24)
+    expected = whole(vae, z)
+    result = Decoder(vae.bfloat16())(z, CPU, Limits(20_000, 20_000))
+    assert result.dtype == torch.float32
+    assert (result - expected).square().mean() / expected.var() < 1e-3
+
+
+def test_windows_cover_the_frame_and_are_exact_where_it_is_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = autoencoder()
+    monkeypatch.setattr(decoder, "WINDOW", 8)
+    small, large = latents(1, 16, 11), latents(1, 21, 43)
+    torch.testing.assert_close(
+        Decoder(vae, windowed=True)(small, CPU, limits(CPU)), whole(vae, small), atol=1e-4, rtol=0
+    )
+    seen = torch.zeros(21, 43)
+    for inner, outer in decoder._windows(21, 43):
+        seen[inner] += 1
+        covered = torch.zeros(21, 43)
+        covered[outer] = 1
+        assert covered[inner].all() and covered.sum() == 16 * 16
+    assert (seen == 1).all()
+    exact, windowed = whole(vae, large), Decoder(vae, windowed=True)(large, CPU, limits(CPU))
+    assert 0 < (windowed - exact).square().mean() < 0.1 * exact.var()
+    again = Decoder(vae, windowed=True)(large, CPU, Limits(20_000, 3_000))
+    torch.testing.assert_close(windowed, again, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("band", [1, 30_000, 2**30])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 9), (64, 13)])
+def test_the_tiny_decoder_in_bands(band: int, height: int, width: int) -> None:
+    vae, z = tiny(), latents(2, height, width)
+    assert Decoder(vae).unknown == ""
+    torch.testing.assert_close(Decoder(vae)(z, CPU, Limits(band, band)), whole(vae, z), atol=1e-5, rtol=0)
+
+
+def _other_activation(vae: Any) -> None:
+    vae.decoder.up_blocks[1].resnets[0].nonlinearity = nn.Mish()
+
+
+def _other_convolution(vae: Any) -> None:
+    vae.decoder.conv_in.padding_mode = "reflect"
+    vae.decoder.conv_in._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
+def _other_scale(vae: Any) -> None:
+    vae.decoder.mid_block.attentions[0].scale *= 2
+
+
+def _other_norm(vae: Any) -> None:
+    vae.decoder.conv_norm_out = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (_other_activation, "up_blocks.1.resnets.0"),
+        (_other_convolution, "conv_in"),
+        (_other_scale, "attentions.0"),
+        (_other_norm, "conv_norm_out"),
+    ],
+)
+def test_a_structure_that_is_not_known_is_decoded_whole_and_told(
+    change: Any, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae, z = autoencoder(), latents(2, 9, 12)
+    change(vae)
+    with caplog.at_level(logging.WARNING, "vidup"):
+        other = Decoder(vae)
+    assert part in other.unknown and part in caplog.text
+    each = torch.cat([whole(vae, one[None]) for one in z])
+    assert torch.equal(other(z, CPU, Limits(1, 1)), each)
+
+
+def test_matrix_products_for_wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(decoder._WIDEST, "cpu", 0)
+    vae, z = autoencoder(), latents(1, 15, 22)
+    torch.testing.assert_close(Decoder(vae)(z, CPU, Limits(30_000, 10_000)), whole(vae, z), atol=1e-4, rtol=0)
+
+
+def test_little_is_alive_at_once() -> None:
+    """Two tensors of the widest layer that is kept, the picture, and bands."""
+    vae, z = autoencoder(block_out_channels=(16, 32, 32), layers_per_block=2), latents(1, 64, 64)
+    with torch.inference_mode(), LiveBytes() as stock:
+        vae.decode(z, return_dict=False)
+    peaks = {}
+    for keep in (4, 2, 1):
+        with LiveBytes() as ours:
+            Decoder(vae)(z, CPU, Limits(2**17, 2**17, keep))
+        peaks[keep] = ours.peak
+    layers = (32 + 16) * 256 * 256 * 4
+    assert layers <= peaks[4] < 1.25 * layers < 0.65 * stock.peak
+    assert peaks[1] < 0.7 * peaks[2] < 0.4 * peaks[4]

@@ -1,0 +1,326 @@
+"""What makes the x4 engine quick and small, and that it changes no picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+from vidup.config import Runtime, Settings
+from vidup.engines import Choice, Place, architecture, enlarge, hub, unet
+from vidup.engines.budget import LiveBytes, trace_unet
+from vidup.engines.diffusion import DiffusionX4
+from vidup.engines.sampler import interval
+from vidup.engines.tiny import load_tiny
+from vidup.engines.unet import FixedText, Moved, Unet, compiles, fix_texts
+from vidup.errors import EngineError
+
+CPU = torch.device("cpu")
+PLACE = Place(height=24, width=40)
+
+
+def picture(count: int = 1) -> torch.Tensor:
+    return torch.rand(count, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def engine(tiny_x4: Path) -> Any:
+    def make(runtime: Runtime | None = None, **options: Any) -> DiffusionX4:
+        settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour", **options}
+        return DiffusionX4(Settings(**settings), runtime or Runtime(device="cpu"), CPU)
+
+    return make
+
+
+class Counted(torch.nn.Module):
+    """Stands for a module and counts the pictures that it is asked for."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module, self.batches = module, []
+
+    def forward(self, batch: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+        self.batches.append(len(batch))
+        return self.module(batch, *arguments, **keywords)
+
+
+class TestGuidance:
+    @pytest.mark.parametrize(
+        ("start", "end", "guided"),
+        [(0.0, 1.0, "1111"), (0.0, 0.5, "1100"), (0.25, 0.75, "0110"), (0.3, 1.0, "0011"), (0.5, 0.5, "0000")],
+    )
+    def test_outside_the_interval_an_evaluation_costs_half(
+        self, engine: Any, start: float, end: float, guided: str
+    ) -> None:
+        one = engine(guidance_start=start, guidance_end=end)
+        counted = one.unet._run = Counted(one.unet._run)
+        enlarge(one, picture(), PLACE)
+        assert counted.batches == [1 + int(step) for step in guided]
+        assert one.guided is ("1" in guided)
+
+    def test_all_steps_are_as_without_an_interval_and_none_as_without_guidance(self, engine: Any) -> None:
+        whole, none, part = ({}, {"guidance_start": 0.4, "guidance_end": 0.4}, {"guidance_end": 0.5})
+        usual, off, some = (enlarge(engine(**options), picture(), PLACE) for options in (whole, none, part))
+        assert torch.equal(off, enlarge(engine(guidance_scale=1.0), picture(), PLACE))
+        assert not torch.equal(usual, off) and not torch.equal(usual, some) and not torch.equal(off, some)
+
+    def test_shares_count_steps(self) -> None:
+        assert sum(interval(Settings(guidance_start=0.1, guidance_end=0.6), 20)) == 10
+
+
+class TestFixedTexts:
+    def test_the_answer_is_that_of_the_unet_with_its_text(self, tiny_x4: Path) -> None:
+        load = UNet2DConditionModel.from_pretrained
+        plain, fixed = (load(tiny_x4 / "unet").eval().requires_grad_(False) for _ in range(2))
+        texts = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
+        before = sum(parameter.numel() for parameter in fixed.parameters())
+        asked = Unet(fixed, texts[:1], texts[1:], 3.0, 20, CPU)
+        assert asked.texts is None
+        assert sum(parameter.numel() for parameter in fixed.parameters()) < before
+        # Every reader of text: two of the levels that only cross-attend read it twice.
+        assert sum(isinstance(one, FixedText) for one in fixed.modules()) >= 4
+        batch = torch.randn(3, 7, 16, 24, generator=torch.Generator().manual_seed(1))
+        time, level = torch.tensor(500), torch.full((6,), 20)
+        with torch.inference_mode():
+            negative, positive = plain(
+                torch.cat([batch, batch]), time, texts.repeat_interleave(3, 0), class_labels=level
+            ).sample.chunk(2)
+            torch.testing.assert_close(asked(batch, time, True), negative + 3 * (positive - negative))
+            torch.testing.assert_close(asked(batch, time, False), positive)
+        assert not torch.allclose(negative, positive, atol=1e-3)
+
+    def test_a_unet_that_uses_text_otherwise_is_left_alone(self, tiny_x4: Path) -> None:
+        one = UNet2DConditionModel.from_pretrained(tiny_x4 / "unet")
+        next(module for module in one.modules() if hasattr(module, "norm_cross")).norm_cross = True
+        names = [name for name, _ in one.named_parameters()]
+        reader = next(module for module in one.modules() if getattr(module, "is_cross_attention", False))
+        reader.norm_cross = True
+        assert not fix_texts(one, torch.zeros(2, 7, 24))
+        assert names == [name for name, _ in one.named_parameters()]
+
+
+class TestCompiling:
+    @pytest.fixture(autouse=True)
+    def _fresh(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+        torch._dynamo.reset()
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+        yield
+        torch._dynamo.reset()
+
+    def test_one_graph_and_the_same_picture(
+        self, engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
+        monkeypatch.setattr(unet, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr("vidup.engines.diffusion.compiled_or_not", lambda function, device: function)
+        expected = enlarge(engine(guidance_end=0.5, steps=2), picture(2), PLACE)
+        one = engine(Runtime(device="cpu", compile="on"), guidance_end=0.5, steps=2)
+        with caplog.at_level(logging.INFO, "vidup"):
+            result = enlarge(one, picture(2), PLACE)
+            enlarge(one, picture(1), PLACE)
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+        told = [line for line in caplog.messages if "compiling" in line]
+        assert len(told) == 2  # a shape with guidance and one without
+        assert one.unet.compiled
+
+    @pytest.mark.parametrize("wish", ["auto", "on"])
+    def test_what_cannot_be_compiled_is_told(
+        self, engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wish: str
+    ) -> None:
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("no compiler here")
+
+        monkeypatch.setattr(unet, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr("vidup.engines.diffusion.compiled_or_not", lambda function, device: function)
+        expected = enlarge(engine(steps=1), picture(), PLACE)
+        one = engine(Runtime(device="cpu", compile="on"), steps=1)
+        one.unet.required = wish == "on"
+        if wish == "on":
+            with pytest.raises(EngineError, match=r"compile = 'on'.*no compiler here"):
+                enlarge(one, picture(), PLACE)
+        else:
+            assert torch.equal(enlarge(one, picture(), PLACE), expected)
+            assert "no compiler here" in caplog.text
+
+    def test_when(self) -> None:
+        assert compiles("auto", CPU, False) == compiles("off", torch.device("cuda"), False) == "off"
+        assert compiles("on", CPU, False) == "on"
+        assert compiles("auto", torch.device("cuda"), True) == "off"
+        with pytest.raises(EngineError, match="offload"):
+            compiles("on", torch.device("cuda"), True)
+
+    def test_the_code_is_kept_between_runs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+            monkeypatch.setenv(name, str(tmp_path))
+        unet.keep_compiled_code()
+        kept = unet.os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        assert Path(kept).is_relative_to(tmp_path) and "vidup" in kept
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+        unet.keep_compiled_code()
+        assert unet.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+
+    @pytest.mark.slow
+    def test_inductor_gives_the_same_picture(
+        self, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+        expected = enlarge(engine(steps=2), picture(), PLACE)
+        result = enlarge(engine(Runtime(device="cpu", compile="on"), steps=2), picture(), PLACE)
+        torch.testing.assert_close(result, expected, atol=1e-3, rtol=0)
+
+
+def test_windowed_attention_is_a_setting(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidup.engines.decoder.WINDOW", 8)
+    full, windowed = (enlarge(engine(vae_attention=kind), picture(), PLACE) for kind in ("full", "windowed"))
+    assert 0 < (full - windowed).abs().mean() < 0.05
+
+
+class TestOffload:
+    def test_the_picture_is_the_same_and_the_weights_stay_where_they_were(self, engine: Any) -> None:
+        expected = enlarge(engine(), picture(2), PLACE)
+        one = engine(Runtime(device="cpu", offload=True))
+        before = [parameter.data_ptr() for parameter in one.vae.parameters()]
+        assert torch.equal(enlarge(one, picture(2), PLACE), expected)
+        assert torch.equal(enlarge(one, picture(2), PLACE), expected)
+        assert [parameter.data_ptr() for parameter in one.vae.parameters()] == before
+
+    def test_weights_come_only_for_the_work_and_in_inference_mode_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Moved, "bring", lambda self, kept: kept.clone())  # as on another device
+        module = torch.nn.Linear(3, 4)
+        home = module.weight.data_ptr()
+        moves, x = Moved(module, CPU), torch.ones(1, 3)
+        expected = module(x).detach()
+        for _ in range(2):
+            with torch.inference_mode(), moves.at_work():
+                assert module.weight.data_ptr() != home
+                assert torch.equal(module(x), expected)
+            assert module.weight.data_ptr() == home
+        with pytest.raises(RuntimeError, match="stop"), moves.at_work():
+            raise RuntimeError("stop")
+        assert module.weight.data_ptr() == home
+
+    def test_it_takes_less(self, engine: Any) -> None:
+        together, apart = engine(), engine(Runtime(device="cpu", offload=True))
+        choice = Choice(1, 0)
+        assert apart.memory(choice, 64, 64) < together.memory(choice, 64, 64)
+
+
+class TestTinyDecoder:
+    @staticmethod
+    def save(folder: Path, **options: Any) -> Path:
+        torch.manual_seed(0)
+        stages = {f"{side}_block_out_channels": (8, 8, 8) for side in ("encoder", "decoder")}
+        blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+        AutoencoderTiny(**{**stages, **blocks, **options}).save_pretrained(folder)
+        return folder
+
+    def test_it_decodes_instead_of_the_models_own(self, engine: Any, tmp_path: Path) -> None:
+        folder = self.save(tmp_path / "tiny")
+        usual, other = engine(), engine(vae=str(folder))
+        result = enlarge(other, picture(2), PLACE)
+        assert result.shape == (2, 3, 96, 160) and not torch.equal(result, enlarge(usual, picture(2), PLACE))
+        assert other.identity != usual.identity
+
+        latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
+        vae = AutoencoderTiny.from_pretrained(folder)
+        with torch.inference_mode():
+            expected = vae.decode(latents).sample
+        from vidup.engines.decoder import limits
+
+        torch.testing.assert_close(other.decoder(latents, CPU, limits(CPU)), expected, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"latent_channels": 16}, "16 channels by 4"),
+            ({"num_decoder_blocks": (1, 1), "decoder_block_out_channels": (8, 8)}, "4 channels by 2"),
+        ],
+    )
+    def test_one_that_does_not_fit_is_refused(self, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+        with pytest.raises(EngineError, match=said):
+            load_tiny(str(self.save(tmp_path / "tiny", **options)), 4, 4, CPU, torch.float32)
+
+    def test_what_cannot_be_had_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_x4: Path) -> None:
+        def offline(*_: Any, local_files_only: bool, **__: Any) -> str:
+            if local_files_only:
+                raise hub.LocalEntryNotFoundError("not in the cache")
+            raise OSError("no route to host")
+
+        monkeypatch.setattr("vidup.engines.tiny.snapshot_download", offline)
+        with pytest.raises(EngineError, match=r"vae = 'someone/tiny'.*no route to host"):
+            load_tiny("someone/tiny", 4, 4, CPU, torch.float32)
+        with pytest.raises(EngineError, match=r"lacks config\.json"):
+            load_tiny(str(tmp_path), 4, 4, CPU, torch.float32)
+        with pytest.raises(EngineError, match="no AutoencoderTiny"):
+            load_tiny(str(tiny_x4 / "unet"), 4, 4, CPU, torch.float32)
+
+
+class TestBudget:
+    """The planner against the bytes that are truly alive."""
+
+    @pytest.mark.parametrize(("batch", "tile"), [(1, 0), (2, 0), (2, 104)])
+    @pytest.mark.parametrize("guided", [False, True])
+    def test_it_is_within_15_percent_of_a_run(self, engine: Any, batch: int, tile: int, guided: bool) -> None:
+        one = engine(steps=2, guidance_scale=5.0 if guided else 1.0)
+        choice = Choice(batch, tile)
+        one.adopt(choice)
+        planned = one.memory(choice, 40, 160)  # first: the planner's own tracing would be counted, too
+        clip = torch.rand(batch, 3, 40, 160)
+        with LiveBytes() as live:
+            enlarge(one, clip, Place(height=40, width=160))
+        assert planned == pytest.approx(live.peak + sum(one.planner.weights) + clip.nbytes, rel=0.15)
+
+    def test_it_is_within_15_percent_at_full_size(self) -> None:
+        meta = torch.device("meta")
+        big, vae = (make(meta, torch.bfloat16) for make in (architecture.random_unet, architecture.random_vae))
+        assert sum(parameter.numel() for parameter in big.parameters()) == 473_398_020
+        assert sum(parameter.numel() for parameter in vae.parameters()) == 55_325_927
+        positive, negative = (text.to(torch.bfloat16) for text in architecture.random_text())
+        parts = hub.Parts(big, vae, positive, negative, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER,
+                          architecture.MAX_NOISE_LEVEL, "random")  # fmt: skip
+        settings = Settings(prompt="a", steps=1, dtype="bfloat16", guidance_scale=1.0)
+        one = DiffusionX4(settings, Runtime(compile="off", max_memory="999G"), meta, parts)
+        planned = one.memory(Choice(1, 0), 272, 480)
+        clip = torch.empty(1, 3, 272, 480, device=meta)
+        with LiveBytes() as live:
+            enlarge(one, clip, Place(height=272, width=480))
+        assert planned == pytest.approx(live.peak + sum(one.planner.weights) + clip.nbytes, rel=0.15)
+
+    def test_activations_are_proportional_to_pixels(self, engine: Any) -> None:
+        one = engine()
+        single, both = (trace_unet(one.unet.module, 77, guided) for guided in (False, True))
+        assert both == pytest.approx(2 * single, rel=0.05)
+        batch = torch.rand(1, 7, 96, 160)
+        with torch.inference_mode(), LiveBytes() as live:
+            one.unet(batch, torch.tensor(1), True)
+        assert live.peak == pytest.approx(both * 96 * 160, rel=0.05)
+
+    def test_the_limit_is_kept_and_what_is_given_too(self, engine: Any) -> None:
+        free = engine(Runtime(device="cpu", max_memory="999G"))
+        assert free.choose(1080, 1920) == Choice(1, 0)
+        need = free.memory(Choice(1, 0), 1080, 1920)
+        for share in (0.8, 0.5, 0.35):
+            tight = engine(Runtime(device="cpu", max_memory=str(int(share * need))))
+            choice = tight.choose(1080, 1920)
+            assert tight.memory(choice, 1080, 1920) <= share * need
+        assert choice.tile > 0
+        given = engine(Runtime(device="cpu", max_memory=str(int(0.35 * need)), batch=3))
+        assert given.choose(1080, 1920).batch == 3
+        assert engine(Runtime(device="cpu", max_memory="1M"), tile=200).choose(1080, 1920) == Choice(1, 200)
+        assert engine(tile=200).smaller(Choice(1, 200), 1080, 1920) is None
+        assert engine(tile=200).smaller(Choice(4, 200), 1080, 1920) == Choice(2, 200)
+
+    def test_the_decoder_works_frugally_where_it_must(self, engine: Any) -> None:
+        free = engine(Runtime(device="cpu", max_memory="999G"))
+        tight = engine(Runtime(device="cpu", max_memory=str(free.memory(Choice(1, 0), 24, 40) * 2 // 5)))
+        whole = Choice(1, 0)
+        assert tight.planner.keep(whole, 1080, 1920) < free.planner.keep(whole, 1080, 1920) == 4
+        again = tight.planner
+        again.keep = lambda *_: 1  # type: ignore[method-assign]
+        torch.testing.assert_close(enlarge(tight, picture(), PLACE), enlarge(free, picture(), PLACE), atol=1e-4, rtol=0)

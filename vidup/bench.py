@@ -1,0 +1,222 @@
+"""`vidup bench`: how fast, how much memory, how long, with these settings on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidup.config import Runtime, Settings, add_options, from_options
+from vidup.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vidup.encoder import Encoding
+    from vidup.engines.diffusion import DiffusionX4
+    from vidup.frame import Frame, MediaInfo
+    from vidup.planning import Job
+    from vidup.stopwatch import Estimate, Measured
+    from vidup.upscaler import Upscaler
+
+_PLACES = 3  # of a film, from which frames are taken
+_DECODED = 24  # frames at each of them that decoding is timed over
+
+
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """The command ``bench``; its namespace's `command` runs it."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="measure this machine, or estimate how long a file takes",
+        description="Time every stage of a frame's way with these settings: seconds, memory, FLOP/s. With --input,"
+        " on frames of that file, and estimate how long it takes as a whole, how much memory and how much disk.",
+    )
+    parser.add_argument("--input", metavar="FILE", help="a video; made-up frames where not given")
+    parser.add_argument("--size", default="480x270", metavar="WxH", help="of made-up frames (default: 480x270)")
+    parser.add_argument("--frames", type=int, default=4, metavar="INT", help="how many are timed (default: 4)")
+    parser.add_argument("-p", "--preset", metavar="NAME", help="a preset, or the path of a .toml")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="the x4 upscaler without a download: as fast, the picture is noise",
+    )
+    parser.add_argument(
+        "--narrower", type=int, default=1, choices=(1, 2, 4, 8), help="divide the widths of --random-weights by this"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser, Settings)
+    add_options(parser, Runtime)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line says, and print it."""
+    from vidup.stopwatch import estimate, measure
+    from vidup.upscaler import Upscaler
+
+    typed = vars(arguments)
+    if arguments.frames < 1:
+        raise ConfigError(f"frames = {arguments.frames}: must be 1 or more")
+    settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
+    with Upscaler(settings, runtime) as upscaler:
+        if arguments.random_weights:
+            upscaler.__dict__["engine"] = random_engine(settings, runtime, arguments.narrower)
+        whole = None
+        if arguments.input:
+            job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
+            found = measure(upscaler, frames, job.encoding, decoding)
+            whole = estimate(job, upscaler, found)
+        else:
+            found = measure(upscaler, *made_up(arguments.size, arguments.frames, upscaler))
+    if arguments.json:
+        table = asdict(found) | {"frames_per_second": found.frames_per_second, "share": found.share}
+        print(json.dumps(table | ({"estimate": asdict(whole)} if whole else {})))  # noqa: T201
+    else:
+        print("\n".join([*describe(found), *(describe_estimate(whole, arguments.input) if whole else ())]))  # noqa: T201
+    return 0
+
+
+def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> DiffusionX4:
+    """The x4 upscaler's true architecture with random weights: its speed and memory, without its picture.
+
+    Args:
+        narrower: what all widths are divided by.
+    """
+    import torch
+
+    from vidup.engines import architecture, choose_device
+    from vidup.engines.diffusion import DiffusionX4
+    from vidup.engines.hub import Parts, precisions
+
+    device = choose_device(runtime.device)
+    dtype, vae_dtype = precisions(settings.dtype, device)
+    home = torch.device("cpu") if runtime.offload else device
+    positive, negative = (text.to(home, dtype) for text in architecture.random_text(narrower))
+    parts = Parts(
+        architecture.random_unet(home, dtype, narrower),
+        architecture.random_vae(home, vae_dtype, narrower),
+        positive,
+        negative if settings.prompt or settings.negative_prompt else positive,
+        architecture.SCHEDULER,
+        architecture.LOW_RES_SCHEDULER,
+        architecture.MAX_NOISE_LEVEL,
+        f"random, narrower {narrower}",
+    )
+    return DiffusionX4(settings, runtime, device, parts)
+
+
+def synthetic(width: int, height: int, count: int) -> list[Frame]:
+    """Frames of smooth light that moves, with grain: yuv420p, BT.601, 25 a second."""
+    import numpy as np
+
+    from vidup.color import BT601
+    from vidup.frame import Color, Frame
+
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    frames = []
+    for index in range(count):
+        luma = 120 + 70 * np.sin(x / 9 + index / 3) * np.cos(y / 7) + random.normal(0, 3, (height, width))
+        chroma = 128 + 40 * np.sin(x[::2, ::2] / 40 + index / 9), 128 + 40 * np.cos(y[::2, ::2] / 30)
+        planes = tuple(plane.clip(16, 235).astype(np.uint8) for plane in (luma, *chroma))
+        frames.append(Frame(planes, "yuv420p", Color(BT601), index, 1, Fraction(1, 25)))
+    return frames
+
+
+def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[Frame], float | None]:
+    """Frames from the beginning, the middle and the end of what a job takes, and what decoding one of them takes."""
+    from vidup import planning, reader
+
+    job = planning.plan(source, source.with_name(source.stem + ".mkv"), settings)
+    info, places = job.info, min(_PLACES, count)
+    each = -(-count // places)
+    frames: list[Frame] = []
+    seconds, decoded = 0.0, 0
+    for place in range(places):
+        first = job.low + max(0, job.high - job.low - each) * place // max(1, places - 1)
+        with closing(reader.decode(info, info.pts[first], None, settings)) as pictures:
+            taken = list(islice(pictures, 1))  # comes with all from the key frame on: not what a frame takes
+            began = time.perf_counter()
+            taken += islice(pictures, max(each - 1, _DECODED))
+            seconds += time.perf_counter() - began
+        decoded += len(taken) - 1
+        frames += taken[:each]
+    return job, frames[:count], seconds / decoded if decoded else None
+
+
+def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Encoding]:
+    from vidup import encoder
+    from vidup.upscaler import output_size
+
+    try:
+        width, height = map(int, size.lower().split("x"))
+    except ValueError:
+        raise ConfigError(f"size = {size!r}: expected WIDTHxHEIGHT, such as 480x270") from None
+    if min(width, height) < 8:
+        raise ConfigError(f"size = {size!r}: must be 8x8 pixels or more")
+    frames = synthetic(width, height, count)
+    tall, wide = output_size(upscaler.settings, upscaler.engine.scale, height, width, even=True)
+    return frames, encoder.choose(upscaler.settings, _info(frames, width, height), wide, tall, "matroska")
+
+
+def _info(frames: Sequence[Frame], width: int, height: int) -> MediaInfo:
+    from vidup.frame import MediaInfo
+
+    first = frames[0]
+    return MediaInfo(
+        path="made up", container="", video_index=0, codec="", width=width, height=height, pix_fmt=first.pix_fmt,
+        color=first.color, color_tagged=True, sample_aspect_ratio=Fraction(1), rotation=0, display_matrix=None,
+        field_order="progressive", hdr=None, dynamic_hdr=(), time_base=first.time_base,
+        pts=tuple(frame.pts for frame in frames), timing="packets", begin=Fraction(0), end=len(frames),
+        frames=len(frames), rate=Fraction(25), variable_rate=False, streams=(), chapters=0,
+    )  # fmt: skip
+
+
+def describe(found: Measured) -> list[str]:
+    """What was measured, in lines."""
+    (width, height), (wide, tall) = found.size, found.output
+    shape = f"tiles of {found.tile}" if found.tile else "whole frames"
+    lines = [
+        f"{width}x{height} to {wide}x{tall}, {found.device}, {found.dtype}, {shape}, {found.batch} at a time,"
+        f" {found.frames} frames timed"
+    ]
+    for stage, seconds in found.stages.items():
+        more = f"  {found.evaluations:g} evaluations of a window" if stage == "UNet" else ""
+        lines.append(f"  {stage:32} {1000 * seconds:10.1f} ms a frame  {100 * seconds / found.seconds:5.1f} %{more}")
+    if "decode" not in found.stages:
+        lines.append(f"  {'decode':32} {'?':>10} ms a frame: needs --input")
+    lines.append(f"frames a second    {found.frames_per_second:.3g}")
+    device = "the same as the host's" if found.device_bytes is None else f"{found.device_bytes / 1e9:.2f} GB"
+    lines.append(f"memory at the peak device {device} (planned {found.planned_bytes / 1e9:.2f} GB),"
+                 f" host {found.host_bytes / 1e9:.2f} GB")  # fmt: skip
+    if found.flops is not None and found.flops_a_second is not None and found.share is not None:
+        lines.append(
+            f"model              {found.flops / 1e12:.3g} TFLOP a frame, {found.flops_a_second / 1e12:.3g} TFLOP/s:"
+            f" {100 * found.share:.0f} % of the {found.device_flops_a_second / 1e12:.3g} of a product of matrices"
+        )
+    return lines
+
+
+def describe_estimate(whole: Estimate, source: str) -> list[str]:
+    return [
+        f"{source}: {whole.frames} frames",
+        f"  time      about {_clock(whole.seconds_overlapped)} to {_clock(whole.seconds)}: decoding and encoding beside"
+        " the engine, or one after the other",
+        f"  memory    about {whole.device_bytes / 1e9:.2f} GB of the device; frames on their way"
+        f" {whole.host_bytes / 1e9:.2f} GB of the host",
+        f"  output    about {whole.output_bytes / 1e6:.1f} MB, rather less; disk while it runs"
+        f" {whole.disk_bytes / 1e6:.1f} MB",
+    ]
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02} min" if whole >= 3600 else f"{whole // 60} min {whole % 60:02} s"

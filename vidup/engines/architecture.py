@@ -1,0 +1,92 @@
+"""The x4 upscaler's architecture, as its checkpoint on the hub describes it; and that with random weights, to measure.
+
+From the configuration files of `stabilityai/stable-diffusion-x4-upscaler`. Every width is divided by `narrower`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+
+TOKENS = 77
+_BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SCHEDULER: dict[str, Any] = {
+    **_BETAS, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False,
+    "set_alpha_to_one": False, "steps_offset": 1,
+}  # fmt: skip
+LOW_RES_SCHEDULER: dict[str, Any] = {**_BETAS, "_class_name": "DDPMScheduler"}
+MAX_NOISE_LEVEL = 350
+
+
+def unet_config(narrower: int = 1) -> dict[str, Any]:
+    """Of the `UNet2DConditionModel`; at full width 473,398,020 parameters."""
+    return {
+        "sample_size": 128,
+        "in_channels": 7,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        "up_block_types": (*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        "block_out_channels": tuple(width // narrower for width in (256, 512, 512, 1024)),
+        "layers_per_block": 2,
+        "norm_num_groups": 32 // narrower,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 1024 // narrower,
+        "only_cross_attention": (True, True, True, False),
+        "use_linear_projection": True,
+        "num_class_embeds": 1000,
+    }
+
+
+def vae_config(narrower: int = 1) -> dict[str, Any]:
+    """Of the `AutoencoderKL`; at full width 55,325,927 parameters."""
+    return {
+        "block_out_channels": tuple(width // narrower for width in (128, 256, 512)),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "latent_channels": 4,
+        "norm_num_groups": 32 // narrower,
+        "sample_size": 512,
+        "scaling_factor": 0.08333,
+    }
+
+
+def text_config(narrower: int = 1) -> dict[str, Any]:
+    """Of the `CLIPTextModel`; at full width 340,387,840 parameters."""
+    return {
+        "vocab_size": 49408,
+        "hidden_size": 1024 // narrower,
+        "intermediate_size": 4096 // narrower,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "max_position_embeddings": TOKENS,
+        "hidden_act": "gelu",
+    }
+
+
+def random_unet(device: torch.device, dtype: torch.dtype, narrower: int = 1, seed: int = 0) -> Any:
+    """The UNet with random weights, made where it is to be; on the meta device it takes no memory."""
+    return _random(UNet2DConditionModel, unet_config(narrower), device, dtype, seed)
+
+
+def random_vae(device: torch.device, dtype: torch.dtype, narrower: int = 1, seed: int = 0) -> Any:
+    """The VAE with random weights."""
+    return _random(AutoencoderKL, vae_config(narrower), device, dtype, seed)
+
+
+def random_text(narrower: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of a prompt and of a negative one that differ: float32 (1, 77, width) on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    positive, negative = torch.randn(2, 1, TOKENS, 1024 // narrower, generator=generator)
+    return positive, negative
+
+
+def _random(kind: Any, config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(seed)
+        module = kind(**config)
+    # diffusers' own `to` warns of modules to keep in float32, of which these have none.
+    return nn.Module.to(module, dtype).eval().requires_grad_(False)

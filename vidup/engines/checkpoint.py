@@ -1,0 +1,217 @@
+"""Any single-image model that spandrel knows, from one file: the ESRGAN family, SwinIR, DAT, HAT and many more."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from vidup import tiling
+from vidup.config import Runtime, Settings
+from vidup.engines import Place, windows
+from vidup.engines.identity import fingerprint
+from vidup.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+_DIFFUSION = "model.diffusion_model."  # what Stable Diffusion's own files call their UNet
+_LARGEST_HEADER = 100 * 2**20
+_SCRATCH = 1.5  # what kernels take beside: measured, 0 to 9 % for Compact, SwinIR and RCAN, half as much for ESRGAN
+_PROBE = 64  # side of the picture from whose tensors the memory is figured, in pixels
+
+
+def is_stable_diffusion(path: Path) -> bool:
+    """Whether a safetensors file holds a Stable Diffusion model, by the names in its header alone."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            names = json.loads(file.read(size)) if size <= _LARGEST_HEADER else {}
+    except (OSError, ValueError, struct.error):
+        return False  # loading it says what is wrong
+    return any(name.startswith(_DIFFUSION) for name in names)
+
+
+def scale_of(path: Path) -> int:
+    """How much a model enlarges, which its weights alone tell.
+
+    Raises:
+        EngineError: as `Checkpoint`.
+    """
+    scale: int = _describe(path).scale
+    return scale
+
+
+class Checkpoint:
+    """A model of one pass. Pictures in and out are RGB in [0, 1]; what is beyond is clamped."""
+
+    def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        path = Path(settings.model)
+        for name in ("revision", "vae", "tokenizer"):
+            if getattr(settings, name) is not None:
+                raise EngineError(f"{name} = {getattr(settings, name)!r}: {path.name} has none; leave it out")
+        if settings.prompt or settings.negative_prompt:
+            log.warning("this model reads no text: the prompt has no effect")
+        self.model = _describe(path)
+        self.dtype = _dtype(settings.dtype, self.model, device, path)
+        self.model.to(device, self.dtype).eval()
+        self.model.model.requires_grad_(False)
+        self.identity = fingerprint([path])
+        self.scale: int = self.model.scale
+        self.multiple: int = self.model.size_requirements.multiple_of
+        # The anchor would undo a model that restores at the input's own size: its target is the input itself.
+        self.invents = self.scale > 1
+        self._draws = self.model.architecture.id == "AuraSR"
+        self._weights = lru_cache(maxsize=2)(self._make_weights)
+        self._window_bytes = lru_cache(maxsize=1)(self._measure)
+        parameters = [*self.model.model.parameters(), *self.model.model.buffers()]
+        self.planner = windows.Planner(
+            settings,
+            runtime,
+            device,
+            multiple=self.multiple,
+            batch=1,
+            weights=sum(tensor.numel() * tensor.element_size() for tensor in parameters),
+            window_bytes=self._window_bytes,
+            frame_bytes=12 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
+            tiles=self.model.tiling.name != "INTERNAL",
+        )
+        self.choose, self.adopt = self.planner.choose, self.planner.adopt
+        self.smaller, self.memory = self.planner.smaller, self.planner.memory
+
+    @property
+    def clip_length(self) -> int:
+        return self.planner.batch
+
+    @torch.inference_mode()
+    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+        height, width = clip.shape[-2:]
+        choice = self.choose(height, width)
+        plan = self.planner.plan(choice, height, width)
+        large = plan.scaled(self.scale)
+        frames = clip.clamp(0, 1).to(self.dtype)
+        return windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch).clamp_(0, 1)
+
+    def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            with self._seeded():
+                enlarged: torch.Tensor = self.model(batch)
+        except RuntimeError as error:
+            if "memory" in str(error):  # the caller has an answer to that
+                raise
+            name, (height, width) = self.model.architecture.name, batch.shape[-2:]
+            raise EngineError(f"{name} failed on a picture of {width}x{height}: {_line(error)}") from error
+        return enlarged
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """One architecture draws noise of its own: the same for every call, so that equal frames stay equal."""
+        if not self._draws:
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.settings.seed)
+            yield
+
+    def _make_weights(self, plan: tiling.Plan) -> torch.Tensor:
+        if plan.whole:
+            return torch.ones(1, device=self.device)
+        log.info(
+            "%dx%d in %d tiles of %dx%d", plan.width, plan.height, len(plan.origins), plan.tile_width, plan.tile_height
+        )
+        if self.model.tiling.name == "DISCOURAGED":
+            log.info("%s looks at the whole picture: tiles may differ slightly", self.model.architecture.name)
+        overlap = self.settings.tile_overlap * self.scale
+        return windows.seams(plan.scaled(self.scale), overlap, overlap // 4).to(self.device)
+
+    def _measure(self) -> float:
+        """Bytes at the peak for each pixel, counted over a small picture."""
+        side = max(_PROBE, self.model.size_requirements.minimum)
+        side += -side % self.multiple
+        picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(), windows.LiveBytes() as live:
+            self._enlarge(picture)
+        return float(live.peak / side**2 * _SCRATCH)
+
+
+def _describe(path: Path) -> Any:
+    """The model as spandrel describes it, on the CPU."""
+    try:
+        import spandrel
+    except ImportError:
+        raise EngineError(
+            f'model = {str(path)!r}: needs spandrel, which is not installed: pip install "vidup[checkpoint]"'
+        ) from None
+    weights = spandrel.canonicalize_state_dict(_state(path))
+    if any(str(name).startswith(_DIFFUSION) for name in weights):
+        raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how some architectures are written
+            model = spandrel.ModelLoader().load_from_state_dict(weights)
+    except spandrel.UnsupportedModelError:
+        raise EngineError(
+            f"model = {str(path)!r}: holds no architecture that spandrel {spandrel.__version__} knows"
+        ) from None
+    except Exception as error:  # each architecture reads its weights in its own way
+        raise EngineError(f"model = {str(path)!r}: cannot be loaded: {_line(error)}") from error
+    if not isinstance(model, spandrel.ImageModelDescriptor) or model.purpose == "FaceSR":
+        kind = {"Inpainting": "fills holes in pictures", "FaceSR": "is for faces alone"}.get(model.purpose, "")
+        raise EngineError(
+            f"model = {str(path)!r}: {model.architecture.name} {kind}; vidup takes super-resolution models"
+        )
+    if (model.input_channels, model.output_channels) != (3, 3):
+        raise EngineError(
+            f"model = {str(path)!r}: takes {model.input_channels} channels and gives {model.output_channels};"
+            " vidup needs a model of RGB, 3 and 3"
+        )
+    return model
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """The file's weights. Nothing of what a pickle may run is run."""
+    if not path.is_file():
+        raise EngineError(f"model = {str(path)!r}: there is no such file")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler, its archive and the file system do
+        # The unpickler's own words advise to trust the file.
+        pickled = type(error).__name__ == "UnpicklingError"
+        reason = "it holds objects beside weights, or is damaged" if pickled else _line(error)
+        raise EngineError(
+            f"model = {str(path)!r}: cannot be read as plain weights: {reason}; take the model as .safetensors"
+        ) from error
+    if not isinstance(found, dict) or not found:
+        raise EngineError(f"model = {str(path)!r}: holds no table of weights")
+    return found
+
+
+def _dtype(name: str, model: Any, device: torch.device, path: Path) -> torch.dtype:
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" and model.supports_half else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    able = {torch.float16: model.supports_half, torch.bfloat16: model.supports_bfloat16}.get(dtype, True)
+    if not able:
+        raise EngineError(
+            f"dtype = {name!r}: {path.name} ({model.architecture.name}) does not hold in it; take float32"
+        )
+    return dtype
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,367 @@
+"""The VAE's decoder over a frame of any size: exact, in bands of rows, without its trap.
+
+diffusers decodes a whole frame with several copies of its widest tensors and with an attention that takes the square
+of the frame, or in tiles that do not agree at their borders. Here one layer at a time goes over the whole frame, a band
+of rows after the other. What a band needs of its neighbours, one row a convolution, is there, since a whole layer
+stands before the next begins. What needs the whole frame is gathered over it: the mean and the variance of each group
+norm, and the keys and values of the middle attention, which takes its queries in portions.
+
+Where memory is scarce, the layers of the largest scales do not stand: their rows are worked out again, each time that
+they are wanted, from the last layer that does. The result is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import nn
+from torch.nn import functional
+
+from vidup.engines.structure import unknown_part
+from vidup.engines.tiny import decode_in_bands
+
+log = logging.getLogger(__name__)
+
+WINDOW = 64
+"""Side of the squares of queries, in latent pixels, that windowed attention takes together; their keys are those of
+the square and of half as much again on each side."""
+
+_WIDEST = {"cpu": 2**20}  # heads that torch's fused attention is quick for; on GPUs up to 256
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is worked on at once, and what is kept."""
+
+    band: int
+    """Bytes of a band's widest tensor, in float32."""
+    scores: int
+    """Bytes of a portion of attention's scores, in float32."""
+    keep: int = 8
+    """The largest scale, against the latents, whose layers are kept: 1, 2, 4. Others are worked out when wanted."""
+
+
+def limits(device: torch.device, keep: int = 8) -> Limits:
+    """Large enough to keep a device busy: a GPU for about a millisecond, a CPU within its caches' reach."""
+    mebi = 2**20
+    if device.type == "cpu":
+        return Limits(32 * mebi, 32 * mebi, keep)
+    share = 1 if keep >= 4 else 4  # where layers are not kept for want of memory, bands are smaller, too
+    return Limits(256 * mebi // share, 512 * mebi // share, keep)
+
+
+class Decoder:
+    """Decodes latents with an `AutoencoderKL`, an `AutoencoderTiny`, or whatever else has a `decode`.
+
+    An `AutoencoderKL` or `AutoencoderTiny` of diffusers' own structure goes in bands, with the result of its own
+    `decode` of the whole frame within rounding. Anything else is decoded by its own `decode`, the whole frame at once.
+
+    Args:
+        vae: in the dtype that it is to work in; its modules may move between devices.
+        windowed: let each pixel of the middle attention see its neighbourhood alone, which changes the result.
+        activate: ``silu(x * scale + shift)``, where a compiled one is at hand.
+    """
+
+    def __init__(self, vae: Any, windowed: bool = False, activate: Activation | None = None) -> None:
+        self.vae, self.windowed = vae, windowed
+        self.activate = activate or scale_shift_silu
+        self.unknown = unknown_part(vae)
+        """What of the structure is not known here; empty where it goes in bands."""
+        if isinstance(vae, AutoencoderKL) and not self.unknown:
+            vae.decoder.to(memory_format=torch.channels_last)  # as the bands are: nothing is turned for a convolution
+        if isinstance(vae, (AutoencoderKL, AutoencoderTiny)) and self.unknown:
+            log.warning("the VAE's %s is of a kind that vidup does not know: frames are decoded whole", self.unknown)
+
+    @torch.inference_mode()
+    def __call__(self, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
+        """Decode frames, one after the other.
+
+        Args:
+            latents: float (N, C, h, w), already divided by the VAE's scaling factor.
+            device: where the VAE is and works.
+
+        Returns:
+            float32 (N, 3, factor * h, factor * w) on `device`, nominally in [-1, 1].
+        """
+        dtype = next(self.vae.parameters()).dtype
+        first = self._frame(latents[:1].to(device, dtype), limits)
+        if len(latents) == 1:
+            return first
+        pictures = first.new_empty(len(latents), *first.shape[1:])
+        pictures[:1] = first
+        for index in range(1, len(latents)):
+            pictures[index : index + 1] = self._frame(latents[index : index + 1].to(device, dtype), limits)
+        return pictures
+
+    def _frame(self, latent: torch.Tensor, limits: Limits) -> torch.Tensor:
+        if self.unknown:
+            whole: torch.Tensor = self.vae.decode(latent, return_dict=False)[0].float()
+            return whole
+        if isinstance(self.vae, AutoencoderTiny):
+            return decode_in_bands(self.vae, latent, limits.band)
+        return _Frame(self.vae, limits, self.windowed, self.activate).decode(latent)
+
+
+Activation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def scale_shift_silu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """silu(x * scale + shift), worked out in float32, in x's dtype. x (N, C, h, w), scale and shift (N, C, 1, 1)."""
+    return functional.silu((x * scale).add_(shift), inplace=True).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's result for a whole frame, of which rows can be had: (1, C, rows, width)."""
+
+    channels: int
+    height: int
+    width: int
+    rows: Callable[[int, int], torch.Tensor]
+    """Rows `first` to `last`: cut from what is kept, or worked out."""
+    source: int = 0
+    """Channels of what they are worked out from."""
+
+
+def _kept(x: torch.Tensor) -> _Layer:
+    return _Layer(x.shape[1], x.shape[2], x.shape[3], lambda first, last: x[..., first:last, :])
+
+
+class _Frame:
+    """One frame's way through an `AutoencoderKL`'s decoder. Tensors are (1, C, h, w), channels last, so that a band
+    of rows is one piece of memory."""
+
+    def __init__(self, vae: Any, limits: Limits, windowed: bool, activate: Activation) -> None:
+        self.vae, self.limits, self.windowed, self.activate = vae, limits, windowed, activate
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        decoder = self.vae.decoder
+        if self.vae.post_quant_conv is not None:
+            latent = self.vae.post_quant_conv(latent)
+        x = decoder.conv_in(latent).contiguous(memory_format=torch.channels_last)
+        first, *rest = decoder.mid_block.resnets
+        x = self._resnet(first, x)
+        for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=True):
+            if attention is not None:
+                self._attend(attention, x)
+            x = self._resnet(resnet, x)
+        layer, scale = _kept(x), 1
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                if scale <= self.limits.keep:
+                    x = self._resnet(resnet, x)
+                    layer = _kept(x)
+                else:
+                    layer = self._lazy_resnet(resnet, layer)
+            for upsampler in block.upsamplers or ():
+                scale *= 2
+                layer = _upsampled(upsampler.conv, layer)
+                if scale <= self.limits.keep:
+                    x = self._keep(layer, x.dtype)
+                    layer = _kept(x)
+        norm = self._statistics(decoder.conv_norm_out, layer)
+        picture = latent.new_empty(1, decoder.conv_out.out_channels, layer.height, layer.width, dtype=torch.float32)
+        for top, bottom in self._bands(layer):
+            picture[..., top:bottom, :] = self._convolve(decoder.conv_out, layer, norm, top, bottom)
+        return picture
+
+    def _resnet(self, resnet: Any, x: torch.Tensor) -> torch.Tensor:
+        """A resnet over a layer that is kept; the result is written over it where it is no wider."""
+        norm = self._statistics(resnet.norm1, _kept(x))
+        source = _kept(x)
+        inner = _Layer(
+            resnet.conv1.out_channels,
+            source.height,
+            source.width,
+            lambda first, last: self._convolve(resnet.conv1, source, norm, first, last),
+            x.shape[1],
+        )
+        hidden = self._keep(inner, x.dtype)
+        norm = self._statistics(resnet.norm2, _kept(hidden))
+        channels = resnet.conv2.out_channels
+        result = x[:, :channels] if channels <= x.shape[1] else _empty(x, channels, *x.shape[-2:])
+        for top, bottom in self._bands(_kept(hidden)):
+            band = self._convolve(resnet.conv2, _kept(hidden), norm, top, bottom)
+            result[..., top:bottom, :] = _joined(resnet, band, x[..., top:bottom, :])  # x's other rows are still whole
+        if channels < x.shape[1]:  # so that the wider tensor can go
+            return hidden.copy_(result) if hidden.shape == result.shape else result.clone()
+        return result
+
+    def _lazy_resnet(self, resnet: Any, source: _Layer) -> _Layer:
+        """A resnet whose rows are worked out when they are wanted; only the statistics of its norms are kept."""
+        outer = self._statistics(resnet.norm1, source)
+        inner = _Layer(
+            resnet.conv1.out_channels,
+            source.height,
+            source.width,
+            lambda first, last: self._convolve(resnet.conv1, source, outer, first, last),
+            source.channels,
+        )
+        norm = self._statistics(resnet.norm2, inner)
+
+        def rows(first: int, last: int) -> torch.Tensor:
+            near = max(0, first - 1), min(source.height, last + 1)
+            far = max(0, first - 2), min(source.height, last + 2)
+            whole = source.rows(*far)  # once for both ways, or the work would double with each resnet
+            hidden = _conv_rows(resnet.conv1, self.activate(whole, *outer), far[0] == near[0], far[1] == near[1])
+            band = _conv_rows(resnet.conv2, self.activate(hidden, *norm), near[0] == first, near[1] == last)
+            return _joined(resnet, band, whole[..., first - far[0] : last - far[0], :])
+
+        return _Layer(resnet.conv2.out_channels, source.height, source.width, rows, source.channels)
+
+    def _convolve(self, conv: nn.Conv2d, layer: _Layer, norm: _Norm, first: int, last: int) -> torch.Tensor:
+        """Rows `first` to `last` of a convolution over silu(norm(layer))."""
+        near = max(0, first - 1), min(layer.height, last + 1)
+        return _conv_rows(conv, self.activate(layer.rows(*near), *norm), near[0] == first, near[1] == last)
+
+    def _keep(self, layer: _Layer, dtype: torch.dtype) -> torch.Tensor:
+        """All rows of a layer."""
+        result: torch.Tensor | None = None
+        for top, bottom in self._bands(layer):
+            rows = layer.rows(top, bottom)
+            if result is None:
+                result = _empty(rows, layer.channels, layer.height, layer.width)
+            result[..., top:bottom, :] = rows
+        assert result is not None and result.dtype == dtype
+        return result
+
+    def _statistics(self, norm: nn.GroupNorm, layer: _Layer) -> _Norm:
+        """A group norm over the whole frame.
+
+        Bands' means and sums of squared deviations are merged as in Chan, Golub and LeVeque 1979, in float64 where the
+        device has it.
+        """
+        groups, per_channel = norm.num_groups, layer.channels // norm.num_groups
+        device = norm.weight.device
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        mean = torch.zeros(groups, dtype=exact, device=device)
+        squares, seen = torch.zeros_like(mean), 0
+        for top, bottom in self._bands(layer):
+            band = layer.rows(top, bottom)[0].permute(1, 2, 0).flatten(0, 1)  # (pixels, C), a view
+            count = len(band) * per_channel
+            middle = band.mean(0, dtype=torch.float32).view(groups, -1).mean(1)
+            apart_squared = (band - middle.repeat_interleave(per_channel)).square_()  # float32, whatever the band is
+            variance = apart_squared.sum(0).view(groups, -1).sum(1).to(exact) / count
+            middle = middle.to(exact)
+            apart, total = middle - mean, seen + count
+            squares += variance * count + apart.square() * (seen * count / total)
+            mean += apart * (count / total)
+            seen = total
+        deviation = (squares / seen + norm.eps).rsqrt()
+        mean, deviation = (one.repeat_interleave(per_channel) for one in (mean, deviation))
+        weight, bias = norm.weight.to(exact), norm.bias.to(exact)
+        scale, shift = weight * deviation, bias - mean * deviation * weight
+        return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)
+
+    def _attend(self, attention: Any, x: torch.Tensor) -> None:
+        """Self-attention over all pixels, or over windows, added to `x` where it lies."""
+        scale, shift = (one.view(1, -1) for one in self._statistics(attention.group_norm, _kept(x)))
+        height, width = x.shape[-2:]
+        tokens = x[0].permute(1, 2, 0).reshape(height * width, -1)  # a view, since channels are last
+
+        def normed(which: slice | torch.Tensor) -> torch.Tensor:
+            return (tokens[which] * scale).add_(shift).to(x.dtype)
+
+        key, value = (x.new_empty(len(tokens), attention.to_k.out_features) for _ in range(2))
+        portion = max(1, self.limits.band // (4 * tokens.shape[1]))
+        for first in range(0, len(tokens), portion):
+            part = slice(first, first + portion)
+            source = normed(part)
+            key[part], value[part] = attention.to_k(source), attention.to_v(source)
+        everything = torch.arange(len(tokens), device=x.device)
+        regions: list[tuple[torch.Tensor, slice | torch.Tensor]] = [(everything, slice(0, len(tokens)))]
+        if self.windowed and max(height, width) > 2 * WINDOW:
+            grid = everything.view(height, width)
+            regions = [(grid[inner].flatten(), grid[outer].flatten()) for inner, outer in _windows(height, width)]
+        for queries, others in regions:  # each pixel is a query once: what is written over is not read again
+            seen = key[others], value[others]
+            step = min(portion, max(1, self.limits.scores // (4 * attention.heads * len(seen[0]))))
+            for where in torch.split(queries, step):
+                answer = _softmax_attention(attention.to_q(normed(where)), *seen, attention.heads)
+                answer = attention.to_out[0](answer).add_(tokens[where])
+                tokens[where] = answer.div_(attention.rescale_output_factor)
+
+    def _bands(self, layer: _Layer) -> Iterator[tuple[int, int]]:
+        """(first, last) rows of bands that cover a layer."""
+        rows = max(1, self.limits.band // (4 * max(layer.channels, layer.source) * layer.width))
+        count = math.ceil(layer.height / rows)
+        edges = [layer.height * index // count for index in range(count + 1)]
+        return zip(edges, edges[1:], strict=False)
+
+
+_Norm = tuple[torch.Tensor, torch.Tensor]
+"""A group norm as a factor and an offset for each channel: float32 (1, C, 1, 1) both."""
+
+
+def _empty(like: torch.Tensor, channels: int, height: int, width: int) -> torch.Tensor:
+    shape = (1, channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _joined(resnet: Any, band: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+    """What a resnet's convolutions made, and what went around them."""
+    band += skipped if resnet.conv_shortcut is None else resnet.conv_shortcut(skipped)
+    return band if resnet.output_scale_factor == 1 else band.div_(resnet.output_scale_factor)
+
+
+def _upsampled(conv: nn.Conv2d, source: _Layer) -> _Layer:
+    """Twice the size by repeating pixels, then a convolution."""
+    height, width = 2 * source.height, 2 * source.width
+
+    def rows(first: int, last: int) -> torch.Tensor:
+        near = max(0, first - 1), min(height, last + 1)
+        small = source.rows(near[0] // 2, (near[1] + 1) // 2)
+        large = functional.interpolate(small, scale_factor=2.0, mode="nearest")
+        begin = near[0] % 2
+        large = large[..., begin : begin + near[1] - near[0], :]
+        return _conv_rows(conv, large, near[0] == first, near[1] == last)
+
+    return _Layer(conv.out_channels, height, width, rows, conv.in_channels)
+
+
+def _conv_rows(conv: nn.Conv2d, rows: torch.Tensor, at_top: bool, at_bottom: bool) -> torch.Tensor:
+    """A 3x3 convolution of rows that bring one row more at each side, but for the frame's own edges: zeros there."""
+    if not (at_top or at_bottom):
+        return functional.conv2d(rows, conv.weight, conv.bias, padding=(0, 1))
+    # Rather a row too many than a copy of the band with its zeros.
+    result = functional.conv2d(rows, conv.weight, conv.bias, padding=1)
+    return result[..., int(not at_top) : result.shape[-2] - int(not at_bottom), :]
+
+
+def _softmax_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """(rows, width) of queries with (n, width) of keys and values."""
+    query, key, value = (one.view(len(one), heads, -1).transpose(0, 1) for one in (query, key, value))
+    if fused(query.device, query.shape[-1]):
+        answer = functional.scaled_dot_product_attention(query[None], key[None], value[None])[0]
+    else:  # torch's fused kernels for heads this wide are several times slower than plain matrix products
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
+        answer = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    return answer.transpose(0, 1).flatten(1)
+
+
+def fused(device: torch.device, head: int) -> bool:
+    """Whether attention over heads of this width holds no scores."""
+    return head <= _WIDEST.get(device.type, 256)
+
+
+def _windows(height: int, width: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Squares that cover a frame, and the larger ones that they see: all inside, the larger ones of one size."""
+
+    def along(length: int) -> list[tuple[slice, slice]]:
+        reach = min(length, 2 * WINDOW)
+        starts = range(0, length, WINDOW)
+        seen = [min(max(0, start - WINDOW // 2), length - reach) for start in starts]
+        return [
+            (slice(start, min(length, start + WINDOW)), slice(left, left + reach))
+            for start, left in zip(starts, seen, strict=True)
+        ]
+
+    for inner_rows, outer_rows in along(height):
+        for inner_columns, outer_columns in along(width):
+            yield (inner_rows, inner_columns), (outer_rows, outer_columns)

@@ -1,0 +1,294 @@
+"""Stable Diffusion x2: the latent upscaler, run as its authors do, over diffusers' UNet and VAE.
+
+The VAE encodes a frame, the UNet denoises latents of twice the size that are conditioned on the frame's own, the VAE
+decodes. The UNet is preconditioned as in Karras et al. 2022 (table 1): with noise of standard deviation sigma on x,
+
+    x0 = x / (sigma^2 + 1) + sigma / sqrt(sigma^2 + 1) * answer(x / sqrt(sigma^2 + 1), log(sigma) / 4).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from torch.nn import functional
+from transformers import CLIPTextModel
+
+from vidup import noise, tiling
+from vidup.config import Runtime, Settings
+from vidup.engines import Place, budget, hub, sampler, windows
+from vidup.engines.decoder import Decoder, limits
+from vidup.engines.unet import Moved
+from vidup.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+_LATENTS = 1  # stream of noise
+_NOISE_EMBEDDING = 128  # cosines and sines of the noise level, which is 0: ones, then zeros
+
+# What the plan counts with: tensors of the widest stage that are alive at once, measured on the true architecture.
+_UNET_TENSORS, _ENCODER_TENSORS = 14, 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation and the update after it: x' = x_to_x * x + x0_to_x * x0 + last_to_x * (x0 of the step before)."""
+
+    sigma: float
+    x_to_x: float
+    x0_to_x: float
+    last_to_x: float = 0.0
+
+
+class LatentX2:
+    """The x2 latent upscaler. It takes no noise level: the authors found that noise on the input only blurs its tie."""
+
+    scale = 2
+    multiple = 64
+    invents = True
+
+    def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        for name in ("vae", "tokenizer"):
+            if getattr(settings, name) is not None:
+                raise EngineError(f"{name} = {getattr(settings, name)!r}: the x2 upscaler takes its own; leave it out")
+        if 0 < settings.tile < 2 * self.multiple:
+            raise EngineError(
+                f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
+            )
+        self.dtype, vae_dtype = hub.precisions(settings.dtype, device)
+        home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
+        parts = load_parts(settings, home, self.dtype, vae_dtype)
+        self.unet, self.vae, self.identity = parts.unet, parts.vae, parts.identity
+        self.decoder = Decoder(self.vae)
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.steps, self.start = prepare(parts.scheduler, settings.sampler, settings.steps)
+
+        # With equal embeddings guidance is the identity.
+        differ = settings.guidance_scale > 1 and not torch.equal(parts.text[0], parts.text[1])
+        self.guides = [differ and guided for guided in sampler.interval(settings, len(self.steps))]
+        self.guided = any(self.guides)
+        self.text, self.pooled = parts.text.to(device), parts.pooled.to(device)
+        self.times = {step.sigma: torch.tensor(step.sigma, device=device).log() / 4 for step in self.steps}
+        self._conditions = lru_cache(maxsize=4)(self._make_conditions)
+        self._weights = lru_cache(maxsize=8)(self._make_weights)
+        self._field = lru_cache(maxsize=4)(self._make_field)
+        self._decoder_bytes = lru_cache(maxsize=32)(self._count_decoder_bytes)
+
+        modules = (self.unet, self.vae)
+        self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
+        sizes = [sum(one.numel() * one.element_size() for one in module.parameters()) for module in modules]
+        self.planner = windows.Planner(
+            settings,
+            runtime,
+            device,
+            multiple=self.multiple,
+            batch=4 if device.type == "cuda" else 1,
+            weights=max(sizes) if runtime.offload else sum(sizes),
+            window_bytes=self._window_bytes,
+            frame_bytes=12 * 3 + 12 * self.scale**2,  # the clip, in [-1, 1], its latents; the picture
+            frame_peak=self._decoding,
+        )
+        self.choose, self.adopt = self.planner.choose, self.planner.adopt
+        self.smaller, self.memory = self.planner.smaller, self.planner.memory
+
+    @property
+    def clip_length(self) -> int:
+        return self.planner.batch
+
+    @torch.inference_mode()
+    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+        height, width = clip.shape[-2:]
+        choice = self.choose(height, width)
+        pixels = self.planner.plan(choice, height, width)
+        small = _divided(pixels, self.factor)
+        latents = small.scaled(self.scale)
+
+        overlap = math.ceil(self.settings.tile_overlap / self.multiple) * self.multiple
+        weights = self._weights(small, overlap // self.factor)
+        with _at_work(self._vae_moves):
+            image = windows.blend(self._encode, clip.clamp(0, 1) * 2 - 1, pixels, small, weights, choice.batch)
+        image = functional.interpolate(image, scale_factor=self.scale, mode="nearest")
+        top, left = (self.scale * side // self.factor for side in (place.top, place.left))
+        field = self._field(image.shape[1], latents.height, latents.width, top, left)
+
+        x = self.start * field.expand(len(clip), -1, -1, -1)
+        with _at_work(self._unet_moves):
+            x = self._sample(
+                x, image, latents, self._weights(latents, self.scale * overlap // self.factor), choice.batch
+            )
+        keep = self._keep(pixels.height, pixels.width, self.planner.room(choice, height, width))
+        with _at_work(self._vae_moves):
+            picture = self.decoder(x / self.vae.config.scaling_factor, self.device, limits(self.device, keep))
+        return (picture / 2 + 0.5).clamp_(0, 1)
+
+    def _sample(
+        self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Plan, weights: torch.Tensor, batch: int
+    ) -> torch.Tensor:
+        last = torch.zeros_like(x)
+        for step, guided in zip(self.steps, self.guides, strict=True):
+            shrink = (step.sigma**2 + 1) ** -0.5
+            inputs = torch.cat([shrink * x, image], 1).to(self.dtype)
+            answer = windows.blend(
+                partial(self._evaluate, step=step, guided=guided), inputs, plan, plan, weights, batch
+            )
+            x0 = shrink**2 * x + step.sigma * shrink * answer
+            x = step.x_to_x * x + step.x0_to_x * x0 + step.last_to_x * last
+            last = x0
+        return x
+
+    def _evaluate(self, batch: torch.Tensor, step: Step, guided: bool) -> torch.Tensor:
+        text, condition = self._conditions(len(batch), guided)
+        answer: torch.Tensor = self.unet(
+            torch.cat([batch, batch]) if guided else batch,
+            self.times[step.sigma],
+            encoder_hidden_states=text,
+            timestep_cond=condition,
+            return_dict=False,
+        )[0].float()
+        answer = answer[:, :-1]  # the last channel is a variance that nothing reads
+        if guided:
+            negative, positive = answer.chunk(2)
+            answer = negative + self.settings.guidance_scale * (positive - negative)
+        return answer
+
+    def _encode(self, batch: torch.Tensor) -> torch.Tensor:
+        """Pictures in [-1, 1] to latents: the most likely ones, where a random draw would flicker."""
+        likely: torch.Tensor = self.vae.encode(batch.to(self.vae.dtype), return_dict=False)[0].mode()
+        return likely.float() * float(self.vae.config.scaling_factor)
+
+    def _make_conditions(self, count: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text, and noise level with pooled text, for a batch of `count` windows; twice as many where it is guided."""
+        text, pooled = (
+            (both if guided else both[-1:]).repeat_interleave(count, 0) for both in (self.text, self.pooled)
+        )
+        half = torch.ones(len(pooled), _NOISE_EMBEDDING // 2, dtype=pooled.dtype, device=self.device)
+        return text, torch.cat([half, torch.zeros_like(half), pooled], 1)
+
+    def _make_weights(self, plan: tiling.Plan, overlap: int) -> torch.Tensor:
+        return torch.ones(1, device=self.device) if plan.whole else tiling.weights(plan, overlap).to(self.device)
+
+    def _make_field(self, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
+        return noise.field(self.settings.seed, _LATENTS, channels, height, width, top, left).to(self.device)
+
+    def _window_bytes(self) -> float:
+        unet = _UNET_TENSORS * self.unet.config.block_out_channels[0] * self.dtype.itemsize
+        unet *= (2 if self.guided else 1) * (self.scale / self.factor) ** 2
+        encoder = _ENCODER_TENSORS * self.vae.config.block_out_channels[0] * self.vae.dtype.itemsize
+        return float(max(unet, encoder))
+
+    def _decoding(self, height: int, width: int, room: float) -> float:
+        return self._decoder_bytes(height, width, self._keep(height, width, room))
+
+    def _keep(self, height: int, width: int, room: float) -> int:
+        """The largest scale whose layers the decoder keeps: all that there is room for, else what takes the least."""
+        taken = {keep: self._decoder_bytes(height, width, keep) for keep in (8, 4, 2, 1)}
+        return next((keep for keep, size in taken.items() if size <= room), min(taken, key=lambda keep: taken[keep]))
+
+    def _count_decoder_bytes(self, height: int, width: int, keep: int) -> float:
+        tall, wide = (self.scale * side // self.factor for side in (height, width))
+        return budget.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
+
+
+def _at_work(moves: Moved | None) -> AbstractContextManager[None]:
+    return nullcontext() if moves is None else moves.at_work()
+
+
+def _divided(plan: tiling.Plan, factor: int) -> tiling.Plan:
+    """The same plan for a picture that is `factor` times smaller."""
+    origins = tuple((top // factor, left // factor) for top, left in plan.origins)
+    return tiling.Plan(
+        plan.height // factor, plan.width // factor, plan.tile_height // factor, plan.tile_width // factor, origins
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop needs of the checkpoint."""
+
+    unet: Any
+    vae: Any
+    text: torch.Tensor
+    """Embeddings of the negative prompt and the prompt: the last layer's, not normalised, (2, tokens, width)."""
+    pooled: torch.Tensor
+    """Their pooled ones, (2, width)."""
+    scheduler: dict[str, Any]
+    identity: str
+
+
+def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
+    """Load the modules, encode the prompts, and let the text encoder go.
+
+    Raises:
+        EngineError: it is not to be had, a part is damaged, or it is no x2 latent upscaler.
+    """
+    half = unet_dtype != torch.float32
+    folder = hub.locate(settings.model, settings.revision, half, "x2")
+    hub.quiet()
+    with hub.telling(folder):
+        unet = hub.load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
+        vae = hub.load_module(AutoencoderKL, folder, "vae", vae_dtype, device)
+        encoder = hub.load_module(CLIPTextModel, folder, "text_encoder", unet_dtype, device)
+        latent = vae.config.latent_channels
+        found = (unet.config.in_channels, unet.config.out_channels, unet.config.time_cond_proj_dim)
+        expected = (2 * latent, latent + 1, _NOISE_EMBEDDING + encoder.config.hidden_size)
+        if found != expected:
+            raise EngineError(
+                f"model {folder}: is no x2 latent upscaler: its unet takes, gives and is conditioned on"
+                f" {found} channels, expected {expected}"
+            )
+        encode = hub.tokens(folder)
+        # The pipeline's meaning of 0: no prompt at all.
+        prompt = settings.prompt if settings.guidance_scale > 0 else ""
+        if prompt != settings.prompt:
+            log.warning("guidance_scale = 0: the prompt has no effect")
+        with torch.inference_mode():
+            ids = torch.cat([encode(text)[0] for text in (settings.negative_prompt, prompt)]).to(device)
+            answer = encoder(ids, output_hidden_states=True)
+        text, pooled = answer.hidden_states[-1].to(unet_dtype), answer.pooler_output.to(unet_dtype)
+        scheduler = hub.read_json(folder, "scheduler/scheduler_config.json")
+        return Parts(unet, vae, text, pooled, scheduler, hub.identity(folder, half))
+
+
+def prepare(config: Mapping[str, Any], sampler: str, steps: int) -> tuple[list[Step], float]:
+    """The steps from noise to a sample, and the standard deviation of the noise to begin with.
+
+    ``ddim`` is Euler's method on the checkpoint's own noise levels, as the authors run it: with this preconditioning
+    the two are one. ``dpmpp_2m`` is DPM-Solver++(2M) of Lu et al. 2022 on levels that are uniform in their logarithm.
+
+    Args:
+        config: the checkpoint's scheduler configuration, as diffusers saves it.
+
+    Raises:
+        EngineError: the scheduler expects something else than x0, or has fewer timesteps.
+    """
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("sample", "original_sample"):
+        raise EngineError(f"the scheduler's prediction_type is {kind!r}: the x2 upscaler's is sample")
+    known = config.get("num_train_timesteps", 1000)
+    if steps > known:
+        raise EngineError(f"steps = {steps}: the model knows {known} timesteps; take no more")
+    scheduler = EulerDiscreteScheduler.from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    if sampler == "ddim":
+        sigmas = [float(sigma) for sigma in scheduler.sigmas]
+        euler = [Step(now, after / now, 1 - after / now) for now, after in zip(sigmas, sigmas[1:], strict=False)]
+        return euler, float(scheduler.init_noise_sigma)
+    cumulative = scheduler.alphas_cumprod.double().numpy()
+    largest, smallest = (math.sqrt(1 / cumulative[end] - 1) for end in (-1, 0))
+    levels = [*np.geomspace(largest, smallest, steps).tolist(), 0.0]
+    multistep = []
+    for index, (now, after) in enumerate(zip(levels, levels[1:], strict=False)):
+        gain, lean = 1 - after / now, 0.0
+        if index and after > 0:
+            lean = math.log(now / after) / math.log(levels[index - 1] / now) / 2
+        multistep.append(Step(now, after / now, gain * (1 + lean), -gain * lean))
+    return multistep, largest

@@ -1,0 +1,85 @@
+"""The x4 upscaler as its authors saved it: one file, `x4-upscaler-ema.safetensors`, in the names of their own code.
+
+The file says nothing of the architecture, which is therefore taken as known; diffusers translates the names of the
+weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors import safe_open
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from vidup.engines import architecture
+from vidup.errors import EngineError
+
+START, END = 49406, 49407
+"""CLIP's token ids that begin and end a text; what fills it up is 0."""
+
+_UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What the file holds, on its device."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+
+
+def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Modules:
+    """Read the file, no more of it at a time than one module takes.
+
+    Raises:
+        EngineError: it holds another model than the x4 upscaler.
+        OSError, RuntimeError, SafetensorError: it is damaged.
+    """
+    with safe_open(path, framework="pt", device="cpu") as file:
+        names = list(file.keys())
+
+        def weights(prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+            # Copied: what the file gives is the file itself, and a job must outlive it.
+            return {name: file.get_tensor(name).to(dtype, copy=True) for name in names if name.startswith(prefix)}
+
+        def fill(empty: Any, found: dict[str, torch.Tensor], part: str) -> Any:
+            wanted = empty.state_dict()
+            wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+            wrong += [name for name in found if name not in wanted]
+            if wrong:
+                raise EngineError(
+                    f"model {path}: is no x4 upscaler: {len(wrong)} weights of its {part} do not fit, such as"
+                    f" {wrong[0]}"
+                )
+            empty.load_state_dict(found, assign=True)
+            return empty.to(device).eval().requires_grad_(False)
+
+        unet_config, vae_config = architecture.unet_config(), architecture.vae_config()
+        with init_empty_weights(include_buffers=False):
+            unet, vae = UNet2DConditionModel.from_config(unet_config), AutoencoderKL.from_config(vae_config)
+            # Of the 24 layers in the file the model reads the last but one.
+            text = CLIPTextModel(CLIPTextConfig(**architecture.text_config()))
+        unet = fill(unet, convert_ldm_unet_checkpoint(weights(_UNET, unet_dtype), unet_config), "unet")
+        vae = fill(vae, convert_ldm_vae_checkpoint(weights(_VAE, vae_dtype), vae_config), "vae")
+        text = fill(text, _text_weights(text, weights(_TEXT, unet_dtype)), "text encoder")
+    return Modules(unet, vae, text)
+
+
+def _text_weights(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Translated, without the last layer and the projection, which nothing reads."""
+    found = convert_open_clip_checkpoint(model, weights, prefix=_TEXT)
+    wanted = model.state_dict()
+    if not any(name.startswith("text_model.") for name in wanted):  # transformers 5.6 and later
+        found = {name.removeprefix("text_model."): value for name, value in found.items()}
+    return {name: value for name, value in found.items() if name in wanted}

@@ -1,0 +1,99 @@
+"""Whether a VAE is built as the decoder in bands takes it to be: what is not known here is never guessed at."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock, UNetMidBlock2D, UpDecoderBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+
+def unknown_part(vae: Any) -> str:
+    """The first part of a VAE that is not as `decoder` or `tiny` takes it to be; empty where all is."""
+    if type(vae) is AutoencoderTiny:
+        known = (nn.Conv2d, nn.Upsample, AutoencoderTinyBlock, nn.ReLU)
+        layers = vae.decoder.layers
+        return next((f"decoder.layers.{name}" for name, one in layers.named_children() if type(one) not in known), "")
+    if type(vae) is not AutoencoderKL:
+        return "type"
+    decoder = vae.decoder
+    if type(decoder) is not Decoder or type(decoder.mid_block) is not UNetMidBlock2D:
+        return "decoder"
+    checks: list[tuple[str, bool]] = [
+        ("post_quant_conv", vae.post_quant_conv is None or vae.post_quant_conv.kernel_size == (1, 1)),
+        ("decoder.conv_in", _plain_conv(decoder.conv_in)),
+        ("decoder.conv_norm_out", _plain_norm(decoder.conv_norm_out)),
+        ("decoder.conv_act", type(decoder.conv_act) is nn.SiLU),
+        ("decoder.conv_out", _plain_conv(decoder.conv_out)),
+    ]
+    middle = decoder.mid_block
+    checks += [(f"decoder.mid_block.resnets.{i}", _plain_resnet(one)) for i, one in enumerate(middle.resnets)]
+    checks += [
+        (f"decoder.mid_block.attentions.{i}", one is None or _plain_attention(one))
+        for i, one in enumerate(middle.attentions)
+    ]
+    checks.append(("decoder.mid_block", len(middle.resnets) == len(middle.attentions) + 1))
+    for i, block in enumerate(decoder.up_blocks):
+        checks.append((f"decoder.up_blocks.{i}", type(block) is UpDecoderBlock2D))
+        checks += [(f"decoder.up_blocks.{i}.resnets.{j}", _plain_resnet(one)) for j, one in enumerate(block.resnets)]
+        checks += [(f"decoder.up_blocks.{i}.upsamplers", _plain_upsampler(one)) for one in block.upsamplers or ()]
+    return next((name for name, plain in checks if not plain), "")
+
+
+def _plain_conv(conv: Any) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _plain_norm(norm: Any) -> bool:
+    return type(norm) is nn.GroupNorm and norm.affine
+
+
+def _plain_resnet(resnet: Any) -> bool:
+    return (
+        type(resnet) is ResnetBlock2D
+        and resnet.time_emb_proj is None
+        and resnet.time_embedding_norm != "scale_shift"
+        and resnet.upsample is None
+        and resnet.downsample is None
+        and type(resnet.nonlinearity) is nn.SiLU
+        and all(map(_plain_norm, (resnet.norm1, resnet.norm2)))
+        and all(map(_plain_conv, (resnet.conv1, resnet.conv2)))
+        and (resnet.conv_shortcut is None or resnet.conv_shortcut.kernel_size == (1, 1))
+    )
+
+
+def _plain_upsampler(upsampler: Any) -> bool:
+    return (
+        type(upsampler) is Upsample2D
+        and upsampler.norm is None
+        and upsampler.interpolate
+        and not upsampler.use_conv_transpose
+        and _plain_conv(getattr(upsampler, "conv", None))
+    )
+
+
+def _plain_attention(attention: Any) -> bool:
+    return (
+        type(attention) is Attention
+        and _plain_norm(attention.group_norm)
+        and attention.spatial_norm is None
+        and not attention.is_cross_attention
+        and not attention.norm_cross
+        and getattr(attention, "norm_q", None) is None
+        and getattr(attention, "norm_k", None) is None
+        and attention.residual_connection
+        and math.isclose(attention.scale, (attention.to_q.out_features // attention.heads) ** -0.5)
+        and attention.to_k.out_features == attention.to_v.out_features == attention.to_q.out_features
+        and type(attention.processor) in (AttnProcessor, AttnProcessor2_0)
+    )

@@ -1,0 +1,124 @@
+"""`AutoencoderTiny`: a distilled decoder that costs a twentieth, for previews (TAESD, Ollin Boer Bohan)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import nn
+
+from vidup.engines.identity import fingerprint
+from vidup.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def load_tiny(
+    name: str, channels: int, scale: int, device: torch.device, dtype: torch.dtype
+) -> tuple[AutoencoderTiny, str]:
+    """Load a tiny autoencoder and its fingerprint.
+
+    Its latents are those of the x4 upscaler divided by its own `scaling_factor`, which is 1; it gives [-1, 1].
+
+    Args:
+        name: a folder, or a hub id, which is looked for in the hub's cache first.
+        channels: of the latents.
+        scale: what it must enlarge by.
+
+    Raises:
+        EngineError: it cannot be had, is no AutoencoderTiny, or does not go with the model.
+    """
+    folder = _locate(name)
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        if kind != "AutoencoderTiny":
+            raise EngineError(f"vae = {name!r}: is a {kind}, no AutoencoderTiny")
+        vae, loading = AutoencoderTiny.from_pretrained(
+            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if loading["missing_keys"]:  # diffusers would leave them at random
+            raise EngineError(f"vae = {name!r}: its weights lack {loading['missing_keys'][0]}")
+    except EngineError:
+        raise
+    except Exception as error:  # diffusers raises errors of many families
+        raise EngineError(f"vae = {name!r}: cannot be loaded: {_line(error)}") from error
+    config = vae.config
+    enlarges = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
+    if (config.latent_channels, enlarges, config.out_channels) != (channels, scale, 3):
+        raise EngineError(
+            f"vae = {name!r}: enlarges {config.latent_channels} channels by {enlarges}; this model needs one that"
+            f" enlarges {channels} channels by {scale}, such as madebyollin/taesd-x4-upscaler"
+        )
+    return vae.to(device).eval().requires_grad_(False), fingerprint([folder / file for file in _FILES])
+
+
+def decode_in_bands(vae: Any, latent: torch.Tensor, band: int) -> torch.Tensor:
+    """An `AutoencoderTiny` over bands of latent rows: all that it sees beyond a band is carried along and cut off."""
+    halo, factor = _reach(vae.decoder.layers)
+    height = latent.shape[-2]
+    widest = max(layer.out_channels for layer in vae.decoder.layers if isinstance(layer, nn.Conv2d))
+    rows = max(halo, band // (4 * widest * factor**2 * latent.shape[-1]))
+    pieces = []
+    for top in range(0, height, rows):
+        first, last = max(0, top - halo), min(height, top + rows + halo)
+        piece = vae.decode(latent[..., first:last, :], return_dict=False)[0]
+        begin = (top - first) * factor
+        pieces.append(piece[..., begin : begin + factor * min(rows, height - top), :].float())
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -2)
+
+
+def _reach(layers: Any) -> tuple[int, int]:
+    """How far a tiny decoder sees, in latent pixels, and how much it enlarges."""
+    reach, factor = 0, 1
+    for layer in reversed(layers):
+        if isinstance(layer, nn.Upsample):
+            times: Any = layer.scale_factor
+            reach, factor = math.ceil(reach / times), factor * int(times)
+        elif isinstance(layer, AutoencoderTinyBlock):
+            reach += 3
+        elif isinstance(layer, nn.Conv2d):
+            reach += 1
+    return reach, factor
+
+
+def _locate(name: str) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        lacking = [file for file in _FILES if not (folder / file).is_file()]
+        if lacking:
+            raise EngineError(f"vae = {name!r}: the folder lacks {', '.join(lacking)}")
+        return folder
+    for offline in (True, False):
+        try:
+            found = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
+            if all((found / file).is_file() for file in _FILES):
+                return found
+        except LocalEntryNotFoundError as error:
+            if not offline:
+                raise EngineError(_unreachable(name, error)) from error
+            log.info("%s: fetching from the hub, once", name)
+        except Exception as error:  # the hub's client and what is below it raise errors of many families
+            raise EngineError(_unreachable(name, error)) from error
+    raise EngineError(f"vae = {name!r}: the hub has no {' and '.join(_FILES)} of that name")
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    return (
+        f"vae = {name!r}: is no folder, and cannot be had from the hub ({_line(error)}); connect this machine once,"
+        " give a folder that holds it, or leave the setting out to decode with the model's own"
+    )
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,247 @@
+"""Windows of a frame: a model's answers for them put together, and how many, how large ones the memory holds."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vidup import tiling
+from vidup.config import Runtime, Settings
+from vidup.engines import Choice
+
+log = logging.getLogger(__name__)
+
+_RESERVE = 512 * 2**20  # of a GPU's memory: CUDA's own context, and workspaces of its libraries
+_SHARE = {"cuda": 0.9}  # of the device's memory that may be taken where nothing is said; a CPU's is for others, too
+_ELSEWHERE = 0.6
+_SMALLEST_TILE = 128
+_LESS = 0.6  # a smaller tile must take this share of the memory, or the step was not worth a new attempt
+
+
+def blend(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    frames: torch.Tensor,
+    source: tiling.Plan,
+    target: tiling.Plan,
+    weights: torch.Tensor,
+    batch: int,
+) -> torch.Tensor:
+    """Call a model with every window of every frame and add up its weighted answers.
+
+    Args:
+        model: (batch, C, h, w) to (batch, D, H, W), where (h, w) are the sides of a window of `source`, (H, W) of
+            `target`; called with one shape, the last batch filled up, so that rows do not depend on their company.
+        frames: (T, C, height, width) of `source`.
+        source, target: the same windows on the model's input and on its answer.
+        weights: float32, (windows, 1, H, W), of sum 1 everywhere; of no effect where a window is the whole frame.
+        batch: windows in one call.
+
+    Returns:
+        float32 (T, D, height, width) of `target`.
+    """
+    windows = [(frame, tile) for frame in range(len(frames)) for tile in range(len(source.origins))]
+    blended: torch.Tensor | None = None
+    for first in range(0, len(windows), batch):
+        chosen = windows[first : first + batch]
+        inputs = torch.stack([tiling.crop(frames[frame], source, tile) for frame, tile in chosen])
+        if len(windows) > batch:
+            inputs = torch.cat([inputs, inputs[-1:].expand(batch - len(chosen), -1, -1, -1)])
+        answers = model(inputs)
+        if blended is None:
+            shape = (len(frames), answers.shape[1], target.height, target.width)
+            blended = torch.zeros(shape, dtype=torch.float32, device=answers.device)
+        for (frame, tile), answer in zip(chosen, answers, strict=False):
+            if source.whole:
+                blended[frame] = answer
+            else:
+                tiling.crop(blended[frame], target, tile).add_(answer.float() * weights[tile])
+    assert blended is not None, "a clip has at least one frame, a plan at least one window"
+    return blended
+
+
+def seams(plan: tiling.Plan, overlap: int, margin: int) -> torch.Tensor:
+    """Weights that leave out what is nearest to a cut, where a window sees too little, and ramp over what remains.
+
+    Args:
+        overlap: the pixels that neighbours share at the least.
+        margin: of these, the pixels next to the cut that count nothing; less than half of them.
+
+    Returns:
+        float32, (windows, 1, tile_height, tile_width), of sum 1 everywhere: a raised cosine over the middle of the
+        overlap. Where a model reaches no farther than `margin`, the blend is what the whole frame would have given.
+    """
+    rows = _profile(plan.height, plan.tile_height, sorted({top for top, _ in plan.origins}), overlap, margin)
+    columns = _profile(plan.width, plan.tile_width, sorted({left for _, left in plan.origins}), overlap, margin)
+    return torch.stack([(rows[top][:, None] * columns[left])[None] for top, left in plan.origins])
+
+
+def _profile(length: int, side: int, starts: list[int], overlap: int, margin: int) -> dict[int, torch.Tensor]:
+    """Weights along one axis, by the window's start."""
+    depth = torch.arange(side) + 0.5
+    raw = {}
+    for start in starts:
+        weight = torch.ones(side)
+        for inside, distance in ((start > 0, depth), (start + side < length, side - depth)):
+            if inside:
+                ramp = ((distance - margin) / (overlap - 2 * margin)).clamp(0, 1)
+                weight = weight * (0.5 - 0.5 * torch.cos(math.pi * ramp))
+        raw[start] = weight
+    total = torch.zeros(length)
+    for start, weight in raw.items():
+        total[start : start + side] += weight
+    return {start: weight / total[start : start + side] for start, weight in raw.items()}
+
+
+class Planner:
+    """An engine's `choose`, `adopt`, `smaller` and `memory`: the batch first, then tiles, until it fits.
+
+    What the settings and the runtime give is kept: a given tile is never made smaller, a given batch not by `choose`.
+
+    Args:
+        multiple: sides of tiles are multiples of it, in input pixels.
+        batch: windows in one call where the runtime gives none and the memory holds them.
+        weights: bytes of the model.
+        window_bytes: bytes at the peak for each input pixel of one window.
+        frame_bytes: bytes held meanwhile for each input pixel of one frame: the clip, and the canvas of the result.
+        frame_peak: bytes at the peak of what is done to a whole frame of (height, width) at once, told how many it may
+            take at the most.
+        tiles: whether it can be cut at all.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        runtime: Runtime,
+        device: torch.device,
+        *,
+        multiple: int,
+        batch: int,
+        weights: int,
+        window_bytes: Callable[[], float],
+        frame_bytes: float,
+        frame_peak: Callable[[int, int, float], float] = lambda height, width, room: 0.0,
+        tiles: bool = True,
+    ) -> None:
+        self.settings, self.runtime, self.device = settings, runtime, device
+        self.multiple, self.batch, self.tiles = multiple, runtime.batch or batch, tiles
+        self.weights, self.window_bytes = weights, window_bytes
+        self.frame_bytes, self.frame_peak = frame_bytes, frame_peak
+        self.adopted: Choice | None = None
+        self._chosen = lru_cache(maxsize=16)(self._choose)
+
+    def choose(self, height: int, width: int) -> Choice:
+        return self.adopted or self._chosen(height, width)
+
+    def _choose(self, height: int, width: int) -> Choice:
+        choice = Choice(self.batch, self.settings.tile)
+        limit = memory_limit(self.runtime, self.device)
+        while self.memory(choice, height, width) > limit:
+            smaller = self._smaller(choice, height, width, batch=not self.runtime.batch)
+            if smaller is None:
+                log.warning(
+                    "%dx%d takes about %.1f GB at the least, more than the %.1f GB that it may take",
+                    width, height, self.memory(choice, height, width) / 1e9, limit / 1e9,
+                )  # fmt: skip
+                break
+            choice = smaller
+        return choice
+
+    def adopt(self, choice: Choice) -> None:
+        self.adopted, self.batch = choice, choice.batch
+
+    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
+        return self._smaller(choice, height, width, batch=True)
+
+    def memory(self, choice: Choice, height: int, width: int) -> int:
+        plan = self.plan(choice, height, width)
+        whole = self.frame_peak(plan.height, plan.width, self.room(choice, height, width))
+        return round(self.weights + self._frames(choice, plan) + max(self._windows(choice, plan), whole))
+
+    def room(self, choice: Choice, height: int, width: int) -> float:
+        """Bytes for what is done to a whole frame: what is left, no more than tiles take where these had to be."""
+        plan = self.plan(choice, height, width)
+        left = memory_limit(self.runtime, self.device) - self.weights - self._frames(choice, plan)
+        return min(left, self._windows(choice, plan)) if choice.tile and not self.settings.tile else left
+
+    def _windows(self, choice: Choice, plan: tiling.Plan) -> float:
+        return choice.batch * plan.tile_height * plan.tile_width * self.window_bytes()
+
+    def _frames(self, choice: Choice, plan: tiling.Plan) -> float:
+        return choice.batch * plan.height * plan.width * self.frame_bytes
+
+    def plan(self, choice: Choice, height: int, width: int) -> tiling.Plan:
+        """The windows of a frame, its sides rounded up to the multiple."""
+        height, width = (math.ceil(side / self.multiple) * self.multiple for side in (height, width))
+        overlap = self.settings.tile_overlap
+        return tiling.plan(height, width, choice.tile and max(choice.tile, self.multiple), overlap, self.multiple)
+
+    def _smaller(self, choice: Choice, height: int, width: int, batch: bool) -> Choice | None:
+        if batch and choice.batch > 1:
+            return Choice(choice.batch // 2, choice.tile)
+        if self.settings.tile or not self.tiles:
+            return None
+        now = self.memory(choice, height, width)
+        smallest = math.ceil(max(_SMALLEST_TILE, 3 * self.settings.tile_overlap) / self.multiple) * self.multiple
+        plan = self.plan(choice, height, width)
+        largest = min(choice.tile or max(plan.height, plan.width), max(plan.tile_height, plan.tile_width))
+        for side in range((largest - 1) // self.multiple * self.multiple, smallest - 1, -self.multiple):
+            less = Choice(choice.batch, side)
+            if self.memory(less, height, width) <= _LESS * now:
+                return less
+        last = Choice(choice.batch, smallest)
+        return last if self.memory(last, height, width) < now else None
+
+
+def memory_limit(runtime: Runtime, device: torch.device) -> int:
+    """Bytes of a device that may be taken.
+
+    As the runtime says, else a share of what the device has, not of what is free now: a plan must not change by chance.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = psutil.virtual_memory().total
+    may = runtime.memory_limit or int(total * _SHARE.get(device.type, _ELSEWHERE))
+    return may - (_RESERVE if device.type == "cuda" else 0)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Counts the bytes of all tensors that come to be while it is active and are alive together.
+
+    On any device, the meta device included. What a kernel takes for itself while it runs is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        answer = func(*args, **(kwargs or {}))
+        for one in tree_leaves(answer):
+            if isinstance(one, torch.Tensor):
+                storage = one.untyped_storage()
+                # A view of what was there before, such as a weight, is nothing new.
+                if storage._cdata not in given and storage._cdata not in self._known:
+                    self._count(storage, storage._cdata, storage.nbytes())
+        return answer
+
+    def _count(self, storage: torch.UntypedStorage, key: int, size: int) -> None:
+        self._known.add(key)
+        weakref.finalize(storage, self._release, key, size).atexit = False
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

@@ -1,0 +1,273 @@
+"""Time the stages of a frame's way, count memory and FLOP, and say from that what a whole job takes."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidup import color, planning
+from vidup.errors import ConfigError
+from vidup.writer import encode_segment
+
+if TYPE_CHECKING:
+    from vidup.encoder import Encoding
+    from vidup.frame import Frame
+    from vidup.planning import Job
+    from vidup.upscaler import Upscaler
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a frame takes with these settings on this machine."""
+
+    size: tuple[int, int]
+    """Width and height of the input in pixels."""
+    output: tuple[int, int]
+    device: str
+    dtype: str
+    frames: int
+    """How many were timed, after a first clip that was not."""
+    batch: int
+    tile: int
+    """Side of the tiles; 0 is the whole frame."""
+    stages: dict[str, float]
+    """Seconds a frame; those of the UNet are of all steps."""
+    evaluations: float
+    """Of the UNet a frame, each for one window and one text; 0 for other engines."""
+    seconds: float
+    """A frame, all stages one after the other."""
+    planned_bytes: int
+    """Of the device, as the engine planned."""
+    device_bytes: int | None
+    """Of the device at the peak; None where the device is the CPU."""
+    host_bytes: int
+    """Resident memory of this process at its peak, with all libraries."""
+    flops: int | None
+    """FLOP of the model a frame, a multiplication and an addition counting 2; None where they are not counted."""
+    flops_a_second: float | None
+    device_flops_a_second: float
+    """What a large product of matrices reaches in the engine's dtype."""
+    encoded_bytes: float
+    """Of the result, a frame."""
+
+    @property
+    def frames_per_second(self) -> float:
+        return 1 / self.seconds
+
+    @property
+    def share(self) -> float | None:
+        """Of the device's measured FLOP/s, that the model reaches."""
+        return None if self.flops_a_second is None else self.flops_a_second / self.device_flops_a_second
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a whole job would take, from a few of its frames."""
+
+    frames: int
+    seconds: float
+    seconds_overlapped: float
+    """Where decoding and encoding have cores of their own beside the engine: they run at the same time."""
+    device_bytes: int
+    host_bytes: int
+    """Frames on their way; the model and the libraries come on top."""
+    output_bytes: int
+    """About; short samples hold more key frames than a film does, so rather less."""
+    disk_bytes: int
+    """While the job runs: its parts and what they are joined to."""
+
+
+@dataclass
+class _Clock:
+    """Adds up seconds by stage; waits for the device."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        began = self.now()
+        yield
+        self.seconds[stage] += self.now() - began
+
+
+class _Timed:
+    """Stands for a part of an engine and times its calls."""
+
+    def __init__(self, part: Any, clock: _Clock, stage: str) -> None:
+        self._part, self._clock, self._stage = part, clock, stage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        with self._clock.of(self._stage):
+            return self._part(*arguments, **keywords)
+
+
+def measure(
+    upscaler: Upscaler, frames: Sequence[Frame], encoding: Encoding, decode_seconds: float | None = None
+) -> Measured:
+    """Time every stage over frames of one size; the first clip warms up and is not timed.
+
+    Args:
+        frames: with their colour's matrix resolved; as many as a clip has are taken more than once.
+        encoding: of the result.
+        decode_seconds: a frame, where it was measured.
+    """
+    engine = upscaler.engine
+    height, width = frames[0].planes[0].shape
+    choice = upscaler.choose(height, width)
+    length = engine.clip_length
+    clock = _Clock(engine.device)
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+
+    def enlarge(clip: Sequence[Frame]) -> list[Frame]:
+        with clock.of("to RGB"):
+            rgb = torch.stack([color.to_rgb(frame, engine.device) for frame in clip])
+        with clock.of("engine"):
+            pictures = upscaler.enlarge(rgb)
+        with clock.of("to planes"):
+            planes = [color.from_rgb(picture, encoding.pix_fmt, encoding.color) for picture in pictures]
+        if planes[0][0].shape != (encoding.height, encoding.width):
+            raise ConfigError("bench: takes settings whose output has even sides")
+        return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
+
+    with _watched(engine, clock):
+        enlarge((list(frames) * length)[:length])
+        clock.seconds.clear()
+        whole = [frames[index : index + length] for index in range(0, len(frames), length)]
+        whole = [clip for clip in whole if len(clip) == length] or [(list(frames) * length)[:length]]
+        results = [frame for clip in whole for frame in enlarge(clip)]
+    count = len(results)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.seg"
+        with clock.of("encode"):
+            for _ in encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(results)), encoding, path):
+                pass
+        encoded = path.stat().st_size
+    seconds = {stage: total / count for stage, total in clock.seconds.items()}
+    whole_engine = seconds.pop("engine")
+    inner: dict[str, float] = {stage: seconds.pop(stage) for stage in ("UNet", "VAE") if stage in seconds}
+    model = sum(inner.values()) or whole_engine
+    stages = {} if decode_seconds is None else {"decode": decode_seconds}
+    rest = (
+        {"the engine's rest, anchor, size": whole_engine - model} if inner else {"engine, anchor, size": whole_engine}
+    )
+    stages |= {"to RGB": seconds["to RGB"], **inner, **rest}
+    stages |= {"to planes": seconds["to planes"], "encode": seconds["encode"]}
+    dtype = getattr(engine, "dtype", torch.float32)
+    flops, evaluations = _flops(engine, height, width)
+    return Measured(
+        size=(width, height),
+        output=(encoding.width, encoding.height),
+        device=_name(engine.device),
+        dtype=str(dtype).removeprefix("torch."),
+        frames=count,
+        batch=choice.batch,
+        tile=choice.tile,
+        stages=stages,
+        evaluations=evaluations,
+        seconds=sum(stages.values()),
+        planned_bytes=engine.memory(choice, height, width),
+        device_bytes=torch.cuda.max_memory_allocated(engine.device) if engine.device.type == "cuda" else None,
+        host_bytes=_peak_resident(),
+        flops=flops,
+        flops_a_second=None if flops is None else flops / model,
+        device_flops_a_second=_matrix_flops(engine.device, dtype),
+        encoded_bytes=encoded / count,
+    )
+
+
+def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
+    """What a job takes, from what some of its frames took."""
+    frames = len(job.times)
+    beside = [measured.stages.get("decode", 0.0), measured.stages["encode"]]
+    choice = upscaler.choose(job.info.height, job.info.width)
+    output = round(measured.encoded_bytes * frames)
+    return Estimate(
+        frames=frames,
+        seconds=measured.seconds * frames,
+        seconds_overlapped=max(*beside, measured.seconds - sum(beside)) * frames,
+        device_bytes=upscaler.engine.memory(choice, job.info.height, job.info.width),
+        host_bytes=planning.host_memory(job),
+        output_bytes=output,
+        disk_bytes=2 * output + Path(job.info.path).stat().st_size,
+    )
+
+
+@contextmanager
+def _watched(engine: Any, clock: _Clock) -> Iterator[None]:
+    """The UNet and the decoder of an engine that has them under a clock."""
+    names = {"UNet": "unet", "VAE": "decoder"}
+    parts = {stage: getattr(engine, name, None) for stage, name in names.items()}
+    if not all(map(callable, parts.values())):
+        yield
+        return
+    for stage, part in parts.items():
+        setattr(engine, names[stage], _Timed(part, clock, stage))
+    try:
+        yield
+    finally:
+        for stage, part in parts.items():
+            setattr(engine, names[stage], part)
+
+
+def _flops(engine: Any, height: int, width: int) -> tuple[int | None, float]:
+    from vidup.engines.diffusion import DiffusionX4
+
+    return engine.flops(height, width) if isinstance(engine, DiffusionX4) else (None, 0.0)
+
+
+def _matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some products of large matrices."""
+    side = 8192 if device.type == "cuda" else 1024
+    one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    clock = _Clock(device)
+    best = float("inf")
+    for _ in range(6):
+        began = clock.now()
+        one @ other
+        best = min(best, clock.now() - began)
+    return 2 * side**3 / best
+
+
+def _peak_resident() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:
+    """A frame of the result at the place `index` of a constant rate."""
+    step = max(1, round(1 / (encoding.rate * encoding.time_base)))
+    return replace(
+        frame, planes=planes, pix_fmt=encoding.pix_fmt, color=encoding.color,
+        pts=index * step, duration=step, time_base=encoding.time_base,
+    )  # fmt: skip
