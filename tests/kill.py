@@ -29,7 +29,7 @@ import torch
 from vidup import Settings, job
 from vidup.config import Runtime
 
-FRAMES = 40
+FRAMES = 24
 CASES = [
     ("nearest", "libx264", "mp4", {"preset": "veryfast"}),
     ("mini", "libx264", "mkv", {"preset": "veryfast"}),
@@ -103,8 +103,8 @@ def kill_and_resume(source: Path, folder: Path, case: Case, kills: int, seed: in
         AssertionError: the result differs from that of an undisturbed run.
     """
     model, codec, ending, options = case
-    overrides = {"codec": codec, "encoder_options": options, "segment_frames": 4, "scale": 2}
-    settings = Settings.preset("mini", **overrides) if model == "mini" else Settings(model=model, **overrides)
+    overrides = {"codec": codec, "encoder_options": options, "segment_frames": 3, "scale": 2}
+    settings = Settings.preset("mini", steps=1, **overrides) if model == "mini" else Settings(model=model, **overrides)
     runtime = Runtime(device="cpu", batch=1, overwrite=True)
 
     def run(output: Path) -> Callable[[], object]:

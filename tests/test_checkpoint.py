@@ -16,6 +16,7 @@ from torch.nn import functional
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, enlarge, load, windows
 from vidup.engines.checkpoint import Checkpoint
+from vidup.engines.memory import LiveBytes
 from vidup.engines.resample import resize
 from vidup.errors import EngineError
 from vidup.tiling import plan
@@ -121,7 +122,7 @@ def test_the_memory_is_what_the_tensors_take() -> None:
     """Two layers of 64 channels are alive at once in a chain of convolutions."""
     layers = [torch.nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(4)]
     source = torch.zeros(1, 64, 32, 32)
-    with torch.no_grad(), windows.LiveBytes() as live:
+    with torch.no_grad(), LiveBytes() as live:
         torch.nn.Sequential(*layers)(source)
     assert live.peak == 2 * source.nbytes and live.now == 0
 

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from vidup.engines import decoder
-from vidup.engines.budget import LiveBytes
 from vidup.engines.decoder import Decoder, Limits, limits
+from vidup.engines.memory import LiveBytes
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1, 1), (2, 9, 17), (3, 24, 8), (1, 33, 20)]

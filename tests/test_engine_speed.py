@@ -13,8 +13,9 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, enlarge, hub, unet
-from vidup.engines.budget import LiveBytes, trace_unet
+from vidup.engines.budget import trace_unet
 from vidup.engines.diffusion import DiffusionX4
+from vidup.engines.memory import LiveBytes
 from vidup.engines.sampler import interval
 from vidup.engines.tiny import load_tiny
 from vidup.engines.unet import FixedText, Moved, Unet, compiles, fix_texts

@@ -8,24 +8,21 @@ decoder in bands keeps follows from its widths.
 from __future__ import annotations
 
 import logging
-import weakref
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.decoder import Decoder, Limits, fused, limits
+from vidup.engines.memory import LiveBytes, memory_limit
 from vidup.engines.unet import Unet
 
 log = logging.getLogger(__name__)
@@ -34,9 +31,6 @@ LADDER = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 160, 128)
 """Sides of tiles in input pixels, from which the largest that fits is taken."""
 SMALLEST = 128
 
-_RESERVE = 512 * 2**20  # of a GPU's memory: CUDA's own context, and workspaces of its libraries
-_SHARE = {"cuda": 0.9}  # of the device's memory that may be taken where nothing is said; a CPU's is for others, too
-_ELSEWHERE = 0.6
 _BATCH_PIXELS = 2**19  # input pixels in one call that keep a GPU busy
 _BATCHES = (8, 4, 2, 1)
 _LAZY = 2  # bands that rows worked out again hold at once
@@ -81,13 +75,8 @@ class Planner:
 
     @cached_property
     def limit(self) -> int:
-        """Bytes that may be taken. Of what the device has, not what is free now: the plan must not change by chance."""
-        if self.device.type == "cuda":
-            total = torch.cuda.get_device_properties(self.device).total_memory
-        else:
-            total = psutil.virtual_memory().total
-        may = self.runtime.memory_limit or int(total * _SHARE.get(self.device.type, _ELSEWHERE))
-        return may - (_RESERVE if self.device.type == "cuda" else 0)
+        """Bytes that may be taken."""
+        return memory_limit(self.runtime, self.device)
 
     @cached_property
     def window_bytes(self) -> float:
@@ -282,41 +271,6 @@ def _trace_decoder(decoder: Decoder, height: int, width: int, limits: Limits) ->
     with LiveBytes() as live:
         twin(latents, latents.device, limits)
     return float(live.peak)
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """Counts the bytes of all tensors that come to be while it is active and are alive together.
-
-    On any device, the meta device included, where a forward costs neither memory nor time. What a kernel takes for
-    itself while it runs is not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What goes in was there before, or was counted when it came to be.
-        given = {id(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor):
-                storage = one.untyped_storage()
-                if id(storage) not in given and id(storage) not in self._known:
-                    self._count(storage)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        self._known.add(key)
-        weakref.finalize(storage, self._release, key, size).atexit = False
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def _bytes(module: Any) -> int:

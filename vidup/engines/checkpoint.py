@@ -19,6 +19,7 @@ from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, windows
 from vidup.engines.identity import fingerprint
+from vidup.engines.memory import LiveBytes
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Checkpoint:
         side = max(_PROBE, self.model.size_requirements.minimum)
         side += -side % self.multiple
         picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
-        with torch.inference_mode(), windows.LiveBytes() as live:
+        with torch.inference_mode(), LiveBytes() as live:
             self._enlarge(picture)
         return float(live.peak / side**2 * _SCRATCH)
 

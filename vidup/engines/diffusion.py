@@ -8,7 +8,6 @@ from seeded fields that belong to places, so equal frames give equal pictures.
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -20,7 +19,7 @@ from vidup.engines import Choice, Place, budget, detail, sampler
 from vidup.engines.decoder import Decoder, limits, scale_shift_silu
 from vidup.engines.hub import Parts, load_parts, locate, precisions
 from vidup.engines.tiny import load_tiny
-from vidup.engines.unet import Moved, Unet, compiled_or_not, compiles
+from vidup.engines.unet import Moved, Unet, at_work, compiled_or_not, compiles
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -171,7 +170,3 @@ class DiffusionX4:
         if not plan.whole:
             log.info("%dx%d in %d tiles of %dx%d", width, height, len(plan.origins), plan.tile_width, plan.tile_height)
         return plan
-
-
-def at_work(moves: Moved | None) -> AbstractContextManager[None]:
-    return nullcontext() if moves is None else moves.at_work()

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from vidup.config import Runtime
 from vidup.engines import Choice, Place
-from vidup.engines.windows import memory_limit
+from vidup.engines.memory import memory_limit
 
 
 class Interpolation:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -26,7 +25,7 @@ from vidup import noise, tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, budget, hub, sampler, windows
 from vidup.engines.decoder import Decoder, limits
-from vidup.engines.unet import Moved
+from vidup.engines.unet import Moved, at_work
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -114,19 +113,19 @@ class LatentX2:
 
         overlap = math.ceil(self.settings.tile_overlap / self.multiple) * self.multiple
         weights = self._weights(small, overlap // self.factor)
-        with _at_work(self._vae_moves):
+        with at_work(self._vae_moves):
             image = windows.blend(self._encode, clip.clamp(0, 1) * 2 - 1, pixels, small, weights, choice.batch)
         image = functional.interpolate(image, scale_factor=self.scale, mode="nearest")
         top, left = (self.scale * side // self.factor for side in (place.top, place.left))
         field = self._field(image.shape[1], latents.height, latents.width, top, left)
 
         x = self.start * field.expand(len(clip), -1, -1, -1)
-        with _at_work(self._unet_moves):
+        with at_work(self._unet_moves):
             x = self._sample(
                 x, image, latents, self._weights(latents, self.scale * overlap // self.factor), choice.batch
             )
         keep = self._keep(pixels.height, pixels.width, self.planner.room(choice, height, width))
-        with _at_work(self._vae_moves):
+        with at_work(self._vae_moves):
             picture = self.decoder(x / self.vae.config.scaling_factor, self.device, limits(self.device, keep))
         return (picture / 2 + 0.5).clamp_(0, 1)
 
@@ -196,10 +195,6 @@ class LatentX2:
     def _count_decoder_bytes(self, height: int, width: int, keep: int) -> float:
         tall, wide = (self.scale * side // self.factor for side in (height, width))
         return budget.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
-
-
-def _at_work(moves: Moved | None) -> AbstractContextManager[None]:
-    return nullcontext() if moves is None else moves.at_work()
 
 
 def _divided(plan: tiling.Plan, factor: int) -> tiling.Plan:

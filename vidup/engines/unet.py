@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,11 @@ class Moved:
             with torch.inference_mode(False), torch.no_grad():  # nothing goes back: weights do not change
                 for tensor, kept in zip(self.tensors, self.host, strict=True):
                     tensor.data = kept
+
+
+def at_work(moves: Moved | None) -> AbstractContextManager[None]:
+    """While a module works; None where its weights stay where they are."""
+    return nullcontext() if moves is None else moves.at_work()
 
 
 def compiles(wish: str, device: torch.device, offload: bool) -> str:

@@ -1,0 +1,63 @@
+"""A device's memory: how much of it may be taken, and how much is."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vidup.config import Runtime
+
+_RESERVE = 512 * 2**20  # of a GPU's memory: CUDA's own context, and workspaces of its libraries
+_SHARE = {"cuda": 0.9}  # of the device's memory that may be taken where nothing is said; a CPU's is for others, too
+_ELSEWHERE = 0.6
+
+
+def memory_limit(runtime: Runtime, device: torch.device) -> int:
+    """Bytes of a device that may be taken.
+
+    As the runtime says, else a share of what the device has, not of what is free now: a plan must not change by chance.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = psutil.virtual_memory().total
+    may = runtime.memory_limit or int(total * _SHARE.get(device.type, _ELSEWHERE))
+    return may - (_RESERVE if device.type == "cuda" else 0)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Counts the bytes of all tensors that come to be while it is active and are alive together.
+
+    On any device, the meta device included. What a kernel takes for itself while it runs is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        answer = func(*args, **(kwargs or {}))
+        for one in tree_leaves(answer):
+            if isinstance(one, torch.Tensor):
+                storage = one.untyped_storage()
+                # A view of what was there before, such as a weight, is nothing new.
+                if storage._cdata not in given and storage._cdata not in self._known:
+                    self._count(storage, storage._cdata, storage.nbytes())
+        return answer
+
+    def _count(self, storage: torch.UntypedStorage, key: int, size: int) -> None:
+        self._known.add(key)
+        weakref.finalize(storage, self._release, key, size).atexit = False
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
