@@ -154,6 +154,11 @@ def _describe(path: Path) -> Any:
         raise EngineError(
             f'model = {str(path)!r}: needs spandrel, which is not installed: pip install "vidup[checkpoint]"'
         ) from None
+    except Exception as error:  # of torchvision, whose operators are built for one torch
+        raise EngineError(
+            f"model = {str(path)!r}: spandrel cannot be loaded ({_line(error)}); install torchvision from the index"
+            " that torch is from"
+        ) from error
     weights = spandrel.canonicalize_state_dict(_state(path))
     if any(str(name).startswith(_DIFFUSION) for name in weights):
         raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
