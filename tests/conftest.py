@@ -16,6 +16,8 @@ import torch
 
 from vidup.encoder import _FRAME_FLAGS
 
+torch.set_num_threads(1)  # the tests themselves run side by side
+
 RATE = 44100
 
 
