@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -70,6 +71,8 @@ def test_probe(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[str
     assert main(["probe", str(source)]) == 0
     text = capsys.readouterr().out
     assert "64x48" in text and "256x192" in text and "12 frames" in text
+    assert re.search(r"GiB of disk, .* GiB of memory for frames on their way, and for the model \d+\.\d+ GiB", text)
+    assert table["device_bytes"] > 2 * 473_398_020 and table["host_bytes"] > 0 and table["disk_bytes"] > 0
     assert sorted(path.name for path in source.parent.iterdir()) == ["clip.mp4"]
 
 

@@ -49,6 +49,15 @@ def test_progress(make_clip: Callable[..., Path]):
     assert left_over(source.parent) == [] and threads() == []
 
 
+def test_compiling_is_told(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Upscaler, "compiles", True)
+    source, events = make_clip(), []
+    vidup.upscale(source, source.with_name("out.mp4"), NEAREST, on_progress=events.append)
+    states = [event.state for event in events]
+    assert states == ["loading", "compiling", *["upscaling"] * 12, "joining", "verifying", "done"]
+    assert events[2].fps == 0 and events[3].fps > 0  # the first frame is no measure of speed
+
+
 def test_the_output_is_not_there_before_it_is_whole(make_clip: Callable[..., Path]):
     source = make_clip()
     output = source.with_name("out.mp4")

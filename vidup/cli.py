@@ -230,7 +230,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         del table["pts"]
         table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
         table |= {"output_frames": len(job.times), "disk_bytes": planning.disk(job, job.high - job.low)}
-        table["memory_bytes"] = planning.host_memory(job)
+        table |= {"host_bytes": planning.host_memory(job), "device_bytes": _device_bytes(job)}
         print(json.dumps(table, default=str))
         return 0
     for line in _told(job):
@@ -238,6 +238,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     for note in notes:
         print(f"  {note}")
     return 0
+
+
+def _device_bytes(job: Job) -> int | None:
+    from vidup.engines import foresee
+
+    return foresee(job.settings, Runtime(), *job.turn.size(job.info.height, job.info.width))
 
 
 def _told(job: Job) -> Iterator[str]:
@@ -262,9 +268,11 @@ def _told(job: Job) -> Iterator[str]:
         f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
         f" {len(job.times)} frames"
     )
+    device = _device_bytes(job)
+    model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
     yield (
-        f"  takes     about {planning.disk(job, job.high - job.low) / 2**30:.2f} GiB of disk and"
-        f" {planning.host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, beside the model's"
+        f"  takes     about {planning.disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
+        f" {planning.host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
     )
     for stream in job.streams:
         reason = f": {stream.reason}" if stream.reason else ""

@@ -215,7 +215,7 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
     jobs = [work.job for work in works]
     choices = [work.store.choice for work in works]
     here = runtime.workers == 1 and runtime.ray is None  # else each worker loads its own
-    tracker.enter("upscaling")
+    tracker.enter("compiling" if here and parts and upscaler.compiles else "upscaling")
     execute(
         partial(_Worker, jobs, choices, settings, runtime, upscaler if here else None),
         parts,

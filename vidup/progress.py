@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
-State = Literal["loading", "upscaling", "joining", "verifying", "done"]
+State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tracker:
     def __init__(self, sink: Sink | None) -> None:
         self._sink, self._output = sink, ""
         self._frame = self._frames = self._before = 0
-        self._began = time.monotonic()
+        self._began, self._compiling = time.monotonic(), False
 
     def expect(self, frames: int, done: int = 0) -> None:
         """One job more: of so many frames, of which some were done by an earlier run."""
@@ -51,12 +51,15 @@ class Tracker:
     def enter(self, state: State, output: object = None) -> None:
         if output is not None:
             self._output = str(output)
-        if state == "upscaling":
+        if state in ("compiling", "upscaling"):
             self._began = time.monotonic()
+        self._compiling = state == "compiling"
         self._send(state)
 
     def advance(self, frames: int = 1) -> None:
         """So many frames more are encoded; less than 0 where they have to be done again."""
+        if self._compiling:  # that is over with the first frame, which tells nothing of the speed of the others
+            self._compiling, self._began, self._before = False, time.monotonic(), self._frame + frames
         self._frame += frames
         self._send("upscaling")
 

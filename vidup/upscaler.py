@@ -92,6 +92,11 @@ class Upscaler:
         """
         return engines.load(self.settings, self.runtime)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the first clip will take the time that compiling the model takes."""
+        return bool(getattr(getattr(self.engine, "unet", None), "compiled", False))
+
     def __enter__(self) -> Upscaler:
         return self
 

@@ -38,7 +38,7 @@ WATCHED = {
     "engine": (engines, "enlarge"),
     "anchor": (upscaler, "anchor"),
     "planes to RGB": (color, "to_rgb"),
-    "RGB to planes": (color, "from_rgb"),
+    "RGB to planes": (color, "to_codes"),
 }
 """What is timed, by where the upscaler looks it up."""
 
@@ -82,7 +82,10 @@ def job(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Run
     parts = {name: watch.seconds[name] for name in WATCHED}
     wall = first["joining"] - first["upscaling"]
     parts["waiting for decoder and encoder"] = wall - sum(parts.values())
-    outside = {"before (probe, plan)": first["loading"] - began, "after (join, verify)": watch.now() - first["joining"]}
+    outside = {
+        "before (load, plan)": first["upscaling"] - began,
+        "after (join, verify)": watch.now() - first["joining"],
+    }
     return {**parts, "wall": wall, **outside}
 
 

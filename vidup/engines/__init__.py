@@ -138,6 +138,22 @@ def native_scale(settings: Settings) -> float:
     return {"x4": 4, "x2": 2}[family(settings.model, settings.revision)]
 
 
+def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> int | None:
+    """Bytes on the device that a job with frames of this size will take; None where only the loaded model tells.
+
+    Raises:
+        EngineError: the device is not there.
+    """
+    if settings.model in (*INTERPOLATIONS, "mini"):  # loaded in no time
+        engine = load(settings, runtime)
+        return engine.memory(engine.choose(height, width), height, width)
+    if settings.model != "x4":
+        return None
+    from vidup.engines import budget
+
+    return budget.foresee(settings, runtime, choose_device(runtime.device), height, width)
+
+
 def _is_checkpoint(model: str) -> bool:
     """Whether it is a file of another kind of model than diffusers runs."""
     path = Path(model)

@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidup import tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice
+from vidup.engines import Choice, architecture
 from vidup.engines.decoder import Decoder, Limits, fused, limits
+from vidup.engines.hub import precisions
 from vidup.engines.memory import LiveBytes, memory_limit
 from vidup.engines.unet import Unet
 
@@ -275,6 +276,24 @@ def _trace_decoder(decoder: Decoder, height: int, width: int, limits: Limits) ->
 
 def _bytes(module: Any) -> int:
     return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
+
+
+def foresee(settings: Settings, runtime: Runtime, device: torch.device, height: int, width: int) -> int:
+    """Bytes that the x4 upscaler will take for frames of this size, from its architecture alone: nothing is loaded."""
+    dtype, vae_dtype = precisions(settings.dtype, device)
+    meta = torch.device("meta")
+    planner = Planner(
+        settings,
+        runtime,
+        device,
+        architecture.random_unet(meta, dtype),
+        Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed"),
+        tokens=architecture.TOKENS,
+        guided=settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
+        text_bytes=0,
+        multiple=8,
+    )
+    return planner.memory(planner.choose(height, width), height, width)
 
 
 def text_bytes(folder: Path, size: int) -> int:
