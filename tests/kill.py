@@ -44,7 +44,7 @@ CASES = [
 def make_source(path: Path) -> None:
     """A clip with moving noise, B-frames, uneven times, and sound."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (48, 64 + FRAMES, 3), np.uint8).repeat(1, 0)
+    picture = rng.integers(0, 255, (48, 64 + FRAMES, 3), np.uint8)
     with av.open(str(path), "w", container_options={"movie_timescale": "12800"}) as container:
         video, audio = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=44100)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"

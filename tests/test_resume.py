@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from conftest import audio_packets, pictures, save_layout, video_times
 
 import vidup
 from vidup import EngineError, MediaError, ResumeError, Runtime, Settings, Stopped
-from vidup.engines import Choice
 from vidup.engines.interpolate import Interpolation
 from vidup.job import upscale_files
 
@@ -220,7 +218,6 @@ def test_a_choice_that_was_stored_is_adopted(make_clip: Callable[..., Path], cal
     calls.clear()
     vidup.upscale(source, output, NEAREST, runtime=Runtime(batch=1))
     assert set(calls) == {2}
-    assert Choice(2, 0) == Choice(batch=2, tile=0)
 
 
 @pytest.mark.parametrize("error", [EngineError("the model failed"), RuntimeError("a bug")])
@@ -346,9 +343,8 @@ def test_the_folder_is_kept_if_asked_for(make_clip: Callable[..., Path]):
     output = vidup.upscale(source, None, NEAREST, runtime=Runtime(keep_work=True))
     folder = output.with_name(output.name + ".vidup")
     assert segments(folder) == [f"{index:05}.seg" for index in range(4)]
-    began = time.monotonic()
     vidup.upscale(source, output, NEAREST, runtime=Runtime(overwrite=True))
-    assert not folder.exists() and time.monotonic() > began
+    assert not folder.exists()
 
 
 class TestWorkers:

@@ -51,12 +51,11 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(parser, Settings)
     add_options(parser, Runtime)
-    parser.set_defaults(command=run)
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says, and print it."""
+def report(arguments: argparse.Namespace) -> str:
+    """Do what the command line says; returns what it prints."""
     from vidup.stopwatch import estimate, measure
     from vidup.upscaler import Upscaler
 
@@ -76,10 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
             found = measure(upscaler, *made_up(arguments.size, arguments.frames, upscaler))
     if arguments.json:
         table = asdict(found) | {"frames_per_second": found.frames_per_second, "share": found.share}
-        print(json.dumps(table | ({"estimate": asdict(whole)} if whole else {})))  # noqa: T201
-    else:
-        print("\n".join([*describe(found), *(describe_estimate(whole, arguments.input) if whole else ())]))  # noqa: T201
-    return 0
+        return json.dumps(table | ({"estimate": asdict(whole)} if whole else {}))
+    return "\n".join([*describe(found), *(describe_estimate(whole, arguments.input) if whole else ())])
 
 
 def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> DiffusionX4:

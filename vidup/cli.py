@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
 
     benchmark = bench.add_command(commands)
+    benchmark.set_defaults(command=_bench)
 
     listing = commands.add_parser(
         "list",
@@ -334,6 +335,11 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(f"{len(result.frames)} frames compared, {result.missing} without a counterpart")
     if result.change_between_equal is not None:
         print(f"largest change where the truth's frames are equal: {result.change_between_equal:.2f} of 255")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    print(bench.report(arguments))
     return 0
 
 

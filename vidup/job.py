@@ -137,7 +137,7 @@ def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitSt
         _check_delivered(outcome, upscaler.settings)
         return None
     try:
-        _check_paths(source, target, runtime.overwrite)
+        planning.check_paths(source, target, runtime.overwrite)
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
@@ -384,18 +384,3 @@ def default_output(source: Path, settings: Settings) -> Path:
 def _folder(output: Path) -> Path:
     """Beside the output, on the same disk, so that the result moves into place in one step."""
     return output.with_name(output.name + ".vidup")
-
-
-def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
-    if not source.exists():
-        raise MediaError(f"{source}: there is no such file")
-    if target.is_dir():
-        raise ConfigError(f"{target}: is a folder; give a file name for the output")
-    if target.exists() and target.samefile(source):
-        raise ConfigError(f"{target}: is the input; give the output another name")
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target}: exists; add -y (overwrite) to replace it, or give another name")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent}: there is no such folder for the output; make it first")
-    if not os.access(target.parent, os.W_OK):
-        raise MediaError(f"{target.parent}: cannot be written to; choose another folder for the output")

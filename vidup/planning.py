@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ from vidup import color, encoder, engines, probing, reader, streams, writer
 from vidup.config import Settings
 from vidup.conversion import StreamPlan, Trim
 from vidup.encoder import Encoding
-from vidup.errors import ConfigError
+from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo
 from vidup.reader import planar
 from vidup.upscaler import Turn, output_size
@@ -55,6 +56,28 @@ class Job(Delivery):
 
     output: Path
     encoding: Encoding
+
+
+def check_paths(source: Path, target: Path, overwrite: bool) -> None:
+    """See that the input is there and the output can be.
+
+    Raises:
+        ConfigError: the output is a folder, the input, or there already, or its folder is not there.
+        MediaError: the input is not there, or the output's folder cannot be written to.
+        OSError: a name that is too long, a folder that must not be entered.
+    """
+    if not source.exists():
+        raise MediaError(f"{source}: there is no such file")
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a folder; give a file name for the output")
+    if target.exists() and target.samefile(source):
+        raise ConfigError(f"{target}: is the input; give the output another name")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target}: exists; add -y (overwrite) to replace it, or give another name")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent}: there is no such folder for the output; make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise MediaError(f"{target.parent}: cannot be written to; choose another folder for the output")
 
 
 def plan(source: Path, target: Path, settings: Settings) -> Job:
