@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,37 @@ import pytest
 
 from vidup import crew
 from vidup.errors import ConfigError, EngineError, MediaError
-from vidup.execute import Report, Stopped, execute
+from vidup.execute import Report, Stopped, Worker, execute, one_by_one
 
 UNITS = 5
 """What each item reports, one by one."""
 
 
-def square(pause: float = 0.0) -> Callable[[int, Report], int]:
+def square(pause: float = 0.0) -> Worker[int, int]:
     def work(item: int, report: Report) -> int:
         for _ in range(UNITS):
             time.sleep(pause)
             report(1)
         return item * item
 
-    return work
+    return one_by_one(work)
 
 
-def failing() -> Callable[[int, Report], int]:
+def failing() -> Worker[int, int]:
     def work(item: int, report: Report) -> int:
         if item == 2:
             raise MediaError("frame 7 cannot be decoded")
         time.sleep(0.05)
         return item
 
-    return work
+    return one_by_one(work)
 
 
-def unmakeable() -> Callable[[int, Report], int]:
+def unmakeable() -> Worker[int, int]:
     raise EngineError("there is no such model")
 
 
-def whereabouts(folder: Path, pause: float) -> Callable[[int, Report], tuple[int, int, str | None]]:
+def whereabouts(folder: Path, pause: float) -> Worker[int, tuple[int, int, str | None]]:
     """A worker that leaves its process id and the number of its factory's calls."""
     (folder / f"made-{os.getpid()}").touch(exist_ok=False)
 
@@ -59,26 +59,26 @@ def whereabouts(folder: Path, pause: float) -> Callable[[int, Report], tuple[int
             report(1)
         return item, os.getpid(), os.environ.get("OMP_NUM_THREADS")
 
-    return work
+    return one_by_one(work)
 
 
-def talking() -> Callable[[int, Report], int]:
+def talking() -> Worker[int, int]:
     def work(item: int, report: Report) -> int:
         logging.getLogger("vidup.engines").warning("item %d: the batch is halved", item)
         logging.getLogger("vidup.engines").debug("not asked for")
         return item
 
-    return work
+    return one_by_one(work)
 
 
-def suicidal() -> Callable[[int, Report], int]:
+def suicidal() -> Worker[int, int]:
     def work(item: int, report: Report) -> int:
         report(3)
         time.sleep(0.5)  # so that the driver has seen them
         os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    return work
+    return one_by_one(work)
 
 
 class Collected:
@@ -117,7 +117,7 @@ class TestHere:
     def test_the_worker_is_made_once_and_only_for_an_item(self):
         made = []
 
-        def make() -> Callable[[int, Report], int]:
+        def make() -> Worker[int, int]:
             made.append(1)
             return square()
 
@@ -128,13 +128,13 @@ class TestHere:
 
     @pytest.mark.parametrize("error", [MediaError("damaged"), KeyboardInterrupt(), ZeroDivisionError()])
     def test_errors_pass_as_they_are(self, error: BaseException):
-        def make() -> Callable[[int, Report], int]:
+        def make() -> Worker[int, int]:
             def work(item: int, report: Report) -> int:
                 if item == 1:
                     raise error
                 return item
 
-            return work
+            return one_by_one(work)
 
         got = Collected()
         with pytest.raises(type(error)) as caught:

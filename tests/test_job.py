@@ -1,9 +1,8 @@
-"""Whole jobs from Python: progress, cancelling, failures, still images, the library's names, settings, prefetch."""
+"""Whole jobs from Python: progress, cancelling, failures, still images, the library's names, settings."""
 
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,6 @@ from vidup import Color, ConfigError, EngineError, Frame, MediaError, Progress, 
 from vidup.config import preset_names
 from vidup.engines.interpolate import Interpolation
 from vidup.job import default_output
-from vidup.prefetch import batched, prefetch
 
 NEAREST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
 
@@ -359,65 +357,3 @@ def test_import_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_prefetch_keeps_the_order_and_stays_within_its_depth():
-    begun = []
-
-    def items() -> Iterator[int]:
-        for index in range(50):
-            begun.append(index)
-            yield index
-
-    seen = []
-    for item in prefetch(items(), depth=3):
-        seen.append(item)
-        assert len(begun) <= item + 1 + 3 + 1  # in hand, in the queue, and one that waits for room
-    assert seen == list(range(50)) and threads() == []
-
-
-def test_prefetch_runs_ahead():
-    ahead = threading.Event()
-
-    def items() -> Iterator[int]:
-        yield 0
-        ahead.set()
-        yield 1
-
-    running = prefetch(items())
-    assert next(running) == 0
-    assert ahead.wait(5)
-    assert list(running) == [1]
-
-
-def test_prefetch_raises_the_error_after_the_good_items():
-    def items() -> Iterator[int]:
-        yield from range(3)
-        raise ValueError("the fourth")
-
-    seen = []
-    with pytest.raises(ValueError, match="the fourth"):
-        for item in prefetch(items(), depth=5):
-            time.sleep(0.01)
-            seen.append(item)
-    assert seen == [0, 1, 2] and threads() == []
-
-
-def test_prefetch_closed_early_closes_its_source_in_its_own_thread():
-    closed = []
-
-    def items() -> Iterator[int]:
-        try:
-            yield from range(1000)
-        finally:
-            closed.append(threading.current_thread().name)
-
-    running = prefetch(items())
-    assert next(running) == 0
-    running.close()
-    assert closed == ["vidup-prefetch"] and threads() == []
-
-
-def test_batched():
-    assert list(batched(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batched([], 3)) == []

@@ -26,6 +26,7 @@ ROWS = [
     },
     {"upscaler"},
     {"planning"},
+    {"worker"},
     {"likeness", "fingerprint", "proof", "stills"},
     {"job"},
     {"compare", "stopwatch", "bench"},

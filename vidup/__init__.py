@@ -11,13 +11,14 @@ The map of the code, from the bottom up; a file imports only from lines above it
     engines/                                 what makes the picture: diffusion (x4, mini), latent (x2), checkpoint, ...
     segments, crew, execute                  a job's folder on disk; workers on Ray; a function over segments
     upscaler                                 frames in, larger frames out
-    planning                                 all that is decided before the first frame
+    planning, worker                         all that is decided before the first frame; what is done to segments
     fingerprint, likeness, proof, stills     re-read what was written and prove it; still images
     job                                      upscale(): plan, upscale in segments, join, verify, deliver
     compare, bench                           quality of one video against another; what this machine can do
     cli                                      parse, call the library, exit code
 
-A frame's way is `job.upscale_segment`: decode -> upscale -> encode, composed generators, one frame after another.
+A frame's way is `worker.upscale_segment`: decode -> upscale -> encode. The decoder runs ahead in a thread of its own,
+the encoder behind in another; the engine stays in the caller's.
 
 The public names below are loaded on first use: ``import vidup`` loads neither torch nor PyAV.
 """

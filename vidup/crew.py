@@ -57,7 +57,7 @@ class _Member:
         try:
             if make is not None:
                 self._worker = make()
-            result = self._worker(item, self._report)
+            ((_, result),) = self._worker(iter([item]), self._report)
         except Exception as error:
             error.add_note(f"in a worker:\n{traceback.format_exc()}")  # what pickles; the traceback itself does not
             raise

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +22,18 @@ Result = TypeVar("Result")
 Report = Callable[[int], None]
 """Is told how many more units of the item in hand are done; raises `Stopped` once the job is to stop."""
 
-Worker = Callable[[Item, Report], Result]
-"""Works on one item, and reports while it does."""
+Worker = Callable[[Iterator[Item], Report], Generator[tuple[Item, Result], None, None]]
+"""Takes items, reports while it works on them, and yields each with its result; it may take the next one before."""
+
+
+def one_by_one(work: Callable[[Item, Report], Result]) -> Worker[Item, Result]:
+    """A worker that is done with an item before it takes the next."""
+
+    def worker(items: Iterator[Item], report: Report) -> Generator[tuple[Item, Result], None, None]:
+        for item in items:
+            yield item, work(item, report)
+
+    return worker
 
 
 def execute(
@@ -38,11 +50,12 @@ def execute(
     gpus_per_worker: float = 0.0,
     retries: int = 2,
 ) -> None:
-    """Call ``make()(item, report)`` for every item.
+    """Have all items worked on by what `make` makes.
 
-    With one worker and no address that is a plain loop in this process. Else Ray runs it, and `make`, items and results
-    must pickle. A lost worker (killed, its machine gone) is replaced and its item done again. An error of the function
-    ends the job, and is raised here as it was there. What workers log comes out of this process's loggers.
+    With one worker and no address that is a plain loop in this thread. Else Ray runs it, gives out one item at a time,
+    and `make`, items and results must pickle. A lost worker (killed, its machine gone) is replaced and its item done
+    again. An error of the function ends the job, and is raised here as it was there. What workers log comes out of this
+    process's loggers.
 
     Args:
         make: is called once a worker, in its process.
@@ -96,8 +109,13 @@ def _execute_here(
         if stop():
             raise Stopped
 
-    worker: Worker[Item, Result] | None = None
-    for item in filter(wanted, items):
-        report(0)
-        worker = worker or make()
-        on_result(item, worker(item, report))
+    def taken() -> Iterator[Item]:
+        for item in filter(wanted, items):
+            report(0)
+            yield item
+
+    todo = taken()
+    for first in todo:  # nothing is made where there is none
+        with closing(make()(chain([first], todo), report)) as results:
+            for item, result in results:
+                on_result(item, result)

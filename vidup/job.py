@@ -7,25 +7,22 @@ import math
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import vidup
-from vidup import engines, planning, proof, reader, segments, stills, writer
+from vidup import engines, planning, proof, segments, stills, writer
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.errors import ConfigError, MediaError, VidupError
-from vidup.execute import Report, execute
-from vidup.frame import Frame
-from vidup.planning import QUEUE_BYTES, Job
-from vidup.prefetch import prefetch
+from vidup.execute import execute
+from vidup.planning import Job
 from vidup.progress import Sink, Tracker
-from vidup.reader import planar
 from vidup.segments import Segment, Store
 from vidup.upscaler import Upscaler
+from vidup.worker import Part, Worker
 
 log = logging.getLogger(__name__)
 
@@ -179,16 +176,6 @@ def _segments(job: Job, folder: Path) -> list[Segment]:
     return segments.plan_segments(pts[job.low : job.high], job.settings.segment_frames, folder, end)
 
 
-class Part(NamedTuple):
-    """What a worker is given."""
-
-    file: int
-    segment: Segment
-
-    def __str__(self) -> str:
-        return str(self.segment)
-
-
 def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:
     """Upscale what is left of all jobs, and deliver each when its last segment stands."""
     settings, runtime = upscaler.settings, upscaler.runtime
@@ -212,12 +199,15 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
         if not work.left:
             finish(work)
     parts = [Part(file, each) for file, work in enumerate(works) for each in work.segments if each.index in work.left]
+    here = runtime.workers == 1 and runtime.ray is None  # else each worker loads its own engine
+    if here:  # before there is anything that follows from it
+        for work in works:
+            _choose(work, upscaler)
     jobs = [work.job for work in works]
     choices = [work.store.choice for work in works]
-    here = runtime.workers == 1 and runtime.ray is None  # else each worker loads its own
     tracker.enter("compiling" if here and parts and upscaler.compiles else "upscaling")
     execute(
-        partial(_Worker, jobs, choices, settings, runtime, upscaler if here else None),
+        partial(Worker, jobs, choices, settings, runtime, upscaler if here else None),
         parts,
         wanted=lambda part: works[part.file].outcome.error is None,
         on_result=on_result,
@@ -229,6 +219,19 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
     )
 
 
+def _choose(work: _Work, upscaler: Upscaler) -> None:
+    """Settle and store what the engine decides by itself, so that a resumed job repeats it."""
+    if work.left and not work.store.choice:
+        size = work.job.turn.size(work.job.info.height, work.job.info.width)
+        choice = upscaler.choose(*size)
+        work.store.save_choice(asdict(choice))
+        log.debug(
+            "%s: about %.2f GiB on %s; %d at a time, %s",
+            *(work.job.output, upscaler.engine.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
+            f"tiles of {choice.tile}" if choice.tile else "whole frames",
+        )
+
+
 def _gpus(runtime: Runtime) -> float:
     """The share of a GPU that a worker of its own process is given; 0 where it is not for Ray to hand them out."""
     if runtime.ray is not None:  # whose machines may have what this one has not
@@ -236,58 +239,6 @@ def _gpus(runtime: Runtime) -> float:
         return 1.0 if runtime.device == "cuda" or (runtime.device == "auto" and here) else 0.0
     count = sum(name.startswith("cuda") for name in engines.devices()) if runtime.device in ("auto", "cuda") else 0
     return 1 / math.ceil(runtime.workers / count) if count and runtime.workers > 1 else 0.0
-
-
-class _Worker:
-    """Upscales segments, in this process or in one of its own; the engine is loaded once."""
-
-    def __init__(
-        self,
-        jobs: list[Job],
-        choices: list[dict[str, Any]],
-        settings: Settings,
-        runtime: Runtime,
-        upscaler: Upscaler | None,
-    ) -> None:
-        self._jobs, self._upscaler = jobs, upscaler or Upscaler(settings, runtime)
-        self._choices = [Choice(**choice) if choice else None for choice in choices]
-
-    def __call__(self, part: Part, report: Report) -> Choice | VidupError:
-        """The choice that the engine made, or became when memory ran out."""
-        job, upscaler = self._jobs[part.file], self._upscaler
-        try:
-            size = job.turn.size(job.info.height, job.info.width)
-            fresh = self._choices[part.file] is None
-            choice = self._choices[part.file] = upscaler.choose(*size, self._choices[part.file])
-            if fresh:
-                log.debug(
-                    "%s: about %.2f GiB on %s; %d at a time, %s",
-                    *(job.output, upscaler.engine.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
-                    f"tiles of {choice.tile}" if choice.tile else "whole frames",
-                )
-            with segments.disk_full_told(part.segment.path.parent):
-                upscale_segment(job, part.segment, upscaler, report)
-            assert upscaler.choice is not None
-            self._choices[part.file] = upscaler.choice
-            return upscaler.choice
-        except VidupError as error:
-            return error
-
-
-def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None]) -> None:
-    """A frame's way: decode -> upscale -> encode. The same function on this machine and on a cluster."""
-    # Closed here, not when they are collected: the traceback of an error would keep their threads.
-    decoded = prefetch(reader.decode(job.info, segment.begin, segment.end, job.settings), QUEUE_BYTES, _bytes)
-    with closing(decoded):
-        larger = upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn)
-        moved = (replace(frame, pts=frame.pts - job.offset) for frame in larger)
-        with closing(prefetch(moved, QUEUE_BYTES, _bytes)) as frames:
-            for _ in writer.encode_segment(frames, job.encoding, segment.path):
-                report(1)
-
-
-def _bytes(frame: Frame) -> int:
-    return sum(plane.nbytes for plane in frame.planes)
 
 
 def _is_whole(job: Job, segment: Segment) -> bool:

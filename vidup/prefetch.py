@@ -1,4 +1,4 @@
-"""The only thread code: run an iterator ahead of its consumer."""
+"""The only thread code: a producer that runs ahead of this thread, a consumer that runs behind it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,70 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from threading import Condition, Thread
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _Channel(Generic[T]):
+    """A queue of bounded size between two threads, which either of them can end.
+
+    Args:
+        depth: how much may wait, in the units of `size`; one item may wait however large it is.
+        size: of an item, such as its bytes.
+    """
+
+    def __init__(self, depth: int, size: Callable[[T], int]) -> None:
+        self._depth, self._size = depth, size
+        self._queue: deque[tuple[T, int]] = deque()
+        self._changed = Condition()
+        self._waiting, self._ended, self._closed = 0, False, False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Wait for room; False where nobody takes items any more."""
+        amount = self._size(item)
+        with self._changed:
+            while not self._closed and self._queue and self._waiting + amount > self._depth:
+                self._changed.wait(timeout=1.0)  # see `__iter__`
+            if not self._closed:
+                self._queue.append((item, amount))
+                self._waiting += amount
+                self._changed.notify_all()
+            return not self._closed
+
+    def end(self, error: BaseException | None = None) -> None:
+        """There will be no more items; an error is raised to the taker after those that wait."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody takes items any more; those that wait are dropped."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                while not self._queue and not self._ended:
+                    # A timeout keeps the main thread awake for Ctrl-C on Windows, where a bare wait() is deaf to it.
+                    self._changed.wait(timeout=1.0)
+                if not self._queue:
+                    error, self._error = self._error, None
+                    break
+                item, amount = self._queue.popleft()
+                self._waiting -= amount
+                self._changed.notify_all()
+            yield item
+            del item
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame: a cycle that would keep the frames of a failed job
 
 
 def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
@@ -18,32 +79,19 @@ def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lamb
     items that came before it, and closing this generator closes `items` (in the thread that runs it) and joins.
 
     Args:
-        depth: how much may wait, in the units of `size`; one item may wait however large it is.
-        size: of an item, such as its bytes.
+        depth, size: of what may wait; see `_Channel`.
     """
-    queue: deque[tuple[str, Any, int]] = deque()
-    changed = Condition()
-    waiting, stopped = 0, False
-
-    def put(kind: str, value: Any, amount: int) -> None:
-        nonlocal waiting
-        with changed:
-            while not stopped and queue and waiting + amount > depth:
-                changed.wait()
-            queue.append((kind, value, amount))
-            waiting += amount
-            changed.notify_all()
+    channel = _Channel(depth, size)
 
     def run() -> None:
         iterator = iter(items)
         try:
             for item in iterator:
-                put("item", item, size(item))
-                if stopped:
+                if not channel.put(item):
                     return
-            put("end", None, 0)
+            channel.end()
         except BaseException as error:
-            put("error", error, 0)
+            channel.end(error)
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
@@ -52,28 +100,68 @@ def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lamb
     thread = Thread(target=run, name="vidup-prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            with changed:
-                while not queue:
-                    # A timeout keeps the main thread awake for Ctrl-C on Windows, where a bare wait() is deaf to it.
-                    changed.wait(timeout=1.0)
-                kind, value, amount = queue.popleft()
-                waiting -= amount
-                changed.notify_all()
-            if kind == "error":
-                try:
-                    raise value
-                finally:
-                    del value  # its traceback holds this frame: a cycle that would keep the frames of a failed job
-            if kind == "end":
-                return
-            yield value
+        yield from channel
     finally:
-        with changed:
-            stopped = True
-            queue.clear()
-            changed.notify_all()
+        channel.close()
         thread.join()
+
+
+class _Abandoned(Exception):
+    """Ends a consumer whose producer has given up."""
+
+
+class Consumer(Generic[T]):
+    """Runs a function over items in a thread of its own, behind the producer.
+
+    Args:
+        consume: takes an iterator of the items; what it has made of them by its return is what they were for.
+        depth, size: of what may wait; see `_Channel`.
+    """
+
+    def __init__(
+        self, consume: Callable[[Iterator[T]], Any], depth: int = 2, size: Callable[[T], int] = lambda item: 1
+    ) -> None:
+        self._channel = _Channel(depth, size)
+        self._error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                consume(iter(self._channel))
+            except _Abandoned:
+                pass
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._channel.close()
+
+        self._thread = Thread(target=run, name="vidup-consumer", daemon=True)
+        self._thread.start()
+
+    def put(self, item: T) -> None:
+        """Hand over an item; waits for room, and raises what the function raised."""
+        if not self._channel.put(item):
+            self.wait()
+
+    def end(self) -> None:
+        """There are no more items. Does not wait."""
+        self._channel.end()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the function to return, at the most so long; whether it has. Raises what it raised."""
+        self._thread.join(seconds)
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Let the function end with an exception if it has not returned, and join. Its own errors are dropped."""
+        self._channel.close()
+        self._channel.end(_Abandoned())
+        self._thread.join()
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

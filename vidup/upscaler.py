@@ -82,6 +82,7 @@ class Upscaler:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
         self.choice: Choice | None = None
         """What the engine decided by itself; see `choose`."""
+        self._chosen: dict[tuple[int, int], Choice] = {}
 
     @cached_property
     def engine(self) -> engines.Engine:
@@ -124,13 +125,20 @@ class Upscaler:
         _ = self.engine
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
-        """Settle what the engine decides by itself for frames of this size: as told, or as it finds best.
+        """Settle what the engine decides by itself for frames of this size: as told, as before, or as it finds best.
 
         Afterwards `choice` tells it, and also what it became if memory ran out.
         """
-        self.choice = choice or self.engine.choose(height, width)
-        self.engine.adopt(self.choice)
-        return self.choice
+        choice = choice or self._chosen.get((height, width))
+        if choice is None:
+            self.engine.adopt(None)
+            choice = self.engine.choose(height, width)
+        self._adopt(choice, height, width)
+        return choice
+
+    def _adopt(self, choice: Choice, height: int, width: int) -> None:
+        self.choice = self._chosen[height, width] = choice
+        self.engine.adopt(choice)
 
     def frames(
         self,
@@ -220,18 +228,18 @@ class Upscaler:
 
     def _back_off(self, height: int, width: int, failed: str) -> None:
         before = self.engine.choose(height, width)
-        self.choice = self.engine.smaller(before, height, width)
-        if self.choice is None:
+        choice = self.engine.smaller(before, height, width)
+        if choice is None:
             raise EngineError(
                 f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
                 " take a smaller model, --offload, or another --device"
             )
+        self._adopt(choice, height, width)
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.engine.adopt(self.choice)
         log.warning(
             "memory ran out: from here on %d at a time, %s",
-            *(self.choice.batch, f"in tiles of {self.choice.tile}" if self.choice.tile else "whole frames"),
+            *(choice.batch, f"in tiles of {choice.tile}" if choice.tile else "whole frames"),
         )
 
     @torch.inference_mode()

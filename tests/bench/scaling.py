@@ -18,19 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import report
 
-from vidup.execute import Report, execute
+from vidup.execute import Report, Worker, execute, one_by_one
 
 UNITS = 20
 """What a sleeping segment reports, one by one."""
 
 
-def sleeper(seconds: float) -> Callable[[int, Report], int]:
+def sleeper(seconds: float) -> Worker[int, int]:
     """A worker that takes so many seconds for a segment."""
 
     def work(item: int, report: Report) -> int:
@@ -39,7 +38,7 @@ def sleeper(seconds: float) -> Callable[[int, Report], int]:
             report(1)
         return item
 
-    return work
+    return one_by_one(work)
 
 
 @dataclass(frozen=True)

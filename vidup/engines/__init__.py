@@ -72,8 +72,8 @@ class Engine(Protocol):
     def choose(self, height: int, width: int) -> Choice:
         """What it does for frames of this size: as adopted, else as the settings, the runtime and the memory say."""
 
-    def adopt(self, choice: Choice) -> None:
-        """Do as this says from now on: `clip_length` becomes its batch."""
+    def adopt(self, choice: Choice | None) -> None:
+        """Do as this says from now on: `clip_length` becomes its batch. None forgets what was adopted."""
 
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
         """The next choice that takes less memory: the batch halved, then smaller tiles; None at the smallest."""

@@ -98,8 +98,8 @@ class DiffusionX4:
         """As adopted, else the whole frame, or the largest tiles, with the largest batch that the memory holds."""
         return self._adopted or self.planner.choose(height, width)
 
-    def adopt(self, choice: Choice) -> None:
-        """Do as this says from now on."""
+    def adopt(self, choice: Choice | None) -> None:
+        """Do as this says from now on; None forgets."""
         self._adopted = choice
 
     @torch.inference_mode()

@@ -20,9 +20,12 @@ class Interpolation:
 
     def __init__(self, method: str, scale: float, runtime: Runtime, device: torch.device) -> None:
         self.method, self.scale, self.runtime, self.device = method, scale, runtime, device
-        self.clip_length = runtime.batch or 4
         self.identity = method
         self.adopted: Choice | None = None
+
+    @property
+    def clip_length(self) -> int:
+        return self.runtime.batch or 4 if self.adopted is None else self.adopted.batch
 
     def choose(self, height: int, width: int) -> Choice:
         """As adopted, else the batch given, else as many pictures as the memory holds."""
@@ -33,8 +36,8 @@ class Interpolation:
                 choice = Choice(choice.batch // 2, 0)
         return choice
 
-    def adopt(self, choice: Choice) -> None:
-        self.adopted, self.clip_length = choice, choice.batch
+    def adopt(self, choice: Choice | None) -> None:
+        self.adopted = choice
 
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
         return Choice(choice.batch // 2, 0) if choice.batch > 1 else None

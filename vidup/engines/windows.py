@@ -125,17 +125,21 @@ class Planner:
         tiles: bool = True,
     ) -> None:
         self.settings, self.runtime, self.device = settings, runtime, device
-        self.multiple, self.batch, self.tiles = multiple, runtime.batch or batch, tiles
+        self.multiple, self.tiles, self._first_batch = multiple, tiles, runtime.batch or batch
         self.weights, self.window_bytes = weights, window_bytes
         self.frame_bytes, self.frame_peak = frame_bytes, frame_peak
         self.adopted: Choice | None = None
         self._chosen = lru_cache(maxsize=16)(self._choose)
 
+    @property
+    def batch(self) -> int:
+        return self._first_batch if self.adopted is None else self.adopted.batch
+
     def choose(self, height: int, width: int) -> Choice:
         return self.adopted or self._chosen(height, width)
 
     def _choose(self, height: int, width: int) -> Choice:
-        choice = Choice(self.batch, self.settings.tile)
+        choice = Choice(self._first_batch, self.settings.tile)
         limit = memory_limit(self.runtime, self.device)
         while self.memory(choice, height, width) > limit:
             smaller = self._smaller(choice, height, width, batch=not self.runtime.batch)
@@ -148,8 +152,8 @@ class Planner:
             choice = smaller
         return choice
 
-    def adopt(self, choice: Choice) -> None:
-        self.adopted, self.batch = choice, choice.batch
+    def adopt(self, choice: Choice | None) -> None:
+        self.adopted = choice
 
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
         return self._smaller(choice, height, width, batch=True)

@@ -1,0 +1,131 @@
+"""What is done to a job's segments: decode, upscale, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from vidup import reader, segments, writer
+from vidup.config import Runtime, Settings
+from vidup.engines import Choice
+from vidup.errors import VidupError
+from vidup.execute import Report
+from vidup.frame import Frame
+from vidup.planning import QUEUE_BYTES, Job
+from vidup.prefetch import Consumer, prefetch
+from vidup.reader import planar
+from vidup.segments import Segment
+from vidup.upscaler import Upscaler
+
+
+class Part(NamedTuple):
+    """What a worker is given."""
+
+    file: int
+    segment: Segment
+
+    def __str__(self) -> str:
+        return str(self.segment)
+
+
+class Worker:
+    """Upscales segments, in this process or in one of its own; the engine is loaded once.
+
+    The engine works in the thread that calls, as CUDA graphs want it, and does not wait while an encoder empties itself
+    at the end of a segment: the next segment is upscaled meanwhile.
+    """
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        choices: list[dict[str, Any]],
+        settings: Settings,
+        runtime: Runtime,
+        upscaler: Upscaler | None,
+    ) -> None:
+        self._jobs, self._upscaler = jobs, upscaler or Upscaler(settings, runtime)
+        self._choices = [Choice(**choice) if choice else None for choice in choices]
+
+    def __call__(
+        self, parts: Iterator[Part], report: Report
+    ) -> Generator[tuple[Part, Choice | VidupError], None, None]:
+        """Each part with the choice that the engine made, or that it became when memory ran out."""
+        tail: _Tail | None = None
+        try:
+            for part in parts:
+                try:
+                    begun = self._upscale(part, report)
+                except VidupError as error:
+                    yield part, error
+                    continue
+                ended, tail = tail, begun
+                if ended is not None:
+                    yield ended.part, ended.result()
+            if tail is not None:
+                yield tail.part, tail.result()
+        except Exception:
+            if tail is not None:  # its frames are upscaled: that is not thrown away
+                tail.result()
+            raise
+        finally:
+            if tail is not None:
+                tail.encoder.close()
+
+    def _upscale(self, part: Part, report: Report) -> _Tail:
+        job, upscaler = self._jobs[part.file], self._upscaler
+        upscaler.choose(*job.turn.size(job.info.height, job.info.width), self._choices[part.file])
+        with segments.disk_full_told(part.segment.path.parent):
+            encoder = upscale_segment(job, part.segment, upscaler, report)
+        choice = self._choices[part.file] = upscaler.choice
+        assert choice is not None
+        return _Tail(part, choice, encoder)
+
+
+@dataclass
+class _Tail:
+    """What is left of a part whose frames are upscaled: the encoder holds some of them yet."""
+
+    part: Part
+    choice: Choice
+    encoder: Consumer[Frame]
+
+    def result(self) -> Choice | VidupError:
+        """Wait for the encoder."""
+        try:
+            with segments.disk_full_told(self.part.segment.path.parent):
+                self.encoder.wait()
+        except VidupError as error:
+            return error
+        return self.choice
+
+
+def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None]) -> Consumer[Frame]:
+    """A frame's way: decode -> upscale -> encode. The same function on this machine and on a cluster.
+
+    Returns:
+        The encoder; once it is done the segment's file stands.
+    """
+
+    def encode(frames: Iterator[Frame]) -> None:
+        for _ in writer.encode_segment(frames, job.encoding, segment.path):
+            pass
+
+    # Closed here, not when they are collected: the traceback of an error would keep their threads.
+    decoded = prefetch(reader.decode(job.info, segment.begin, segment.end, job.settings), QUEUE_BYTES, _bytes)
+    encoder = Consumer(encode, QUEUE_BYTES, _bytes)
+    try:
+        with closing(decoded):
+            for frame in upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn):
+                encoder.put(replace(frame, pts=frame.pts - job.offset))
+                report(1)
+        encoder.end()
+        return encoder
+    except BaseException:
+        encoder.close()
+        raise
+
+
+def _bytes(frame: Frame) -> int:
+    return sum(plane.nbytes for plane in frame.planes)
