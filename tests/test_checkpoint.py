@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, enlarge, load, windows
+from vidup.engines import Choice, Place, compiling, enlarge, load, windows
 from vidup.engines.checkpoint import Checkpoint
 from vidup.engines.memory import LiveBytes
 from vidup.engines.resample import resize
@@ -269,6 +269,21 @@ def test_brightness_is_kept_by_the_public_way(tmp_path: Path) -> None:
         result = upscaler.enlarge(source)
     assert result.shape == (1, 3, 96, 128)
     assert (resize(result, (24, 32)) - source).square().mean() < 1e-3
+
+
+def test_compiled_it_gives_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+    torch._dynamo.reset()
+    path, place = write(compact(), tmp_path / "compact.pth"), Place(height=40, width=56)
+    expected = enlarge(make(path), picture(40, 56), place)
+    engine = make(path, Runtime(device="cpu", compile="on"))
+    assert engine.compiles and not make(path).compiles
+    torch.testing.assert_close(enlarge(engine, picture(40, 56), place), expected, atol=1e-5, rtol=0)
+
+
+def test_offload_without_effect_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(write(compact(), tmp_path / "compact.pth"), Runtime(device="cpu", offload=True))
+    assert "offload: has no effect with compact.pth" in caplog.text
 
 
 @pytest.mark.gpu

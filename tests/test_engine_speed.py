@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
+from vidup import Color, Frame, Upscaler, color
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, architecture, enlarge, hub, unet
+from vidup.engines import Choice, Place, architecture, compiling, enlarge, hub
 from vidup.engines.budget import trace_unet
+from vidup.engines.compiling import compiles
 from vidup.engines.diffusion import DiffusionX4
 from vidup.engines.memory import LiveBytes
 from vidup.engines.sampler import interval
 from vidup.engines.tiny import load_tiny
-from vidup.engines.unet import FixedText, Moved, Unet, compiles, fix_texts
+from vidup.engines.unet import FixedText, Moved, Unet, fix_texts
 from vidup.errors import EngineError
 
 CPU = torch.device("cpu")
@@ -59,7 +63,7 @@ class TestGuidance:
         self, engine: Any, start: float, end: float, guided: str
     ) -> None:
         one = engine(guidance_start=start, guidance_end=end)
-        counted = one.unet._run = Counted(one.unet._run)
+        counted = one.unet.run.function = Counted(one.unet.module)
         enlarge(one, picture(), PLACE)
         assert counted.batches == [1 + int(step) for step in guided]
         assert one.guided is ("1" in guided)
@@ -117,7 +121,7 @@ class TestCompiling:
         self, engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
-        monkeypatch.setattr(unet, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
         monkeypatch.setattr("vidup.engines.diffusion.compiled_or_not", lambda function, device: function)
         expected = enlarge(engine(guidance_end=0.5, steps=2), picture(2), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), guidance_end=0.5, steps=2)
@@ -127,7 +131,7 @@ class TestCompiling:
         torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
         told = [line for line in caplog.messages if "compiling" in line]
         assert len(told) == 2  # a shape with guidance and one without
-        assert one.unet.compiled
+        assert one.unet.run.active
 
     @pytest.mark.parametrize("wish", ["auto", "on"])
     def test_what_cannot_be_compiled_is_told(
@@ -136,17 +140,32 @@ class TestCompiling:
         def broken(*_: Any) -> Any:
             raise RuntimeError("no compiler here")
 
-        monkeypatch.setattr(unet, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
         monkeypatch.setattr("vidup.engines.diffusion.compiled_or_not", lambda function, device: function)
         expected = enlarge(engine(steps=1), picture(), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
-        one.unet.required = wish == "on"
+        one.unet.run.required = wish == "on"
         if wish == "on":
             with pytest.raises(EngineError, match=r"compile = 'on'.*no compiler here"):
                 enlarge(one, picture(), PLACE)
         else:
             assert torch.equal(enlarge(one, picture(), PLACE), expected)
             assert "no compiler here" in caplog.text
+
+    def test_less_memory_lets_go_of_what_was_recorded(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+        reset, resets = torch.compiler.reset, []
+        monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(1), reset()))
+        one = engine(Runtime(device="cpu", compile="on"), steps=1)
+        one.adopt(Choice(2, 0))
+        first = enlarge(one, picture(2), PLACE)
+        assert not resets and one.compiles
+        one.adopt(Choice(1, 0))  # as after a failed attempt
+        assert resets == [1]
+        torch.testing.assert_close(enlarge(one, picture(1), PLACE), first[:1], atol=1e-4, rtol=0)
+        for choice in (None, Choice(1, 0), Choice(1, 0)):  # a new file is no want of memory
+            one.adopt(choice)
+        assert resets == [1]
 
     def test_when(self) -> None:
         assert compiles("auto", CPU, False) == compiles("off", torch.device("cuda"), False) == "off"
@@ -159,12 +178,12 @@ class TestCompiling:
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
         for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
             monkeypatch.setenv(name, str(tmp_path))
-        unet.keep_compiled_code()
-        kept = unet.os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        compiling.keep_compiled_code()
+        kept = compiling.os.environ["TORCHINDUCTOR_CACHE_DIR"]
         assert Path(kept).is_relative_to(tmp_path) and "vidup" in kept
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-        unet.keep_compiled_code()
-        assert unet.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+        compiling.keep_compiled_code()
+        assert compiling.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
 
     @pytest.mark.slow
     def test_inductor_gives_the_same_picture(
@@ -262,6 +281,42 @@ class TestTinyDecoder:
             load_tiny(str(tiny_x4 / "unet"), 4, 4, CPU, torch.float32)
 
 
+class TestDevices:
+    """The meta device stands for a GPU: an operation over two devices fails there, and so does reading a number back,
+    which on a GPU would be a wait in the loop."""
+
+    META = torch.device("meta")
+
+    def parts(self) -> hub.Parts:
+        texts = (text.to(self.META, torch.float16) for text in architecture.random_text(8))
+        return hub.Parts(
+            architecture.random_unet(self.META, torch.float16, 8),
+            architecture.random_vae(self.META, torch.bfloat16, 8),
+            *texts, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL, "random",
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"tile": 128}, {"vae_attention": "windowed"}])
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_a_frames_way_neither_waits_nor_leaves_the_device(
+        self, settings: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch, "equal", lambda one, other: False)  # of the prompts, once a job
+        runtime = Runtime(compile="off", max_memory="64G", batch=batch)
+        options = {"prompt": "a", "steps": 2, "dtype": "float16", **settings}
+        engine = DiffusionX4(Settings(**options), runtime, self.META, self.parts())
+        upscaler = Upscaler(engine.settings, runtime)
+        upscaler.__dict__["engine"] = engine
+        planes = (np.zeros((134, 200), np.uint8), *(np.zeros((67, 100), np.uint8),) * 2)
+        frame = Frame(planes, "yuv420p", Color(1, 1, 1, False), 0, 1, Fraction(1, 25))
+        rgb = torch.stack([color.to_rgb(frame, self.META)] * batch)
+        upscaler.choose(134, 200)
+        picture = upscaler.enlarge(rgb)
+        assert picture.shape == (batch, 3, 536, 800) and picture.device == self.META
+        assert all(plane.device == self.META for plane in color.to_codes(picture[0], "yuv420p", frame.color))
+        with pytest.raises(NotImplementedError):  # the check can fail
+            picture.cpu()
+
+
 class TestBudget:
     """The planner against the bytes that are truly alive."""
 
@@ -301,6 +356,15 @@ class TestBudget:
         with torch.inference_mode(), LiveBytes() as live:
             one.unet(batch, torch.tensor(1), True)
         assert live.peak == pytest.approx(both * 96 * 160, rel=0.05)
+
+    def test_graphs_keep_their_memory_while_the_decoder_works(self, engine: Any) -> None:
+        one = engine()
+        planner, choice = one.planner, Choice(1, 0)
+        apart = one.memory(choice, 64, 64) - sum(planner.weights)
+        planner.graphs = True
+        both = one.memory(choice, 64, 64) - sum(planner.weights)
+        evaluating = planner._evaluating(choice, 64, 64)
+        assert apart >= evaluating and both == pytest.approx(evaluating + planner._decoding(64, 64, 1, 4), rel=0.01)
 
     def test_the_limit_is_kept_and_what_is_given_too(self, engine: Any) -> None:
         free = engine(Runtime(device="cpu", max_memory="999G"))

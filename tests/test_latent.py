@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vidup import noise
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, enlarge, load
+from vidup.engines import Choice, Place, compiling, enlarge, load
 from vidup.engines.latent import _LATENTS, LatentX2, prepare
 from vidup.errors import EngineError
 
@@ -248,3 +248,15 @@ def test_an_adopted_choice_is_kept(tiny_x2: Path) -> None:
     engine = make(tiny_x2)
     engine.adopt(Choice(2, 192))
     assert engine.choose(1080, 1920) == Choice(2, 192) and engine.clip_length == 2
+
+
+def test_compiled_it_gives_the_same_picture(tiny_x2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
+    monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+    torch._dynamo.reset()
+    source, place = picture(64, 64), Place(height=64, width=64)
+    expected = enlarge(make(tiny_x2, steps=2), source, place)
+    engine = make(tiny_x2, Runtime(device="cpu", compile="on"), steps=2)
+    assert engine.compiles
+    torch.testing.assert_close(enlarge(engine, source, place), expected, atol=1e-4, rtol=0)
+    assert engine.compiles

@@ -134,7 +134,9 @@ class Runtime:
 
     device: str = option("auto", "cuda, cuda:1, mps or cpu; auto takes the first that is there")
     batch: int = option(0, "frames or tiles in one call of the model; 0 chooses", flags=("-b",), low=0, high=1024)
-    compile: Literal["auto", "on", "off"] = option("auto", "torch.compile the model; auto does on cuda")
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "torch.compile the model; auto does with the diffusion models on cuda"
+    )
     max_memory: str | None = option(None, "memory of the device that may be taken, such as 8G")
     offload: bool = option(False, "keep on the device only the part of the model that is at work")
     workers: int = option(1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1)

@@ -96,7 +96,7 @@ class Upscaler:
     @property
     def compiles(self) -> bool:
         """Whether the first clip will take the time that compiling the model takes."""
-        return bool(getattr(getattr(self.engine, "unet", None), "compiled", False))
+        return self.engine.compiles
 
     def __enter__(self) -> Upscaler:
         return self

@@ -69,6 +69,10 @@ class Engine(Protocol):
     def identity(self) -> str:
         """Fingerprint of the weights and whatever else of the model decides pixels beside the settings."""
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the first clip takes the time that compiling the model takes."""
+
     def choose(self, height: int, width: int) -> Choice:
         """What it does for frames of this size: as adopted, else as the settings, the runtime and the memory say."""
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, architecture
+from vidup.engines.compiling import compiles
 from vidup.engines.decoder import Decoder, Limits, fused, limits
 from vidup.engines.hub import precisions
 from vidup.engines.memory import LiveBytes, memory_limit
@@ -53,6 +54,7 @@ class Planner:
         text_bytes: the weights of the text encoder, which is there while the model is loaded.
         device: where it runs.
         multiple: sides of tiles are multiples of it.
+        graphs: the UNet runs as CUDA graphs, which keep their memory while the decoder works.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Planner:
         guided: bool,
         text_bytes: int,
         multiple: int,
+        graphs: bool = False,
     ) -> None:
         self.settings, self.runtime, self.device, self.multiple = settings, runtime, device, multiple
+        self.graphs = graphs
         self.unet, self.decoder, self.tokens, self.guided, self.text_bytes = unet, decoder, tokens, guided, text_bytes
         self.weights = tuple(_bytes(module) for module in (unet, decoder.vae))
         self.choose = lru_cache(maxsize=16)(self._choose)
@@ -97,7 +101,8 @@ class Planner:
         decoding = self._decoding(height, width, choice.batch, self.keep(choice, height, width))
         if self.runtime.offload:
             return round(max(unet + evaluating, vae + decoding))
-        return round(max(loading, unet + vae + max(evaluating, decoding)))
+        working = evaluating + decoding if self.graphs else max(evaluating, decoding)
+        return round(max(loading, unet + vae + working))
 
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
         """The next choice that takes less: the batch halved, then the next smaller tile; a given tile is kept."""
@@ -143,6 +148,7 @@ class Planner:
         were chosen for want of memory."""
         height, width = (side + -side % self.multiple for side in (height, width))
         may = self.limit - (self.weights[1] if self.runtime.offload else sum(self.weights))
+        may -= round(self._evaluating(choice, height, width)) if self.graphs else 0
         if choice.tile and not self.settings.tile:
             may = min(may, round(self._evaluating(choice, height, width)))
         fits = (keep for keep in (4, 2) if self._decoding(height, width, choice.batch, keep) <= may)
@@ -292,6 +298,7 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, height: 
         guided=settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
         text_bytes=0,
         multiple=8,
+        graphs=device.type == "cuda" and compiles(runtime.compile, device, runtime.offload) != "off",
     )
     return planner.memory(planner.choose(height, width), height, width)
 

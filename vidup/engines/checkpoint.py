@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, windows
+from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes
 from vidup.errors import EngineError
@@ -73,6 +74,10 @@ class Checkpoint:
         self.multiple: int = self.model.size_requirements.multiple_of
         # The anchor would undo a model that restores at the input's own size: its target is the input itself.
         self.invents = self.scale > 1
+        if runtime.offload:
+            log.warning("offload: has no effect with %s, which is one part and always at work", path.name)
+        # Not by itself: there are dozens of architectures, and not all can be one graph.
+        self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off")
         self._draws = self.model.architecture.id == "AuraSR"
         self._weights = lru_cache(maxsize=2)(self._make_weights)
         self._window_bytes = lru_cache(maxsize=1)(self._measure)
@@ -87,9 +92,14 @@ class Checkpoint:
             window_bytes=self._window_bytes,
             frame_bytes=12 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
             tiles=self.model.tiling.name != "INTERNAL",
+            compiled=self.run,
         )
         self.choose, self.adopt = self.planner.choose, self.planner.adopt
         self.smaller, self.memory = self.planner.smaller, self.planner.memory
+
+    @property
+    def compiles(self) -> bool:
+        return self.run.active
 
     @property
     def clip_length(self) -> int:
@@ -107,7 +117,7 @@ class Checkpoint:
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
         try:
             with self._seeded():
-                enlarged: torch.Tensor = self.model(batch)
+                enlarged: torch.Tensor = self.run(batch)
         except RuntimeError as error:
             if "memory" in str(error):  # the caller has an answer to that
                 raise
@@ -141,8 +151,8 @@ class Checkpoint:
         side = max(_PROBE, self.model.size_requirements.minimum)
         side += -side % self.multiple
         picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
-        with torch.inference_mode(), LiveBytes() as live:
-            self._enlarge(picture)
+        with torch.inference_mode(), self._seeded(), LiveBytes() as live:
+            self.model(picture)
         return float(live.peak / side**2 * _SCRATCH)
 
 

@@ -16,10 +16,11 @@ from diffusers import DDPMScheduler
 from vidup import noise, tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, budget, detail, sampler
+from vidup.engines.compiling import compiled_or_not, compiles
 from vidup.engines.decoder import Decoder, limits, scale_shift_silu
 from vidup.engines.hub import Parts, load_parts, locate, precisions
 from vidup.engines.tiny import load_tiny
-from vidup.engines.unet import Moved, Unet, at_work, compiled_or_not, compiles
+from vidup.engines.unet import Moved, Unet, at_work
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,14 @@ class DiffusionX4:
         self.unet = Unet(
             parts.unet, parts.negative, parts.positive, settings.guidance_scale, settings.noise_level, device, compiled
         )
-        activate = compiled_or_not(scale_shift_silu, device) if self.unet.compiled else scale_shift_silu
+        activate = compiled_or_not(scale_shift_silu, device) if self.unet.run.active else scale_shift_silu
         self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", activate)
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
         self.planner = budget.Planner(
             settings, runtime, device, parts.unet, self.decoder,
             tokens=parts.positive.shape[1], guided=self.guided, text_bytes=text_bytes, multiple=self.multiple,
+            graphs=self.unet.run.active and device.type == "cuda",
         )  # fmt: skip
         self.smaller, self.memory = self.planner.smaller, self.planner.memory
         self._adopted: Choice | None = None
@@ -91,6 +93,10 @@ class DiffusionX4:
         self._field = lru_cache(maxsize=8)(self._make_field)
 
     @property
+    def compiles(self) -> bool:
+        return self.unet.run.active
+
+    @property
     def clip_length(self) -> int:
         return self._first_batch if self._adopted is None else self._adopted.batch
 
@@ -100,6 +106,8 @@ class DiffusionX4:
 
     def adopt(self, choice: Choice | None) -> None:
         """Do as this says from now on; None forgets."""
+        if choice and self._adopted and choice != self._adopted:
+            self.unet.run.forget()  # what was recorded for the other one would go on holding memory
         self._adopted = choice
 
     @torch.inference_mode()
@@ -151,7 +159,7 @@ class DiffusionX4:
             chosen = windows[first : first + size]
             batch = torch.stack([tiling.crop(inputs[frame], plan, tile) for frame, tile in chosen])
             # One shape for every call: rows then do not depend on their company, and code is compiled once.
-            if len(windows) > size or self.unet.compiled:
+            if len(windows) > size or self.unet.run.active:
                 batch = torch.cat([batch, batch[-1:].expand(size - len(batch), -1, -1, -1)])
             for (frame, tile), row in zip(chosen, self.unet(batch, self.times[time], guided), strict=False):
                 tiling.crop(answer[frame], plan, tile).add_(row if plan.whole else row * weights[tile])

@@ -17,6 +17,7 @@ class Interpolation:
 
     multiple = 1
     invents = False
+    compiles = False
 
     def __init__(self, method: str, scale: float, runtime: Runtime, device: torch.device) -> None:
         self.method, self.scale, self.runtime, self.device = method, scale, runtime, device

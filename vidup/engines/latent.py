@@ -24,6 +24,7 @@ from transformers import CLIPTextModel
 from vidup import noise, tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, budget, hub, sampler, windows
+from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.decoder import Decoder, limits
 from vidup.engines.unet import Moved, at_work
 from vidup.errors import EngineError
@@ -66,7 +67,11 @@ class LatentX2:
         self.dtype, vae_dtype = hub.precisions(settings.dtype, device)
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
-        self.unet, self.vae, self.identity = parts.unet, parts.vae, parts.identity
+        self.vae, self.identity = parts.vae, parts.identity
+        self.unet = Compiled(parts.unet, compiles(runtime.compile, device, runtime.offload))
+        if self.unet.active or device.type == "cpu":
+            parts.unet.to(memory_format=torch.channels_last)
+        self.unet_width = parts.unet.config.block_out_channels[0]
         self.decoder = Decoder(self.vae)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.steps, self.start = prepare(parts.scheduler, settings.sampler, settings.steps)
@@ -82,7 +87,7 @@ class LatentX2:
         self._field = lru_cache(maxsize=4)(self._make_field)
         self._decoder_bytes = lru_cache(maxsize=32)(self._count_decoder_bytes)
 
-        modules = (self.unet, self.vae)
+        modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
         sizes = [sum(one.numel() * one.element_size() for one in module.parameters()) for module in modules]
         self.planner = windows.Planner(
@@ -95,9 +100,14 @@ class LatentX2:
             window_bytes=self._window_bytes,
             frame_bytes=12 * 3 + 12 * self.scale**2,  # the clip, in [-1, 1], its latents; the picture
             frame_peak=self._decoding,
+            compiled=self.unet,
         )
         self.choose, self.adopt = self.planner.choose, self.planner.adopt
         self.smaller, self.memory = self.planner.smaller, self.planner.memory
+
+    @property
+    def compiles(self) -> bool:
+        return self.unet.active
 
     @property
     def clip_length(self) -> int:
@@ -179,7 +189,7 @@ class LatentX2:
         return noise.field(self.settings.seed, _LATENTS, channels, height, width, top, left).to(self.device)
 
     def _window_bytes(self) -> float:
-        unet = _UNET_TENSORS * self.unet.config.block_out_channels[0] * self.dtype.itemsize
+        unet = _UNET_TENSORS * self.unet_width * self.dtype.itemsize
         unet *= (2 if self.guided else 1) * (self.scale / self.factor) ** 2
         encoder = _ENCODER_TENSORS * self.vae.config.block_out_channels[0] * self.vae.dtype.itemsize
         return float(max(unet, encoder))

@@ -12,6 +12,7 @@ import torch
 from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
+from vidup.engines.compiling import Compiled
 from vidup.engines.memory import memory_limit
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class Planner:
         frame_peak: bytes at the peak of what is done to a whole frame of (height, width) at once, told how many it may
             take at the most.
         tiles: whether it can be cut at all.
+        compiled: the model, where it may be. As CUDA graphs it keeps its memory while whole frames are worked on.
     """
 
     def __init__(
@@ -123,11 +125,13 @@ class Planner:
         frame_bytes: float,
         frame_peak: Callable[[int, int, float], float] = lambda height, width, room: 0.0,
         tiles: bool = True,
+        compiled: Compiled | None = None,
     ) -> None:
         self.settings, self.runtime, self.device = settings, runtime, device
         self.multiple, self.tiles, self._first_batch = multiple, tiles, runtime.batch or batch
         self.weights, self.window_bytes = weights, window_bytes
-        self.frame_bytes, self.frame_peak = frame_bytes, frame_peak
+        self.frame_bytes, self.frame_peak, self.compiled = frame_bytes, frame_peak, compiled
+        self.graphs = compiled is not None and compiled.active and device.type == "cuda"
         self.adopted: Choice | None = None
         self._chosen = lru_cache(maxsize=16)(self._choose)
 
@@ -153,6 +157,8 @@ class Planner:
         return choice
 
     def adopt(self, choice: Choice | None) -> None:
+        if self.compiled and self.adopted and choice and choice != self.adopted:
+            self.compiled.forget()  # what was recorded for the other one would go on holding memory
         self.adopted = choice
 
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
@@ -161,12 +167,16 @@ class Planner:
     def memory(self, choice: Choice, height: int, width: int) -> int:
         plan = self.plan(choice, height, width)
         whole = self.frame_peak(plan.height, plan.width, self.room(choice, height, width))
-        return round(self.weights + self._frames(choice, plan) + max(self._windows(choice, plan), whole))
+        windows = self._windows(choice, plan)
+        return round(
+            self.weights + self._frames(choice, plan) + (windows + whole if self.graphs else max(windows, whole))
+        )
 
     def room(self, choice: Choice, height: int, width: int) -> float:
         """Bytes for what is done to a whole frame: what is left, no more than tiles take where these had to be."""
         plan = self.plan(choice, height, width)
         left = memory_limit(self.runtime, self.device) - self.weights - self._frames(choice, plan)
+        left -= self._windows(choice, plan) if self.graphs else 0
         return min(left, self._windows(choice, plan)) if choice.tile and not self.settings.tile else left
 
     def _windows(self, choice: Choice, plan: tiling.Plan) -> float:
