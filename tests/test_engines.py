@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from vidup import color, noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import INTERPOLATIONS, Choice, Engine, Place, enlarge, load, native_scale
+from vidup.engines import INTERPOLATIONS, Choice, Engine, Place, architecture, enlarge, load, native_scale
 from vidup.engines.hub import MINI
 from vidup.engines.resample import anchor, resize
 from vidup.errors import EngineError
@@ -420,20 +420,10 @@ def test_the_hub_has_the_full_model() -> None:
 def test_the_true_architecture_loads_and_runs(tmp_path: Path) -> None:
     """473,398,020 parameters with random weights, saved in the hub's layout: one tile of 64x64 on the CPU."""
     from conftest import save_layout
-    from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    unet = UNet2DConditionModel(
-        sample_size=128, in_channels=7, out_channels=4,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
-        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
-        block_out_channels=(256, 512, 512, 1024), layers_per_block=2, attention_head_dim=8, cross_attention_dim=1024,
-        only_cross_attention=(True, True, True, False), use_linear_projection=True, num_class_embeds=1000,
-    )  # fmt: skip
+    cpu = torch.device("cpu")
+    unet, vae = (make(cpu, torch.float32) for make in (architecture.random_unet, architecture.random_vae))
     assert sum(parameter.numel() for parameter in unet.parameters()) == 473_398_020
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=2, latent_channels=4, scaling_factor=0.08333,
-    )  # fmt: skip
     assert sum(parameter.numel() for parameter in vae.parameters()) == 55_325_927
     save_layout(tmp_path, unet, vae, width=1024, layers=2, heads=16)
     del unet, vae

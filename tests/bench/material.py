@@ -32,24 +32,20 @@ def model(folder: Path, narrower: int) -> Path:
         narrower: what all widths are divided by; 1 is the true size, 473,398,020 parameters in the UNet.
     """
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from vidup.engines import architecture
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from conftest import save_layout
 
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=128, in_channels=7, out_channels=4,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
-        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
-        block_out_channels=tuple(width // narrower for width in (256, 512, 512, 1024)),
-        layers_per_block=2, norm_num_groups=32 // narrower, attention_head_dim=8, cross_attention_dim=1024 // narrower,
-        only_cross_attention=(True, True, True, False), use_linear_projection=True, num_class_embeds=1000,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=tuple(width // narrower for width in (128, 256, 512)), layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4, norm_num_groups=32 // narrower, sample_size=512, scaling_factor=0.08333,
-    )  # fmt: skip
-    save_layout(folder, unet, vae, width=1024 // narrower, layers=23, heads=16)
+    cpu = torch.device("cpu")
+    unet, vae = (make(cpu, torch.float32, narrower) for make in (architecture.random_unet, architecture.random_vae))
+    text = architecture.text_config(narrower)
+    save_layout(folder, unet, vae, text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"])
     return folder
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height from ``480x270``, for argparse."""
+    width, height = text.split("x")
+    return int(width), int(height)

@@ -193,18 +193,15 @@ def reached(case: Case, folder: Path, arguments: argparse.Namespace) -> stopwatc
         return stopwatch.measure(upscaler, frames, encoding)
 
 
-def size(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", choices=("narrow", "full"), default="narrow", help="an eighth of the widths, or all")
     parser.add_argument("--frames", type=int, default=2)
-    parser.add_argument("--size", type=size, default=(160, 96), metavar="WxH", help="of the frames taken whole")
-    parser.add_argument("--tiled-size", type=size, default=(224, 128), metavar="WxH",
+    parser.add_argument(
+        "--size", type=material.size, default=(160, 96), metavar="WxH", help="of the frames taken whole"
+    )
+    parser.add_argument("--tiled-size", type=material.size, default=(224, 128), metavar="WxH",
                         help="of the frames taken in tiles; here both sides need two tiles of 128x128")  # fmt: skip
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
