@@ -195,7 +195,7 @@ def describe(found: Measured) -> list[str]:
     if found.flops is not None and found.flops_a_second is not None and found.share is not None:
         lines.append(
             f"model              {found.flops / 1e12:.3g} TFLOP a frame, {found.flops_a_second / 1e12:.3g} TFLOP/s:"
-            f" {100 * found.share:.0f} % of the {found.device_flops_a_second / 1e12:.3g} of a product of matrices"
+            f" {100 * found.share:.0f} % of the {found.device_flops_a_second / 1e12:.3g} that large operations reach"
         )
     return lines
 

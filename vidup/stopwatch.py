@@ -6,13 +6,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from vidup import color, planning
 from vidup.errors import ConfigError
@@ -55,7 +56,7 @@ class Measured:
     """FLOP of the model a frame, a multiplication and an addition counting 2; None where they are not counted."""
     flops_a_second: float | None
     device_flops_a_second: float
-    """What a large product of matrices reaches in the engine's dtype."""
+    """What large products of matrices and convolutions reach in the engine's dtype, the better of the two."""
     encoded_bytes: float
     """Of the result, a frame."""
 
@@ -191,7 +192,7 @@ def measure(
         host_bytes=_peak_resident(),
         flops=flops,
         flops_a_second=None if flops is None else flops / model,
-        device_flops_a_second=_matrix_flops(engine.device, dtype),
+        device_flops_a_second=_reachable_flops(engine.device, dtype),
         encoded_bytes=encoded / count,
     )
 
@@ -236,17 +237,26 @@ def _flops(engine: Any, height: int, width: int) -> tuple[int | None, float]:
     return engine.flops(height, width) if isinstance(engine, DiffusionX4) else (None, 0.0)
 
 
-def _matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some products of large matrices."""
-    side = 8192 if device.type == "cuda" else 1024
+def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some large products of matrices and convolutions: libraries are quicker at one of them."""
+    side, channels, pixels = (8192, 512, 256) if device.type == "cuda" else (1024, 256, 64)
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    clock = _Clock(device)
-    best = float("inf")
-    for _ in range(6):
-        began = clock.now()
-        one @ other
-        best = min(best, clock.now() - began)
-    return 2 * side**3 / best
+    picture, kernel = (
+        torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+        for shape in ((1, channels, pixels, pixels), (channels, channels, 3, 3))
+    )
+    works: dict[Callable[[], Any], int] = {
+        lambda: one @ other: 2 * side**3,
+        lambda: functional.conv2d(picture, kernel, padding=1): 2 * 9 * channels**2 * pixels**2,
+    }
+    clock, best = _Clock(device), 0.0
+    with torch.inference_mode():
+        for work, flops in works.items():
+            for _ in range(6):
+                began = clock.now()
+                work()
+                best = max(best, flops / (clock.now() - began))
+    return best
 
 
 def _peak_resident() -> int:

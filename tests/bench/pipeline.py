@@ -1,6 +1,6 @@
 """vidup against the tutorial's way, side by side in one run, from file to file.
 
-    python tests/bench/pipeline.py [--frames N] [--size WxH] [--steps N] [--rounds N] [--only whole|tiles] [--json]
+    python tests/bench/pipeline.py [--frames N] [--size WxH] [--steps N] [--rounds N] [--only whole|tiles|mini] [--json]
     python tests/bench/pipeline.py --device cuda --width full --size 480x272 --tiled-size 856x480 --frames 8 --steps 20
 
 The tutorial's way is what one writes after reading the model's page: decode with PyAV, one call of diffusers'
@@ -16,8 +16,9 @@ in the same round; that of CPU seconds, of all threads, is the one to trust wher
 says nothing about a GPU.
 
 That both sides do the same work is shown in the same run: a frame with the same noise on both, as PSNR between them.
-On CUDA the last lines tell what share of the card's measured FLOP/s vidup's UNet and VAE reach (preset mini is none of
-the cases: its VAE is vidup's own, which diffusers' pipeline cannot load).
+The last lines tell what share of the device's measured FLOP/s vidup's UNet and VAE reach. The cases of `mini` are run
+with the small model that ships with vidup, over eight times the frames; its VAE is vidup's own and comes to the
+pipeline in the shape that the pipeline asks for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -47,9 +49,10 @@ from PIL import Image
 
 import vidup
 from vidup import bench, noise, stopwatch
+from vidup.engines.hub import MINI
+from vidup.mini.model import load_checkpoint
 
 PROMPT = "a harbour at dusk, sharp"
-GUIDANCE, NOISE_LEVEL = 9.0, 20  # the pipeline's defaults
 TILE, OVERLAP = 128, 16
 ENCODER = {"crf": "18", "preset": "medium", "x264-params": "mbtree=0:open-gop=0"}  # as vidup's
 
@@ -63,9 +66,14 @@ class Case:
     """One comparison, and what a frame took in every round."""
 
     name: str
-    prompt: str
+    model: Path
+    frames: int
+    steps: int
     size: tuple[int, int]
+    prompt: str = ""
     tile: int = 0
+    guidance: float = 9.0
+    noise_level: int = 20
     vidup: list[Taken] = field(default_factory=list)
     tutorial: list[Taken] = field(default_factory=list)
     agreement: float | None = None
@@ -83,12 +91,50 @@ def between(begin: Taken, end: Taken) -> Taken:
     return end[0] - begin[0], end[1] - begin[1]
 
 
+class MiniVae(diffusers.ModelMixin):
+    """The autoencoder of `mini` as diffusers' pipeline wants one. It adds the picture that its detail belongs to."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, self.picture = vae, torch.empty(0)
+        self.post_quant_conv = vae  # which the pipeline asks for its dtype
+        # The pipeline takes its enlargement from the number of levels, and insists on this factor.
+        self.config = SimpleNamespace(
+            block_out_channels=(1, 1, 1), scaling_factor=0.08333, force_upcast=False,
+            latent_channels=vae.config.latent_channels,
+        )  # fmt: skip
+
+    def decode(self, latents: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
+        (detail,) = self.vae.decode(latents * (self.config.scaling_factor / self.vae.config.scaling_factor))
+        return (detail + self.vae.base(self.picture),)
+
+
+def load_pipeline(model: Path, device: str) -> Any:
+    """diffusers' pipeline over a model's folder."""
+    dtype = torch.float16 if device.startswith("cuda") and model != MINI else torch.float32
+    parts = {"vae": MiniVae(load_checkpoint(MINI)[1])} if model == MINI else {}
+    pipeline = diffusers.StableDiffusionUpscalePipeline.from_pretrained(model, torch_dtype=dtype, **parts).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def ask(pipeline: Any, case: Case, picture: Any, steps: int, **options: Any) -> Any:
+    """One call of the pipeline, as the tutorial makes it."""
+    if isinstance(pipeline.vae, MiniVae):
+        given = picture if isinstance(picture, torch.Tensor) else torch.from_numpy(np.array(picture) / 255)
+        given = given if given.ndim == 4 else given.permute(2, 0, 1)[None]
+        pipeline.vae.picture = given.to(pipeline.device, torch.float32) * 2 - 1
+    return pipeline(
+        prompt=case.prompt, image=picture, num_inference_steps=steps, guidance_scale=case.guidance,
+        noise_level=case.noise_level, **options,
+    ).images[0]  # fmt: skip
+
+
 def tutorial(pipeline: Any, source: Path, target: Path, case: Case, steps: int) -> Taken:
     """What the tutorial's way takes."""
 
     def enlarge(picture: Image.Image) -> Image.Image:
-        options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "noise_level": NOISE_LEVEL}
-        return pipeline(prompt=case.prompt, image=picture, **options).images[0]
+        return ask(pipeline, case, picture, steps)
 
     began = now()
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
@@ -131,25 +177,25 @@ def ours(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Ru
 
 def measure(case: Case, folder: Path, pipeline: Any, arguments: argparse.Namespace) -> None:
     """Run the rounds of a case, after one step of each side over the same frames to warm up."""
-    source = material.clip(folder / "in.mp4", arguments.frames, *case.size)
+    source = material.clip(folder / "in.mp4", case.frames, *case.size)
     targets = {"vidup": folder / "vidup.mp4", "tutorial": folder / "tutorial.mp4"}
     runtime = vidup.Runtime(device=arguments.device, overwrite=True, compile="off", verify="fast")
 
     def run(side: str, steps: int) -> Taken:
         if side == "tutorial":
             return tutorial(pipeline, source, targets[side], case, steps)
-        return ours(source, targets[side], setting(case, folder, steps), runtime)
+        return ours(source, targets[side], setting(case, steps), runtime)
 
     for side in targets:
         run(side, steps=1)
     if not case.tile:
-        case.agreement = agreement(case, folder, pipeline, arguments)
+        case.agreement = agreement(case, pipeline, arguments.device)
     for number in range(arguments.rounds):
         for side in targets if number % 2 == 0 else reversed(targets):
-            passed, cpu = (seconds / arguments.frames for seconds in run(side, arguments.steps))
+            passed, cpu = (seconds / case.frames for seconds in run(side, case.steps))
             getattr(case, side).append((passed, cpu))
             print(f"{case.name}, round {number + 1}: {side} {passed:.2f} s a frame, CPU {cpu:.2f} s", file=sys.stderr)
-    wanted = (arguments.frames, 4 * case.size[0], 4 * case.size[1])
+    wanted = (case.frames, 4 * case.size[0], 4 * case.size[1])
     for side, target in targets.items():
         with av.open(str(target)) as result:
             pictures = [(frame.width, frame.height) for frame in result.decode(video=0)]
@@ -157,39 +203,37 @@ def measure(case: Case, folder: Path, pipeline: Any, arguments: argparse.Namespa
             raise SystemExit(f"{side} gave {len(pictures)} frames of {pictures[0]}, expected {wanted}")
 
 
-def agreement(case: Case, folder: Path, pipeline: Any, arguments: argparse.Namespace) -> float:
+def agreement(case: Case, pipeline: Any, device: str) -> float:
     """PSNR in dB of vidup's picture against the pipeline's, both from vidup's noise."""
     width, height = (side // 8 * 8 for side in case.size)
-    fields = [noise.field(0, stream, channels, height, width)[None] for stream, channels in ((0, 3), (1, 4))]
+    latent = pipeline.vae.config.latent_channels
+    fields = [noise.field(0, stream, channels, height, width)[None] for stream, channels in ((0, 3), (1, latent))]
     low_res, latents = (one.to(pipeline.device, pipeline.unet.dtype) for one in fields)
     picture = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
     picture = torch.nn.functional.interpolate(picture, (height, width), mode="bilinear")
     drawn, stock.randn_tensor = stock.randn_tensor, lambda *_, **__: low_res
     try:
-        theirs = pipeline(
-            prompt=case.prompt, image=picture, num_inference_steps=arguments.steps, guidance_scale=GUIDANCE,
-            noise_level=NOISE_LEVEL, latents=latents, output_type="np",
-        ).images[0]  # fmt: skip
+        theirs = ask(pipeline, case, picture, case.steps, latents=latents, output_type="np")
     finally:
         stock.randn_tensor = drawn
-    settings = replace(setting(case, folder, arguments.steps), anchor=0)
-    with vidup.Upscaler(settings, vidup.Runtime(device=arguments.device)) as upscaler:
+    settings = replace(setting(case, case.steps), anchor=0)
+    with vidup.Upscaler(settings, vidup.Runtime(device=device)) as upscaler:
         ours = upscaler.enlarge(picture)[0].permute(1, 2, 0).cpu().numpy()
     return float(-10 * np.log10(np.square(ours - theirs).mean()))
 
 
-def setting(case: Case, folder: Path, steps: int) -> vidup.Settings:
+def setting(case: Case, steps: int) -> vidup.Settings:
     return vidup.Settings(
-        model=str(folder / "model"), prompt=case.prompt, guidance_scale=GUIDANCE, noise_level=NOISE_LEVEL,
+        model=str(case.model), prompt=case.prompt, guidance_scale=case.guidance, noise_level=case.noise_level,
         sampler="ddim", steps=steps, tile=case.tile,
     )  # fmt: skip
 
 
-def reached(case: Case, folder: Path, arguments: argparse.Namespace) -> stopwatch.Measured:
+def reached(case: Case, device: str) -> stopwatch.Measured:
     """What of the device's FLOP/s vidup's engine reaches on the whole frame."""
-    settings, runtime = setting(case, folder, arguments.steps), vidup.Runtime(device=arguments.device)
+    settings, runtime = setting(case, case.steps), vidup.Runtime(device=device)
     with vidup.Upscaler(settings, runtime) as upscaler:
-        frames, encoding = bench.made_up("{}x{}".format(*case.size), arguments.frames, upscaler)
+        frames, encoding = bench.made_up("{}x{}".format(*case.size), case.frames, upscaler)
         return stopwatch.measure(upscaler, frames, encoding)
 
 
@@ -205,7 +249,7 @@ def parse() -> argparse.Namespace:
                         help="of the frames taken in tiles; here both sides need two tiles of 128x128")  # fmt: skip
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("whole", "tiles"), help="leave the other two cases out")
+    parser.add_argument("--only", choices=("whole", "tiles", "mini"), help="leave the other cases out")
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return parser.parse_args()
@@ -220,30 +264,30 @@ def main() -> None:
         library.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    cases = [
-        Case("whole, no prompt", "", arguments.size),
-        Case("whole, prompt", PROMPT, arguments.size),
-        Case("tiles, no prompt", "", arguments.tiled_size, TILE),
-        Case("tiles, prompt", PROMPT, arguments.tiled_size, TILE),
-    ]
-    cases = [case for case in cases if case.name.startswith(arguments.only or "")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = material.model(folder / "model", narrower=1 if arguments.width == "full" else 8)
-        dtype = torch.float16 if arguments.device.startswith("cuda") else torch.float32
-        pipeline = diffusers.StableDiffusionUpscalePipeline.from_pretrained(model, torch_dtype=dtype)
-        pipeline = pipeline.to(arguments.device)
-        pipeline.set_progress_bar_config(disable=True)
+        count, steps, size = arguments.frames, arguments.steps, arguments.size
+        cases = [
+            Case("whole, no prompt", model, count, steps, size),
+            Case("whole, prompt", model, count, steps, size, PROMPT),
+            Case("tiles, no prompt", model, count, steps, arguments.tiled_size, tile=TILE),
+            Case("tiles, prompt", model, count, steps, arguments.tiled_size, PROMPT, TILE),
+            Case("mini, no prompt", MINI, 8 * count, 3, size, noise_level=0),
+            Case("mini, guidance 1", MINI, 8 * count, 3, size, noise_level=0, guidance=1.0),
+        ]
+        cases = [case for case in cases if case.name.startswith(arguments.only or "")]
+        pipelines = {model: load_pipeline(model, arguments.device) for model in {case.model for case in cases}}
         for case in cases:
-            measure(case, folder, pipeline, arguments)
-        engines = [reached(case, folder, arguments) for case in cases if not case.tile]
+            measure(case, folder, pipelines[case.model], arguments)
+        engines = [reached(case, arguments.device) for case in cases if not case.tile]
 
     known = report.facts(arguments.device) | {"threads": torch.get_num_threads()}
     if arguments.json:
-        setting = {key: getattr(arguments, key) for key in ("width", "frames", "steps", "rounds")}
+        setting = {key: getattr(arguments, key) for key in ("width", "rounds")}
         found = [
-            {**asdict(case), "ratios": case.ratios(0), "ratio": statistics.median(case.ratios(0)),
-             "cpu_ratio": statistics.median(case.ratios(1))}
+            {**asdict(case), "model": case.model.name, "ratios": case.ratios(0),
+             "ratio": statistics.median(case.ratios(0)), "cpu_ratio": statistics.median(case.ratios(1))}
             for case in cases
         ]  # fmt: skip
         print(
