@@ -122,7 +122,7 @@ class TestCompiling:
     ) -> None:
         """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
         monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
-        monkeypatch.setattr("vidup.engines.diffusion.compiled_or_not", lambda function, device: function)
+        monkeypatch.setattr("vidup.engines.decoder.compiled_or_not", lambda function, examples: function)
         expected = enlarge(engine(guidance_end=0.5, steps=2), picture(2), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), guidance_end=0.5, steps=2)
         with caplog.at_level(logging.INFO, "vidup"):
@@ -141,7 +141,7 @@ class TestCompiling:
             raise RuntimeError("no compiler here")
 
         monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
-        monkeypatch.setattr("vidup.engines.diffusion.compiled_or_not", lambda function, device: function)
+        monkeypatch.setattr("vidup.engines.decoder.compiled_or_not", lambda function, examples: function)
         expected = enlarge(engine(steps=1), picture(), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
         one.unet.run.required = wish == "on"

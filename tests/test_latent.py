@@ -253,6 +253,7 @@ def test_an_adopted_choice_is_kept(tiny_x2: Path) -> None:
 def test_compiled_it_gives_the_same_picture(tiny_x2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
     monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+    monkeypatch.setattr("vidup.engines.decoder.compiled_or_not", lambda function, examples: function)
     torch._dynamo.reset()
     source, place = picture(64, 64), Place(height=64, width=64)
     expected = enlarge(make(tiny_x2, steps=2), source, place)

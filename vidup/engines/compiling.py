@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +103,18 @@ def compiles(wish: str, device: torch.device, offload: bool) -> str:
 Function = Callable[..., torch.Tensor]
 
 
-def compiled_or_not(function: Function, device: torch.device) -> Function:
-    """An elementwise function of (1, C, h, w) and twice (1, C, 1, 1) as one kernel; itself where that fails."""
-    fused: Function = torch.compile(function, dynamic=True)
+def compiled_or_not(function: Function, examples: Iterable[tuple[torch.Tensor, ...]]) -> Function:
+    """A small function as one kernel for tensors of any size; itself where that fails with the examples."""
+    kernel: Function = torch.compile(function, dynamic=True)
     try:
-        for height in (3, 5):
-            rows = torch.zeros(1, 8, height, 7, dtype=torch.bfloat16, device=device)
-            one = torch.ones(1, 8, 1, 1, device=device)
-            fused(rows.contiguous(memory_format=torch.channels_last), one, one)
+        for example in examples:
+            kernel(*example)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # as above
         log.debug("%s stays uncompiled: %s", getattr(function, "__name__", function), error)
         return function
-    return fused
+    return kernel
 
 
 def keep_compiled_code() -> None:

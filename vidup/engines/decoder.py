@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from torch.nn import functional
 
+from vidup.engines.compiling import compiled_or_not
 from vidup.engines.structure import unknown_part
 from vidup.engines.tiny import decode_in_bands
 
@@ -65,12 +66,12 @@ class Decoder:
     Args:
         vae: in the dtype that it is to work in; its modules may move between devices.
         windowed: let each pixel of the middle attention see its neighbourhood alone, which changes the result.
-        activate: ``silu(x * scale + shift)``, where a compiled one is at hand.
+        compile_on: the device that its two smallest functions, which only wait for memory, are compiled for.
     """
 
-    def __init__(self, vae: Any, windowed: bool = False, activate: Activation | None = None) -> None:
+    def __init__(self, vae: Any, windowed: bool = False, compile_on: torch.device | None = None) -> None:
         self.vae, self.windowed = vae, windowed
-        self.activate = activate or scale_shift_silu
+        self.functions = _Functions() if compile_on is None else _Functions.compiled(compile_on)
         self.unknown = unknown_part(vae)
         """What of the structure is not known here; empty where it goes in bands."""
         if isinstance(vae, AutoencoderKL) and not self.unknown:
@@ -105,15 +106,44 @@ class Decoder:
             return whole
         if isinstance(self.vae, AutoencoderTiny):
             return decode_in_bands(self.vae, latent, limits.band)
-        return _Frame(self.vae, limits, self.windowed, self.activate).decode(latent)
-
-
-Activation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+        return _Frame(self.vae, limits, self.windowed, self.functions).decode(latent)
 
 
 def scale_shift_silu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """silu(x * scale + shift), worked out in float32, in x's dtype. x (N, C, h, w), scale and shift (N, C, 1, 1)."""
     return functional.silu((x * scale).add_(shift), inplace=True).to(x.dtype)
+
+
+def squared_deviations(x: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
+    """The sum over pixels of (x - middle)^2 in float32. x (pixels, C), middle float32 (C,)."""
+    return (x - middle).square_().sum(0)
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """Small functions that read and write whole layers: as one kernel each they take a fraction of the time."""
+
+    activate: Callable[..., torch.Tensor] = scale_shift_silu
+    deviations: Callable[..., torch.Tensor] = squared_deviations
+
+    @classmethod
+    def compiled(cls, device: torch.device) -> _Functions:
+        bands = [
+            torch.zeros(1, 8, height, 7, dtype=torch.bfloat16, device=device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for height in (3, 5)
+        ]
+        one = torch.ones(1, 8, 1, 1, device=device)
+        return cls(
+            compiled_or_not(scale_shift_silu, [(band, one, one) for band in bands]),
+            compiled_or_not(squared_deviations, [(_pixels(band), one.flatten()) for band in bands]),
+        )
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """(1, C, h, w), channels last, as (h * w, C): a view."""
+    return x[0].permute(1, 2, 0).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -137,8 +167,9 @@ class _Frame:
     """One frame's way through an `AutoencoderKL`'s decoder. Tensors are (1, C, h, w), channels last, so that a band
     of rows is one piece of memory."""
 
-    def __init__(self, vae: Any, limits: Limits, windowed: bool, activate: Activation) -> None:
-        self.vae, self.limits, self.windowed, self.activate = vae, limits, windowed, activate
+    def __init__(self, vae: Any, limits: Limits, windowed: bool, functions: _Functions) -> None:
+        self.vae, self.limits, self.windowed = vae, limits, windowed
+        self.activate, self.deviations = functions.activate, functions.deviations
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         decoder = self.vae.decoder
@@ -243,11 +274,11 @@ class _Frame:
         mean = torch.zeros(groups, dtype=exact, device=device)
         squares, seen = torch.zeros_like(mean), 0
         for top, bottom in self._bands(layer):
-            band = layer.rows(top, bottom)[0].permute(1, 2, 0).flatten(0, 1)  # (pixels, C), a view
+            band = _pixels(layer.rows(top, bottom))
             count = len(band) * per_channel
             middle = band.mean(0, dtype=torch.float32).view(groups, -1).mean(1)
-            apart_squared = (band - middle.repeat_interleave(per_channel)).square_()  # float32, whatever the band is
-            variance = apart_squared.sum(0).view(groups, -1).sum(1).to(exact) / count
+            squared = self.deviations(band, middle.repeat_interleave(per_channel))
+            variance = squared.view(groups, -1).sum(1).to(exact) / count
             middle = middle.to(exact)
             apart, total = middle - mean, seen + count
             squares += variance * count + apart.square() * (seen * count / total)
@@ -263,7 +294,7 @@ class _Frame:
         """Self-attention over all pixels, or over windows, added to `x` where it lies."""
         scale, shift = (one.view(1, -1) for one in self._statistics(attention.group_norm, _kept(x)))
         height, width = x.shape[-2:]
-        tokens = x[0].permute(1, 2, 0).reshape(height * width, -1)  # a view, since channels are last
+        tokens = _pixels(x)
 
         def normed(which: slice | torch.Tensor) -> torch.Tensor:
             return (tokens[which] * scale).add_(shift).to(x.dtype)

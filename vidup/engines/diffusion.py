@@ -16,8 +16,8 @@ from diffusers import DDPMScheduler
 from vidup import noise, tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, budget, detail, sampler
-from vidup.engines.compiling import compiled_or_not, compiles
-from vidup.engines.decoder import Decoder, limits, scale_shift_silu
+from vidup.engines.compiling import compiles
+from vidup.engines.decoder import Decoder, limits
 from vidup.engines.hub import Parts, load_parts, locate, precisions
 from vidup.engines.tiny import load_tiny
 from vidup.engines.unet import Moved, Unet, at_work
@@ -71,8 +71,7 @@ class DiffusionX4:
         self.unet = Unet(
             parts.unet, parts.negative, parts.positive, settings.guidance_scale, settings.noise_level, device, compiled
         )
-        activate = compiled_or_not(scale_shift_silu, device) if self.unet.run.active else scale_shift_silu
-        self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", activate)
+        self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.run.active else None)
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
         self.planner = budget.Planner(

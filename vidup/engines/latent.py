@@ -72,7 +72,7 @@ class LatentX2:
         if self.unet.active or device.type == "cpu":
             parts.unet.to(memory_format=torch.channels_last)
         self.unet_width = parts.unet.config.block_out_channels[0]
-        self.decoder = Decoder(self.vae)
+        self.decoder = Decoder(self.vae, compile_on=device if self.unet.active else None)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.steps, self.start = prepare(parts.scheduler, settings.sampler, settings.steps)
 
