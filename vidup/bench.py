@@ -184,7 +184,10 @@ def describe(found: Measured) -> list[str]:
         f" {found.frames} frames timed"
     ]
     for stage, seconds in found.stages.items():
-        more = f"  {found.evaluations:g} evaluations of a window" if stage == "UNet" else ""
+        more = ""
+        if stage == "UNet" and found.evaluations:
+            each = 1000 * seconds / found.evaluations
+            more = f"  {found.evaluations:g} evaluations of a window, {each:.1f} ms each"
         lines.append(f"  {stage:32} {1000 * seconds:10.1f} ms a frame  {100 * seconds / found.seconds:5.1f} %{more}")
     if "decode" not in found.stages:
         lines.append(f"  {'decode':32} {'?':>10} ms a frame: needs --input")

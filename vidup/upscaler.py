@@ -65,7 +65,9 @@ class Turn:
 
 
 class Upscaler:
-    """Holds an engine, which is loaded on first use and serves any number of files. One thread at a time.
+    """Holds an engine, which is loaded on first use and serves any number of files.
+
+    One thread at a time; compiled on CUDA always the same one, to which CUDA graphs belong.
 
     ::
 
