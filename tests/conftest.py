@@ -124,6 +124,19 @@ def pictures(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.video[0])]
 
 
+@pytest.fixture
+def engine(tiny_x4: Path) -> Callable[..., Any]:
+    """Makes the x4 engine over `tiny_x4` on the CPU, with a prompt."""
+    from vidup import Runtime, Settings
+    from vidup.engines.diffusion import DiffusionX4
+
+    def make(runtime: Runtime | None = None, **options: Any) -> DiffusionX4:
+        settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour", **options}
+        return DiffusionX4(Settings(**settings), runtime or Runtime(device="cpu"), torch.device("cpu"))
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the hub's layout with the true classes, narrow and with random weights."""

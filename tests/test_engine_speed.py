@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from conftest import pictures
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
-from vidup import Color, Frame, Upscaler, color
+import vidup
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, architecture, compiling, enlarge, hub
-from vidup.engines.budget import trace_unet
+from vidup.engines import Choice, Place, compiling, enlarge, hub
 from vidup.engines.compiling import compiles
-from vidup.engines.diffusion import DiffusionX4
-from vidup.engines.memory import LiveBytes
 from vidup.engines.sampler import interval
 from vidup.engines.tiny import load_tiny
 from vidup.engines.unet import FixedText, Moved, Unet, fix_texts
@@ -31,15 +27,6 @@ PLACE = Place(height=24, width=40)
 
 def picture(count: int = 1) -> torch.Tensor:
     return torch.rand(count, 3, 24, 40, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def engine(tiny_x4: Path) -> Any:
-    def make(runtime: Runtime | None = None, **options: Any) -> DiffusionX4:
-        settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour", **options}
-        return DiffusionX4(Settings(**settings), runtime or Runtime(device="cpu"), CPU)
-
-    return make
 
 
 class Counted(torch.nn.Module):
@@ -195,6 +182,21 @@ class TestCompiling:
         torch.testing.assert_close(result, expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_compiled_job_of_several_segments(
+    make_clip: Any, tiny_x4: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA graphs belong to a thread: the second segment must find those of the first."""
+    settings = Settings(model=str(tiny_x4), prompt="a harbour", steps=3, segment_frames=4)
+    runtime = Runtime(device="cuda", compile="on", batch=2)
+    with caplog.at_level(logging.INFO, "vidup"):
+        output = vidup.upscale(make_clip(), tmp_path / "out.mp4", settings, runtime=runtime)
+    assert len(pictures(output)) == 12
+    assert len([line for line in caplog.messages if line.startswith("compiling")]) == 1
+    torch._dynamo.reset()
+
+
 def test_windowed_attention_is_a_setting(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidup.engines.decoder.WINDOW", 8)
     full, windowed = (enlarge(engine(vae_attention=kind), picture(), PLACE) for kind in ("full", "windowed"))
@@ -279,113 +281,3 @@ class TestTinyDecoder:
             load_tiny(str(tmp_path), 4, 4, CPU, torch.float32)
         with pytest.raises(EngineError, match="no AutoencoderTiny"):
             load_tiny(str(tiny_x4 / "unet"), 4, 4, CPU, torch.float32)
-
-
-class TestDevices:
-    """The meta device stands for a GPU: an operation over two devices fails there, and so does reading a number back,
-    which on a GPU would be a wait in the loop."""
-
-    META = torch.device("meta")
-
-    def parts(self) -> hub.Parts:
-        texts = (text.to(self.META, torch.float16) for text in architecture.random_text(8))
-        return hub.Parts(
-            architecture.random_unet(self.META, torch.float16, 8),
-            architecture.random_vae(self.META, torch.bfloat16, 8),
-            *texts, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL, "random",
-        )  # fmt: skip
-
-    @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"tile": 128}, {"vae_attention": "windowed"}])
-    @pytest.mark.parametrize("batch", [1, 2])
-    def test_a_frames_way_neither_waits_nor_leaves_the_device(
-        self, settings: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(torch, "equal", lambda one, other: False)  # of the prompts, once a job
-        runtime = Runtime(compile="off", max_memory="64G", batch=batch)
-        options = {"prompt": "a", "steps": 2, "dtype": "float16", **settings}
-        engine = DiffusionX4(Settings(**options), runtime, self.META, self.parts())
-        upscaler = Upscaler(engine.settings, runtime)
-        upscaler.__dict__["engine"] = engine
-        planes = (np.zeros((134, 200), np.uint8), *(np.zeros((67, 100), np.uint8),) * 2)
-        frame = Frame(planes, "yuv420p", Color(1, 1, 1, False), 0, 1, Fraction(1, 25))
-        rgb = torch.stack([color.to_rgb(frame, self.META)] * batch)
-        upscaler.choose(134, 200)
-        picture = upscaler.enlarge(rgb)
-        assert picture.shape == (batch, 3, 536, 800) and picture.device == self.META
-        assert all(plane.device == self.META for plane in color.to_codes(picture[0], "yuv420p", frame.color))
-        with pytest.raises(NotImplementedError):  # the check can fail
-            picture.cpu()
-
-
-class TestBudget:
-    """The planner against the bytes that are truly alive."""
-
-    @pytest.mark.parametrize(("batch", "tile"), [(1, 0), (2, 0), (2, 104)])
-    @pytest.mark.parametrize("guided", [False, True])
-    def test_it_is_within_15_percent_of_a_run(self, engine: Any, batch: int, tile: int, guided: bool) -> None:
-        one = engine(steps=2, guidance_scale=5.0 if guided else 1.0)
-        choice = Choice(batch, tile)
-        one.adopt(choice)
-        planned = one.memory(choice, 40, 160)  # first: the planner's own tracing would be counted, too
-        clip = torch.rand(batch, 3, 40, 160)
-        with LiveBytes() as live:
-            enlarge(one, clip, Place(height=40, width=160))
-        assert planned == pytest.approx(live.peak + sum(one.planner.weights) + clip.nbytes, rel=0.15)
-
-    def test_it_is_within_15_percent_at_full_size(self) -> None:
-        meta = torch.device("meta")
-        big, vae = (make(meta, torch.bfloat16) for make in (architecture.random_unet, architecture.random_vae))
-        assert sum(parameter.numel() for parameter in big.parameters()) == 473_398_020
-        assert sum(parameter.numel() for parameter in vae.parameters()) == 55_325_927
-        positive, negative = (text.to(torch.bfloat16) for text in architecture.random_text())
-        parts = hub.Parts(big, vae, positive, negative, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER,
-                          architecture.MAX_NOISE_LEVEL, "random")  # fmt: skip
-        settings = Settings(prompt="a", steps=1, dtype="bfloat16", guidance_scale=1.0)
-        one = DiffusionX4(settings, Runtime(compile="off", max_memory="999G"), meta, parts)
-        planned = one.memory(Choice(1, 0), 272, 480)
-        clip = torch.empty(1, 3, 272, 480, device=meta)
-        with LiveBytes() as live:
-            enlarge(one, clip, Place(height=272, width=480))
-        assert planned == pytest.approx(live.peak + sum(one.planner.weights) + clip.nbytes, rel=0.15)
-
-    def test_activations_are_proportional_to_pixels(self, engine: Any) -> None:
-        one = engine()
-        single, both = (trace_unet(one.unet.module, 77, guided) for guided in (False, True))
-        assert both == pytest.approx(2 * single, rel=0.05)
-        batch = torch.rand(1, 7, 96, 160)
-        with torch.inference_mode(), LiveBytes() as live:
-            one.unet(batch, torch.tensor(1), True)
-        assert live.peak == pytest.approx(both * 96 * 160, rel=0.05)
-
-    def test_graphs_keep_their_memory_while_the_decoder_works(self, engine: Any) -> None:
-        one = engine()
-        planner, choice = one.planner, Choice(1, 0)
-        apart = one.memory(choice, 64, 64) - sum(planner.weights)
-        planner.graphs = True
-        both = one.memory(choice, 64, 64) - sum(planner.weights)
-        evaluating = planner._evaluating(choice, 64, 64)
-        assert apart >= evaluating and both == pytest.approx(evaluating + planner._decoding(64, 64, 1, 4), rel=0.01)
-
-    def test_the_limit_is_kept_and_what_is_given_too(self, engine: Any) -> None:
-        free = engine(Runtime(device="cpu", max_memory="999G"))
-        assert free.choose(1080, 1920) == Choice(1, 0)
-        need = free.memory(Choice(1, 0), 1080, 1920)
-        for share in (0.8, 0.5, 0.35):
-            tight = engine(Runtime(device="cpu", max_memory=str(int(share * need))))
-            choice = tight.choose(1080, 1920)
-            assert tight.memory(choice, 1080, 1920) <= share * need
-        assert choice.tile > 0
-        given = engine(Runtime(device="cpu", max_memory=str(int(0.35 * need)), batch=3))
-        assert given.choose(1080, 1920).batch == 3
-        assert engine(Runtime(device="cpu", max_memory="1M"), tile=200).choose(1080, 1920) == Choice(1, 200)
-        assert engine(tile=200).smaller(Choice(1, 200), 1080, 1920) is None
-        assert engine(tile=200).smaller(Choice(4, 200), 1080, 1920) == Choice(2, 200)
-
-    def test_the_decoder_works_frugally_where_it_must(self, engine: Any) -> None:
-        free = engine(Runtime(device="cpu", max_memory="999G"))
-        tight = engine(Runtime(device="cpu", max_memory=str(free.memory(Choice(1, 0), 24, 40) * 2 // 5)))
-        whole = Choice(1, 0)
-        assert tight.planner.keep(whole, 1080, 1920) < free.planner.keep(whole, 1080, 1920) == 4
-        again = tight.planner
-        again.keep = lambda *_: 1  # type: ignore[method-assign]
-        torch.testing.assert_close(enlarge(tight, picture(), PLACE), enlarge(free, picture(), PLACE), atol=1e-4, rtol=0)
