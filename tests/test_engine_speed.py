@@ -16,6 +16,7 @@ import vidup
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, compiling, enlarge, hub
 from vidup.engines.compiling import compiles
+from vidup.engines.memory import is_out_of_memory
 from vidup.engines.sampler import interval
 from vidup.engines.tiny import load_tiny
 from vidup.engines.unet import FixedText, Moved, Unet, fix_texts
@@ -139,20 +140,33 @@ class TestCompiling:
             assert torch.equal(enlarge(one, picture(), PLACE), expected)
             assert "no compiler here" in caplog.text
 
-    def test_less_memory_lets_go_of_what_was_recorded(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_compiled_is_let_go(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
         reset, resets = torch.compiler.reset, []
         monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(1), reset()))
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
-        one.adopt(Choice(2, 0))
+        monkeypatch.setattr("vidup.engines.decoder.compiled_or_not", lambda function, examples: function)
         first = enlarge(one, picture(2), PLACE)
-        assert not resets and one.compiles
-        one.adopt(Choice(1, 0))  # as after a failed attempt
+        assert one.compiles
+        one.release()
         assert resets == [1]
-        torch.testing.assert_close(enlarge(one, picture(1), PLACE), first[:1], atol=1e-4, rtol=0)
-        for choice in (None, Choice(1, 0), Choice(1, 0)):  # a new file is no want of memory
-            one.adopt(choice)
+        one.release()  # nothing was made since
         assert resets == [1]
+        torch.testing.assert_close(enlarge(one, picture(2), PLACE), first)
+        assert one.compiles
+
+    def test_want_of_memory_is_none_of_the_compilers_failures(
+        self, engine: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr("vidup.engines.decoder.compiled_or_not", lambda function, examples: function)
+        one = engine(Runtime(device="cpu", compile="on"), steps=1)
+        with pytest.raises(Exception) as caught:  # torch wraps it
+            enlarge(one, picture(), PLACE)
+        assert is_out_of_memory(caught.value) and one.compiles
 
     def test_when(self) -> None:
         assert compiles("auto", CPU, False) == compiles("off", torch.device("cuda"), False) == "off"

@@ -136,7 +136,9 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     swing, middle = _chroma_codes(kind, frame.color.full_range)
     height, width = luma.shape
     chroma = [_enlarge(plane.sub_(middle).div_(swing), kind, height, width) for plane in planes[1:]]
-    rgb: torch.Tensor = torch.tensordot(_to_rgb_matrix(frame.color.matrix).to(device), torch.stack([luma, *chroma]), 1)
+    rgb: torch.Tensor = torch.tensordot(
+        _to_rgb_matrix(frame.color.matrix, luma.device), torch.stack([luma, *chroma]), 1
+    )
     return rgb
 
 
@@ -174,7 +176,7 @@ def to_codes(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[torch.Tenso
         red, green, blue = rgb
         return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes)
     known = color.matrix in _LUMA or color.matrix == YCGCO
-    to_ycc = _to_ycc_matrix(color.matrix if known else BT709).float().to(rgb.device)
+    to_ycc = _to_ycc_on(color.matrix if known else BT709, rgb.device)
     if kind.family == "gray":
         return (codes(torch.tensordot(to_ycc[0], rgb, 1), *luma_codes),)
     ycc = torch.tensordot(to_ycc, rgb, 1)
@@ -190,7 +192,8 @@ def planes_of(codes: Iterable[torch.Tensor]) -> tuple[NDArray[np.uint8] | NDArra
 
 def _uploaded(plane: NDArray[Any], device: torch.device) -> torch.Tensor:
     """A plane on the device; a GPU takes it from pinned memory while the host goes on."""
-    copy = torch.from_numpy(plane.copy())
+    wide = device.type == "mps" and plane.dtype == np.uint16  # which older versions of torch do not know there
+    copy = torch.from_numpy(plane.astype(np.int32) if wide else plane.copy())
     return copy.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else copy.to(device)
 
 
@@ -205,11 +208,20 @@ def _to_ycc_matrix(code: int) -> torch.Tensor:
     return torch.stack([luma, (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))])
 
 
+# On the device once: a copy of a few numbers for each frame would let the host wait for all that the device has to do.
+
+
 @cache
-def _to_rgb_matrix(code: int) -> torch.Tensor:
-    """The way back: float32 (3, 3)."""
+def _to_ycc_on(code: int, device: torch.device) -> torch.Tensor:
+    """The same as float32 on a device."""
+    return _to_ycc_matrix(code).float().to(device)
+
+
+@cache
+def _to_rgb_matrix(code: int, device: torch.device) -> torch.Tensor:
+    """The way back: float32 (3, 3) on a device."""
     inverse: torch.Tensor = torch.linalg.inv(_to_ycc_matrix(code))
-    return inverse.float()
+    return inverse.float().to(device)
 
 
 def _luma_codes(kind: Layout, full_range: bool) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import vidup
 from vidup import engines, planning, proof, segments, stills, writer
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
+from vidup.engines.memory import memory_limit
 from vidup.errors import ConfigError, MediaError, VidupError
 from vidup.execute import execute
 from vidup.planning import Job
@@ -200,14 +201,14 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
             finish(work)
     parts = [Part(file, each) for file, work in enumerate(works) for each in work.segments if each.index in work.left]
     here = runtime.workers == 1 and runtime.ray is None  # else each worker loads its own engine
+    jobs = [work.job for work in works]
+    choices = [work.store.choice for work in works]  # of earlier runs
     if here:  # before there is anything that follows from it
         for work in works:
             _choose(work, upscaler)
-    jobs = [work.job for work in works]
-    choices = [work.store.choice for work in works]
     tracker.enter("compiling" if here and parts and upscaler.compiles else "upscaling")
     execute(
-        partial(Worker, jobs, choices, settings, runtime, upscaler if here else None),
+        partial(Worker, jobs, choices, settings, _shared(runtime), upscaler if here else None),
         parts,
         wanted=lambda part: works[part.file].outcome.error is None,
         on_result=on_result,
@@ -230,6 +231,18 @@ def _choose(work: _Work, upscaler: Upscaler) -> None:
             *(work.job.output, upscaler.engine.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
             f"tiles of {choice.tile}" if choice.tile else "whole frames",
         )
+
+
+def _shared(runtime: Runtime) -> Runtime:
+    """For one of several workers on this machine: its part of a device's memory."""
+    if runtime.workers == 1 or runtime.ray is not None:
+        return runtime
+    device = engines.choose_device(runtime.device)
+    count = sum(name.startswith(device.type) for name in engines.devices()) if runtime.device in ("auto", "cuda") else 1
+    sharing = math.ceil(runtime.workers / count)
+    if sharing == 1:
+        return runtime
+    return replace(runtime, max_memory=str(memory_limit(runtime, device) // sharing))
 
 
 def _gpus(runtime: Runtime) -> float:

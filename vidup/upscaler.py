@@ -17,6 +17,7 @@ import torch
 from vidup import color, engines
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
+from vidup.engines.memory import is_out_of_memory
 from vidup.engines.resample import anchor, resize
 from vidup.errors import ConfigError, EngineError
 from vidup.frame import Color, Frame
@@ -111,6 +112,7 @@ class Upscaler:
     def close(self) -> None:
         """Let the model and its memory go."""
         if "engine" in self.__dict__:
+            self.engine.release()
             del self.engine
             gc.collect()  # an engine's caches hold on to it in a circle
             if torch.cuda.is_available():
@@ -174,6 +176,7 @@ class Upscaler:
                 target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
                 codes = color.to_codes(picture, target, meaning)
                 leaving.append(_Leaving(replace(frame, pix_fmt=target, color=meaning), codes))
+            del rgb, picture, codes  # or a whole clip would be alive beside the next one
             # A GPU works on this clip while the one before it is fetched and given away.
             yield from (one.arrived() for one in before)
             if self.engine.device.type != "cuda":
@@ -216,13 +219,14 @@ class Upscaler:
         while True:
             try:
                 length = self.engine.clip_length
-                clips = [
-                    self._enlarge_clip(rgb[first : first + length], times[first : first + length], even)
-                    for first in range(0, len(rgb), length)
-                ]
+                with engines.current(self.engine.device):
+                    clips = [
+                        self._enlarge_clip(rgb[first : first + length], times[first : first + length], even)
+                        for first in range(0, len(rgb), length)
+                    ]
                 return clips[0] if len(clips) == 1 else torch.cat(clips)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failed = str(error).splitlines()[0]
             # Outside of the handler, so that the traceback, which holds tensors, is gone.
@@ -236,7 +240,9 @@ class Upscaler:
                 f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
                 " take a smaller model, --offload, or another --device"
             )
+        self.engine.release()
         self._adopt(choice, height, width)
+        gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning(
@@ -271,7 +277,7 @@ class _Leaving:
             for target, source in zip(pinned, codes, strict=True):
                 target.copy_(source, non_blocking=True)
             self.codes, self.event = pinned, torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.event.record()
+            self.event.record(torch.cuda.current_stream(codes[0].device))
 
     def arrived(self) -> Frame:
         """The frame with its planes, once they are there."""
@@ -280,12 +286,6 @@ class _Leaving:
         # Copied, so that the pinned memory serves the next frame.
         planes = color.planes_of(self.codes)
         return replace(self.frame, planes=planes if self.event is None else tuple(map(np.copy, planes)))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has a type for it; MPS and the CPU's allocator tell it in words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def output_size(settings: Settings, engine_scale: float, height: int, width: int, even: bool) -> tuple[int, int]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from vidup.config import Runtime, Settings
+from vidup.engines.memory import keep_to_limit
 from vidup.errors import EngineError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -79,6 +81,9 @@ class Engine(Protocol):
     def adopt(self, choice: Choice | None) -> None:
         """Do as this says from now on: `clip_length` becomes its batch. None forgets what was adopted."""
 
+    def release(self) -> None:
+        """Let memory go that is held for speed alone, such as that of compiled code."""
+
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
         """The next choice that takes less memory: the batch halved, then smaller tiles; None at the smallest."""
 
@@ -104,6 +109,12 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
         EngineError: the model, or a part of it, is not to be had, or the device is not there.
     """
     device = choose_device(runtime.device)
+    keep_to_limit(runtime, device)
+    with current(device):
+        return _load(settings, runtime, device)
+
+
+def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
     if settings.model in INTERPOLATIONS:
         from vidup.engines.interpolate import Interpolation
 
@@ -186,6 +197,11 @@ def choose_device(name: str) -> torch.device:
     if name not in found and not any(one.startswith(f"{name}:") for one in found):
         raise EngineError(f"device = {name!r}: is not there; this machine has {', '.join(found)}")
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the one that streams, events and questions without a device are of: torch has one for each thread."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def devices() -> list[str]:

@@ -85,7 +85,7 @@ def random_text(narrower: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.T
 
 
 def _random(kind: Any, config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    with torch.random.fork_rng(), device:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         module = kind(**config)
     # diffusers' own `to` warns of modules to keep in float32, of which these have none.

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, architecture
-from vidup.engines.compiling import compiles
+from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.decoder import Decoder, Limits, fused, limits
 from vidup.engines.hub import precisions
 from vidup.engines.memory import LiveBytes, memory_limit
@@ -54,7 +54,7 @@ class Planner:
         text_bytes: the weights of the text encoder, which is there while the model is loaded.
         device: where it runs.
         multiple: sides of tiles are multiples of it.
-        graphs: the UNet runs as CUDA graphs, which keep their memory while the decoder works.
+        compiled: the UNet, where it may be: CUDA graphs keep their memory while the decoder works.
     """
 
     def __init__(
@@ -69,14 +69,18 @@ class Planner:
         guided: bool,
         text_bytes: int,
         multiple: int,
-        graphs: bool = False,
+        compiled: Compiled | None = None,
     ) -> None:
         self.settings, self.runtime, self.device, self.multiple = settings, runtime, device, multiple
-        self.graphs = graphs
+        self.compiled = compiled
         self.unet, self.decoder, self.tokens, self.guided, self.text_bytes = unet, decoder, tokens, guided, text_bytes
         self.weights = tuple(_bytes(module) for module in (unet, decoder.vae))
         self.choose = lru_cache(maxsize=16)(self._choose)
         self.decoder_bytes = lru_cache(maxsize=16)(self._decoder_bytes)
+
+    @property
+    def graphs(self) -> bool:
+        return self.compiled is not None and self.compiled.graphs
 
     @cached_property
     def limit(self) -> int:
@@ -288,17 +292,18 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, height: 
     """Bytes that the x4 upscaler will take for frames of this size, from its architecture alone: nothing is loaded."""
     dtype, vae_dtype = precisions(settings.dtype, device)
     meta = torch.device("meta")
+    unet = architecture.random_unet(meta, dtype)
     planner = Planner(
         settings,
         runtime,
         device,
-        architecture.random_unet(meta, dtype),
+        unet,
         Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed"),
         tokens=architecture.TOKENS,
         guided=settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
         text_bytes=0,
         multiple=8,
-        graphs=device.type == "cuda" and compiles(runtime.compile, device, runtime.offload) != "off",
+        compiled=Compiled(unet, compiles(runtime.compile, device, runtime.offload), device),
     )
     return planner.memory(planner.choose(height, width), height, width)
 

@@ -20,7 +20,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Place, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
-from vidup.engines.memory import LiveBytes
+from vidup.engines.memory import LiveBytes, is_out_of_memory
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class Checkpoint:
         if runtime.offload:
             log.warning("offload: has no effect with %s, which is one part and always at work", path.name)
         # Not by itself: there are dozens of architectures, and not all can be one graph.
-        self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off")
+        self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off", device)
+        self.release = self.run.release
         self._draws = self.model.architecture.id == "AuraSR"
         self._weights = lru_cache(maxsize=2)(self._make_weights)
         self._window_bytes = lru_cache(maxsize=1)(self._measure)
@@ -119,7 +120,7 @@ class Checkpoint:
             with self._seeded():
                 enlarged: torch.Tensor = self.run(batch)
         except RuntimeError as error:
-            if "memory" in str(error):  # the caller has an answer to that
+            if is_out_of_memory(error):  # the caller has an answer to that
                 raise
             name, (height, width) = self.model.architecture.name, batch.shape[-2:]
             raise EngineError(f"{name} failed on a picture of {width}x{height}: {_line(error)}") from error

@@ -7,12 +7,14 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vidup.engines.memory import is_out_of_memory
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -32,18 +34,26 @@ class Compiled:
     Args:
         function: takes the batch first; whatever else it takes is of no concern.
         wish: ``off`` leaves it as it is; with ``auto`` what fails is told and left, with ``on`` it is an error.
+        module: what the function runs; its weights are laid out in `memory_format`, as batches should be.
     """
 
-    def __init__(self, function: Callable[..., Any], wish: str) -> None:
-        self.function, self.required = function, wish == "on"
+    def __init__(self, function: Callable[..., Any], wish: str, device: torch.device, module: Any = None) -> None:
+        self.function, self.required, self.device, self.module = function, wish == "on", device, module
         self.active = wish != "off"
         """Whether it is compiled, or will be."""
-        self._seen: set[tuple[int, ...]] = set()
+        self._done: Counter[tuple[int, ...]] = Counter()
+        self._begun = False
         self._fast = function
         if self.active:
             keep_compiled_code()
             torch._dynamo.config.cache_size_limit = max(_SHAPES, torch._dynamo.config.cache_size_limit)  # type: ignore[attr-defined, unused-ignore]
             self._fast = torch.compile(function, **COMPILER)
+        self._lay_out()
+
+    @property
+    def graphs(self) -> bool:
+        """Whether it runs as CUDA graphs, which keep the memory of their tensors between calls."""
+        return self.active and self.device.type == "cuda"
 
     def __call__(self, batch: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
         """What the function answers.
@@ -56,16 +66,21 @@ class Compiled:
         mark: Any = torch.compiler.cudagraph_mark_step_begin
         mark()  # the answer before has been used up: its memory may be written
         shape = tuple(batch.shape)
-        if shape in self._seen:
+        if self._done[shape] > 1:  # compiled by the first call, recorded as a CUDA graph by the second
             return self._fast(batch, *arguments, **keywords)
-        log.info("compiling the model for batches of %s, once; later runs find it on disk", "x".join(map(str, shape)))
+        if not self._done[shape]:
+            words = "x".join(map(str, shape))
+            log.info("compiling the model for batches of %s, once; later runs find it on disk", words)
+            self._begun = True
+            if batch.is_cuda:
+                torch.cuda.empty_cache()  # which the allocator cannot do by itself while a graph is prepared
         try:
             answer = self._fast(batch, *arguments, **keywords)
-            self._seen.add(shape)
+            self._done[shape] += 1
             return answer
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # a compiler fails in many ways
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
             if self.required:
                 raise EngineError(
@@ -73,13 +88,26 @@ class Compiled:
                 ) from error
             log.warning("the model cannot be compiled (%s): it runs as it is", reason)
             self.active = False
+            self._lay_out()
         return self.function(batch, *arguments, **keywords)
 
-    def forget(self) -> None:
-        """Let compiled code go, and with it the memory that CUDA graphs hold."""
-        if self._seen:
-            self._seen.clear()
+    def release(self) -> None:
+        """Let compiled code go, and with it the memory that CUDA graphs hold. It is compiled again when it is called.
+
+        torch has no way to do so for one model alone.
+        """
+        if self._begun:
+            self._done.clear()
+            self._begun = False
             torch.compiler.reset()
+
+    def _lay_out(self) -> None:
+        # The CPU's convolutions want channels last. On CUDA, uncompiled, group norm would turn each tensor back.
+        wanted = self.active or self.device.type == "cpu"
+        self.memory_format = torch.channels_last if wanted else torch.contiguous_format
+        if self.module is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                self.module.to(memory_format=self.memory_format)
 
 
 def compiles(wish: str, device: torch.device, offload: bool) -> str:
@@ -107,11 +135,12 @@ def compiled_or_not(function: Function, examples: Iterable[tuple[torch.Tensor, .
     """A small function as one kernel for tensors of any size; itself where that fails with the examples."""
     kernel: Function = torch.compile(function, dynamic=True)
     try:
-        for example in examples:
-            kernel(*example)
-    except torch.OutOfMemoryError:
-        raise
+        with torch.inference_mode():  # as the calls that count: code is made for one or the other
+            for example in examples:
+                kernel(*example)
     except Exception as error:  # as above
+        if is_out_of_memory(error):
+            raise
         log.debug("%s stays uncompiled: %s", getattr(function, "__name__", function), error)
         return function
     return kernel

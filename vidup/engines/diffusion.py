@@ -77,9 +77,10 @@ class DiffusionX4:
         self.planner = budget.Planner(
             settings, runtime, device, parts.unet, self.decoder,
             tokens=parts.positive.shape[1], guided=self.guided, text_bytes=text_bytes, multiple=self.multiple,
-            graphs=self.unet.run.active and device.type == "cuda",
+            compiled=self.unet.run,
         )  # fmt: skip
         self.smaller, self.memory = self.planner.smaller, self.planner.memory
+        self.release = self.unet.run.release
         self._adopted: Choice | None = None
         self._first_batch = runtime.batch or (4 if device.type == "cuda" else 1)
 
@@ -105,8 +106,6 @@ class DiffusionX4:
 
     def adopt(self, choice: Choice | None) -> None:
         """Do as this says from now on; None forgets."""
-        if choice and self._adopted and choice != self._adopted:
-            self.unet.run.forget()  # what was recorded for the other one would go on holding memory
         self._adopted = choice
 
     @torch.inference_mode()

@@ -234,7 +234,10 @@ def precisions(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtyp
     unet: torch.dtype = automatic if name == "auto" else getattr(torch, name)
     if unet == torch.float32:
         return unet, unet
-    has_bfloat16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+    has_bfloat16 = device.type == "cpu"
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it has no convolutions
     return unet, torch.bfloat16 if has_bfloat16 else torch.float32
 
 

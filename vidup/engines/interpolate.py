@@ -40,6 +40,9 @@ class Interpolation:
     def adopt(self, choice: Choice | None) -> None:
         self.adopted = choice
 
+    def release(self) -> None:
+        pass
+
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
         return Choice(choice.batch // 2, 0) if choice.batch > 1 else None
 

@@ -68,9 +68,9 @@ class LatentX2:
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
         self.vae, self.identity = parts.vae, parts.identity
-        self.unet = Compiled(parts.unet, compiles(runtime.compile, device, runtime.offload))
-        if self.unet.active or device.type == "cpu":
-            parts.unet.to(memory_format=torch.channels_last)
+        compiled = compiles(runtime.compile, device, runtime.offload)
+        self.unet = Compiled(parts.unet, compiled, device, parts.unet)
+        self.release = self.unet.release
         self.unet_width = parts.unet.config.block_out_channels[0]
         self.decoder = Decoder(self.vae, compile_on=device if self.unet.active else None)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)

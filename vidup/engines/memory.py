@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from vidup.config import Runtime
 
 _RESERVE = 512 * 2**20  # of a GPU's memory: CUDA's own context, and workspaces of its libraries
-_SHARE = {"cuda": 0.9}  # of the device's memory that may be taken where nothing is said; a CPU's is for others, too
+_SHARE = 0.9  # of a GPU's memory that may be taken where nothing is said; the host's is for others, too
 _ELSEWHERE = 0.6
 
 
@@ -22,12 +22,32 @@ def memory_limit(runtime: Runtime, device: torch.device) -> int:
 
     As the runtime says, else a share of what the device has, not of what is free now: a plan must not change by chance.
     """
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        total = psutil.virtual_memory().total
-    may = runtime.memory_limit or int(total * _SHARE.get(device.type, _ELSEWHERE))
+    may = runtime.memory_limit
+    if may is None and device.type == "cuda":
+        may = int(torch.cuda.get_device_properties(device).total_memory * _SHARE)
+    elif may is None:
+        may = int(psutil.virtual_memory().total * _ELSEWHERE)
     return may - (_RESERVE if device.type == "cuda" else 0)
+
+
+def keep_to_limit(runtime: Runtime, device: torch.device) -> None:
+    """Hold CUDA's allocator to a limit that was given: it keeps what is freed, and would grow beyond a plan."""
+    if device.type == "cuda" and runtime.memory_limit:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, runtime.memory_limit / total), device)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, is want of memory.
+
+    CUDA has a type for it; its libraries, MPS and the CPU's allocator tell it in words.
+    """
+    words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "Invalid buffer size")
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]

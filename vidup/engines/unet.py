@@ -37,14 +37,10 @@ class Unet:
         compiled: str = "off",
     ) -> None:
         self.module, self.guidance_scale, self.noise_level, self.device = unet, guidance_scale, noise_level, device
-        # The CPU's convolutions want channels last. On CUDA, uncompiled, group norm would turn each tensor back.
-        wanted = device.type == "cpu" or compiled != "off"
-        self.memory_format = torch.channels_last if wanted else torch.contiguous_format
-        unet.to(memory_format=self.memory_format)
         texts = torch.cat([negative, positive])
         self.texts = None if fix_texts(unet, texts) else texts.to(device)
         self.conditions = lru_cache(maxsize=8)(self._make_conditions)
-        self.run = Compiled(unet, compiled)
+        self.run = Compiled(unet, compiled, device, unet)
 
     def __call__(self, batch: torch.Tensor, time: torch.Tensor, guided: bool) -> torch.Tensor:
         """The model's answer.
@@ -61,7 +57,7 @@ class Unet:
         if guided:
             batch = torch.cat([batch, batch])
         answer: torch.Tensor = self.run(
-            batch.contiguous(memory_format=self.memory_format),
+            batch.contiguous(memory_format=self.run.memory_format),
             time,
             encoder_hidden_states=text,
             class_labels=level,

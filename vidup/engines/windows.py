@@ -131,9 +131,12 @@ class Planner:
         self.multiple, self.tiles, self._first_batch = multiple, tiles, runtime.batch or batch
         self.weights, self.window_bytes = weights, window_bytes
         self.frame_bytes, self.frame_peak, self.compiled = frame_bytes, frame_peak, compiled
-        self.graphs = compiled is not None and compiled.active and device.type == "cuda"
         self.adopted: Choice | None = None
         self._chosen = lru_cache(maxsize=16)(self._choose)
+
+    @property
+    def graphs(self) -> bool:
+        return self.compiled is not None and self.compiled.graphs
 
     @property
     def batch(self) -> int:
@@ -157,8 +160,6 @@ class Planner:
         return choice
 
     def adopt(self, choice: Choice | None) -> None:
-        if self.compiled and self.adopted and choice and choice != self.adopted:
-            self.compiled.forget()  # what was recorded for the other one would go on holding memory
         self.adopted = choice
 
     def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
