@@ -47,6 +47,14 @@ def test_progress(make_clip: Callable[..., Path]):
     assert left_over(source.parent) == [] and threads() == []
 
 
+def test_a_queue_tells_the_file_in_hand(make_clip: Callable[..., Path], tmp_path: Path):
+    sources, events = [make_clip("one.mp4"), make_clip("two.mp4")], []
+    outputs = [tmp_path / "1.mp4", tmp_path / "2.mp4"]
+    vidup.upscale_files(list(zip(sources, outputs, strict=True)), NEAREST, on_progress=events.append)
+    told = [Path(event.output).name for event in events if event.state == "upscaling" and event.frame]
+    assert told[0] == "1.mp4" and told[-1] == "2.mp4" and told == sorted(told) and len(told) == 24
+
+
 def test_compiling_is_told(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Upscaler, "compiles", True)
     source, events = make_clip(), []

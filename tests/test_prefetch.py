@@ -1,5 +1,6 @@
 """What runs beside the engine: decoding ahead, encoding behind, a segment's end beside the next one's beginning."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +146,22 @@ class TestConsumer:
         consumer.put(1)
         consumer.close()
         assert made == [] and ended == ["vidup-consumer"] and threads() == []
+
+    def test_closed_after_the_last_item_it_has_all_or_ends_with_an_exception(self):
+        """What is half written must not look whole, however the two threads meet."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(300):
+                whole: list[int] = []
+                consumer = Consumer(lambda items, whole=whole: whole.append(len(list(items))), depth=1000)
+                for item in range(100):
+                    consumer.put(item)
+                consumer.end()
+                consumer.close()
+                assert whole in ([], [100])
+        finally:
+            sys.setswitchinterval(interval)
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) -> None:

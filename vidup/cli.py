@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read standard output is gone
         sys.stderr.close()
         return 1
+    finally:
+        if argv is None:  # a Ctrl-C while Python ends would make a failure of what is done
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _parser() -> argparse.ArgumentParser:

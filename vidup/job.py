@@ -206,13 +206,17 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
     if here:  # before there is anything that follows from it
         for work in works:
             _choose(work, upscaler)
-    tracker.enter("compiling" if here and parts and upscaler.compiles else "upscaling")
+
+    def in_hand() -> Path | None:
+        return next((work.job.output for work in works if work.left), None)
+
+    tracker.enter("compiling" if here and parts and upscaler.compiles else "upscaling", in_hand())
     execute(
         partial(Worker, jobs, choices, settings, _shared(runtime), upscaler if here else None),
         parts,
         wanted=lambda part: works[part.file].outcome.error is None,
         on_result=on_result,
-        on_progress=tracker.advance,
+        on_progress=lambda frames: tracker.advance(frames, in_hand()),
         stop=stop,
         workers=runtime.workers,
         address=runtime.ray,

@@ -44,11 +44,13 @@ class _Channel(Generic[T]):
             self._ended, self._error = True, error
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Nobody takes items any more; those that wait are dropped."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Drop what waits: nobody takes items any more, or whoever does is to end with an error."""
         with self._changed:
             self._closed = True
             self._queue.clear()
+            if error is not None:
+                self._ended, self._error = True, error
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[T]:
@@ -159,8 +161,7 @@ class Consumer(Generic[T]):
 
     def close(self) -> None:
         """Let the function end with an exception if it has not returned, and join. Its own errors are dropped."""
-        self._channel.close()
-        self._channel.end(_Abandoned())
+        self._channel.close(_Abandoned())
         self._thread.join()
 
 

@@ -20,7 +20,7 @@ class Progress:
 
     state: State
     frame: int
-    """Frames that are upscaled and encoded."""
+    """Frames that are upscaled, and with the encoder."""
     frames: int
     """Frames of the whole job; 0 while that is not known."""
     fps: float
@@ -56,8 +56,10 @@ class Tracker:
         self._compiling = state == "compiling"
         self._send(state)
 
-    def advance(self, frames: int = 1) -> None:
-        """So many frames more are encoded; less than 0 where they have to be done again."""
+    def advance(self, frames: int = 1, output: object = None) -> None:
+        """So many frames more are upscaled; less than 0 where they have to be done again."""
+        if output is not None:
+            self._output = str(output)
         if self._compiling:  # that is over with the first frame, which tells nothing of the speed of the others
             self._compiling, self._began, self._before = False, time.monotonic(), self._frame + frames
         self._frame += frames

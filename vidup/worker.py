@@ -55,6 +55,9 @@ class Worker:
         tail: _Tail | None = None
         try:
             for part in parts:
+                if tail is not None and tail.part.file != part.file:  # a whole file is delivered first
+                    yield tail.part, tail.result()
+                    tail = None
                 try:
                     begun = self._upscale(part, report)
                 except VidupError as error:
