@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +16,8 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, enlarge, hub
 from vidup.engines.budget import trace_unet
 from vidup.engines.diffusion import DiffusionX4
-from vidup.engines.memory import LiveBytes
+from vidup.engines.memory import LiveBytes, is_out_of_memory, memory_limit
+from vidup.job import _shared
 
 CPU = torch.device("cpu")
 PLACE = Place(height=24, width=40)
@@ -176,3 +178,28 @@ def test_the_planner_against_the_device(compiled: str) -> None:
     taken = torch.cuda.max_memory_reserved() if compiled == "on" else torch.cuda.max_memory_allocated()
     assert engine.memory(choice, 272, 480) == pytest.approx(taken, rel=0.15)
     torch._dynamo.reset()
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("error", "is_want"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory"), True),
+            (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+            (RuntimeError("Invalid buffer size: 9.75 GB"), True),
+            (MemoryError(), True),
+            (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        ],
+    )
+    def test_want_of_memory_is_known_by_type_words_and_cause(self, error: Exception, is_want: bool) -> None:
+        assert is_out_of_memory(error) is is_want
+        wrapped = RuntimeError("backend failed")
+        wrapped.__cause__ = error
+        assert is_out_of_memory(wrapped) is is_want
+
+    def test_workers_share_what_a_device_has(self) -> None:
+        runtime = Runtime(device="cpu", max_memory="8G", workers=2)
+        shared, alone = (memory_limit(one, torch.device("cpu")) for one in (_shared(runtime), runtime))
+        assert shared == alone // 2
+        for one in (replace(runtime, workers=1), replace(runtime, ray="auto")):  # a cluster's machines have their own
+            assert _shared(one) is one
