@@ -89,6 +89,8 @@ def upscale_files(
     The failure of a file is in its `Outcome`, and the others go on.
     """
     settings, runtime = settings or Settings(), runtime or Runtime()
+    if runtime.compile == "auto" and all(Path(source).suffix.lower() in stills.ENDINGS for source, _ in files):
+        runtime = replace(runtime, compile="off")  # a picture is done before a model is compiled
     tracker = Tracker(on_progress)
     with ExitStack() as stack:
         upscaler = stack.enter_context(Upscaler(settings, runtime))
