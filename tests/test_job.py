@@ -55,6 +55,25 @@ def test_a_queue_tells_the_file_in_hand(make_clip: Callable[..., Path], tmp_path
     assert told[0] == "1.mp4" and told[-1] == "2.mp4" and told == sorted(told) and len(told) == 24
 
 
+def test_a_queue_does_not_name_a_file_that_failed(
+    make_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    enlarge, calls, events = Interpolation.__call__, [], []
+
+    def fail_first(self, clip, place):
+        calls.append(clip)
+        if len(calls) == 1:
+            raise EngineError("no")
+        return enlarge(self, clip, place)
+
+    monkeypatch.setattr(Interpolation, "__call__", fail_first)
+    files = [(make_clip(f"{name}.mp4"), tmp_path / f"out{name}.mp4") for name in "12"]
+    outcomes = vidup.upscale_files(files, NEAREST, on_progress=events.append)
+    assert [outcome.error is None for outcome in outcomes] == [False, True]
+    told = {Path(event.output).name for event in events if event.state == "upscaling" and event.frame}
+    assert told == {"out2.mp4"}
+
+
 def test_compiling_is_told(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Upscaler, "compiles", True)
     source, events = make_clip(), []

@@ -1,6 +1,5 @@
 """What runs beside the engine: decoding ahead, encoding behind, a segment's end beside the next one's beginning."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -147,21 +146,31 @@ class TestConsumer:
         consumer.close()
         assert made == [] and ended == ["vidup-consumer"] and threads() == []
 
-    def test_closed_after_the_last_item_it_has_all_or_ends_with_an_exception(self):
-        """What is half written must not look whole, however the two threads meet."""
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            for _ in range(300):
-                whole: list[int] = []
-                consumer = Consumer(lambda items, whole=whole: whole.append(len(list(items))), depth=1000)
-                for item in range(100):
-                    consumer.put(item)
-                consumer.end()
-                consumer.close()
-                assert whole in ([], [100])
-        finally:
-            sys.setswitchinterval(interval)
+    def test_closed_after_the_last_item_it_never_looks_whole(self, monkeypatch: pytest.MonkeyPatch):
+        """Whoever looks between two steps of closing must not find a queue that is empty and ended."""
+        closing, whole = threading.Event(), []
+
+        class Slow(threading.Condition):
+            def __exit__(self, *error: Any) -> None:
+                super().__exit__(*error)
+                if closing.is_set() and threading.current_thread() is threading.main_thread():
+                    time.sleep(0.2)
+
+        def consume(items: Iterator[int]) -> None:
+            count = 0
+            for _ in items:
+                count += 1
+                time.sleep(0.02)
+            whole.append(count)
+
+        monkeypatch.setattr("vidup.prefetch.Condition", Slow)
+        consumer = Consumer(consume, depth=1000)
+        for item in range(50):
+            consumer.put(item)
+        consumer.end()
+        closing.set()
+        consumer.close()
+        assert whole == [] and threads() == []
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) -> None:

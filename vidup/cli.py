@@ -25,7 +25,6 @@ from vidup.errors import ConfigError, VerifyError, VidupError
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
-    from vidup.planning import Job
     from vidup.progress import Sink
 
 log = logging.getLogger("vidup")
@@ -234,57 +233,14 @@ def _probe(arguments: argparse.Namespace) -> int:
         del table["pts"]
         table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
         table |= {"output_frames": len(job.times), "disk_bytes": planning.disk(job, job.high - job.low)}
-        table |= {"host_bytes": planning.host_memory(job), "device_bytes": _device_bytes(job)}
+        table |= {"host_bytes": planning.host_memory(job), "device_bytes": planning.device_memory(job)}
         print(json.dumps(table, default=str))
         return 0
-    for line in _told(job):
+    for line in planning.facts(job):
         print(line)
     for note in notes:
         print(f"  {note}")
     return 0
-
-
-def _device_bytes(job: Job) -> int | None:
-    from vidup.engines import foresee
-
-    return foresee(job.settings, Runtime(), *job.turn.size(job.info.height, job.info.width))
-
-
-def _told(job: Job) -> Iterator[str]:
-    """What is in a file and what becomes of it, a line each."""
-    from vidup import planning
-
-    info, encoding = job.info, job.encoding
-    kind = "variable" if info.variable_rate else "constant"
-    light = "full" if info.color.full_range else "limited"
-    codes = f"{info.color.matrix}/{info.color.primaries}/{info.color.transfer}" if info.color_tagged else "untagged"
-    transfer = {16: ", PQ", 18: ", HLG"}.get(info.color.transfer, "")
-    yield f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})"
-    yield (
-        f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, colour {codes}{transfer}"
-        + (", HDR10 data" if info.hdr else "")
-    )
-    yield (
-        f"  shown     rotation {info.rotation}, pixels {info.sample_aspect_ratio}, fields {info.field_order},"
-        f" begins at {float(info.begin):.3f} s"
-    )
-    yield (
-        f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
-        f" {len(job.times)} frames"
-    )
-    device = _device_bytes(job)
-    model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
-    yield (
-        f"  takes     about {planning.disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
-        f" {planning.host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
-    )
-    for stream in job.streams:
-        reason = f": {stream.reason}" if stream.reason else ""
-        to = f" to {stream.encoder}" if stream.encoder else ""
-        detail = info.streams[stream.index].detail
-        yield f"  stream {stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
-    if info.chapters:
-        yield f"  chapters  {info.chapters}"
 
 
 def _verify(arguments: argparse.Namespace) -> int:

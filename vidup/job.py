@@ -210,7 +210,7 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
             _choose(work, upscaler)
 
     def in_hand() -> Path | None:
-        return next((work.job.output for work in works if work.left), None)
+        return next((work.job.output for work in works if work.left and work.outcome.error is None), None)
 
     tracker.enter("compiling" if here and parts and upscaler.compiles else "upscaling", in_hand())
     execute(
@@ -241,14 +241,11 @@ def _choose(work: _Work, upscaler: Upscaler) -> None:
 
 def _shared(runtime: Runtime) -> Runtime:
     """For one of several workers on this machine: its part of a device's memory."""
-    if runtime.workers == 1 or runtime.ray is not None:
+    part = _gpus(runtime) or 1 / runtime.workers
+    if runtime.ray is not None or part == 1:
         return runtime
-    device = engines.choose_device(runtime.device)
-    count = sum(name.startswith(device.type) for name in engines.devices()) if runtime.device in ("auto", "cuda") else 1
-    sharing = math.ceil(runtime.workers / count)
-    if sharing == 1:
-        return runtime
-    return replace(runtime, max_memory=str(memory_limit(runtime, device) // sharing))
+    limit = memory_limit(runtime, engines.choose_device(runtime.device))
+    return replace(runtime, max_memory=str(int(limit * part)))
 
 
 def _gpus(runtime: Runtime) -> float:

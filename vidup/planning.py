@@ -1,15 +1,16 @@
-"""Decide everything about a job before its first frame: `plan`, and tell it: `describe`."""
+"""Decide everything about a job before its first frame: `plan`, and tell it: `facts`, `describe`."""
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from vidup import color, encoder, engines, probing, reader, streams, writer
-from vidup.config import Settings
+from vidup.config import Runtime, Settings
 from vidup.conversion import StreamPlan, Trim
 from vidup.encoder import Encoding
 from vidup.errors import ConfigError, MediaError
@@ -199,6 +200,11 @@ def host_memory(job: Job) -> int:
     return round(3 * QUEUE_BYTES + 2 * frame * _ENCODER_FRAMES)
 
 
+def device_memory(job: Job) -> int | None:
+    """Bytes of the device that the model will take; None where only the loaded model tells."""
+    return engines.foresee(job.settings, Runtime(), *job.turn.size(job.info.height, job.info.width))
+
+
 def disk(job: Job, frames: int) -> int:
     """Bytes that a job will take: what `frames` of the source's frames become, twice, and the streams that are copied.
 
@@ -239,3 +245,38 @@ def _part(settings: Settings, info: MediaInfo) -> tuple[int, int]:
 def _place(info: MediaInfo, second: Fraction) -> int:
     """The place of the first frame that does not begin before a moment."""
     return bisect_left(info.pts, -(-second // info.time_base))
+
+
+def facts(job: Job) -> Iterator[str]:
+    """What is in a file and what becomes of it, a line each."""
+    info, encoding = job.info, job.encoding
+    kind = "variable" if info.variable_rate else "constant"
+    light = "full" if info.color.full_range else "limited"
+    codes = f"{info.color.matrix}/{info.color.primaries}/{info.color.transfer}" if info.color_tagged else "untagged"
+    transfer = {16: ", PQ", 18: ", HLG"}.get(info.color.transfer, "")
+    yield f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})"
+    yield (
+        f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, colour {codes}{transfer}"
+        + (", HDR10 data" if info.hdr else "")
+    )
+    yield (
+        f"  shown     rotation {info.rotation}, pixels {info.sample_aspect_ratio}, fields {info.field_order},"
+        f" begins at {float(info.begin):.3f} s"
+    )
+    yield (
+        f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
+        f" {len(job.times)} frames"
+    )
+    device = device_memory(job)
+    model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
+    yield (
+        f"  takes     about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
+        f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
+    )
+    for stream in job.streams:
+        reason = f": {stream.reason}" if stream.reason else ""
+        to = f" to {stream.encoder}" if stream.encoder else ""
+        detail = info.streams[stream.index].detail
+        yield f"  stream {stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
+    if info.chapters:
+        yield f"  chapters  {info.chapters}"

@@ -41,8 +41,7 @@ class Compiled:
         self.function, self.required, self.device, self.module = function, wish == "on", device, module
         self.active = wish != "off"
         """Whether it is compiled, or will be."""
-        self._done: Counter[tuple[int, ...]] = Counter()
-        self._begun = False
+        self._calls: Counter[tuple[int, ...]] = Counter()  # by shape, up to 2
         self._fast = function
         if self.active:
             keep_compiled_code()
@@ -66,18 +65,16 @@ class Compiled:
         mark: Any = torch.compiler.cudagraph_mark_step_begin
         mark()  # the answer before has been used up: its memory may be written
         shape = tuple(batch.shape)
-        if self._done[shape] > 1:  # compiled by the first call, recorded as a CUDA graph by the second
+        if self._calls[shape] > 1:  # compiled by the first call, recorded as a CUDA graph by the second
             return self._fast(batch, *arguments, **keywords)
-        if not self._done[shape]:
+        if not self._calls[shape]:
             words = "x".join(map(str, shape))
             log.info("compiling the model for batches of %s, once; later runs find it on disk", words)
-            self._begun = True
             if batch.is_cuda:
                 torch.cuda.empty_cache()  # which the allocator cannot do by itself while a graph is prepared
+        self._calls[shape] += 1
         try:
-            answer = self._fast(batch, *arguments, **keywords)
-            self._done[shape] += 1
-            return answer
+            return self._fast(batch, *arguments, **keywords)
         except Exception as error:  # a compiler fails in many ways
             if is_out_of_memory(error):
                 raise
@@ -96,9 +93,8 @@ class Compiled:
 
         torch has no way to do so for one model alone.
         """
-        if self._begun:
-            self._done.clear()
-            self._begun = False
+        if self._calls:
+            self._calls.clear()
             torch.compiler.reset()
 
     def _lay_out(self) -> None:

@@ -169,9 +169,8 @@ class Planner:
         plan = self.plan(choice, height, width)
         whole = self.frame_peak(plan.height, plan.width, self.room(choice, height, width))
         windows = self._windows(choice, plan)
-        return round(
-            self.weights + self._frames(choice, plan) + (windows + whole if self.graphs else max(windows, whole))
-        )
+        working = windows + whole if self.graphs else max(windows, whole)
+        return round(self.weights + self._frames(choice, plan) + working)
 
     def room(self, choice: Choice, height: int, width: int) -> float:
         """Bytes for what is done to a whole frame: what is left, no more than tiles take where these had to be."""
