@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ def pattern(index: int, width: int, height: int) -> np.ndarray:
     green = 128 + 90 * np.cos(y / 7 - index / 6)
     blue = np.where(x + 2 * index > width / 2, 200, 40) + 15 * np.sin(x * 1.3) * np.sin(y * 1.1)
     return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def same_priority() -> Iterator[None]:
+    """No test may leave its process, and so all tests after it, real-time threads (see `encoder.same_priority`)."""
+    yield
+    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Encoders: which there are, what they are given, what they refuse, and what of the picture's format they keep."""
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import fields, replace
@@ -84,6 +85,26 @@ def encoded(encoding: Encoding, path: Path) -> Path:
 def first_frame(path: Path) -> Any:
     with av.open(str(path)) as container:
         return next(container.decode(video=0))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="threads have no such priority here")
+@pytest.mark.parametrize("codec", list(FAST))
+def test_an_encoder_takes_no_priority(codec: str, tmp_path: Path):
+    """As root SVT-AV1 would, for itself and for the thread that opens it: all others get what they leave."""
+
+    def policies() -> set[int]:
+        return {os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")}
+
+    before, seen = policies(), []
+    encoding = chosen(codec)
+    context = open_context(av.CodecContext.create(codec, "w"), encoding)
+    seen.append(policies())
+    picture = av.VideoFrame(encoding.width, encoding.height, encoding.pix_fmt)
+    for index in range(4):
+        picture.pts = 40 * index
+        context.encode(picture)
+        seen.append(policies())
+    assert before == {os.SCHED_OTHER} and seen == [before] * 5
 
 
 def test_available_encoders_open_and_tell_their_defaults():

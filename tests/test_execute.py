@@ -76,13 +76,42 @@ def suicidal(folder: Path) -> Worker[int, int]:
 
     def work(item: int, report: Report) -> int:
         report(3)
-        while not (folder / "seen").exists():
+        end = time.monotonic() + 60
+        while not (folder / "seen").exists() and time.monotonic() < end:
             time.sleep(0.02)
         (folder / "seen").unlink()
         os.kill(os.getpid(), signal.SIGKILL)
         return item
 
     return one_by_one(work)
+
+
+def test_a_worker_may_be_looked_at_from_two_threads(monkeypatch: pytest.MonkeyPatch):
+    """As it is when it ends an item while the driver asks: neither may wait for what the other one took."""
+    logger = logging.getLogger("vidup")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)
+    member, told, both = crew._Member(logging.WARNING), [], threading.Barrier(2)
+
+    def look() -> None:
+        both.wait(30)
+        told.extend(member.look()[2])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            for index in range(3000):
+                logger.warning("%d", index)
+            looks = [threading.Thread(target=look, daemon=True) for _ in range(2)]
+            for each in looks:
+                each.start()
+            for each in looks:
+                each.join(30)
+                assert not each.is_alive()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(int(record.message) for record in told) == sorted(list(range(3000)) * 10)
 
 
 class Collected:
@@ -301,6 +330,26 @@ class TestOnRay:
         assert time.monotonic() - began < 10
         assert gone(workers_alive())
 
+    def test_a_worker_in_the_making_is_not_killed_but_let_go(self, monkeypatch: pytest.MonkeyPatch):
+        """Ray would not always give its place back."""
+        import ray
+
+        class Blocker:
+            def there(self) -> bool:
+                return True
+
+        blocker = ray.remote(num_cpus=1)(Blocker).remote()  # one of the two cores: the second worker waits for a place
+        assert ray.get(blocker.there.remote(), timeout=60)
+        kill, killed = ray.kill, []
+        monkeypatch.setattr(ray, "kill", lambda actor: (killed.append(actor), kill(actor)))
+        with pytest.raises(MediaError):
+            Collected()(failing, range(2, 9), workers=2)
+        assert len(killed) == 1
+        kill(blocker)
+        both = ray.remote(num_cpus=2)(Blocker).remote()
+        assert ray.get(both.there.remote(), timeout=60)
+        kill(both)
+
     def test_no_room_for_a_worker(self):
         with pytest.raises(ConfigError, match=r"^workers = 2: ray has no machine .* a worker of 64 CPU cores$"):
             Collected()(square, range(2), workers=2, threads=64)
@@ -322,6 +371,7 @@ from vidup.execute import execute
 def told(item, result):
     print("result", item, result[2], *[each.pid for each in psutil.Process().children(recursive=True)], flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 try:
     execute(functools.partial(whereabouts, Path({folder!r}), 0.05), range(1000), workers=2, threads=3, on_result=told)
 except KeyboardInterrupt:

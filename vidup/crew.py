@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import psutil
@@ -65,7 +65,11 @@ class _Member:
 
     def look(self) -> tuple[int, int, list[Any]]:
         """The number of the item in hand, its units, and what was logged since the last look."""
-        return *self._progress, [self._told.get() for _ in range(self._told.qsize())]
+        told: list[logging.LogRecord] = []
+        with suppress(Empty):  # not by its size: `work` and the driver may look at the same moment
+            while True:
+                told.append(self._told.get_nowait())
+        return *self._progress, told
 
     def halt(self) -> None:
         self._halted.set()
@@ -128,8 +132,8 @@ class Crew:
                     self._hand_out()
                 self._gather()
         finally:
-            for hand in self._hands:
-                self._kill(hand)
+            while self._hands:
+                self._kill(self._hands.pop())
 
     def _at_work(self) -> list[_Hand]:
         return [hand for hand in self._hands if hand.task is not None]
@@ -221,8 +225,12 @@ class Crew:
         return method.options(concurrency_group="control").remote()
 
     def _kill(self, hand: _Hand) -> None:
-        with suppress(self._ray.exceptions.RayError):
-            self._ray.kill(hand.actor)
+        """End a worker. One that is still being made ends by itself once nothing refers to it: Ray (2.60, seen) would
+        never give back the place of one that is killed at that moment."""
+        actor, hand.actor = hand.actor, None
+        if hand.ready:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor)
 
 
 @dataclass(frozen=True)

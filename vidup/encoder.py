@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import av
@@ -155,13 +158,36 @@ def open_context(context: Any, encoding: Encoding) -> Any:
     if encoding.codec == "libsvtav1":
         context.options |= {"err_detect": "explode"}  # a parameter that it cannot read is an error, not a warning
     try:
-        context.open()
+        with same_priority():
+            context.open()
     except (av.error.FFmpegError, ValueError) as error:
         raise ConfigError(
             f"{encoding.codec} refuses {encoding.width}x{encoding.height} {encoding.pix_fmt} with"
             f" {_shown(encoding.options)}: {_cause(error)}; choose another --codec, --pix-fmt or size"
         ) from None
     return context
+
+
+@contextmanager
+def same_priority() -> Iterator[None]:
+    """Leave the scheduling of threads as it was, whatever a library does to it in the block.
+
+    Where the user is root, as in most containers, SVT-AV1 makes the thread that opens it and all its own threads
+    real-time ones of the highest priority: whatever else runs on the machine gets what they leave.
+    """
+    tasks = Path("/proc/self/task")
+    if not hasattr(os, "sched_setscheduler") or not tasks.is_dir():  # not Linux: it does so nowhere else
+        yield
+        return
+    policy, param, before = os.sched_getscheduler(0), os.sched_getparam(0), set(os.listdir(tasks))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, param)
+        for task in set(os.listdir(tasks)) - before:
+            with suppress(OSError):  # has ended meanwhile
+                if os.sched_getscheduler(int(task)) == os.SCHED_FIFO:
+                    os.sched_setscheduler(int(task), policy, param)
 
 
 def to_av(frame: Frame, encoding: Encoding) -> Any:
