@@ -93,7 +93,7 @@ def test_an_encoder_takes_no_priority(codec: str, tmp_path: Path):
     """As root SVT-AV1 would, for itself and for the thread that opens it: all others get what they leave."""
 
     def policies() -> set[int]:
-        return {os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")}
+        return {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
 
     before, seen = policies(), []
     encoding = chosen(codec)

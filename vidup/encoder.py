@@ -179,15 +179,15 @@ def same_priority() -> Iterator[None]:
     if not hasattr(os, "sched_setscheduler") or not tasks.is_dir():  # not Linux: it does so nowhere else
         yield
         return
-    policy, param, before = os.sched_getscheduler(0), os.sched_getparam(0), set(os.listdir(tasks))
+    policy, param, before = os.sched_getscheduler(0), os.sched_getparam(0), set(tasks.iterdir())
     try:
         yield
     finally:
         os.sched_setscheduler(0, policy, param)
-        for task in set(os.listdir(tasks)) - before:
+        for task in set(tasks.iterdir()) - before:
             with suppress(OSError):  # has ended meanwhile
-                if os.sched_getscheduler(int(task)) == os.SCHED_FIFO:
-                    os.sched_setscheduler(int(task), policy, param)
+                if os.sched_getscheduler(int(task.name)) == os.SCHED_FIFO:
+                    os.sched_setscheduler(int(task.name), policy, param)
 
 
 def to_av(frame: Frame, encoding: Encoding) -> Any:
