@@ -149,12 +149,15 @@ def test_what_is_no_video(tmp_path: Path, name: str, content: bytes, message: st
 def test_what_is_no_regular_file(tmp_path: Path):
     folder = tmp_path / "folder.mp4"
     folder.mkdir()
-    assert refusal(folder).endswith("is a folder, expected a video file")
+    assert refusal(folder).endswith("is a folder, expected a file")
     assert refusal(tmp_path / "frame_%03d.png").endswith("there is no such file")
     assert refusal(tmp_path / "missing.mp4").endswith("there is no such file")
     if sys.platform != "win32":
-        os.mkfifo(tmp_path / "pipe.mp4")
-        assert "is a pipe or a device" in refusal(tmp_path / "pipe.mp4")
+        for name in ("pipe.mp4", "pipe.png"):
+            os.mkfifo(tmp_path / name)
+            assert "is a pipe or a device" in refusal(tmp_path / name)
+            with pytest.raises(MediaError, match="is a pipe or a device"):
+                vidup.upscale(tmp_path / name, tmp_path / f"out_{name}", NEAREST)
         for device in ("/dev/zero", "/dev/null"):
             with pytest.raises(MediaError, match="is a pipe or a device"):
                 vidup.upscale(device, tmp_path / "out.mkv", NEAREST)
@@ -336,6 +339,17 @@ DAMAGE: dict[str, Callable[[Path], bytes]] = {
     "av1.mp4": lambda path: spoilt(path, 6),
     "mjpeg.avi": lambda path: spoilt(path, 6),
 }
+
+
+def test_a_damaged_tail_of_slow_pictures(make_clip: Callable[..., Path]):
+    """Whoever looks for a frame before the tail goes back by seconds, which are less than a tick here."""
+    source = make_clip("slow.avi", range(12), time_base=Fraction(2), codec="mjpeg", pix_fmt="yuvj420p", sound=False)
+    assert vidup.probe(source).time_base == 2
+    for index in range(8, 12):
+        source.write_bytes(spoilt(source, index))
+    settings = Settings(model="nearest", scale=2, codec="ffv1", segment_frames=4, tolerate_errors=True)
+    output = vidup.upscale(source, source.with_name("out.mkv"), settings)
+    assert len(vidup.probe(output).pts) == 8
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,25 @@ def gone(processes: list[psutil.Process], seconds: float = 10.0) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
+@contextmanager
+def port(banner: bytes | None = None) -> Iterator[str]:
+    """The address of a server that says something and no more; with None it says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(banner or b"")
+                    while connection.recv(1000):
+                        pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)
+
+
 class TestHere:
     def test_results_and_progress_in_order(self):
         got = Collected()(square, range(4))
@@ -259,11 +279,11 @@ class TestOnRay:
         assert told == [("vidup.engines", f"item {item}: the batch is halved") for item in (4, 5)]
 
     def test_an_error_is_raised_with_its_type_and_ends_all(self):
-        began = time.monotonic()
+        got = Collected()
         with pytest.raises(MediaError) as caught:
-            Collected()(failing, range(500), workers=2)
+            got(failing, range(500), workers=2)
         assert str(caught.value) == "frame 7 cannot be decoded"
-        assert time.monotonic() - began < 10
+        assert len(got.results) < 100
         assert any("in work" in note for note in caught.value.__notes__)
         assert gone(workers_alive())
 
@@ -286,8 +306,9 @@ class TestOnRay:
 
         def progress(units: int) -> None:
             steps.append(units)
-            if not killed:
-                killed.append(int((tmp_path / "item-0").read_text()))
+            path = tmp_path / "item-0"  # not there, or empty, while its worker begins
+            if not killed and path.exists() and path.read_text():
+                killed.append(int(path.read_text()))
                 psutil.Process(killed[0]).kill()
 
         make = functools.partial(whereabouts, tmp_path, 0.15)
@@ -323,11 +344,9 @@ class TestOnRay:
             results.append(item)
             stop.set()
 
-        began = time.monotonic()
         with pytest.raises(Stopped):
             execute(functools.partial(square, 0.1), range(100), workers=2, on_result=keep, stop=stop.is_set)
         assert 1 <= len(results) <= 4
-        assert time.monotonic() - began < 10
         assert gone(workers_alive())
 
     def test_a_worker_in_the_making_is_not_killed_but_let_go(self, monkeypatch: pytest.MonkeyPatch):
@@ -349,6 +368,24 @@ class TestOnRay:
         both = ray.remote(num_cpus=2)(Blocker).remote()
         assert ray.get(both.there.remote(), timeout=60)
         kill(both)
+
+    def test_where_ray_is_its_address_is_taken(self):
+        import ray
+
+        crew._check_address(ray.get_runtime_context().gcs_address)
+
+    def test_ray_that_makes_no_worker_is_told_and_given_up(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        import ray
+
+        monkeypatch.setattr(crew, "_SOME_SECONDS", 0.2)
+        monkeypatch.setattr(crew, "_MOST_SECONDS", 1.0)
+        needs = crew.Needs("workers = 2", 2, None, 64, 0.0, {})  # more cores than there are
+        told = crew.Crew(ray, square, [1], print, print, lambda item: True, needs, None, True, 2)
+        with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; see its logs in "):
+            told.run(lambda: False)
+        assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]
 
     def test_no_room_for_a_worker(self):
         with pytest.raises(ConfigError, match=r"^workers = 2: ray has no machine .* a worker of 64 CPU cores$"):
@@ -394,11 +431,26 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path):
     processes = [psutil.Process(int(pid)) for pid in words[3:] if psutil.pid_exists(int(pid))]
     assert len(processes) >= 4  # Ray's own, and two workers
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to all of the group
-    output, errors = driver.communicate(timeout=30)
+    try:
+        output, errors = driver.communicate(timeout=120)
+    finally:
+        driver.kill()
     assert output.splitlines()[-1] == "interrupted True True", errors
     assert errors == ""
     assert driver.returncode == 0
     assert gone(processes, 0)
+
+
+@pytest.mark.parametrize(
+    ("banner", "message"), [(None, "timed out"), (b"SSH-2.0-OpenSSH_9.2\r\n", "what answers is not Ray")]
+)
+def test_an_address_where_something_else_listens_is_told(
+    banner: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(crew, "_CONNECT_SECONDS", 0.5)
+    with port(banner) as address, pytest.raises(ConfigError, match=f"^ray = '{address}': no cluster .*{message}"):
+        Collected()(square, range(2), address=address)
 
 
 def test_an_address_where_nobody_answers_is_told_at_once():

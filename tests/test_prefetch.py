@@ -1,5 +1,7 @@
 """What runs beside the engine: decoding ahead, encoding behind, a segment's end beside the next one's beginning."""
 
+import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,9 +152,15 @@ class TestConsumer:
         """Whoever looks between two steps of closing must not find a queue that is empty and ended."""
         closing, whole = threading.Event(), []
 
-        class Slow(threading.Condition):
+        class Slow:
+            def __init__(self) -> None:
+                self.lock = threading.RLock()
+
+            def __enter__(self) -> None:
+                self.lock.acquire()
+
             def __exit__(self, *error: Any) -> None:
-                super().__exit__(*error)
+                self.lock.release()
                 if closing.is_set() and threading.current_thread() is threading.main_thread():
                     time.sleep(0.2)
 
@@ -163,7 +171,7 @@ class TestConsumer:
                 time.sleep(0.02)
             whole.append(count)
 
-        monkeypatch.setattr("vidup.prefetch.Condition", Slow)
+        monkeypatch.setattr("vidup.prefetch.RLock", Slow)
         consumer = Consumer(consume, depth=1000)
         for item in range(50):
             consumer.put(item)
@@ -171,6 +179,35 @@ class TestConsumer:
         closing.set()
         consumer.close()
         assert whole == [] and threads() == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts are sent by a timer")
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_interrupt_at_any_moment_leaves_nobody_waiting(ahead: bool):
+    """Ctrl-C hits the thread that takes or puts anywhere, also between the steps of a lock."""
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before, chance, ended = signal.signal(signal.SIGALRM, interrupt), random.Random(0), 0
+    try:
+        for _ in range(1000):
+            running = prefetch(iter(range(10**9))) if ahead else Consumer(lambda items: sum(items))
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3))
+                while True:
+                    next(running) if ahead else running.put(1)
+            except (Interrupted, StopIteration):  # the latter from a generator that was only begun
+                ended += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                running.close()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert ended == 1000 and threads() == []
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) -> None:

@@ -65,6 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.timeout(450)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs are forked")
 def test_killed_at_random_moments():
     done = subprocess.run(

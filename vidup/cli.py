@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -177,7 +178,8 @@ def _stopping() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("vidup: stopping after the batch in hand; Ctrl-C again stops at once", file=sys.stderr)
+        # Not print: a signal may come while sys.stderr is being written to, which then refuses.
+        os.write(2, b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

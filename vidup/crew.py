@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import traceback
@@ -27,6 +28,12 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2  # how often progress is fetched from the workers, and `stop` is looked at
 _CONNECT_SECONDS = 5.0
+_SOME_SECONDS = 30.0  # without a worker: it is told
+_MOST_SECONDS = 300.0  # without a worker of our own Ray: it has failed
+_LONGEST = 40  # bytes of a temporary folder's name below which a socket's name, of 107 at the most, can be
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_SETTINGS = 4
+"""What a client of gRPC, which Ray speaks, says first, and the type of what a server answers with: RFC 9113, 3.4."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -106,15 +113,20 @@ class Crew:
         wanted: Callable[[Any], bool],
         needs: Needs,
         runtime_env: dict[str, Any] | None,
+        started_here: bool,
         retries: int,
     ) -> None:
+        self._started_here = started_here
         self._ray, self._items, self._needs, self._retries = ray, items, needs, retries
         self._on_result, self._on_progress, self._wanted = on_result, on_progress, wanted
         self._make = ray.put(make)
         self._queue, self._losses = deque(range(len(items))), Counter[int]()
         self._hands: list[_Hand] = []
         self._halted = False
-        self._began = time.monotonic()
+        self._manned, self._told = (
+            time.monotonic(),
+            False,
+        )  # when there was a worker last, and if it was told that there is none
         self._kind = ray.remote(concurrency_groups={"control": 1})(_Member).options(
             num_cpus=needs.threads, num_gpus=needs.gpus, max_restarts=0, runtime_env=runtime_env
         )
@@ -168,9 +180,19 @@ class Crew:
                 self._lose(hand, error)
             except self._ray.exceptions.RayError as error:
                 raise EngineError(f"a worker cannot be used: {' '.join(str(error).split())}") from error
-        if not any(hand.ready for hand in self._hands) and time.monotonic() > self._began + 30:
-            self._began = math.inf
-            log.warning("ray has had no place for a worker for 30 s; waiting")
+        self._see_that_there_is_one()
+
+    def _see_that_there_is_one(self) -> None:
+        """A cluster may have a place later; Ray of our own has it at once, or something is wrong with it."""
+        if any(hand.ready for hand in self._hands):
+            self._manned, self._told = time.monotonic(), False
+            return
+        waited = time.monotonic() - self._manned
+        if waited > _MOST_SECONDS and self._started_here:
+            raise EngineError(f"ray has made no worker for {waited:.0f} s; see its logs in {tempfile.gettempdir()}/ray")
+        if waited > _SOME_SECONDS and not self._told:
+            self._told = True
+            log.warning("ray has had no place for a worker for %.0f s; waiting", waited)
 
     def _hear(self, hand: _Hand) -> None:
         number, units, told = self._ray.get(hand.look)
@@ -259,8 +281,8 @@ class Needs:
 
 
 @contextmanager
-def cluster(needs: Needs) -> Iterator[tuple[Any, dict[str, Any] | None]]:
-    """The module ``ray``, connected, and the runtime environment that workers have to be given."""
+def cluster(needs: Needs) -> Iterator[tuple[Any, dict[str, Any] | None, bool]]:
+    """The module ``ray``, connected, the runtime environment for its workers, and whether it was started here."""
     try:
         import ray
     except ImportError:
@@ -279,7 +301,8 @@ def cluster(needs: Needs) -> Iterator[tuple[Any, dict[str, Any] | None]]:
             raise ConfigError(f"{needs.asked}: ray has no machine with room for a worker of {each}")
         if places < needs.workers:
             log.warning("%s: ray has room for %d of %d workers of %s", needs.asked, places, needs.workers, each)
-        yield ray, None if folder else {"env_vars": needs.environment}  # what we started has it from this process
+        # What we started has its environment from this process.
+        yield ray, None if folder else {"env_vars": needs.environment}, folder is not None
     finally:
         if is_ours:
             _leave(ray)
@@ -298,15 +321,21 @@ def _connect(ray: Any, needs: Needs) -> str | None:
     else:
         given |= {"num_cpus": needs.workers * needs.threads, "num_gpus": None if needs.gpus else 0}  # None counts them
         given |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}  # little is in it; 75 MiB is the least
+        if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > _LONGEST:
+            given["_temp_dir"] = "/tmp/ray"
     logger, level = logging.getLogger("ray"), logging.getLogger("ray").level
     before = {key: os.environ.get(key) for key in needs.environment}
     os.environ.update(needs.environment)
     logger.setLevel(logging.ERROR)
+    waiting = threading.Timer(_SOME_SECONDS, log.warning, ["ray has not answered for %.0f s; waiting", _SOME_SECONDS])
+    waiting.daemon = True
+    waiting.start()
     try:
         context = ray.init(**given)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # of which ConnectionError is one
         raise ConfigError(f"{needs.asked}: ray cannot be used: {' '.join(str(error).split())}") from error
     finally:
+        waiting.cancel()
         logger.setLevel(level)
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
@@ -327,11 +356,16 @@ def _leave(ray: Any) -> None:
 
 
 def _check_address(address: str) -> None:
-    """See that something answers at ``host:port`` or ``ray://host:port``: Ray itself would try for minutes."""
+    """See that Ray may be at ``host:port`` or ``ray://host:port``: it would itself try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdecimal():
         return  # "auto", or what only Ray understands
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", "false", ""):
+                connection.sendall(_PREFACE)
+                answer = connection.makefile("rb").read(9)
+                if answer[3:4] != bytes([_SETTINGS]):
+                    raise OSError("what answers is not Ray")
     except (OSError, OverflowError) as error:
         raise ConfigError(f"ray = {address!r}: no cluster answers there: {error}") from None

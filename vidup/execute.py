@@ -91,8 +91,8 @@ def execute(
     if address is None:  # a worker finds the modules that this process finds; a cluster has its own
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
     needs = Needs(asked, workers, address, threads, gpus_per_worker, environment)
-    with cluster(needs) as (ray, runtime_env):
-        Crew(ray, make, todo, on_result, on_progress, wanted, needs, runtime_env, retries).run(stop)
+    with cluster(needs) as (ray, runtime_env, started_here):
+        Crew(ray, make, todo, on_result, on_progress, wanted, needs, runtime_env, started_here, retries).run(stop)
 
 
 def _execute_here(

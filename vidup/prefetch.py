@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
-from threading import Condition, Thread
+from threading import Lock, RLock, Thread
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
+_SECONDS = 1.0
+"""How long a wait lasts before its condition is looked at again: Windows tells Ctrl-C only between waits."""
+
+
 class _Channel(Generic[T]):
     """A queue of bounded size between two threads, which either of them can end.
+
+    Waiting is on bare locks, one for each wait. A Ctrl-C inside a `threading.Condition` or a `queue.Queue`, which are
+    written in Python, can leave their lock held, and whoever then joins the other thread waits for ever.
 
     Args:
         depth: how much may wait, in the units of `size`; one item may wait however large it is.
@@ -22,56 +29,74 @@ class _Channel(Generic[T]):
     def __init__(self, depth: int, size: Callable[[T], int]) -> None:
         self._depth, self._size = depth, size
         self._queue: deque[tuple[T, int]] = deque()
-        self._changed = Condition()
+        self._lock = RLock()
+        self._bells: list[Any] = []  # of those that wait: locks that are held until something has changed
         self._waiting, self._ended, self._closed = 0, False, False
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
         """Wait for room; False where nobody takes items any more."""
         amount = self._size(item)
-        with self._changed:
-            while not self._closed and self._queue and self._waiting + amount > self._depth:
-                self._changed.wait(timeout=1.0)  # see `__iter__`
-            if not self._closed:
-                self._queue.append((item, amount))
-                self._waiting += amount
-                self._changed.notify_all()
-            return not self._closed
+        while True:
+            with self._lock:
+                if self._closed:
+                    return False
+                if not self._queue or self._waiting + amount <= self._depth:
+                    self._queue.append((item, amount))
+                    self._waiting += amount
+                    self._ring()
+                    return True
+                bell = self._bell()
+            bell.acquire(timeout=_SECONDS)
 
     def end(self, error: BaseException | None = None) -> None:
         """There will be no more items; an error is raised to the taker after those that wait."""
-        with self._changed:
+        with self._lock:
             self._ended, self._error = True, error
-            self._changed.notify_all()
+            self._ring()
 
     def close(self, error: BaseException | None = None) -> None:
         """Drop what waits: nobody takes items any more, or whoever does is to end with an error."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._queue.clear()
             if error is not None:
                 self._ended, self._error = True, error
-            self._changed.notify_all()
+            self._ring()
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            with self._changed:
-                while not self._queue and not self._ended:
-                    # A timeout keeps the main thread awake for Ctrl-C on Windows, where a bare wait() is deaf to it.
-                    self._changed.wait(timeout=1.0)
-                if not self._queue:
+            with self._lock:
+                bell = None
+                if self._queue:
+                    item, amount = self._queue.popleft()
+                    self._waiting -= amount
+                    self._ring()
+                elif self._ended:
                     error, self._error = self._error, None
                     break
-                item, amount = self._queue.popleft()
-                self._waiting -= amount
-                self._changed.notify_all()
-            yield item
-            del item
+                else:
+                    bell = self._bell()
+            if bell is not None:
+                bell.acquire(timeout=_SECONDS)
+            else:
+                yield item
+                del item
         if error is not None:
             try:
                 raise error
             finally:
                 del error  # its traceback holds this frame: a cycle that would keep the frames of a failed job
+
+    def _bell(self) -> Any:
+        bell = Lock()
+        bell.acquire()
+        self._bells.append(bell)
+        return bell
+
+    def _ring(self) -> None:
+        while self._bells:
+            self._bells.pop().release()
 
 
 def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
@@ -86,8 +111,9 @@ def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lamb
     channel = _Channel(depth, size)
 
     def run() -> None:
-        iterator = iter(items)
+        iterator = None
         try:
+            iterator = iter(items)
             for item in iterator:
                 if not channel.put(item):
                     return
@@ -100,12 +126,13 @@ def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lamb
                 close()
 
     thread = Thread(target=run, name="vidup-prefetch", daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield from channel
     finally:
         channel.close()
-        thread.join()
+        if thread.ident is not None:  # else it was interrupted before it began
+            thread.join()
 
 
 class _Abandoned(Exception):

@@ -60,18 +60,7 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iter
     Raises:
         MediaError: the file is missing, is no regular file, is empty, or is no media file.
     """
-    try:
-        facts = Path(path).stat()
-    except FileNotFoundError:
-        raise MediaError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
-    if stat.S_ISDIR(facts.st_mode):
-        raise MediaError(f"{path}: is a folder, expected a video file")
-    if not stat.S_ISREG(facts.st_mode):
-        raise MediaError(f"{path}: is a pipe or a device; vidup reads its input more than once: save it to a file")
-    if facts.st_size == 0:
-        raise MediaError(f"{path}: is empty")
+    check_file(path)
     try:
         container = av.open(
             f"file:{path}",  # a colon in the name would be taken for a protocol otherwise
@@ -95,6 +84,26 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iter
         raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
     with container:
         yield container
+
+
+def check_file(path: str | Path) -> None:
+    """See that there is something to read, and that to open it does not wait for a writer, as with a pipe.
+
+    Raises:
+        MediaError: the file is missing, is no regular file, or is empty.
+    """
+    try:
+        facts = Path(path).stat()
+    except FileNotFoundError:
+        raise MediaError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
+    if stat.S_ISDIR(facts.st_mode):
+        raise MediaError(f"{path}: is a folder, expected a file")
+    if not stat.S_ISREG(facts.st_mode):
+        raise MediaError(f"{path}: is a pipe or a device; vidup reads its input more than once: save it to a file")
+    if facts.st_size == 0:
+        raise MediaError(f"{path}: is empty")
 
 
 def video_context(stream: Any) -> Any:
@@ -301,7 +310,7 @@ def _timed(info: MediaInfo, begin: int, damaged: Callable[[str], None], exact: b
 
 def _from(info: MediaInfo, begin: int, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
     """A container's index can be wrong or coarse: if the first frame after a seek is late, go further back."""
-    back, second = 0, int(1 / info.time_base)
+    back, second = 0, max(1, int(1 / info.time_base))
     while (target := begin - back) > info.pts[0]:
         with open_input(info.path) as container:
             try:

@@ -81,14 +81,15 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
     files of one size that differ only between those pieces are not told apart.
 
     Raises:
-        MediaError: the file cannot be read.
+        MediaError: the file cannot be read, or is no regular file.
     """
     digest = hashlib.sha256()
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for its writer
+            raise MediaError(f"{path}: is no regular file, so that a stopped job could not go on; copy it to one")
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise MediaError(f"{path}: is no regular file, so that a stopped job could not go on; copy it to one")
             size = facts.st_size
             if size <= 2 * _EDGE + _SAMPLES * _SAMPLE:
                 digest.update(file.read())
@@ -291,7 +292,7 @@ def _remove(path: Path) -> None:
 def _take_lock(folder: Path) -> BinaryIO:
     """An open file that the system has locked for this process: however that ends, the lock ends with it."""
     path = folder / _LOCK
-    while True:
+    for _ in range(100):
         file = path.open("a+b")
         try:
             if not _lock(file):
@@ -310,6 +311,7 @@ def _take_lock(folder: Path) -> BinaryIO:
             file.close()
             raise
         file.close()
+    raise MediaError(f"{path}: cannot be locked: the file system shows another file each time; take another folder")
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vidup.errors import ConfigError, MediaError
 from vidup.progress import Tracker
+from vidup.reader import check_file
 from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         ConfigError: the file holds several pictures.
         MediaError: it is no image, or is damaged.
     """
+    check_file(source)
     tracker.expect(1)
     try:
         with Image.open(source) as image:
