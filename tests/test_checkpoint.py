@@ -216,6 +216,11 @@ class TestErrors:
             make(path, dtype="float16")
         assert make(path, dtype="bfloat16").dtype == torch.bfloat16
 
+    def test_a_precision_that_it_only_says_it_holds_in(self, checkpoints: dict[str, Path]) -> None:
+        engine = make(checkpoints["swin"], dtype="bfloat16")
+        with pytest.raises(EngineError, match=r"SwinIR failed .*, in bfloat16; take --dtype float32$"):
+            enlarge(engine, picture(16, 16), Place(height=16, width=16))
+
     def test_what_fails_in_a_model_is_told_and_want_of_memory_is_left(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

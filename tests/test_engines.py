@@ -310,6 +310,36 @@ class TestLoading:
         with pytest.raises(EngineError, match=r"another kind than \.safetensors"):
             load(Settings(model=str(tmp_path / "model.bin")), CPU)
 
+    @pytest.mark.parametrize("name", ["model.pth", "model-ema.safetensors"])
+    def test_a_mistyped_file_is_not_there(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / name
+        for loads in (lambda settings: load(settings, CPU), native_scale):
+            with pytest.raises(EngineError, match=rf"^model = '{path}': there is no such file"):
+                loads(Settings(model=str(path)))
+
+    def test_an_id_is_asked_for_before_it_is_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A download tries for half a minute where there is no network, and prints each try."""
+        from vidup.engines import hub
+
+        def offline(*_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+        def fetched(*_: object, local_files_only: bool = False, **__: object) -> None:
+            assert local_files_only
+            raise hub.LocalEntryNotFoundError("nothing")
+
+        monkeypatch.setattr(hub.HfApi, "model_info", offline)
+        for download in ("snapshot_download", "hf_hub_download"):
+            monkeypatch.setattr(hub, download, fetched)
+        with pytest.raises(EngineError, match=r"someone/upscaler cannot be had from the hub \(no route to host\)"):
+            load(Settings(model="someone/upscaler"), CPU)
+
+    def test_what_is_loaded_in_inference_mode_can_be_compiled(self, tiny_x4: Path, tiny_x2: Path) -> None:
+        for folder in (tiny_x4, tiny_x2):
+            with torch.inference_mode():
+                engine = load(Settings(model=str(folder), steps=2), CPU)
+            assert not any(parameter.is_inference() for parameter in engine.unet.module.parameters())  # type: ignore[attr-defined]
+
     def test_a_folder_has_its_own_tokenizer(self, tiny_x4: Path) -> None:
         with pytest.raises(EngineError, match="tokenizer"):
             load(Settings(model=str(tiny_x4), tokenizer="elsewhere"), CPU)

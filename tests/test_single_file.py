@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -214,14 +215,13 @@ def test_a_long_prompt_is_cut_and_told_of(pair: tuple[Path, Path], caplog: pytes
     assert "left out" in caplog.text
 
 
-def test_a_prompt_without_a_tokenizer_says_what_to_do(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: object, **options: object) -> None:
-        assert options["local_files_only"] is True
-        raise OSError("not in the cache")
-
-    monkeypatch.setattr(hub.CLIPTokenizer, "from_pretrained", nothing)
-    with pytest.raises(EngineError, match="--tokenizer FOLDER"):
-        make(pair[1], prompt="a boat")
+@pytest.mark.parametrize("folder", [None, "some/id"])
+def test_a_prompt_without_a_tokenizer_says_what_to_do(
+    pair: tuple[Path, Path], folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hf_hub_download", functools.partial(hub.hf_hub_download, cache_dir=tmp_path))
+    with pytest.raises(EngineError, match=r"cannot be loaded .*--tokenizer FOLDER"):
+        make(pair[1], prompt="a boat", tokenizer=folder)
 
 
 def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tiny_x4: Path, tmp_path: Path) -> None:

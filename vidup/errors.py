@@ -38,3 +38,9 @@ class ResumeError(VidupError):
 
 class VerifyError(VidupError):
     """What was written is not what was asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a library in its own words, for a message of ours: the first line, 200 characters at the most."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -110,7 +110,8 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
     """
     device = choose_device(runtime.device)
     keep_to_limit(runtime, device)
-    with current(device):
+    # Where the caller is in inference mode: weights that were made there cannot be compiled.
+    with current(device), torch.inference_mode(False), torch.no_grad():
         return _load(settings, runtime, device)
 
 

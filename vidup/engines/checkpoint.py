@@ -21,7 +21,7 @@ from vidup.engines import Place, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory
-from vidup.errors import EngineError
+from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +116,21 @@ class Checkpoint:
         return windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch).clamp_(0, 1)
 
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
+        with self._telling(batch), self._seeded():
+            enlarged: torch.Tensor = self.run(batch)
+        return enlarged
+
+    @contextmanager
+    def _telling(self, batch: torch.Tensor) -> Iterator[None]:
         try:
-            with self._seeded():
-                enlarged: torch.Tensor = self.run(batch)
+            yield
         except RuntimeError as error:
             if is_out_of_memory(error):  # the caller has an answer to that
                 raise
             name, (height, width) = self.model.architecture.name, batch.shape[-2:]
-            raise EngineError(f"{name} failed on a picture of {width}x{height}: {_line(error)}") from error
-        return enlarged
+            # What a model is said to hold in is not always so.
+            hint = "" if self.dtype == torch.float32 else f", in {str(self.dtype)[6:]}; take --dtype float32"
+            raise EngineError(f"{name} failed on a picture of {width}x{height}: {first_line(error)}{hint}") from error
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -152,13 +158,15 @@ class Checkpoint:
         side = max(_PROBE, self.model.size_requirements.minimum)
         side += -side % self.multiple
         picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
-        with torch.inference_mode(), self._seeded(), LiveBytes() as live:
+        with torch.inference_mode(), self._telling(picture), self._seeded(), LiveBytes() as live:
             self.model(picture)
         return float(live.peak / side**2 * _SCRATCH)
 
 
 def _describe(path: Path) -> Any:
     """The model as spandrel describes it, on the CPU."""
+    if not path.is_file():
+        raise EngineError(f"model = {str(path)!r}: there is no such file")
     try:
         import spandrel
     except ImportError:
@@ -167,8 +175,8 @@ def _describe(path: Path) -> Any:
         ) from None
     except Exception as error:  # of torchvision, whose operators are built for one torch
         raise EngineError(
-            f"model = {str(path)!r}: spandrel cannot be loaded ({_line(error)}); install torchvision from the index"
-            " that torch is from"
+            f"model = {str(path)!r}: spandrel cannot be loaded ({first_line(error)}); install torchvision from the"
+            " index that torch is from"
         ) from error
     weights = spandrel.canonicalize_state_dict(_state(path))
     if any(str(name).startswith(_DIFFUSION) for name in weights):
@@ -182,7 +190,7 @@ def _describe(path: Path) -> Any:
             f"model = {str(path)!r}: holds no architecture that spandrel {spandrel.__version__} knows"
         ) from None
     except Exception as error:  # each architecture reads its weights in its own way
-        raise EngineError(f"model = {str(path)!r}: cannot be loaded: {_line(error)}") from error
+        raise EngineError(f"model = {str(path)!r}: cannot be loaded: {first_line(error)}") from error
     if not isinstance(model, spandrel.ImageModelDescriptor) or model.purpose == "FaceSR":
         kind = {"Inpainting": "fills holes in pictures", "FaceSR": "is for faces alone"}.get(model.purpose, "")
         raise EngineError(
@@ -198,8 +206,6 @@ def _describe(path: Path) -> Any:
 
 def _state(path: Path) -> dict[str, Any]:
     """The file's weights. Nothing of what a pickle may run is run."""
-    if not path.is_file():
-        raise EngineError(f"model = {str(path)!r}: there is no such file")
     try:
         if path.suffix.lower() == ".safetensors":
             found = load_file(path)
@@ -208,7 +214,7 @@ def _state(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises what its unpickler, its archive and the file system do
         # The unpickler's own words advise to trust the file.
         pickled = type(error).__name__ == "UnpicklingError"
-        reason = "it holds objects beside weights, or is damaged" if pickled else _line(error)
+        reason = "it holds objects beside weights, or is damaged" if pickled else first_line(error)
         raise EngineError(
             f"model = {str(path)!r}: cannot be read as plain weights: {reason}; take the model as .safetensors"
         ) from error
@@ -227,8 +233,3 @@ def _dtype(name: str, model: Any, device: torch.device, path: Path) -> torch.dty
             f"dtype = {name!r}: {path.name} ({model.architecture.name}) does not hold in it; take float32"
         )
     return dtype
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

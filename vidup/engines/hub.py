@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from vidup.engines import WEIGHTS, architecture, single_file
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.identity import fingerprint as fingerprint
-from vidup.errors import EngineError
+from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,14 @@ def family(model: str, revision: str | None) -> Family:
 def _cached_or_fetched(repository: str, revision: str | None) -> Path:
     with suppress(LocalEntryNotFoundError):
         return Path(hf_hub_download(repository, "model_index.json", revision=revision, local_files_only=True))
+    ask(repository, revision)
     return Path(hf_hub_download(repository, "model_index.json", revision=revision, etag_timeout=_HUB_SECONDS))
+
+
+def ask(repository: str, revision: str | None) -> list[str]:
+    """The names of a repository's files on the hub. Fails at once, where a download would try for half a minute."""
+    details = HfApi().model_info(repository, revision=revision, timeout=_HUB_SECONDS)
+    return [entry.rfilename for entry in details.siblings or ()]
 
 
 def locate(model: str, revision: str | None, half: bool, kind: Family = "x4") -> Path:
@@ -206,7 +213,7 @@ def telling(folder: Path) -> Iterator[None]:
     except EngineError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise EngineError(f"model {folder}: a part cannot be loaded: {_line(error)}") from error
+        raise EngineError(f"model {folder}: a part cannot be loaded: {first_line(error)}") from error
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -289,13 +296,19 @@ def single_file_tokens(folder: str | None) -> Tokens:
 
 
 def _clip_tokenizer(folder: str | None) -> Any:
+    names = ("vocab.json", "merges.txt")
     try:
-        if folder is not None:
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        return CLIPTokenizer.from_pretrained(HUB_ID, subfolder="tokenizer", local_files_only=True)
+        if folder is None:
+            files = [hf_hub_download(HUB_ID, f"tokenizer/{name}", local_files_only=True) for name in names]
+            home = Path(files[0]).parent
+        else:
+            home = Path(folder)
+            if not all((home / name).is_file() for name in names):  # transformers would make one that knows no word
+                raise FileNotFoundError(f"{folder} lacks {' or '.join(names)}")
+        return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise EngineError(
-            f"tokenizer = {folder!r}: cannot be loaded ({_line(error)}). A prompt with a single file needs CLIP's"
+            f"tokenizer = {folder!r}: cannot be loaded ({first_line(error)}). A prompt with a single file needs CLIP's"
             " tokenizer: a folder with its vocab.json and merges.txt, as --tokenizer FOLDER"
         ) from error
 
@@ -326,8 +339,7 @@ def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: 
         if not _missing(_files(folder), kind):
             return folder
     try:
-        details = HfApi().model_info(repository, revision=revision, timeout=_HUB_SECONDS)
-        files = [entry.rfilename for entry in details.siblings or ()]
+        files = ask(repository, revision)
         missing = _missing(files, kind)
         if missing:
             raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}")
@@ -338,8 +350,8 @@ def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: 
         raise
     except Exception as error:  # the hub's client and what is below it raise errors of many families
         raise EngineError(
-            f"model = {model!r}: {repository} cannot be had from the hub ({_line(error)}). Connect this machine once,"
-            " or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
+            f"model = {model!r}: {repository} cannot be had from the hub ({first_line(error)}). Connect this machine"
+            " once, or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
             " --preset mini"
         ) from error
 
@@ -387,8 +399,3 @@ def _variant(files: Iterable[str], part: str, half: bool) -> str | None:
     has_half = any(".fp16." in name or ".fp16-" in name for name in weights)
     has_full = any(".fp16" not in name for name in weights)
     return "fp16" if has_half and (half or not has_full) else None
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
@@ -15,8 +18,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
+from vidup.engines import hub
 from vidup.engines.identity import fingerprint
-from vidup.errors import EngineError
+from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +47,16 @@ def load_tiny(
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
         if kind != "AutoencoderTiny":
             raise EngineError(f"vae = {name!r}: is a {kind}, no AutoencoderTiny")
-        vae, loading = AutoencoderTiny.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with _silent():
+            vae, loading = AutoencoderTiny.from_pretrained(
+                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         if loading["missing_keys"]:  # diffusers would leave them at random
             raise EngineError(f"vae = {name!r}: its weights lack {loading['missing_keys'][0]}")
     except EngineError:
         raise
     except Exception as error:  # diffusers raises errors of many families
-        raise EngineError(f"vae = {name!r}: cannot be loaded: {_line(error)}") from error
+        raise EngineError(f"vae = {name!r}: cannot be loaded: {first_line(error)}") from error
     config = vae.config
     enlarges = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
     if (config.latent_channels, enlarges, config.out_channels) != (channels, scale, 3):
@@ -91,6 +96,17 @@ def _reach(layers: Any) -> tuple[int, int]:
     return reach, factor
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """diffusers warns of a key that it writes itself when it saves such a model."""
+    before = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(before)
+
+
 def _locate(name: str) -> Path:
     folder = Path(name)
     if folder.is_dir():
@@ -100,6 +116,8 @@ def _locate(name: str) -> Path:
         return folder
     for offline in (True, False):
         try:
+            if not offline:
+                hub.ask(name, None)
             found = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
             if all((found / file).is_file() for file in _FILES):
                 return found
@@ -114,11 +132,6 @@ def _locate(name: str) -> Path:
 
 def _unreachable(name: str, error: Exception) -> str:
     return (
-        f"vae = {name!r}: is no folder, and cannot be had from the hub ({_line(error)}); connect this machine once,"
-        " give a folder that holds it, or leave the setting out to decode with the model's own"
+        f"vae = {name!r}: is no folder, and cannot be had from the hub ({first_line(error)}); connect this machine"
+        " once, give a folder that holds it, or leave the setting out to decode with the model's own"
     )
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
