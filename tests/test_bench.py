@@ -14,7 +14,7 @@ import torch
 
 from vidup import bench
 from vidup.config import Runtime, Settings
-from vidup.engines import architecture, budget
+from vidup.engines import Place, architecture, budget, load
 from vidup.engines.decoder import Decoder, limits
 from vidup.errors import ConfigError
 from vidup.stopwatch import Measured
@@ -64,6 +64,46 @@ def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
     half = run(*words, "--json", "--prompt", "a harbour", "--guidance-end", "0.5", "--tile", "0")
     assert half["evaluations"] == 3
     assert "TFLOP/s" in "\n".join(bench.describe(measured(half)))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--random-weights", "--model", "bicubic"), "bicubic"),
+        (("--random-weights", "--preset", "x2"), "x2"),
+        (("--workers", "4"), "workers"),
+        (("--ray", "auto"), "ray"),
+        (("--size", "99999x99999"), "99999x99999"),
+    ],
+)
+def test_what_bench_does_not_do_is_refused(run: Callable[..., Any], words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(*words)
+
+
+def test_a_file_that_is_turned_or_odd(run: Callable[..., Any], make_clip: Callable[..., Path]) -> None:
+    clip = make_clip(rotate=90)
+    words = "--model", "bicubic", "--input", str(clip), "--frames", "1", "--json"
+    found = run(*words, "--scale", "2.3")
+    assert found["output"] == [148, 110]  # of 147.2 x 110.4
+    found = run(*words, "--scale", "2", "--bake-rotation")
+    assert found["size"] == [48, 64] and found["output"] == [96, 128]
+
+
+def test_flops_of_the_x2_upscaler_are_those_of_a_run(tiny_x2: Path) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    engine = load(Settings(model=str(tiny_x2), steps=3, prompt="a", tile=128), Runtime(device="cpu"))
+    flops, evaluations = engine.flops(100, 250)  # type: ignore[attr-defined]
+    assert evaluations == 3 * 2 * 3  # steps, texts, tiles
+    clip = torch.zeros(1, 3, 128, 256)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        engine(clip, Place(height=128, width=256))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as encoder:
+        for _ in range(3):
+            engine.vae.encode(clip[..., :128])  # type: ignore[attr-defined]
+    assert flops == pytest.approx(counter.get_total_flops() - encoder.get_total_flops(), rel=0.02)
 
 
 def measured(table: dict[str, Any]) -> Measured:

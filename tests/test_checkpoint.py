@@ -216,6 +216,15 @@ class TestErrors:
             make(path, dtype="float16")
         assert make(path, dtype="bfloat16").dtype == torch.bfloat16
 
+    def test_flops_are_those_of_a_run(self, tmp_path: Path) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        engine = make(write(compact(), tmp_path / "m.pth"), tile=90)
+        enlarge(engine, picture(48, 200), Place(height=48, width=200))  # measures what a pixel takes
+        with FlopCounterMode(display=False) as counter:
+            enlarge(engine, picture(48, 200), Place(height=48, width=200))
+        assert engine.flops(48, 200) == (counter.get_total_flops(), 0.0) and counter.get_total_flops() > 0
+
     def test_a_precision_that_it_only_says_it_holds_in(self, checkpoints: dict[str, Path]) -> None:
         engine = make(checkpoints["swin"], dtype="bfloat16")
         with pytest.raises(EngineError, match=r"SwinIR failed .*, in bfloat16; take --dtype float32$"):

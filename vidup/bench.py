@@ -63,13 +63,17 @@ def report(arguments: argparse.Namespace) -> str:
     if arguments.frames < 1:
         raise ConfigError(f"frames = {arguments.frames}: must be 1 or more")
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
+    if arguments.random_weights and settings.model != "x4":
+        raise ConfigError(f"model = {settings.model!r}: random_weights are the x4 upscaler's; leave one of the two out")
+    if runtime.workers != 1 or runtime.ray is not None:
+        raise ConfigError("workers, ray: bench measures one worker, in this process; leave them out")
     with Upscaler(settings, runtime) as upscaler:
         if arguments.random_weights:
             upscaler.__dict__["engine"] = random_engine(settings, runtime, arguments.narrower)
         whole = None
         if arguments.input:
             job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
-            found = measure(upscaler, frames, job.encoding, decoding)
+            found = measure(upscaler, frames, job.encoding, decoding, job.turn)
             whole = estimate(job, upscaler, found)
         else:
             found = measure(upscaler, *made_up(arguments.size, arguments.frames, upscaler))
@@ -155,8 +159,8 @@ def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Enc
         width, height = map(int, size.lower().split("x"))
     except ValueError:
         raise ConfigError(f"size = {size!r}: expected WIDTHxHEIGHT, such as 480x270") from None
-    if min(width, height) < 8:
-        raise ConfigError(f"size = {size!r}: must be 8x8 pixels or more")
+    if not 8 <= min(width, height) <= max(width, height) <= 16384:
+        raise ConfigError(f"size = {size!r}: must be 8x8 to 16384x16384 pixels")
     frames = synthetic(width, height, count)
     tall, wide = output_size(upscaler.settings, upscaler.engine.scale, height, width, even=True)
     return frames, encoder.choose(upscaler.settings, _info(frames, width, height), wide, tall, "matroska")

@@ -220,8 +220,13 @@ class _KeyValue(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
+_WITH_PRESET = ("mini", "x2")  # they are not run as the x4 upscaler is
+
+
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
-    """Defaults, then the preset, then what was typed."""
+    """Defaults, then the preset, then what was typed. A model that has a preset of its own name brings it along."""
+    if preset is None and config is Settings and typed.get("model") in _WITH_PRESET:
+        preset = typed["model"]
     names = {spec.name for spec in fields(config)}
     base = _read_preset(preset) if preset is not None else {}
     return config(**{**base, **{key: value for key, value in typed.items() if key in names}})

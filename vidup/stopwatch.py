@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from vidup import color, planning
-from vidup.errors import ConfigError
+from vidup.upscaler import Turn
 from vidup.writer import encode_segment
 
 if TYPE_CHECKING:
@@ -123,7 +123,11 @@ class _Timed:
 
 
 def measure(
-    upscaler: Upscaler, frames: Sequence[Frame], encoding: Encoding, decode_seconds: float | None = None
+    upscaler: Upscaler,
+    frames: Sequence[Frame],
+    encoding: Encoding,
+    decode_seconds: float | None = None,
+    turn: Turn | None = None,
 ) -> Measured:
     """Time every stage over frames of one size; the first clip warms up and is not timed.
 
@@ -131,9 +135,10 @@ def measure(
         frames: with their colour's matrix resolved; as many as a clip has are taken more than once.
         encoding: of the result.
         decode_seconds: a frame, where it was measured.
+        turn: how the frames are turned.
     """
-    engine = upscaler.engine
-    height, width = frames[0].planes[0].shape
+    engine, turn = upscaler.engine, turn or Turn()
+    height, width = turn.size(*frames[0].planes[0].shape)
     choice = upscaler.choose(height, width)
     length = engine.clip_length
     clock = _Clock(engine.device)
@@ -142,13 +147,11 @@ def measure(
 
     def enlarge(clip: Sequence[Frame]) -> list[Frame]:
         with clock.of("to RGB"):
-            rgb = torch.stack([color.to_rgb(frame, engine.device) for frame in clip])
+            rgb = turn(torch.stack([color.to_rgb(frame, engine.device) for frame in clip]))
         with clock.of("engine"):
-            pictures = upscaler.enlarge(rgb)
+            pictures = upscaler.enlarge(rgb, even=True)
         with clock.of("to planes"):
             planes = [color.from_rgb(picture, encoding.pix_fmt, encoding.color) for picture in pictures]
-        if planes[0][0].shape != (encoding.height, encoding.width):
-            raise ConfigError("bench: takes settings whose output has even sides")
         return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
 
     with _watched(engine, clock):
@@ -176,6 +179,7 @@ def measure(
     stages |= {"to RGB": seconds["to RGB"], **inner, **rest}
     stages |= {"to planes": seconds["to planes"], "encode": seconds["encode"]}
     dtype = getattr(engine, "dtype", torch.float32)
+    device_bytes = _peak_on(engine)  # before anything else is asked of the engine
     flops, evaluations = _flops(engine, height, width)
     return Measured(
         size=(width, height),
@@ -189,7 +193,7 @@ def measure(
         evaluations=evaluations,
         seconds=sum(stages.values()),
         planned_bytes=engine.memory(choice, height, width),
-        device_bytes=_peak_on(engine),
+        device_bytes=device_bytes,
         host_bytes=_peak_resident(),
         flops=flops,
         flops_a_second=None if flops is None else flops / model,
@@ -202,13 +206,14 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
     """What a job takes, from what some of its frames took."""
     frames = len(job.times)
     beside = [measured.stages.get("decode", 0.0), measured.stages["encode"]]
-    choice = upscaler.choose(job.info.height, job.info.width)
+    size = job.turn.size(job.info.height, job.info.width)
+    choice = upscaler.choose(*size)
     output = round(measured.encoded_bytes * frames)
     return Estimate(
         frames=frames,
         seconds=measured.seconds * frames,
         seconds_overlapped=max(*beside, measured.seconds - sum(beside)) * frames,
-        device_bytes=upscaler.engine.memory(choice, job.info.height, job.info.width),
+        device_bytes=upscaler.engine.memory(choice, *size),
         host_bytes=planning.host_memory(job),
         output_bytes=output,
         disk_bytes=2 * output + Path(job.info.path).stat().st_size,
@@ -233,9 +238,7 @@ def _watched(engine: Any, clock: _Clock) -> Iterator[None]:
 
 
 def _flops(engine: Any, height: int, width: int) -> tuple[int | None, float]:
-    from vidup.engines.diffusion import DiffusionX4
-
-    return engine.flops(height, width) if isinstance(engine, DiffusionX4) else (None, 0.0)
+    return engine.flops(height, width) if hasattr(engine, "flops") else (None, 0.0)
 
 
 def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -204,16 +204,17 @@ class Upscaler:
         codes = (enlarged * 255).round_().clamp_(0, 255).to(torch.uint8)
         return pillow.fromarray(codes.permute(1, 2, 0).cpu().numpy())
 
-    def enlarge(self, rgb: torch.Tensor) -> torch.Tensor:
+    def enlarge(self, rgb: torch.Tensor, even: bool = False) -> torch.Tensor:
         """Upscale pictures that are tensors already.
 
         Args:
             rgb: float32 (T, 3, h, w), nominally in [0, 1]; any device.
+            even: make the sides even, as those of video.
 
         Returns:
             float32 (T, 3, H, W) on the engine's device.
         """
-        return self._enlarge(rgb.to(self.engine.device), (), even=False)
+        return self._enlarge(rgb.to(self.engine.device), (), even)
 
     def _enlarge(self, rgb: torch.Tensor, times: tuple[Fraction, ...], even: bool) -> torch.Tensor:
         while True:

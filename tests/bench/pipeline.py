@@ -15,7 +15,8 @@ goes with it). Where vidup compiles, its first clip, which does that, counts as 
 alternates. A ratio is the tutorial's time over vidup's in the same round; that of CPU seconds, of all threads, is the
 one to trust where other programs share the cores, and says nothing about a GPU.
 
-That both sides do the same work is shown in the same run: a frame with the same noise on both, as PSNR between them.
+That both sides do the same work is shown in the same run: a frame with the same noise on both, as PSNR of vidup's to
+the pipeline's in float32.
 The last lines tell what share of the device's measured FLOP/s vidup's UNet and VAE reach. The cases of `mini` are run
 with the small model that ships with vidup, over eight times the frames; its VAE is vidup's own and comes to the
 pipeline in the shape that the pipeline asks for.
@@ -109,9 +110,9 @@ class MiniVae(diffusers.ModelMixin):
         return (detail + self.vae.base(self.picture),)
 
 
-def load_pipeline(model: Path, device: str) -> Any:
-    """diffusers' pipeline over a model's folder."""
-    dtype = torch.float16 if device.startswith("cuda") and model != MINI else torch.float32
+def load_pipeline(model: Path, device: str, exact: bool = False) -> Any:
+    """diffusers' pipeline over a model's folder: in half precision on CUDA, where `exact` does not forbid it."""
+    dtype = torch.float16 if device.startswith("cuda") and model != MINI and not exact else torch.float32
     parts = {"vae": MiniVae(load_checkpoint(MINI)[1])} if model == MINI else {}
     pipeline = diffusers.StableDiffusionUpscalePipeline.from_pretrained(model, torch_dtype=dtype, **parts).to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -200,7 +201,9 @@ def measure(case: Case, folder: Path, pipeline: Any, arguments: argparse.Namespa
     for side in targets:
         run(side, steps=1)
     if not case.tile:
-        case.agreement = agreement(case, pipeline, arguments.device)
+        exact = pipeline if pipeline.unet.dtype == torch.float32 else load_pipeline(case.model, arguments.device, True)
+        case.agreement = agreement(case, exact, arguments.device)
+        del exact
     for number in range(arguments.rounds):
         for side in targets if number % 2 == 0 else reversed(targets):
             passed, cpu = (seconds / case.frames for seconds in run(side, case.steps))
@@ -215,7 +218,7 @@ def measure(case: Case, folder: Path, pipeline: Any, arguments: argparse.Namespa
 
 
 def agreement(case: Case, pipeline: Any, device: str) -> float:
-    """PSNR in dB of vidup's picture against the pipeline's, both from vidup's noise."""
+    """PSNR in dB of vidup's picture against the pipeline's in float32, both from vidup's noise."""
     width, height = (side // 8 * 8 for side in case.size)
     latent = pipeline.vae.config.latent_channels
     fields = [noise.field(0, stream, channels, height, width)[None] for stream, channels in ((0, 3), (1, latent))]
@@ -236,13 +239,14 @@ def agreement(case: Case, pipeline: Any, device: str) -> float:
 def setting(case: Case, steps: int) -> vidup.Settings:
     return vidup.Settings(
         model=str(case.model), prompt=case.prompt, guidance_scale=case.guidance, noise_level=case.noise_level,
-        sampler="ddim", steps=steps, tile=case.tile,
+        sampler="ddim", steps=steps, tile=case.tile, dtype="float32" if case.model == MINI else "auto",
     )  # fmt: skip
 
 
-def reached(case: Case, device: str) -> stopwatch.Measured:
+def reached(case: Case, arguments: argparse.Namespace) -> stopwatch.Measured:
     """What of the device's FLOP/s vidup's engine reaches on the whole frame."""
-    settings, runtime = setting(case, case.steps), vidup.Runtime(device=device)
+    settings = setting(case, case.steps)
+    runtime = vidup.Runtime(device=arguments.device, compile=arguments.compile, batch=arguments.batch)
     with vidup.Upscaler(settings, runtime) as upscaler:
         frames, encoding = bench.made_up("{}x{}".format(*case.size), case.frames, upscaler)
         return stopwatch.measure(upscaler, frames, encoding)
@@ -293,7 +297,7 @@ def main() -> None:
         pipelines = {model: load_pipeline(model, arguments.device) for model in {case.model for case in cases}}
         for case in cases:
             measure(case, folder, pipelines[case.model], arguments)
-        engines = [reached(case, arguments.device) for case in cases if not case.tile]
+        engines = [reached(case, arguments) for case in cases if not case.tile]
 
     known = report.facts(arguments.device) | {"threads": torch.get_num_threads()}
     if arguments.json:

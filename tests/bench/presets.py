@@ -33,7 +33,7 @@ from vidup.errors import VidupError
 from vidup.metrics import luma, psnr, ssim
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
-NAMES = ("steps", "sampler", "guidance_scale", "guidance_start", "guidance_end", "vae")
+NAMES = ("steps", "sampler", "guidance_scale", "guidance_start", "guidance_end", "noise_level", "vae", "vae_attention")
 
 
 def likeness(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +15,8 @@ import torch
 from vidup.config import Runtime, Settings
 from vidup.engines.memory import keep_to_limit
 from vidup.errors import EngineError
+
+log = logging.getLogger(__name__)
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 """The baseline engines, by the names that ``--model`` takes."""
@@ -119,6 +123,11 @@ def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
     if settings.model in INTERPOLATIONS:
         from vidup.engines.interpolate import Interpolation
 
+        tell_unused(
+            settings, settings.model, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
+        )
+        for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
+            log.warning("%s: has no effect with %s", name, settings.model)
         return Interpolation(settings.model, settings.scale or 4, runtime, device)
     if _is_checkpoint(settings.model):
         from vidup.engines.checkpoint import Checkpoint
@@ -133,6 +142,27 @@ def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
     from vidup.engines.diffusion import DiffusionX4
 
     return DiffusionX4(settings, runtime, device)
+
+
+def tell_unused(settings: Settings, model: str, absent: Iterable[str], unused: Iterable[str]) -> None:
+    """Tell of settings that a model has no use for.
+
+    Args:
+        absent: parts that it does not have: to name one is an error.
+        unused: what it does not read: to change one is told in a line.
+
+    Raises:
+        EngineError: a part is named that it does not have.
+    """
+    for name in absent:
+        if getattr(settings, name) is not None:
+            raise EngineError(
+                f"{name} = {getattr(settings, name)!r}: {model} has none of its own to take; leave it out"
+            )
+    plain = Settings()
+    for name in unused:
+        if getattr(settings, name) != getattr(plain, name):
+            log.warning("%s = %r: has no effect with %s", name, getattr(settings, name), model)
 
 
 def native_scale(settings: Settings) -> float:

@@ -19,6 +19,8 @@ SCHEDULER: dict[str, Any] = {
 }  # fmt: skip
 LOW_RES_SCHEDULER: dict[str, Any] = {**_BETAS, "_class_name": "DDPMScheduler"}
 MAX_NOISE_LEVEL = 350
+TEXT_PARAMETERS = 340_387_840
+"""Of `text_config` at full width."""
 
 
 def unet_config(narrower: int = 1) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def vae_config(narrower: int = 1) -> dict[str, Any]:
 
 
 def text_config(narrower: int = 1) -> dict[str, Any]:
-    """Of the `CLIPTextModel`; at full width 340,387,840 parameters."""
+    """Of the `CLIPTextModel`; at full width `TEXT_PARAMETERS` parameters."""
     return {
         "vocab_size": 49408,
         "hidden_size": 1024 // narrower,

@@ -8,6 +8,7 @@ decoder in bands keeps follows from its widths.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidup import tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, architecture
+from vidup.engines import Choice, architecture, single_file
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.decoder import Decoder, Limits, fused, limits
 from vidup.engines.hub import precisions
@@ -301,23 +302,21 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, height: 
         Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed"),
         tokens=architecture.TOKENS,
         guided=settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
-        text_bytes=0,
+        text_bytes=architecture.TEXT_PARAMETERS * dtype.itemsize,
         multiple=8,
         compiled=Compiled(unet, compiles(runtime.compile, device, runtime.offload), device),
     )
     return planner.memory(planner.choose(height, width), height, width)
 
 
-def text_bytes(folder: Path, size: int) -> int:
-    """Bytes of a layout's text encoder at `size` bytes a number; 0 where the folder has none."""
-    files = sorted((folder / "text_encoder").glob("*.safetensors"))
+def text_bytes(place: Path, size: int) -> int:
+    """Bytes of the text encoder in a layout or a single file, at `size` bytes a number; 0 where there is none."""
+    files = [place] if place.is_file() else sorted((place / "text_encoder").glob("*.safetensors"))
+    prefix = single_file.TEXT if place.is_file() else ""
     half = [path for path in files if ".fp16" in path.name]
     total = 0
     for path in [one for one in files if one not in half] or half:
         with safe_open(str(path), "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118
-                count = 1
-                for side in weights.get_slice(name).get_shape():
-                    count *= side
-                total += count * size
+            names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names) * size
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import struct
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from vidup import tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, windows
+from vidup.engines import Place, tell_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory
@@ -60,11 +62,9 @@ class Checkpoint:
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
         self.settings, self.device = settings, device
         path = Path(settings.model)
-        for name in ("revision", "vae", "tokenizer"):
-            if getattr(settings, name) is not None:
-                raise EngineError(f"{name} = {getattr(settings, name)!r}: {path.name} has none; leave it out")
-        if settings.prompt or settings.negative_prompt:
-            log.warning("this model reads no text: the prompt has no effect")
+        tell_unused(
+            settings, path.name, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
+        )
         self.model = _describe(path)
         self.dtype = _dtype(settings.dtype, self.model, device, path)
         self.model.to(device, self.dtype).eval()
@@ -114,6 +114,19 @@ class Checkpoint:
         large = plan.scaled(self.scale)
         frames = clip.clamp(0, 1).to(self.dtype)
         return windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch).clamp_(0, 1)
+
+    def flops(self, height: int, width: int) -> tuple[int | None, float]:
+        """FLOP for one frame, None where they cannot be counted without working; and 0, as there is no UNet."""
+        height, width = (side + -side % self.multiple for side in (height, width))
+        plan = self.planner.plan(self.choose(height, width), height, width)
+        tile = torch.empty(1, 3, plan.tile_height, plan.tile_width, dtype=self.dtype, device="meta")
+        try:
+            twin = copy.deepcopy(self.model.model).to("meta")
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                twin(tile)
+        except (RuntimeError, NotImplementedError):  # an architecture may read numbers back
+            return None, 0.0
+        return len(plan.origins) * int(counter.get_total_flops()), 0.0
 
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
         with self._telling(batch), self._seeded():

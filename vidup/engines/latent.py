@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
 from vidup import noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, budget, hub, sampler, windows
+from vidup.engines import Place, budget, hub, sampler, tell_unused, windows
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.decoder import Decoder, limits
 from vidup.engines.unet import Moved, at_work
@@ -57,9 +58,8 @@ class LatentX2:
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        for name in ("vae", "tokenizer"):
-            if getattr(settings, name) is not None:
-                raise EngineError(f"{name} = {getattr(settings, name)!r}: the x2 upscaler takes its own; leave it out")
+        told = replace(settings, noise_level=settings.noise_level or Settings.noise_level)  # 0 is what it has
+        tell_unused(told, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
         if 0 < settings.tile < 2 * self.multiple:
             raise EngineError(
                 f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
@@ -71,8 +71,8 @@ class LatentX2:
         compiled = compiles(runtime.compile, device, runtime.offload)
         self.unet = Compiled(parts.unet, compiled, device, parts.unet)
         self.release = self.unet.release
-        self.unet_width = parts.unet.config.block_out_channels[0]
-        self.decoder = Decoder(self.vae, compile_on=device if self.unet.active else None)
+        self.unet_width, self._unet_config = parts.unet.config.block_out_channels[0], parts.unet.config
+        self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.active else None)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.steps, self.start = prepare(parts.scheduler, settings.sampler, settings.steps)
 
@@ -138,6 +138,23 @@ class LatentX2:
         with at_work(self._vae_moves):
             picture = self.decoder(x / self.vae.config.scaling_factor, self.device, limits(self.device, keep))
         return (picture / 2 + 0.5).clamp_(0, 1)
+
+    def flops(self, height: int, width: int) -> tuple[int, float]:
+        """FLOP of the UNet and the decoder for one frame, and evaluations of one window with one text."""
+        height, width = (side + -side % self.multiple for side in (height, width))
+        plan = _divided(self.planner.plan(self.choose(height, width), height, width), self.factor).scaled(self.scale)
+        meta = torch.device("meta")
+        text, condition = (one.to(meta) for one in self._conditions(1, False))
+        with meta:
+            twin = UNet2DConditionModel.from_config(self._unet_config)
+            batch = torch.empty(1, twin.config.in_channels, plan.tile_height, plan.tile_width, dtype=self.dtype)
+            time = torch.zeros(())
+        torch.nn.Module.to(twin, self.dtype).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            twin(batch, time, encoder_hidden_states=text, timestep_cond=condition)
+        evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
+        decoding = budget.decoder_flops(self.decoder, plan.height, plan.width, limits(meta))
+        return evaluations * int(counter.get_total_flops()) + decoding, float(evaluations)
 
     def _sample(
         self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Plan, weights: torch.Tensor, batch: int

@@ -27,7 +27,7 @@ from vidup.errors import EngineError
 START, END = 49406, 49407
 """CLIP's token ids that begin and end a text; what fills it up is 0."""
 
-_UNET, _VAE, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+_UNET, _VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: t
             text = CLIPTextModel(CLIPTextConfig(**architecture.text_config()))
         unet = fill(unet, convert_ldm_unet_checkpoint(weights(_UNET, unet_dtype), unet_config), "unet")
         vae = fill(vae, convert_ldm_vae_checkpoint(weights(_VAE, vae_dtype), vae_config), "vae")
-        text = fill(text, _text_weights(text, weights(_TEXT, unet_dtype)), "text encoder")
+        text = fill(text, _text_weights(text, weights(TEXT, unet_dtype)), "text encoder")
     return Modules(unet, vae, text)
 
 
 def _text_weights(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Translated, without the last layer and the projection, which nothing reads."""
-    found = convert_open_clip_checkpoint(model, weights, prefix=_TEXT)
+    found = convert_open_clip_checkpoint(model, weights, prefix=TEXT)
     wanted = model.state_dict()
     if not any(name.startswith("text_model.") for name in wanted):  # transformers 5.6 and later
         found = {name.removeprefix("text_model."): value for name, value in found.items()}
