@@ -17,7 +17,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, enlarge, hub
 from vidup.engines.budget import trace_unet
 from vidup.engines.diffusion import DiffusionX4
-from vidup.engines.memory import LiveBytes, is_out_of_memory, memory_limit
+from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, memory_limit
 from vidup.job import _shared
 
 META = torch.device("meta")
@@ -168,6 +168,30 @@ def test_the_planner_against_the_device(compiled: str) -> None:
     taken = torch.cuda.max_memory_reserved() if compiled == "on" else torch.cuda.max_memory_allocated()
     assert engine.memory(choice, 272, 480) == pytest.approx(taken, rel=0.15)
     torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "options", [{"max_memory": "8G", "compile": "off"}, {"max_memory": "8G", "compile": "on"},
+                {"max_memory": "4G", "offload": True}],
+)  # fmt: skip
+def test_a_small_card_is_enough(options: dict[str, Any]) -> None:
+    """854x480 at full width with the allocator held to what a small card has: it neither fails nor backs off."""
+    runtime = Runtime(device="cuda", **options)
+    keep_to_limit(runtime, torch.device("cuda", torch.cuda.current_device()))
+    try:
+        upscaler = Upscaler(Settings(prompt="a", steps=2), runtime)
+        upscaler.__dict__["engine"] = random_engine(upscaler.settings, runtime)
+        choice = upscaler.choose(480, 854)
+        for _ in range(3):
+            upscaler.enlarge(torch.rand(choice.batch, 3, 480, 854))
+        assert upscaler.choice == choice
+        assert torch.cuda.max_memory_reserved() <= (runtime.memory_limit or 0)
+        upscaler.close()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch._dynamo.reset()
 
 
 class TestMemory:

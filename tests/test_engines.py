@@ -310,6 +310,29 @@ class TestLoading:
         with pytest.raises(EngineError, match=r"another kind than \.safetensors"):
             load(Settings(model=str(tmp_path / "model.bin")), CPU)
 
+    @pytest.mark.parametrize("model", ["bicubic", "tiny_x2"])
+    def test_settings_that_a_model_does_not_read_are_told(
+        self, model: str, make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(EngineError, match=r"vae = 'x': .* has no use for it; leave it out"):
+            make_engine(model, vae="x")
+        make_engine(model)
+        assert not caplog.records
+        if model == "tiny_x2":
+            make_engine(model, noise_level=0)
+            assert not caplog.records
+            make_engine(model, noise_level=200)
+        else:
+            make_engine(model, Runtime(device="cpu", offload=True), prompt="a boat")
+        told = [record.message for record in caplog.records]
+        assert (
+            told
+            == {
+                "bicubic": ["prompt = 'a boat': has no effect with bicubic", "offload: has no effect with bicubic"],
+                "tiny_x2": ["noise_level = 200: has no effect with the x2 upscaler"],
+            }[model]
+        )
+
     @pytest.mark.parametrize("name", ["model.pth", "model-ema.safetensors"])
     def test_a_mistyped_file_is_not_there(self, name: str, tmp_path: Path) -> None:
         path = tmp_path / name

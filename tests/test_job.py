@@ -14,7 +14,7 @@ from PIL import Image
 
 import vidup
 from vidup import Color, ConfigError, EngineError, Frame, MediaError, Progress, Runtime, Settings, Upscaler
-from vidup.config import preset_names
+from vidup.config import from_options, preset_names
 from vidup.engines.interpolate import Interpolation
 from vidup.job import default_output
 
@@ -340,6 +340,14 @@ def test_default_output(source: str, settings: dict, expected: str):
 def test_values_that_are_refused(kind: type, values: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         kind(**values)
+
+
+@pytest.mark.parametrize(("model", "expected"), [("x2", ("ddim", 20, 0.0)), ("mini", ("ddim", 3, 1.0))])
+def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, float]):
+    found = from_options(Settings, {"model": model})
+    assert (found.sampler, found.steps, found.guidance_scale) == expected
+    assert from_options(Settings, {"model": model, "steps": 7}).steps == 7
+    assert from_options(Settings, {"model": model}, "fast").steps == 10
 
 
 def test_presets(tmp_path: Path):

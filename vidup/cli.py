@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("-p", "--preset", metavar="NAME", help=presets)
     probe.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(probe, Settings)
+    add_options(probe, Runtime, only=("device", "batch", "compile", "max_memory", "offload"))
     probe.set_defaults(command=_probe)
 
     verify = commands.add_parser(
@@ -219,7 +220,8 @@ def _probe(arguments: argparse.Namespace) -> int:
     from vidup.probing import probe
     from vidup.stills import ENDINGS
 
-    settings = from_options(Settings, vars(arguments), arguments.preset)
+    typed = vars(arguments)
+    settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     source = Path(arguments.input)
     target = Path(arguments.output) if arguments.output else default_output(source, settings)
     if source.suffix.lower() in ENDINGS and target.suffix.lower() in ENDINGS:
@@ -235,10 +237,10 @@ def _probe(arguments: argparse.Namespace) -> int:
         del table["pts"]
         table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
         table |= {"output_frames": len(job.times), "disk_bytes": planning.disk(job, job.high - job.low)}
-        table |= {"host_bytes": planning.host_memory(job), "device_bytes": planning.device_memory(job)}
+        table |= {"host_bytes": planning.host_memory(job), "device_bytes": planning.device_memory(job, runtime)}
         print(json.dumps(table, default=str))
         return 0
-    for line in planning.facts(job):
+    for line in planning.facts(job, runtime):
         print(line)
     for note in notes:
         print(f"  {note}")

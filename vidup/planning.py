@@ -200,9 +200,9 @@ def host_memory(job: Job) -> int:
     return round(3 * QUEUE_BYTES + 2 * frame * _ENCODER_FRAMES)
 
 
-def device_memory(job: Job) -> int | None:
+def device_memory(job: Job, runtime: Runtime) -> int | None:
     """Bytes of the device that the model will take; None where only the loaded model tells."""
-    return engines.foresee(job.settings, Runtime(), *job.turn.size(job.info.height, job.info.width))
+    return engines.foresee(job.settings, runtime, *job.turn.size(job.info.height, job.info.width))
 
 
 def disk(job: Job, frames: int) -> int:
@@ -247,7 +247,7 @@ def _place(info: MediaInfo, second: Fraction) -> int:
     return bisect_left(info.pts, -(-second // info.time_base))
 
 
-def facts(job: Job) -> Iterator[str]:
+def facts(job: Job, runtime: Runtime) -> Iterator[str]:
     """What is in a file and what becomes of it, a line each."""
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
@@ -267,7 +267,7 @@ def facts(job: Job) -> Iterator[str]:
         f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
         f" {len(job.times)} frames"
     )
-    device = device_memory(job)
+    device = device_memory(job, runtime)
     model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
     yield (
         f"  takes     about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"

@@ -156,9 +156,7 @@ def tell_unused(settings: Settings, model: str, absent: Iterable[str], unused: I
     """
     for name in absent:
         if getattr(settings, name) is not None:
-            raise EngineError(
-                f"{name} = {getattr(settings, name)!r}: {model} has none of its own to take; leave it out"
-            )
+            raise EngineError(f"{name} = {getattr(settings, name)!r}: {model} has no use for it; leave it out")
     plain = Settings()
     for name in unused:
         if getattr(settings, name) != getattr(plain, name):
