@@ -131,7 +131,7 @@ def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lamb
         yield from channel
     finally:
         channel.close()
-        if thread.ident is not None:  # else it was interrupted before it began
+        if thread.is_alive():  # else it has ended, or an interrupt came before it began
             thread.join()
 
 
