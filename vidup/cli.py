@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,7 +180,8 @@ def _stopping() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         # Not print: a signal may come while sys.stderr is being written to, which then refuses.
-        os.write(2, b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
+        with suppress(OSError):
+            os.write(2, b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -123,10 +123,8 @@ class Crew:
         self._queue, self._losses = deque(range(len(items))), Counter[int]()
         self._hands: list[_Hand] = []
         self._halted = False
-        self._manned, self._told = (
-            time.monotonic(),
-            False,
-        )  # when there was a worker last, and if it was told that there is none
+        self._manned = time.monotonic()  # when there was a worker last
+        self._told = False  # that there is none
         self._kind = ray.remote(concurrency_groups={"control": 1})(_Member).options(
             num_cpus=needs.threads, num_gpus=needs.gpus, max_restarts=0, runtime_env=runtime_env
         )
