@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -178,18 +179,21 @@ def test_the_planner_against_the_device(compiled: str) -> None:
 )  # fmt: skip
 def test_a_small_card_is_enough(options: dict[str, Any]) -> None:
     """854x480 at full width with the allocator held to what a small card has: it neither fails nor backs off."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     runtime = Runtime(device="cuda", **options)
     keep_to_limit(runtime, torch.device("cuda", torch.cuda.current_device()))
+    upscaler = Upscaler(Settings(prompt="a", steps=2), runtime)
     try:
-        upscaler = Upscaler(Settings(prompt="a", steps=2), runtime)
         upscaler.__dict__["engine"] = random_engine(upscaler.settings, runtime)
         choice = upscaler.choose(480, 854)
         for _ in range(3):
             upscaler.enlarge(torch.rand(choice.batch, 3, 480, 854))
         assert upscaler.choice == choice
         assert torch.cuda.max_memory_reserved() <= (runtime.memory_limit or 0)
-        upscaler.close()
     finally:
+        upscaler.close()
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch._dynamo.reset()
 

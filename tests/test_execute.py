@@ -383,7 +383,7 @@ class TestOnRay:
         monkeypatch.setattr(crew, "_MOST_SECONDS", 1.0)
         needs = crew.Needs("workers = 2", 2, None, 64, 0.0, {})  # more cores than there are
         told = crew.Crew(ray, square, [1], print, print, lambda item: True, needs, None, True, 2)
-        with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; see its logs in "):
+        with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
             told.run(lambda: False)
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]
 

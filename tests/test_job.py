@@ -343,11 +343,16 @@ def test_values_that_are_refused(kind: type, values: dict, message: str):
 
 
 @pytest.mark.parametrize(("model", "expected"), [("x2", ("ddim", 20, 0.0)), ("mini", ("ddim", 3, 1.0))])
-def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, float]):
+def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, float], tmp_path: Path):
     found = from_options(Settings, {"model": model})
     assert (found.sampler, found.steps, found.guidance_scale) == expected
     assert from_options(Settings, {"model": model, "steps": 7}).steps == 7
     assert from_options(Settings, {"model": model}, "fast").steps == 10
+    (tmp_path / "own.toml").write_text('codec = "ffv1"')
+    with_codec = from_options(Settings, {"model": model}, str(tmp_path / "own.toml"))
+    assert (with_codec.steps, with_codec.codec) == (found.steps, "ffv1")
+    (tmp_path / "own.toml").write_text(f'model = "{model}"')
+    assert Settings.preset(tmp_path / "own.toml") == found
 
 
 def test_presets(tmp_path: Path):

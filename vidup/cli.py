@@ -180,8 +180,8 @@ def _stopping() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         # Not print: a signal may come while sys.stderr is being written to, which then refuses.
-        with suppress(OSError):
-            os.write(2, b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
+        with suppress(OSError, ValueError, AttributeError):  # it may be gone, or be no file
+            os.write(sys.stderr.fileno(), b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

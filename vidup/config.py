@@ -125,7 +125,7 @@ class Settings:
         Raises:
             ConfigError: no such preset, a file that is no TOML, an unknown key, a value out of range.
         """
-        return cls(**{**_read_preset(preset), **_known(overrides, "settings")})
+        return cls(**_layered(preset, _known(overrides, "settings")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,16 +220,23 @@ class _KeyValue(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
-_WITH_PRESET = ("mini", "x2")  # they are not run as the x4 upscaler is
+_OWN_PRESET = {"mini": "mini", "x2": "x2", "stabilityai/sd-x2-latent-upscaler": "x2"}
+"""Models that are not run as the x4 upscaler is, and the preset that they bring along."""
 
 
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
-    """Defaults, then the preset, then what was typed. A model that has a preset of its own name brings it along."""
-    if preset is None and config is Settings and typed.get("model") in _WITH_PRESET:
-        preset = typed["model"]
+    """Defaults, then the preset that the model brings along, then the one that was given, then what was typed."""
     names = {spec.name for spec in fields(config)}
-    base = _read_preset(preset) if preset is not None else {}
-    return config(**{**base, **{key: value for key, value in typed.items() if key in names}})
+    given = {key: value for key, value in typed.items() if key in names}
+    if config is Settings:
+        given = _layered(preset, given)
+    return config(**given)
+
+
+def _layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
+    table = {**(_read_preset(preset) if preset is not None else {}), **over}
+    own = _OWN_PRESET.get(table.get("model", ""))
+    return {**(_read_preset(own) if own is not None else {}), **table}
 
 
 def _presets_folder() -> Path:

@@ -30,10 +30,10 @@ _POLL_SECONDS = 0.2  # how often progress is fetched from the workers, and `stop
 _CONNECT_SECONDS = 5.0
 _SOME_SECONDS = 30.0  # without a worker: it is told
 _MOST_SECONDS = 300.0  # without a worker of our own Ray: it has failed
-_LONGEST = 40  # bytes of a temporary folder's name below which a socket's name, of 107 at the most, can be
+_LONGEST = 39  # bytes of a temporary folder's name: Ray adds up to 68, and a socket's name has 107 at the most
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-_SETTINGS = 4
-"""What a client of gRPC, which Ray speaks, says first, and the type of what a server answers with: RFC 9113, 3.4."""
+_SETTINGS = b"\x04"
+"""What a client of gRPC, which Ray speaks, says first, and the type of the frame that answers it: RFC 9113, 3.4."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -187,7 +187,7 @@ class Crew:
             return
         waited = time.monotonic() - self._manned
         if waited > _MOST_SECONDS and self._started_here:
-            raise EngineError(f"ray has made no worker for {waited:.0f} s; see its logs in {tempfile.gettempdir()}/ray")
+            raise EngineError(f"ray has made no worker for {waited:.0f} s; take --workers 1, which does without it")
         if waited > _SOME_SECONDS and not self._told:
             self._told = True
             log.warning("ray has had no place for a worker for %.0f s; waiting", waited)
@@ -319,7 +319,8 @@ def _connect(ray: Any, needs: Needs) -> str | None:
     else:
         given |= {"num_cpus": needs.workers * needs.threads, "num_gpus": None if needs.gpus else 0}  # None counts them
         given |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}  # little is in it; 75 MiB is the least
-        if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > _LONGEST:
+        is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST
+        if os.name == "posix" and is_long and "RAY_TMPDIR" not in os.environ:
             given["_temp_dir"] = "/tmp/ray"
     logger, level = logging.getLogger("ray"), logging.getLogger("ray").level
     before = {key: os.environ.get(key) for key in needs.environment}
@@ -362,8 +363,10 @@ def _check_address(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") in ("0", "false", ""):
                 connection.sendall(_PREFACE)
-                answer = connection.makefile("rb").read(9)
-                if answer[3:4] != bytes([_SETTINGS]):
+                head, end = b"", time.monotonic() + _CONNECT_SECONDS
+                while len(head) < 9 and time.monotonic() < end and (more := connection.recv(9 - len(head))):
+                    head += more
+                if head[3:4] != _SETTINGS or head[5:] != bytes(4):
                     raise OSError("what answers is not Ray")
     except (OSError, OverflowError) as error:
         raise ConfigError(f"ray = {address!r}: no cluster answers there: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -176,17 +177,18 @@ def same_priority() -> Iterator[None]:
     real-time ones of the highest priority: whatever else runs on the machine gets what they leave.
     """
     tasks = Path("/proc/self/task")
-    if not hasattr(os, "sched_setscheduler") or not tasks.is_dir():  # not Linux: it does so nowhere else
+    try:
+        policy, param, before = os.sched_getscheduler(0), os.sched_getparam(0), set(tasks.iterdir())
+    except (AttributeError, OSError):  # not Linux, where alone it does so; or even asking is forbidden
         yield
         return
-    policy, param, before = os.sched_getscheduler(0), os.sched_getparam(0), set(tasks.iterdir())
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, param)
-        for task in set(tasks.iterdir()) - before:
+        ours = tasks / str(threading.get_native_id())
+        for task in {ours, *tasks.iterdir()} - (before - {ours}):
             with suppress(OSError):  # has ended meanwhile
-                if os.sched_getscheduler(int(task.name)) == os.SCHED_FIFO:
+                if os.sched_getscheduler(int(task.name)) != policy:
                     os.sched_setscheduler(int(task.name), policy, param)
 
 

@@ -55,6 +55,8 @@ class Stopwatch:
     def __init__(self, device: str) -> None:
         self.is_cuda = device.startswith("cuda")
         self.spans: list[tuple[str, Any, Any]] = []
+        self.frames = 0
+        """That went through the engine."""
 
     def watch(self, name: str, home: Any, attribute: str) -> None:
         function: Callable[..., Any] = getattr(home, attribute)
@@ -66,6 +68,7 @@ class Stopwatch:
             began = self.mark()
             result = function(*arguments, **keywords)
             self.spans.append((name, began, self.mark()))
+            self.frames += len(arguments[1]) if name == "engine" else 0
             return result
 
         setattr(home, attribute, timed)
@@ -95,6 +98,7 @@ class Stopwatch:
     def clear(self) -> None:
         self.now()
         self.spans.clear()
+        self.frames = 0
 
 
 def job(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Runtime, watch: Stopwatch) -> Parts:
@@ -103,22 +107,20 @@ def job(source: Path, target: Path, settings: vidup.Settings, runtime: vidup.Run
     first: dict[str, float] = {}
     began = watch.now()
     parts: Parts = {}
-    frames = [0, 0]
 
     def look(event: vidup.Progress) -> None:
         if event.state not in first:
             first[event.state] = watch.now()
             if event.state == "upscaling":  # after a clip that was compiled for, if one was
                 watch.clear()
-                frames[:] = event.frame, event.frames
         if event.state == "joining" and not parts:  # what comes after is not the engine's time
             seconds = watch.seconds()
             parts.update({name: seconds[name] for name in WATCHED})
+            parts["frames"] = watch.frames
 
     vidup.upscale(source, target, settings, runtime=runtime, on_progress=look)
     wall = first["joining"] - first["upscaling"]
-    parts["waiting for decoder and encoder"] = wall - sum(parts.values())
-    parts["frames"] = frames[1] - frames[0]
+    parts["waiting for decoder and encoder"] = wall - sum(parts[name] for name in WATCHED)
     outside = {
         "before (load, plan, compile)": first["upscaling"] - began,
         "after (join, verify)": watch.now() - first["joining"],
@@ -135,10 +137,9 @@ def alone(frames: list[vidup.Frame], settings: vidup.Settings, runtime: vidup.Ru
         for number, clip in enumerate(clips):
             rgb = torch.stack([color.to_rgb(frame, loaded.engine.device) for frame in clip])
             engines.enlarge(loaded.engine, rgb, engines.Place(height=height, width=width))
-            if number == 0 and loaded.compiles:
+            if number == 1 and loaded.compiles:  # compiled by the first, recorded by the second
                 watch.clear()
-        timed = clips[1:] if loaded.compiles else clips
-        return watch.seconds()["engine"] / sum(map(len, timed))
+        return watch.seconds()["engine"] / watch.frames
 
 
 def main() -> None:

@@ -124,7 +124,7 @@ def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
         from vidup.engines.interpolate import Interpolation
 
         tell_unused(
-            settings, settings.model, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
+            settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
         )
         for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
             log.warning("%s: has no effect with %s", name, settings.model)

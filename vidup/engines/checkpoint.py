@@ -116,7 +116,7 @@ class Checkpoint:
         return windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch).clamp_(0, 1)
 
     def flops(self, height: int, width: int) -> tuple[int | None, float]:
-        """FLOP for one frame, None where they cannot be counted without working; and 0, as there is no UNet."""
+        """FLOP for one frame, None where torch cannot count them without working; and 0, as there is no UNet."""
         height, width = (side + -side % self.multiple for side in (height, width))
         plan = self.planner.plan(self.choose(height, width), height, width)
         tile = torch.empty(1, 3, plan.tile_height, plan.tile_width, dtype=self.dtype, device="meta")
@@ -126,7 +126,7 @@ class Checkpoint:
                 twin(tile)
         except (RuntimeError, NotImplementedError):  # an architecture may read numbers back
             return None, 0.0
-        return len(plan.origins) * int(counter.get_total_flops()), 0.0
+        return len(plan.origins) * int(counter.get_total_flops()) or None, 0.0
 
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
         with self._telling(batch), self._seeded():

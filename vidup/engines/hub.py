@@ -303,7 +303,8 @@ def _clip_tokenizer(folder: str | None) -> Any:
             home = Path(files[0]).parent
         else:
             home = Path(folder)
-            if not all((home / name).is_file() for name in names):  # transformers would make one that knows no word
+            # transformers would make one that knows no word.
+            if not (home / "tokenizer.json").is_file() and not all((home / name).is_file() for name in names):
                 raise FileNotFoundError(f"{folder} lacks {' or '.join(names)}")
         return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
