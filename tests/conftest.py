@@ -59,6 +59,7 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         sound: bool = True,
         tags: tuple[int, int, int, int] = (1, 1, 1, 1),
         audio_codec: str = "aac",
+        sound_seconds: float | None = None,
         rotate: int = 0,
         subtitles: Sequence[str] = (),
         aspect: Fraction = Fraction(1),
@@ -101,7 +102,7 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
                 packet.duration = 90
                 container.mux(packet)
             if audio is not None:
-                _add_sound(container, audio, float((times[-1] + steps[-1]) * time_base))
+                _add_sound(container, audio, sound_seconds or float((times[-1] + steps[-1]) * time_base))
         return path
 
     return make

@@ -335,6 +335,18 @@ def test_options_that_cannot_be_parsed(options: list[str], capsys: pytest.Captur
     with pytest.raises(SystemExit) as done:
         main(["upscale", *(["in.mp4", *options] if options else [])])
     assert done.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(("vidup upscale: error: ", "vidup: error: "))
-    assert (options[-1] if options else "INPUT") in last
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(("vidup upscale: ", "vidup: ")) and line.endswith("--help tells the options")
+    assert (options[-1] if options else "INPUT") in line
+
+
+def test_options_that_nearly_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["upscale", "in.mp4", "--modle", "mini"])
+    assert capsys.readouterr().err == "vidup: unrecognized arguments: --modle mini; did you mean --model?\n"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-dash.mp4").touch()
+    monkeypatch.setattr("sys.argv", ["vidup", "upscale", "-dash.mp4"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.endswith("; a file whose name begins with - is given as ./-NAME\n")

@@ -222,6 +222,34 @@ def test_the_edges_of_a_part(make_clip: Callable[..., Path], start: float, durat
     assert video_times(output) == [index * Fraction(1, 25) for index in range(frames)]
 
 
+@pytest.mark.parametrize(
+    ("start", "duration", "seconds"), [(0.0, 0.7, 0.7), (0.0, 9.0, 1.0), (0.2, None, 0.8), (0.2, 0.5, 0.5)]
+)
+def test_sound_goes_on_after_the_picture_as_long_as_it_is_asked_for(
+    make_clip: Callable[..., Path], start: float, duration: float | None, seconds: float
+):
+    source = make_clip(sound_seconds=1.0)  # 12 pictures take 0.48 s
+    kept = sounds(enlarge(source, "out.mp4", start=start, duration=duration))
+    assert sum(float(length) for _, length, _ in kept) == pytest.approx(seconds, abs=0.05)
+
+
+def test_a_length_of_one_tick_is_made_up(make_clip: Callable[..., Path], tmp_path: Path):
+    """Some programs write it for every frame: the last one would be over at once."""
+    source, told = make_clip("clip.mkv", times=tuple(range(0, 480, 40)), time_base=MILLISECOND), tmp_path / "ticks.mkv"
+    with av.open(str(source)) as clip, av.open(str(told), "w") as target:
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in clip.streams}
+        for packet in clip.demux():
+            if packet.dts is not None:
+                if packet.stream.type == "video":
+                    packet.duration = 1
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    with av.open(str(told)) as clip:
+        assert {packet.duration for packet in clip.demux(video=0) if packet.size} == {1}
+    info = vidup.probe(told)
+    assert info.end - info.pts[-1] == info.pts[-1] - info.pts[-2] == 40
+
+
 @pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
 def test_two_runs_write_the_same_bytes(make_clip: Callable[..., Path], container: str):
     source = make_clip()

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import vidup
 from vidup import bench
@@ -53,8 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, where argparse would print all options first."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [name for parser in (self, *self._commands()) for name in parser._option_string_actions]
+        word = message.rpartition("unrecognized arguments: ")[2].split(" ")[0].split("=")[0]
+        near = difflib.get_close_matches(word, known, 1, 0.75) if "unrecognized arguments: " in message else []
+        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help tells the options"
+        if any(argument.startswith("-") and Path(argument).exists() for argument in sys.argv[1:]):
+            hint = "a file whose name begins with - is given as ./-NAME"
+        self.exit(2, f"{self.prog}: {message}; {hint}\n")
+
+    def _commands(self) -> Iterator[argparse.ArgumentParser]:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vidup",
         description="Upscale video: every frame at its own time, the original sound untouched.",
         epilog="vidup COMMAND --help tells the options of a command.",

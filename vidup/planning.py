@@ -112,8 +112,7 @@ def deliver(info: MediaInfo, container: str, settings: Settings) -> Delivery:
     unit, spans = reader.schedule(info, settings, low, high)
     trim = None
     if settings.start > 0 or settings.duration is not None:
-        after = info.pts[high] if high < len(info.pts) else info.end
-        trim = Trim(info.pts[low] * info.time_base, after * info.time_base)
+        trim = Trim(info.pts[low] * info.time_base, _end_of_part(settings, info, high))
     elif info.pts[0] < 0 and container in ("mp4", "mov"):  # they hide what lies before 0
         trim = Trim(min(info.begin, info.pts[0] * info.time_base), _FOREVER)
     offset = 0 if trim is None else round(trim.begin / unit)
@@ -168,7 +167,7 @@ def describe(job: Job) -> list[str]:
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
         lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
-    if job.trim is not None and job.trim.end == _FOREVER:
+    if job.trim is not None and job.settings.start == 0 and job.settings.duration is None:
         late = float(-job.trim.begin)
         lines.append(f"note: all streams begin {late:.3f} s later: {job.container} has no time below 0")
     if job.container in ("matroska", "webm") and (job.unit * 1000).denominator != 1:
@@ -240,6 +239,16 @@ def _part(settings: Settings, info: MediaInfo) -> tuple[int, int]:
             f" {float(info.end * info.time_base - info.begin):.3f} s"
         )
     return low, high
+
+
+def _end_of_part(settings: Settings, info: MediaInfo, high: int) -> Fraction:
+    """Where a part's sound and texts end, in seconds: with its last frame, or after it where nothing was cut there."""
+    if high < len(info.pts):
+        return info.pts[high] * info.time_base
+    if settings.duration is None:
+        return _FOREVER
+    asked = info.begin + Fraction(settings.start + settings.duration).limit_denominator(1_000_000)
+    return max(info.end * info.time_base, asked)
 
 
 def _place(info: MediaInfo, second: Fraction) -> int:

@@ -106,6 +106,8 @@ class _Packets:
     pts: list[int] = field(default_factory=list)
     timing: Literal["packets", "order", "made"] = "packets"
     end: int = 0
+    length: int | None = None
+    """Of every packet, where all say the same."""
     rate: Fraction = Fraction(0)
     variable_rate: bool = False
     notes: list[str] = field(default_factory=list)
@@ -140,6 +142,7 @@ class _Packets:
         if shown:
             self.pts = sorted(shown)
             self.end = self.pts[-1] + shown[self.pts[-1]]
+            self.length = shown[self.pts[-1]] if len(set(shown.values())) == 1 else None
             if len(shown) < seen:  # fields or parts of frames, some without a time: only the frames themselves tell
                 self.decode(stream.index)
         elif codec_name(stream) == "mpeg4":  # its packets may hold two frames, or none
@@ -169,7 +172,8 @@ class _Packets:
             self.pts = [index * step for index in range(len(self.pts))]
         steps = Counter(b - a for a, b in pairwise(self.pts))
         usual = steps.most_common(1)[0][0] if steps else max(1, round(1 / rate / self.unit))
-        if self.end <= self.pts[-1]:
+        is_made_up = self.length is not None and 2 * self.length < usual  # some programs write 1 for all
+        if self.end <= self.pts[-1] or is_made_up:
             self.end = self.pts[-1] + usual
         # Times that are rounded to the container's tick differ by one unit.
         self.variable_rate = any(abs(step - usual) > 1 for step in steps)
