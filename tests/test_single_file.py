@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, architecture, checkpoint, enlarge, hub, load, single_file
+from vidup.engines import Place, architecture, checkpoint, enlarge, load, prompts, single_file
 from vidup.engines.diffusion import DiffusionX4
 from vidup.errors import EngineError
 
@@ -166,7 +166,7 @@ def test_equals_the_folder_to_the_bit_without_a_tokenizer(
 ) -> None:
     folder, file = pair
     expected = enlarged(make(folder))
-    monkeypatch.setattr(hub, "CLIPTokenizer", None)
+    monkeypatch.setattr(prompts, "CLIPTokenizer", None)
     assert torch.equal(enlarged(make(file)), expected)
 
 
@@ -199,18 +199,18 @@ def test_the_padding_is_the_models_whatever_the_tokenizers_is(pair: tuple[Path, 
     shutil.copytree(folder / "tokenizer", tmp_path / "other")
     path = tmp_path / "other" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "<|endoftext|>"}))
-    ids, mask = hub.single_file_tokens(str(tmp_path / "other"))("a boat")
+    ids, mask = prompts.single_file_tokens(str(tmp_path / "other"))("a boat")
     assert ids.shape == mask.shape == (1, 77) and ids[0, 0] == single_file.START
     length = int(mask.sum())
     assert ids[0, length - 1] == single_file.END and (ids[0, length:] == 0).all()
     assert torch.equal(
-        hub.single_file_tokens(None)("")[0], torch.tensor([[single_file.START, single_file.END] + 75 * [0]])
+        prompts.single_file_tokens(None)("")[0], torch.tensor([[single_file.START, single_file.END] + 75 * [0]])
     )
 
 
 def test_a_long_prompt_is_cut_and_told_of(pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     folder, _ = pair
-    ids, _ = hub.single_file_tokens(str(folder / "tokenizer"))("a " * 100)
+    ids, _ = prompts.single_file_tokens(str(folder / "tokenizer"))("a " * 100)
     assert ids.shape == (1, 77) and ids[0, -1] == single_file.END
     assert "left out" in caplog.text
 
@@ -219,7 +219,7 @@ def test_a_long_prompt_is_cut_and_told_of(pair: tuple[Path, Path], caplog: pytes
 def test_a_prompt_without_a_tokenizer_says_what_to_do(
     pair: tuple[Path, Path], folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "hf_hub_download", functools.partial(hub.hf_hub_download, cache_dir=tmp_path))
+    monkeypatch.setattr(prompts, "hf_hub_download", functools.partial(prompts.hf_hub_download, cache_dir=tmp_path))
     with pytest.raises(EngineError, match=r"cannot be loaded .*--tokenizer FOLDER"):
         make(pair[1], prompt="a boat", tokenizer=folder)
 

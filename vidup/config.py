@@ -235,7 +235,7 @@ def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | N
 
 def _layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
     table = {**(_read_preset(preset) if preset is not None else {}), **over}
-    own = _OWN_PRESET.get(table.get("model", ""))
+    own = _OWN_PRESET.get(str(table.get("model")))
     return {**(_read_preset(own) if own is not None else {}), **table}
 
 

@@ -24,7 +24,7 @@ from transformers import CLIPTextModel
 
 from vidup import noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, budget, hub, sampler, tell_unused, windows
+from vidup.engines import Place, budget, hub, prompts, sampler, tell_unused, windows
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.decoder import Decoder, limits
 from vidup.engines.unet import Moved, at_work
@@ -267,7 +267,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
                 f"model {folder}: is no x2 latent upscaler: its unet takes, gives and is conditioned on"
                 f" {found} channels, expected {expected}"
             )
-        encode = hub.tokens(folder)
+        encode = prompts.tokens(folder)
         # The pipeline's meaning of 0: no prompt at all.
         prompt = settings.prompt if settings.guidance_scale > 0 else ""
         if prompt != settings.prompt:
