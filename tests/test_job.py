@@ -353,6 +353,8 @@ def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, f
     assert (with_codec.steps, with_codec.codec) == (found.steps, "ffv1")
     (tmp_path / "own.toml").write_text(f'model = "{model}"')
     assert Settings.preset(tmp_path / "own.toml") == found
+    with pytest.raises(ConfigError, match="model"):
+        Settings.preset("mini", model=[model])
 
 
 def test_presets(tmp_path: Path):

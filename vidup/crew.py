@@ -321,7 +321,7 @@ def _connect(ray: Any, needs: Needs) -> str | None:
         given |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}  # little is in it; 75 MiB is the least
         is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST
         if os.name == "posix" and is_long and "RAY_TMPDIR" not in os.environ:
-            given["_temp_dir"] = "/tmp/ray"
+            given["_temp_dir"] = "/tmp/ray"  # where Ray puts its things by itself on a plain POSIX system
     logger, level = logging.getLogger("ray"), logging.getLogger("ray").level
     before = {key: os.environ.get(key) for key in needs.environment}
     os.environ.update(needs.environment)

@@ -161,12 +161,12 @@ def load_parts(
         EngineError: a part is damaged or is not one of a x4 upscaler.
     """
     quiet()
+    texts = prompt, negative_prompt
     with telling(folder):
         if folder.is_file():
             file = single_file.load(folder, device, unet_dtype, vae_dtype)
             encode = prompts.single_file_tokens(tokenizer)
-            both = prompt, negative_prompt
-            positive, negative = prompts.embeddings(encode, file.text_encoder, file.unet, device, *both)
+            positive, negative = prompts.embeddings(encode, file.text_encoder, file.unet, device, *texts)
             return Parts(
                 file.unet, file.vae, positive, negative,
                 architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL,
@@ -189,9 +189,7 @@ def load_parts(
             )
         if reads_text(unet):
             encoder = load_module(CLIPTextModel, folder, "text_encoder", unet_dtype, device)
-            positive, negative = prompts.embeddings(
-                prompts.tokens(folder), encoder, unet, device, prompt, negative_prompt
-            )
+            positive, negative = prompts.embeddings(prompts.tokens(folder), encoder, unet, device, *texts)
         else:
             if prompt or negative_prompt:
                 log.warning("this model reads no text: the prompt has no effect")
