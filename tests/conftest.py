@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidup.encoder import _FRAME_FLAGS
+from vidup.media.encoder import _FRAME_FLAGS
 
 torch.set_num_threads(1)  # the tests themselves run side by side
 
@@ -143,7 +143,7 @@ def pictures(path: Path) -> list[np.ndarray]:
 def engine(tiny_x4: Path) -> Callable[..., Any]:
     """Makes the x4 engine over `tiny_x4` on the CPU, with a prompt."""
     from vidup import Runtime, Settings
-    from vidup.engines.diffusion import DiffusionX4
+    from vidup.engines.x4 import DiffusionX4
 
     def make(runtime: Runtime | None = None, **options: Any) -> DiffusionX4:
         settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour", **options}

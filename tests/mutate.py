@@ -277,7 +277,7 @@ def mutant(number: int, seed: int, clips: list[Path]) -> tuple[Path, bytes, str]
 def try_one(number: int, seed: int, clips: list[Path], folder: Path, tolerate: bool) -> Result:
     """Upscale a mutant, and see that all rules hold."""
     import vidup
-    from vidup import segments
+    from vidup.job import store
 
     clip, data, change = mutant(number, seed, clips)
     source = folder / f"mutant{clip.suffix}"
@@ -303,7 +303,7 @@ def try_one(number: int, seed: int, clips: list[Path], folder: Path, tolerate: b
             result.wrong = "the message is not one line"
         elif output.exists():
             result.wrong = "there is an error, and a file at the output path"
-        elif work.exists() and not all(segments._OWN.fullmatch(path.name) for path in work.iterdir()):
+        elif work.exists() and not all(store._OWN.fullmatch(path.name) for path in work.iterdir()):
             result.wrong = "a work folder with strange files is left"
     except BaseException as error:
         result.outcome, result.message = type(error).__name__, f"{error}"

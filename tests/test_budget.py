@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vidup import Color, Frame, Upscaler, color
+from vidup import Color, Frame, Upscaler
 from vidup.bench import random_engine
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, enlarge, hub
-from vidup.engines.budget import trace_unet
-from vidup.engines.diffusion import DiffusionX4
 from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, memory_limit
+from vidup.engines.planner import trace_unet
+from vidup.engines.x4 import DiffusionX4
 from vidup.job import _shared
+from vidup.picture import color
 
 META = torch.device("meta")
 PLACE = Place(height=24, width=40)

@@ -17,9 +17,9 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, compiling, enlarge, load, windows
 from vidup.engines.checkpoint import Checkpoint
 from vidup.engines.memory import LiveBytes
-from vidup.engines.resample import resize
 from vidup.errors import EngineError
-from vidup.tiling import plan
+from vidup.picture.resample import resize
+from vidup.picture.tiling import plan
 
 spandrel = pytest.importorskip("spandrel")
 CPU = Runtime(device="cpu")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import vidup
-from vidup.color import BT601, BT709, MATRIX_NAMES, RGB, UNSPECIFIED, YCGCO, from_rgb, layout, resolve, to_rgb
 from vidup.config import Settings
 from vidup.errors import MediaError
 from vidup.frame import Color, Frame
+from vidup.picture.color import BT601, BT709, MATRIX_NAMES, RGB, UNSPECIFIED, YCGCO, from_rgb, layout, resolve, to_rgb
 
 MATRICES = {
     1: (0.2126, 0.0722),

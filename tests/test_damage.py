@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 
 import vidup
-from vidup import MediaError, Progress, Settings, VidupError, probing, reader
+from vidup import MediaError, Progress, Settings, VidupError
 from vidup.cli import main
-from vidup.encoder import same_priority
+from vidup.media import decoding, probing
+from vidup.media.encoder import same_priority
 
 NEAREST = Settings(model="nearest", scale=2, codec="libx264", encoder_options={"preset": "ultrafast"})
 BASELINE = ["--model", "nearest", "--scale", "2", "--codec", "libx264", "-e", "preset=ultrafast", "--progress", "none"]
@@ -397,9 +398,9 @@ def test_a_damaged_frame_is_told_with_its_time(clips: dict[str, Path], tmp_path:
     path = tmp_path / "clip.mkv"
     path.write_bytes(spoilt(clips["ffv1.mkv"], 9, 300, 3))
     with pytest.raises(MediaError, match=r"its frame at 0\.360 s is damaged"):
-        list(reader.decode(probing.probe(path)))
-    healthy = {frame.pts: frame for frame in reader.decode(probing.probe(clips["ffv1.mkv"]))}
-    tolerated = list(reader.decode(probing.probe(path, True), settings=Settings(tolerate_errors=True)))
+        list(decoding.decode(probing.probe(path)))
+    healthy = {frame.pts: frame for frame in decoding.decode(probing.probe(clips["ffv1.mkv"]))}
+    tolerated = list(decoding.decode(probing.probe(path, True), settings=Settings(tolerate_errors=True)))
     assert [frame.pts for frame in tolerated] == list(healthy)
     same = [all(map(np.array_equal, frame.planes, healthy[frame.pts].planes)) for frame in tolerated]
     assert same[:9] == [True] * 9 and same[9] is False
@@ -413,16 +414,16 @@ def test_frames_that_an_edit_list_leaves_out_are_not_missed(make_clip: Callable[
     """More than a group of pictures lies before 0, where the edit list begins: demuxers leave it out."""
     info = probing.probe(make_clip(name, times=tuple(range(-8 * 512, 16 * 512, 512)), sound=False))
     assert info.pts == tuple(range(0, 16 * 512, 512)) and info.notes == ()
-    assert [frame.pts for frame in reader.decode(info)] == list(info.pts)
+    assert [frame.pts for frame in decoding.decode(info)] == list(info.pts)
 
 
 def test_parts_equal_the_whole(clips: dict[str, Path]):
     for name, path in clips.items():
         info = probing.probe(path)
-        frames = list(reader.decode(info))
+        frames = list(decoding.decode(info))
         assert [frame.pts for frame in frames] == list(info.pts), name
         for low, high in itertools.combinations((0, 3, 4, 7, len(frames) - 1), 2):
-            part = list(reader.decode(info, info.pts[low], info.pts[high]))
+            part = list(decoding.decode(info, info.pts[low], info.pts[high]))
             assert [frame.pts for frame in part] == list(info.pts[low:high]), name
             assert all(
                 np.array_equal(a, b)

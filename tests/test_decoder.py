@@ -10,9 +10,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from vidup.engines import decoder
-from vidup.engines.decoder import Decoder, Limits, limits
 from vidup.engines.memory import LiveBytes
+from vidup.engines.vae import _WIDEST, Decoder, Limits, _windows, limits
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1, 1), (2, 9, 17), (3, 24, 8), (1, 33, 20)]
@@ -107,13 +106,13 @@ def test_bfloat16_is_near_float32() -> None:
 
 def test_windows_cover_the_frame_and_are_exact_where_it_is_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = autoencoder()
-    monkeypatch.setattr(decoder, "WINDOW", 8)
+    monkeypatch.setattr("vidup.engines.vae.WINDOW", 8)
     small, large = latents(1, 16, 11), latents(1, 21, 43)
     torch.testing.assert_close(
         Decoder(vae, windowed=True)(small, CPU, limits(CPU)), whole(vae, small), atol=1e-4, rtol=0
     )
     seen = torch.zeros(21, 43)
-    for inner, outer in decoder._windows(21, 43):
+    for inner, outer in _windows(21, 43):
         seen[inner] += 1
         covered = torch.zeros(21, 43)
         covered[outer] = 1
@@ -172,7 +171,7 @@ def test_a_structure_that_is_not_known_is_decoded_whole_and_told(
 
 
 def test_matrix_products_for_wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(decoder._WIDEST, "cpu", 0)
+    monkeypatch.setitem(_WIDEST, "cpu", 0)
     vae, z = autoencoder(), latents(1, 15, 22)
     torch.testing.assert_close(Decoder(vae)(z, CPU, Limits(30_000, 10_000)), whole(vae, z), atol=1e-4, rtol=0)
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import vidup
-from vidup import encoder
-from vidup.codecs import DEFAULTS, SVT_KEYS, X264_KEYS, X265_KEYS
 from vidup.config import Settings
-from vidup.encoder import Encoding, choose, limits, loses, open_context, to_av
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
-from vidup.hdr import dynamic_hdr, read_hdr
+from vidup.media import encoder
+from vidup.media.codecs import DEFAULTS, SVT_KEYS, X264_KEYS, X265_KEYS
+from vidup.media.encoder import Encoding, choose, limits, loses, open_context, to_av
+from vidup.media.hdr import dynamic_hdr, read_hdr
 
 FAST = {
     "libx264": {"preset": "ultrafast"},

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vidup import color, noise, tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import INTERPOLATIONS, Choice, Engine, Place, architecture, enlarge, load, native_scale
 from vidup.engines.hub import MINI
-from vidup.engines.resample import anchor, resize
 from vidup.errors import EngineError
-from vidup.probing import probe
-from vidup.reader import decode
+from vidup.media.decoding import decode
+from vidup.media.probing import probe
+from vidup.picture import color, noise, tiling
+from vidup.picture.resample import anchor, resize
 
 CPU = Runtime(device="cpu")
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -261,7 +261,7 @@ def test_a_prompt_changes_the_picture_and_the_seed_too(make_engine: Callable[...
 def test_samplers_equal_diffusers_own() -> None:
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-    from vidup.engines.sampler import prepare, solve
+    from vidup.engines.solver import prepare, solve
 
     config = json.loads((MINI / "scheduler" / "scheduler_config.json").read_text())
     weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * 0.3

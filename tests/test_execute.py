@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from vidup import crew
-from vidup.errors import ConfigError, EngineError, MediaError
-from vidup.execute import Report, Stopped, Worker, execute, one_by_one
+from vidup.errors import ConfigError, EngineError, MediaError, Stopped
+from vidup.job import on_ray
+from vidup.job.execute import Report, Worker, execute, one_by_one
 
 UNITS = 5
 """What each item reports, one by one."""
@@ -92,7 +92,7 @@ def test_a_worker_may_be_looked_at_from_two_threads(monkeypatch: pytest.MonkeyPa
     logger = logging.getLogger("vidup")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", False)
-    member, told, both = crew._Member(logging.WARNING), [], threading.Barrier(2)
+    member, told, both = on_ray._Member(logging.WARNING), [], threading.Barrier(2)
 
     def look() -> None:
         both.wait(30)
@@ -237,7 +237,7 @@ class TestHere:
 def ray() -> Iterator[None]:
     """Ray with two cores, started once for the tests that only use it."""
     module = pytest.importorskip("ray")
-    with crew.cluster(crew.Needs("workers = 2", 2, None, 1, 0.0, {})):
+    with on_ray.cluster(on_ray.Needs("workers = 2", 2, None, 1, 0.0, {})):
         yield
     assert not module.is_initialized()
 
@@ -372,17 +372,17 @@ class TestOnRay:
     def test_where_ray_is_its_address_is_taken(self):
         import ray
 
-        crew._check_address(ray.get_runtime_context().gcs_address)
+        on_ray._check_address(ray.get_runtime_context().gcs_address)
 
     def test_ray_that_makes_no_worker_is_told_and_given_up(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
         import ray
 
-        monkeypatch.setattr(crew, "_SOME_SECONDS", 0.2)
-        monkeypatch.setattr(crew, "_MOST_SECONDS", 1.0)
-        needs = crew.Needs("workers = 2", 2, None, 64, 0.0, {})  # more cores than there are
-        told = crew.Crew(ray, square, [1], print, print, lambda item: True, needs, None, True, 2)
+        monkeypatch.setattr(on_ray, "_SOME_SECONDS", 0.2)
+        monkeypatch.setattr(on_ray, "_MOST_SECONDS", 1.0)
+        needs = on_ray.Needs("workers = 2", 2, None, 64, 0.0, {})  # more cores than there are
+        told = on_ray.Crew(ray, square, [1], print, print, lambda item: True, needs, None, True, 2)
         with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
             told.run(lambda: False)
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]
@@ -448,7 +448,7 @@ def test_an_address_where_something_else_listens_is_told(
     banner: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("ray")
-    monkeypatch.setattr(crew, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(on_ray, "_CONNECT_SECONDS", 0.5)
     with port(banner) as address, pytest.raises(ConfigError, match=f"^ray = '{address}': no cluster .*{message}"):
         Collected()(square, range(2), address=address)
 

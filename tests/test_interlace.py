@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import vidup
-from vidup import interlace
 from vidup.config import Settings
 from vidup.errors import MediaError
-from vidup.interlace import deinterlaced, detect
+from vidup.media import interlace
+from vidup.media.interlace import deinterlaced, detect
 
 UNIT = Fraction(1, 90000)
 WIDTH, HEIGHT = 192, 144

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vidup import noise
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, compiling, enlarge, load
-from vidup.engines.latent import _LATENTS, LatentX2, prepare
+from vidup.engines.x2 import _LATENTS, LatentX2, prepare
 from vidup.errors import EngineError
+from vidup.picture import noise
 
 CPU = Runtime(device="cpu")
 STEPS, SEED = 4, 3
@@ -253,7 +253,7 @@ def test_an_adopted_choice_is_kept(tiny_x2: Path) -> None:
 def test_compiled_it_gives_the_same_picture(tiny_x2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
     monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
-    monkeypatch.setattr("vidup.engines.decoder.compiled_or_not", lambda function, examples: function)
+    monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
     torch._dynamo.reset()
     source, place = picture(64, 64), Place(height=64, width=64)
     expected = enlarge(make(tiny_x2, steps=2), source, place)

@@ -13,9 +13,12 @@ import pytest
 from conftest import audio_packets, pattern, pictures, video_times
 
 import vidup
-from vidup import Settings, probing, reader, writer
+from vidup import Settings
 from vidup.errors import MediaError
-from vidup.planning import describe, plan
+from vidup.job.describe import describe
+from vidup.job.plan import plan
+from vidup.media import decoding, probing
+from vidup.media.segment import encode_segment, read_segment
 from vidup.upscaler import Upscaler
 
 MILLISECOND = Fraction(1, 1000)
@@ -359,13 +362,13 @@ def segment(make_clip: Callable[..., Path]) -> Path:
     job = plan(source, source.with_name("out.mp4"), settings)
     path = source.with_name("0.seg")
     with Upscaler(settings) as upscaler:
-        frames = upscaler.frames(reader.decode(job.info), job.encoding.pix_fmt, job.encoding.color)
-        assert [frame.pts for frame in writer.encode_segment(frames, job.encoding, path)] == list(UNEVEN[:6])
+        frames = upscaler.frames(decoding.decode(job.info), job.encoding.pix_fmt, job.encoding.color)
+        assert [frame.pts for frame in encode_segment(frames, job.encoding, path)] == list(UNEVEN[:6])
     return path
 
 
 def test_a_segment_holds_times_and_durations(segment: Path):
-    packets = sorted(writer.read_segment(segment))
+    packets = sorted(read_segment(segment))
     assert [packet.pts for packet in packets] == list(UNEVEN[:6])
     assert [packet.duration for packet in packets[:-1]] == [b - a for a, b in itertools.pairwise(UNEVEN[:6])]
     assert packets[0].key and all(packet.data for packet in packets)
@@ -378,24 +381,24 @@ def test_a_damaged_segment_is_refused(segment: Path):
     for place in places:
         segment.write_bytes(whole[:place])  # cut short
         with pytest.raises(MediaError, match=r"0\.seg"):
-            list(writer.read_segment(segment))
+            list(read_segment(segment))
         segment.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])  # one bit
         with pytest.raises(MediaError, match=r"0\.seg"):
-            list(writer.read_segment(segment))
+            list(read_segment(segment))
     segment.write_bytes(whole + b"\0")
     with pytest.raises(MediaError, match=r"0\.seg"):
-        list(writer.read_segment(segment))
+        list(read_segment(segment))
 
 
 def test_decoding_a_range_gives_the_frames_of_the_whole(make_clip: Callable[..., Path]):
     times, unit = CLOCKS["late"]
     for name in ("clip.mp4", "clip.mkv", "clip.ts"):
         info = probing.probe(make_clip(name, times=times, time_base=unit, sound=False))
-        whole = list(reader.decode(info))
+        whole = list(decoding.decode(info))
         assert [frame.pts for frame in whole] == list(info.pts) and len(whole) == info.frames == 12
         assert [frame.duration for frame in whole[:-1]] == [b - a for a, b in itertools.pairwise(info.pts)]
         for begin, end in ((0, 5), (1, 12), (5, 7), (11, 12)):
-            part = list(reader.decode(info, info.pts[begin], info.pts[end] if end < 12 else None))
+            part = list(decoding.decode(info, info.pts[begin], info.pts[end] if end < 12 else None))
             assert [frame.pts for frame in part] == list(info.pts[begin:end])
             for one, other in zip(part, whole[begin:end], strict=True):
                 assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.picture.metrics import gmsd, gradient_energy, luma, psnr, ssim
 
 RNG = np.random.default_rng(0)
 NOISE = torch.from_numpy(RNG.random((40, 50)))

@@ -8,7 +8,6 @@ import torch
 
 from vidup.compare import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
-from vidup.engines.resample import anchor
 from vidup.mini import CHECKPOINT
 from vidup.mini.degrade import degraded, reduced
 from vidup.mini.measure import ANCHOR, Figures, detail_gain, enlarged, figures, table
@@ -17,6 +16,7 @@ from vidup.mini.muon import orthogonalised
 from vidup.mini.pictures import MIX, picture
 from vidup.mini.scenes import SCENES
 from vidup.mini.train import FIGURES_BEGIN, FIGURES_END, Recipe, learning_rate, make_pictures, train, write_card
+from vidup.picture.resample import anchor
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers warn of their own affairs
 

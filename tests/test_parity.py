@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from vidup import noise
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, enlarge, load
-from vidup.engines.diffusion import _LATENTS, _LOW_RES
+from vidup.engines.x4 import _LATENTS, _LOW_RES
+from vidup.picture import noise
 
 STEPS, LEVEL, SEED = 5, 20, 3
 

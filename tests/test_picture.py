@@ -12,10 +12,12 @@ from conftest import pictures
 from test_media import FASTEST, MILLISECOND, enlarge
 
 import vidup
-from vidup import Settings, probing, reader
+from vidup import Settings
 from vidup.errors import ConfigError
-from vidup.planning import describe, plan
-from vidup.upscaler import Turn
+from vidup.job.describe import describe
+from vidup.job.plan import plan
+from vidup.media import decoding, probing
+from vidup.picture.geometry import Turn
 
 
 def first_frame(path: Path):
@@ -25,7 +27,7 @@ def first_frame(path: Path):
 
 def planes_of(path: Path) -> list[np.ndarray]:
     """The first picture's planes, by vidup's own reader."""
-    return [plane.copy() for plane in next(reader.decode(probing.probe(path))).planes]
+    return [plane.copy() for plane in next(decoding.decode(probing.probe(path))).planes]
 
 
 def test_odd_sizes_come_out_exactly_four_times_larger(make_clip: Callable[..., Path]):

@@ -13,9 +13,10 @@ import torch
 from conftest import pictures
 
 import vidup
-from vidup import Runtime, Settings, Upscaler, writer
+from vidup import Runtime, Settings, Upscaler
 from vidup.engines import Choice
 from vidup.engines.interpolate import Interpolation
+from vidup.media import segment
 from vidup.prefetch import Consumer, batched, prefetch
 
 NEAREST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=4)
@@ -217,7 +218,7 @@ def test_an_interrupt_at_any_moment_leaves_nobody_waiting(ahead: bool):
 
 def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) -> None:
     """Call a function with a segment's path when its encoder has all its frames and empties itself."""
-    encode = writer.encode_segment
+    encode = segment.encode_segment
 
     def slow(frames: Any, encoding: Any, path: Path) -> Any:
         def given() -> Any:
@@ -226,7 +227,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) ->
 
         return encode(given(), encoding, path)
 
-    monkeypatch.setattr(writer, "encode_segment", slow)
+    monkeypatch.setattr("vidup.job.worker.encode_segment", slow)
 
 
 class TestSegments:

@@ -18,7 +18,9 @@ from conftest import pattern
 from material import MILLISECOND, Material, Sound, Text, packets_of
 
 import vidup
-from vidup import MediaError, Runtime, Settings, VerifyError, cli, likeness, writer
+from vidup import MediaError, Runtime, Settings, VerifyError, cli
+from vidup.media import joining, segment
+from vidup.proof import pictures
 
 FAST = Settings(model="nearest", scale=2, crf=12, encoder_options={"preset": "ultrafast"})
 Packets = dict[int, list[Any]]
@@ -322,7 +324,7 @@ def test_the_fast_way_sees_what_lies_in_its_samples(make_clip: Callable[..., Pat
     source = make_clip(times=tuple(range(0, 120 * 40, 40)), time_base=MILLISECOND, size=(32, 32), sound=False)
     output = vidup.upscale(source, source.with_name("output.mp4"), FAST)
     assert vidup.verify(source, output, fast=True).compared == 24 * 4 and vidup.verify(source, output).compared == 120
-    first, second = (low for low, _ in list(likeness._runs(120, True))[5:7])
+    first, second = (low for low, _ in list(pictures._runs(120, True))[5:7])
     for place in (first, first + 3, 119):
         damaged = reencode(output, lambda found, place=place: [*found[:place], black(found[0]), *found[place + 1 :]])
         assert f"frame {place} " in fault(source, damaged, fast=True)
@@ -420,19 +422,19 @@ def test_a_result_that_is_wrong_does_not_take_its_place(
     output = source.with_name("output.mp4")
     if overwrite:
         output.write_bytes(b"what was there before")
-    whole = writer.read_segment
-    join = writer.join
+    whole = segment.read_segment
+    join = joining.join
 
     def lossy(path: Path) -> Any:
         return (packet for packet in whole(path) if packet.pts != 5 * 512)
 
     def wrong(*args: Any) -> list[int]:
         with monkeypatch.context() as patch:
-            patch.setattr(writer, "read_segment", lossy)
+            patch.setattr("vidup.media.joining.read_segment", lossy)
             join(*args)
         return [index * 512 for index in range(12)]
 
-    monkeypatch.setattr(writer, "join", wrong)
+    monkeypatch.setattr("vidup.media.joining.join", wrong)
     with pytest.raises(VerifyError, match=r"holds 11 frames, expected 12; the first that differs should be at 0.2000"):
         vidup.upscale(source, output, FAST, runtime=Runtime(overwrite=overwrite))
     assert (output.read_bytes() == b"what was there before") if overwrite else not output.exists()

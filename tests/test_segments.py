@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from vidup import segments as room
 from vidup.config import Settings
 from vidup.errors import MediaError, ResumeError
-from vidup.segments import (
+from vidup.job import store as room
+from vidup.job.store import (
     Segment,
     disk_full_told,
     fingerprint_file,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, architecture, checkpoint, enlarge, load, prompts, single_file
-from vidup.engines.diffusion import DiffusionX4
+from vidup.engines.x4 import DiffusionX4
 from vidup.errors import EngineError
 
 CPU = Runtime(device="cpu")

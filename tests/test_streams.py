@@ -19,8 +19,9 @@ from material import FONT, MILLISECOND, TEXTS, Material, Sound, Text, heard, pac
 
 import vidup
 from vidup import ConfigError, Runtime, Settings
-from vidup.conversion import StreamPlan
-from vidup.planning import describe, plan
+from vidup.job.describe import describe
+from vidup.job.plan import plan
+from vidup.media.conversion import StreamPlan
 
 OPTIONS = {"webm": {"cpu-used": "8", "deadline": "realtime"}}
 CHAPTERS = ((0, 500, "First"), (500, 1520, "Zweites"))

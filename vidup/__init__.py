@@ -1,24 +1,22 @@
 """Upscale video: a file goes in, the same file comes out larger, every frame at its own time, the sound untouched.
 
-The map of the code, from the bottom up; a file imports only from lines above its own:
+The map of the code, from the bottom up. A wing, and in a wing a file, imports only from lines above its own:
 
-    errors, frame                            what can go wrong, and what flows: frames, colours, facts of a file
-    prefetch, config, progress               the only thread code; settings and presets; progress events
-    codecs, hdr, color                       what encoders know; HDR10 data; planes <-> RGB
-    tiling, noise, metrics                   tiles; seeded noise; likeness of pictures (pure functions)
-    interlace, reader, probing               PyAV, in: fields -> frames; decode; what is in a file
-    encoder, conversion, streams, writer     PyAV, out: choose an encoder; the other streams; segments, and joining them
-    engines/                                 what makes the picture: diffusion (x4, mini), latent (x2), checkpoint, ...
-    segments, crew, execute                  a job's folder on disk; workers on Ray; a function over segments
-    upscaler                                 frames in, larger frames out
-    planning, worker                         all that is decided before the first frame; what is done to segments
-    fingerprint, likeness, proof, stills     re-read what was written and prove it; still images
-    job                                      upscale(): plan, upscale in segments, join, verify, deliver
-    compare, bench                           quality of one video against another; what this machine can do
-    cli                                      parse, call the library, exit code
+    errors, frame       what can go wrong, and what flows: frames, colours, facts of a file
+    prefetch, config    the only thread code; settings and presets
+    picture/            tensors in, tensors out: color, geometry, tiling, noise, resample, metrics
+    engines/            what makes the picture: x4 (mini too), x2, checkpoint, interpolate; how models are run
+    media/              PyAV, in: opening, interlace, decoding, probing; out: encoder, segment, containers, joining;
+                        the other streams: conversion, streams, packets; delivery: what an output has to hold
+    upscaler            frames in, larger frames out
+    proof/              re-read what was written, and prove it
+    job/                upscale(): plan, describe; segments by worker, store, execute, on_ray; join, deliver
+    compare, bench/     quality of one video against another; what this machine can do
+    cli                 parse, call the library, exit code
 
-A frame's way is `worker.upscale_segment`: decode -> upscale -> encode. The decoder runs ahead in a thread of its own,
-the encoder behind in another; the engine stays in the caller's.
+`engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->
+upscale -> encode. The decoder runs ahead in a thread of its own, the encoder behind in another; the engine stays in
+the caller's.
 
 The public names below are loaded on first use: ``import vidup`` loads neither torch nor PyAV.
 """
@@ -36,13 +34,13 @@ _HOMES = {
     "verify": "vidup.proof",
     "Receipt": "vidup.proof",
     "Outcome": "vidup.job",
-    "Stopped": "vidup.crew",
+    "Stopped": "vidup.errors",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
-    "probe": "vidup.probing",
+    "probe": "vidup.media.probing",
     "Settings": "vidup.config",
     "Runtime": "vidup.config",
-    "Progress": "vidup.progress",
+    "Progress": "vidup.job.progress",
     "Frame": "vidup.frame",
     "Color": "vidup.frame",
     "MediaInfo": "vidup.frame",
@@ -81,12 +79,11 @@ __all__ = [
 if TYPE_CHECKING:
     from vidup.compare import compare
     from vidup.config import Runtime, Settings
-    from vidup.crew import Stopped
-    from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, VerifyError, VidupError
+    from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
     from vidup.frame import Color, Frame, MediaInfo
     from vidup.job import Outcome, upscale, upscale_files
-    from vidup.probing import probe
-    from vidup.progress import Progress
+    from vidup.job.progress import Progress
+    from vidup.media.probing import probe
     from vidup.proof import Receipt, verify
     from vidup.upscaler import Upscaler
 

@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, NoReturn
 import vidup
 from vidup import bench
 from vidup.config import DELIVERY, Runtime, Settings, add_options, from_options, preset_names
-from vidup.crew import Stopped
-from vidup.errors import ConfigError, VerifyError, VidupError
+from vidup.errors import ConfigError, Stopped, VerifyError, VidupError
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
-    from vidup.progress import Sink
+    from vidup.job.progress import Sink
 
 log = logging.getLogger("vidup")
 
@@ -223,7 +222,7 @@ def _output_folder(inputs: Sequence[str], output: str | None) -> Path | None:
 
 @contextmanager
 def _progress(kind: str) -> Iterator[Sink | None]:
-    from vidup.progress import Bar, json_lines
+    from vidup.job.progress import Bar, json_lines
 
     if kind == "bar":
         with closing(Bar()) as bar:
@@ -235,10 +234,9 @@ def _progress(kind: str) -> Iterator[Sink | None]:
 def _probe(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vidup import planning
-    from vidup.job import default_output
-    from vidup.probing import probe
-    from vidup.stills import ENDINGS
+    from vidup.job import default_output, describe, plan
+    from vidup.job.stills import ENDINGS
+    from vidup.media.probing import probe
 
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
@@ -250,17 +248,17 @@ def _probe(arguments: argparse.Namespace) -> int:
         line = f"{source}: a still image of {info.width}x{info.height} {info.pix_fmt}; output {target}"
         print(json.dumps(table, default=str) if arguments.json else line)
         return 0
-    job = planning.plan(source, target, settings)
-    info, encoding, notes = job.info, job.encoding, planning.describe(job)[1:]
+    job = plan.plan(source, target, settings)
+    info, encoding, notes = job.info, job.encoding, describe.describe(job)[1:]
     if arguments.json:
         table = asdict(info) | {"output": str(target), "encoding": asdict(encoding)}
         del table["pts"]
         table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
-        table |= {"output_frames": len(job.times), "disk_bytes": planning.disk(job, job.high - job.low)}
-        table |= {"host_bytes": planning.host_memory(job), "device_bytes": planning.device_memory(job, runtime)}
+        table |= {"output_frames": len(job.times), "disk_bytes": plan.disk(job, job.high - job.low)}
+        table |= {"host_bytes": plan.host_memory(job), "device_bytes": plan.device_memory(job, runtime)}
         print(json.dumps(table, default=str))
         return 0
-    for line in planning.facts(job, runtime):
+    for line in describe.facts(job, runtime):
         print(line)
     for note in notes:
         print(f"  {note}")
@@ -331,8 +329,8 @@ def _figures(frame: FrameFigures) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from vidup.encoder import available
     from vidup.engines import INTERPOLATIONS, devices
+    from vidup.media.encoder import available
 
     table = {
         "engines": {

@@ -10,12 +10,12 @@ from statistics import fmean
 
 import numpy as np
 
-from vidup import color
 from vidup.errors import MediaError
 from vidup.frame import Frame, MediaInfo
-from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
-from vidup.probing import probe
-from vidup.reader import decode
+from vidup.media.decoding import decode
+from vidup.media.probing import probe
+from vidup.picture import color
+from vidup.picture.metrics import gmsd, gradient_energy, luma, psnr, ssim
 
 BORDER = 8
 """Pixels at every side that `compare` leaves out."""

@@ -40,6 +40,10 @@ class VerifyError(VidupError):
     """What was written is not what was asked for."""
 
 
+class Stopped(Exception):
+    """The job was told to stop before its end; what is done is kept."""
+
+
 def first_line(error: BaseException) -> str:
     """An error of a library in its own words, for a message of ours: the first line, 200 characters at the most."""
     text = str(error).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from types import TracebackType
@@ -14,55 +14,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vidup import color, engines
+from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.memory import is_out_of_memory
-from vidup.engines.resample import anchor, resize
-from vidup.errors import ConfigError, EngineError
+from vidup.errors import EngineError
 from vidup.frame import Color, Frame
+from vidup.picture import color
+from vidup.picture.resample import anchor, resize
 from vidup.prefetch import batched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+from vidup.picture.geometry import Turn, output_size
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """How pictures are turned: rows and columns exchanged first, then mirrored."""
-
-    transpose: bool = False
-    left_right: bool = False
-    top_bottom: bool = False
-
-    @classmethod
-    def of(cls, matrix: tuple[int, ...] | None) -> Turn:
-        """The turn that a display matrix tells players to make (ISO/IEC 14496-12, 6.2.2).
-
-        Raises:
-            ConfigError: it is no quarter turn.
-        """
-        if matrix is None:
-            return cls()
-        a, b, _, c, d = matrix[:5]  # a point goes to (a * x + c * y, b * x + d * y)
-        if b == c == 0 and a and d:
-            return cls(False, a < 0, d < 0)
-        if a == d == 0 and b and c:
-            return cls(True, c < 0, b < 0)
-        raise ConfigError("bake_rotation: the file is to be turned by less than a quarter; leave bake_rotation out")
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the turned picture."""
-        return (width, height) if self.transpose else (height, width)
-
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Turn pictures, (..., height, width)."""
-        if self.transpose:
-            pictures = pictures.transpose(-1, -2)
-        axes = [axis for axis, mirrored in ((-1, self.left_right), (-2, self.top_bottom)) if mirrored]
-        return pictures.flip(axes) if axes else pictures
 
 
 class Upscaler:
@@ -287,24 +254,3 @@ class _Leaving:
         # Copied, so that the pinned memory serves the next frame.
         planes = color.planes_of(self.codes)
         return replace(self.frame, planes=planes if self.event is None else tuple(map(np.copy, planes)))
-
-
-def output_size(settings: Settings, engine_scale: float, height: int, width: int, even: bool) -> tuple[int, int]:
-    """(height, width) of the result, in pixels.
-
-    Args:
-        even: round to even numbers, which video with subsampled colour needs.
-
-    Raises:
-        ConfigError: the result would be smaller than the input.
-    """
-    if settings.height is not None:
-        if settings.height < height:
-            raise ConfigError(f"height = {settings.height}: the input has {height} lines; vidup only enlarges")
-        tall, wide = float(settings.height), width * settings.height / height
-    else:
-        scale = settings.scale if settings.scale is not None else engine_scale
-        tall, wide = height * scale, width * scale
-    if even:
-        return max(2, 2 * round(tall / 2)), max(2, 2 * round(wide / 2))
-    return round(tall), round(wide)

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from vidup import Runtime, Settings, Upscaler, color
-from vidup.engines.resample import resize
-from vidup.probing import probe
-from vidup.reader import decode
+from vidup import Runtime, Settings, Upscaler
+from vidup.media.decoding import decode
+from vidup.media.probing import probe
+from vidup.picture import color
+from vidup.picture.resample import resize
 
 COLUMNS = ("input", "bicubic", "mini", "truth")
 

@@ -25,7 +25,7 @@ import report
 def measure(source: Path) -> None:
     """Upscale a clip in this process; print the seconds of each part and the peak in MB as JSON."""
     import vidup
-    from vidup.planning import plan
+    from vidup.job.plan import plan
 
     settings = vidup.Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
     began = time.perf_counter()

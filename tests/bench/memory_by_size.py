@@ -29,9 +29,9 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
 
     from vidup import Runtime, Settings
     from vidup.engines import Choice, Place, architecture, enlarge
-    from vidup.engines.diffusion import DiffusionX4
     from vidup.engines.hub import Parts
     from vidup.engines.memory import LiveBytes
+    from vidup.engines.x4 import DiffusionX4
 
     narrower = 1 if arguments.width == "full" else 8
     halves = (torch.float16, torch.bfloat16) if arguments.width == "full" else (torch.float32, torch.float32)

@@ -32,8 +32,10 @@ import report
 import torch
 
 import vidup
-from vidup import color, engines, reader, upscaler
+from vidup import engines, upscaler
 from vidup.engines.hub import MINI
+from vidup.media import decoding
+from vidup.picture import color
 from vidup.prefetch import batched
 
 WATCHED = {
@@ -170,7 +172,7 @@ def main() -> None:
         settings = vidup.Settings.preset("mini", model=chosen)
         runtime = vidup.Runtime(device=arguments.device, overwrite=True, compile=arguments.compile)
         info = vidup.probe(source)
-        frames = list(islice(reader.decode(info), arguments.frames))
+        frames = list(islice(decoding.decode(info), arguments.frames))
         if len(frames) < info.frames:
             settings = replace(settings, duration=float((frames[-1].pts + 1) * info.time_base - info.begin))
         for _ in range(arguments.rounds):

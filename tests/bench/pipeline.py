@@ -49,9 +49,11 @@ from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upsca
 from PIL import Image
 
 import vidup
-from vidup import bench, noise, stopwatch
+from vidup import bench
+from vidup.bench import stopwatch
 from vidup.engines.hub import MINI
 from vidup.mini.model import load_checkpoint
+from vidup.picture import noise
 
 PROMPT = "a harbour at dusk, sharp"
 TILE, OVERLAP = 128, 16

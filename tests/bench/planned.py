@@ -17,9 +17,9 @@ import torch
 
 from vidup import Runtime, Settings
 from vidup.engines import architecture
-from vidup.engines.budget import Planner
 from vidup.engines.compiling import Compiled
-from vidup.engines.decoder import Decoder
+from vidup.engines.planner import Planner
+from vidup.engines.vae import Decoder
 
 CUDA, META = torch.device("cuda"), torch.device("meta")
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -28,9 +28,9 @@ import torch
 from vidup import Runtime, Settings, Upscaler
 from vidup.compare import BORDER
 from vidup.config import preset_names
-from vidup.engines.resample import resize
 from vidup.errors import VidupError
-from vidup.metrics import luma, psnr, ssim
+from vidup.picture.metrics import luma, psnr, ssim
+from vidup.picture.resample import resize
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 NAMES = ("steps", "sampler", "guidance_scale", "guidance_start", "guidance_end", "noise_level", "vae", "vae_attention")

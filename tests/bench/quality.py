@@ -17,12 +17,13 @@ from statistics import fmean
 
 import torch
 
-from vidup import Runtime, Settings, Upscaler, color
+from vidup import Runtime, Settings, Upscaler
 from vidup.compare import BORDER
-from vidup.engines.resample import anchor, resize
-from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
-from vidup.probing import probe
-from vidup.reader import decode
+from vidup.media.decoding import decode
+from vidup.media.probing import probe
+from vidup.picture import color
+from vidup.picture.metrics import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.picture.resample import anchor, resize
 
 
 def spread(path: Path, count: int) -> list[torch.Tensor]:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import report
 
-from vidup.execute import Report, Worker, execute, one_by_one
+from vidup.job.execute import Report, Worker, execute, one_by_one
 
 UNITS = 20
 """What a sleeping segment reports, one by one."""

@@ -136,10 +136,10 @@ def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
     from vidup.engines.hub import family
 
     if family(settings.model, settings.revision) == "x2":
-        from vidup.engines.latent import LatentX2
+        from vidup.engines.x2 import LatentX2
 
         return LatentX2(settings, runtime, device)
-    from vidup.engines.diffusion import DiffusionX4
+    from vidup.engines.x4 import DiffusionX4
 
     return DiffusionX4(settings, runtime, device)
 
@@ -193,9 +193,9 @@ def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> in
         return engine.memory(engine.choose(height, width), height, width)
     if settings.model != "x4":
         return None
-    from vidup.engines import budget
+    from vidup.engines import planner
 
-    return budget.foresee(settings, runtime, choose_device(runtime.device), height, width)
+    return planner.foresee(settings, runtime, choose_device(runtime.device), height, width)
 
 
 def _is_checkpoint(model: str) -> bool:

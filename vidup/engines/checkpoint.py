@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Place, tell_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory
 from vidup.errors import EngineError, first_line
+from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from functools import lru_cache
 
 import torch
 
-from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.compiling import Compiled
 from vidup.engines.memory import memory_limit
+from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
 

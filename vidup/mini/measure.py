@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from vidup.engines.detail import DetailAutoencoder, down, up
-from vidup.engines.resample import anchor
-from vidup.engines.sampler import prepare, solve
-from vidup.metrics import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.engines.solver import prepare, solve
 from vidup.mini.degrade import reduced
 from vidup.mini.model import TEXT_WIDTH, make_low_res_scheduler, make_scheduler
 from vidup.mini.pictures import picture
-from vidup.noise import field
+from vidup.picture.metrics import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.picture.noise import field
+from vidup.picture.resample import anchor
 
 ANCHOR = 5
 """Rounds of the anchor, as the preset has them."""

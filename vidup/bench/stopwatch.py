@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from vidup import color, planning
-from vidup.upscaler import Turn
-from vidup.writer import encode_segment
+from vidup.job import plan
+from vidup.media.segment import encode_segment
+from vidup.picture import color
+from vidup.picture.geometry import Turn
 
 if TYPE_CHECKING:
-    from vidup.encoder import Encoding
     from vidup.frame import Frame
-    from vidup.planning import Job
+    from vidup.job.plan import Job
+    from vidup.media.encoder import Encoding
     from vidup.upscaler import Upscaler
 
 
@@ -214,7 +215,7 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
         seconds=measured.seconds * frames,
         seconds_overlapped=max(*beside, measured.seconds - sum(beside)) * frames,
         device_bytes=upscaler.engine.memory(choice, *size),
-        host_bytes=planning.host_memory(job),
+        host_bytes=plan.host_memory(job),
         output_bytes=output,
         disk_bytes=2 * output + Path(job.info.path).stat().st_size,
     )

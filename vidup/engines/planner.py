@@ -19,14 +19,14 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidup import tiling
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, architecture, single_file
 from vidup.engines.compiling import Compiled, compiles
-from vidup.engines.decoder import Decoder, Limits, fused, limits
 from vidup.engines.hub import precisions
 from vidup.engines.memory import LiveBytes, memory_limit
 from vidup.engines.unet import Unet
+from vidup.engines.vae import Decoder, Limits, fused, limits
+from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from functools import lru_cache
 import torch
 from diffusers import DDPMScheduler
 
-from vidup import noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, budget, detail, sampler
+from vidup.engines import Choice, Place, detail, planner, solver
 from vidup.engines.compiling import compiles
-from vidup.engines.decoder import Decoder, limits
 from vidup.engines.hub import Parts, load_parts, locate, precisions
 from vidup.engines.tiny import load_tiny
 from vidup.engines.unet import Moved, Unet, at_work
+from vidup.engines.vae import Decoder, limits
 from vidup.errors import EngineError
+from vidup.picture import noise, tiling
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class DiffusionX4:
             parts = load_parts(
                 folder, home, self.dtype, vae_dtype, settings.prompt, settings.negative_prompt, settings.tokenizer
             )
-            text_bytes = budget.text_bytes(folder, self.dtype.itemsize)
+            text_bytes = planner.text_bytes(folder, self.dtype.itemsize)
         if settings.noise_level > parts.max_noise_level:
             raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
         self.identity = parts.identity
@@ -61,11 +61,11 @@ class DiffusionX4:
             channels = self.vae.config.latent_channels
             self.vae, own = load_tiny(settings.vae, channels, self.scale, home, self.dtype)
             self.identity = f"{self.identity}+{own}"
-        self.steps = sampler.prepare(parts.scheduler, settings.sampler, settings.steps)
+        self.steps = solver.prepare(parts.scheduler, settings.sampler, settings.steps)
 
         # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
         differ = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
-        self.guides = [differ and guided for guided in sampler.interval(settings, len(self.steps))]
+        self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
         compiled = compiles(runtime.compile, device, runtime.offload)
         self.unet = Unet(
@@ -74,7 +74,7 @@ class DiffusionX4:
         self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.run.active else None)
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
-        self.planner = budget.Planner(
+        self.planner = planner.Planner(
             settings, runtime, device, parts.unet, self.decoder,
             tokens=parts.positive.shape[1], guided=self.guided, text_bytes=text_bytes, multiple=self.multiple,
             compiled=self.unet.run,
@@ -126,7 +126,7 @@ class DiffusionX4:
             return self._predict(torch.cat([x, noisy], 1), time, plan, size, next(guides))
 
         with at_work(self._unet_moves):
-            x0 = sampler.solve(model, start, self.steps)
+            x0 = solver.solve(model, start, self.steps)
         keep = self.planner.keep(choice, height, width)
         with at_work(self._vae_moves):
             latents = x0 / self.vae.config.scaling_factor
@@ -140,11 +140,11 @@ class DiffusionX4:
         height, width = (side + -side % self.multiple for side in (height, width))
         choice = self.choose(height, width)
         plan = self._plan(height, width, choice.tile)
-        once = budget.unet_flops(self.unet.module, self.planner.tokens, plan.tile_height, plan.tile_width)
+        once = planner.unet_flops(self.unet.module, self.planner.tokens, plan.tile_height, plan.tile_width)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
         # In few bands, however many there will be: what they share is worked out once here, as in the whole frame.
         whole = limits(torch.device("meta"))
-        return evaluations * once + budget.decoder_flops(self.decoder, height, width, whole), float(evaluations)
+        return evaluations * once + planner.decoder_flops(self.decoder, height, width, whole), float(evaluations)
 
     def _predict(self, inputs: torch.Tensor, time: int, plan: tiling.Plan, size: int, guided: bool) -> torch.Tensor:
         """The UNet's answer for every pixel, blended over the windows that see it, `size` windows in a call."""

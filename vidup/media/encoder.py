@@ -16,13 +16,13 @@ from typing import Any
 import av
 import numpy as np
 
-from vidup import color
-from vidup.codecs import DEFAULTS, LEVELS, Defaults, check_params
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
-from vidup.hdr import hdr_params
-from vidup.reader import planar
+from vidup.media.codecs import DEFAULTS, LEVELS, Defaults, check_params
+from vidup.media.decoding import planar
+from vidup.media.hdr import hdr_params
+from vidup.picture import color
 
 os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to standard error otherwise: errors only
 

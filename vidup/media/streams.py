@@ -13,12 +13,12 @@ from typing import Any
 
 import av
 
-from vidup import conversion
 from vidup.config import Settings
-from vidup.conversion import StreamPlan, Trim, is_cover, kept_packets, tolerance
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.reader import open_input
+from vidup.media import conversion
+from vidup.media.conversion import StreamPlan, Trim, is_cover, kept_packets, tolerance
+from vidup.media.opening import open_input
 
 log = logging.getLogger(__name__)
 

@@ -1,142 +1,31 @@
-"""Write a video in two steps: encode frames into a segment, then join segments and copied streams into a container.
-
-A segment is a file of packets, not a container: it is either whole (its checksum says so) or it is made again.
-"""
+"""Join segments and the streams that are copied or converted into a container."""
 
 from __future__ import annotations
 
 import heapq
-import io
-import json
 import logging
 import math
-import os
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-from uuid import uuid4
+from typing import Any
 
 import av
 
-from vidup import streams
-from vidup.conversion import StreamPlan, Trim
-from vidup.encoder import Encoding, available, open_context, to_av
-from vidup.errors import ConfigError, MediaError
-from vidup.frame import Frame, MediaInfo
-from vidup.reader import open_input
+from vidup.errors import MediaError
+from vidup.frame import MediaInfo
+from vidup.media import streams
+from vidup.media.conversion import StreamPlan, Trim
+from vidup.media.encoder import Encoding, open_context
+from vidup.media.opening import open_input
+from vidup.media.segment import read_segment
 
 log = logging.getLogger(__name__)
 
-CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-"""The formats that are written, by the ending of the output's name."""
 
-_MAGIC = b"vidup segment 1\n"
-_PACKET = struct.Struct("<qqIB")  # pts, duration, size, key frame
-_CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
 _TIME_SCALE_LIMIT = 2**31 - 1
-
-
-class Packet(NamedTuple):
-    """An encoded picture, times in the encoding's time base."""
-
-    pts: int
-    duration: int
-    key: bool
-    data: bytes
-
-
-def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> Iterator[Frame]:
-    """Encode frames into a segment file, written beside its place and moved there when it is whole.
-
-    Yields:
-        Each frame once the encoder has it; the file stands when the iterator is exhausted.
-
-    Raises:
-        ConfigError: the encoder cannot be opened.
-        MediaError: the file cannot be written, or the encoder lost a frame.
-    """
-    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # a worker that was given up may still write
-    try:
-        with part.open("wb") as file:
-            yield from _encode(frames, encoding, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iterator[Frame]:
-    context = open_context(av.CodecContext.create(encoding.codec, "w"), encoding)
-    checksum = 0
-
-    def write(data: bytes) -> None:
-        nonlocal checksum
-        checksum = zlib.crc32(data, checksum)
-        file.write(data)
-
-    # Encoders change or forget durations; by the time of its frame each packet gets its own back.
-    durations: dict[int, int] = {}
-    encoded = 0
-
-    def write_packets(packets: list[Any]) -> None:
-        nonlocal encoded
-        for packet in packets:
-            if packet.pts not in durations:
-                raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
-            data = bytes(packet)
-            write(_PACKET.pack(packet.pts, durations.pop(packet.pts), len(data), packet.is_keyframe) + data)
-            encoded += 1
-
-    extradata = context.extradata or b""
-    head = json.dumps({"extradata": extradata.hex()}).encode()
-    write(_MAGIC + len(head).to_bytes(4, "little") + head)
-    count = 0
-    for frame in frames:
-        picture = to_av(frame, encoding)
-        durations[picture.pts] = picture.duration
-        write_packets(context.encode(picture))
-        count += 1
-        yield frame
-    write_packets(context.encode(None))
-    if durations or encoded != count:
-        raise MediaError(f"{encoding.codec} took {count} frames and gave {encoded} pictures")
-    file.write(_CHECKSUM.pack(count, checksum))
-
-
-def read_segment(path: Path) -> Iterator[Packet]:
-    """The packets of a segment, in the order of decoding.
-
-    Raises:
-        MediaError: the file is damaged (told at its end).
-    """
-    with path.open("rb") as file:
-        checksum, left, count = 0, path.stat().st_size - _CHECKSUM.size, 0
-
-        def read(size: int) -> bytes:
-            nonlocal checksum, left
-            data = file.read(size) if size <= left else b""
-            if len(data) != size:
-                raise MediaError(f"{path}: the segment is damaged")
-            checksum, left = zlib.crc32(data, checksum), left - size
-            return data
-
-        if read(len(_MAGIC)) != _MAGIC:
-            raise MediaError(f"{path}: is no segment")
-        read(int.from_bytes(read(4), "little"))
-        while left > 0:
-            pts, duration, size, key = _PACKET.unpack(read(_PACKET.size))
-            yield Packet(pts, duration, bool(key), read(size))
-            count += 1
-        if file.read() != _CHECKSUM.pack(count, checksum):
-            raise MediaError(f"{path}: the segment is damaged")
 
 
 def join(
@@ -189,34 +78,6 @@ def join(
                 with suppress(av.error.FFmpegError):
                     target.close()
     return sorted(order)
-
-
-def check_container(container: str, encoding: Encoding) -> None:
-    """See by a dry run that the container takes the encoded video.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if not _holds(container, encoding.codec):
-        held = ", ".join(name for name in available() if _holds(container, name))
-        raise ConfigError(
-            f"codec = {encoding.codec!r}: {container} does not hold it; take one of {held},"
-            " or an output that ends in .mkv"
-        )
-
-
-def keeps_aspect(container: str, codec: str) -> bool:
-    """Whether the shape of a pixel arrives: some codecs carry it themselves, for others the container must."""
-    return container in ("mp4", "mov") or codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "h264", "hevc")
-
-
-def _holds(container: str, codec: str) -> bool:
-    with io.BytesIO() as nowhere:
-        try:
-            av.open(nowhere, "w", format=container).add_stream(codec)
-        except ValueError:
-            return False
-        return True
 
 
 def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str, str]:

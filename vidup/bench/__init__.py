@@ -17,11 +17,11 @@ from vidup.config import Runtime, Settings, add_options, from_options
 from vidup.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vidup.encoder import Encoding
-    from vidup.engines.diffusion import DiffusionX4
+    from vidup.bench.stopwatch import Estimate, Measured
+    from vidup.engines.x4 import DiffusionX4
     from vidup.frame import Frame, MediaInfo
-    from vidup.planning import Job
-    from vidup.stopwatch import Estimate, Measured
+    from vidup.job.plan import Job
+    from vidup.media.encoder import Encoding
     from vidup.upscaler import Upscaler
 
 _PLACES = 3  # of a film, from which frames are taken
@@ -56,7 +56,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 def report(arguments: argparse.Namespace) -> str:
     """Do what the command line says; returns what it prints."""
-    from vidup.stopwatch import estimate, measure
+    from vidup.bench.stopwatch import estimate, measure
     from vidup.upscaler import Upscaler
 
     typed = vars(arguments)
@@ -92,8 +92,8 @@ def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> Di
     import torch
 
     from vidup.engines import architecture, choose_device
-    from vidup.engines.diffusion import DiffusionX4
     from vidup.engines.hub import Parts, precisions
+    from vidup.engines.x4 import DiffusionX4
 
     device = choose_device(runtime.device)
     dtype, vae_dtype = precisions(settings.dtype, device)
@@ -116,8 +116,8 @@ def synthetic(width: int, height: int, count: int) -> list[Frame]:
     """Frames of smooth light that moves, with grain: yuv420p, BT.601, 25 a second."""
     import numpy as np
 
-    from vidup.color import BT601
     from vidup.frame import Color, Frame
+    from vidup.picture.color import BT601
 
     random = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
@@ -132,16 +132,17 @@ def synthetic(width: int, height: int, count: int) -> list[Frame]:
 
 def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[Frame], float | None]:
     """Frames from the beginning, the middle and the end of what a job takes, and what decoding one of them takes."""
-    from vidup import planning, reader
+    from vidup.job import plan
+    from vidup.media import decoding
 
-    job = planning.plan(source, source.with_name(source.stem + ".mkv"), settings)
+    job = plan.plan(source, source.with_name(source.stem + ".mkv"), settings)
     info, places = job.info, min(_PLACES, count)
     each = -(-count // places)
     frames: list[Frame] = []
     seconds, decoded = 0.0, 0
     for place in range(places):
         first = job.low + max(0, job.high - job.low - each) * place // max(1, places - 1)
-        with closing(reader.decode(info, info.pts[first], None, settings)) as pictures:
+        with closing(decoding.decode(info, info.pts[first], None, settings)) as pictures:
             taken = list(islice(pictures, 1))  # comes with all from the key frame on: not what a frame takes
             began = time.perf_counter()
             taken += islice(pictures, max(each - 1, _DECODED))
@@ -152,8 +153,8 @@ def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[
 
 
 def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Encoding]:
-    from vidup import encoder
-    from vidup.upscaler import output_size
+    from vidup.media import encoder
+    from vidup.picture.geometry import output_size
 
     try:
         width, height = map(int, size.lower().split("x"))

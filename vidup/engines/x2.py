@@ -22,13 +22,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
-from vidup import noise, tiling
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, budget, hub, prompts, sampler, tell_unused, windows
+from vidup.engines import Place, hub, planner, prompts, solver, tell_unused, windows
 from vidup.engines.compiling import Compiled, compiles
-from vidup.engines.decoder import Decoder, limits
 from vidup.engines.unet import Moved, at_work
+from vidup.engines.vae import Decoder, limits
 from vidup.errors import EngineError
+from vidup.picture import noise, tiling
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class LatentX2:
 
         # With equal embeddings guidance is the identity.
         differ = settings.guidance_scale > 1 and not torch.equal(parts.text[0], parts.text[1])
-        self.guides = [differ and guided for guided in sampler.interval(settings, len(self.steps))]
+        self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
         self.text, self.pooled = parts.text.to(device), parts.pooled.to(device)
         self.times = {step.sigma: torch.tensor(step.sigma, device=device).log() / 4 for step in self.steps}
@@ -153,7 +153,7 @@ class LatentX2:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             twin(batch, time, encoder_hidden_states=text, timestep_cond=condition)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
-        decoding = budget.decoder_flops(self.decoder, plan.height, plan.width, limits(meta))
+        decoding = planner.decoder_flops(self.decoder, plan.height, plan.width, limits(meta))
         return evaluations * int(counter.get_total_flops()) + decoding, float(evaluations)
 
     def _sample(
@@ -221,7 +221,7 @@ class LatentX2:
 
     def _count_decoder_bytes(self, height: int, width: int, keep: int) -> float:
         tall, wide = (self.scale * side // self.factor for side in (height, width))
-        return budget.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
+        return planner.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
 
 
 def _divided(plan: tiling.Plan, factor: int) -> tiling.Plan:

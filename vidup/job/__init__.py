@@ -13,17 +13,20 @@ from functools import partial
 from pathlib import Path
 
 import vidup
-from vidup import engines, planning, proof, segments, stills, writer
+from vidup import engines, proof
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.memory import memory_limit
 from vidup.errors import ConfigError, MediaError, VidupError
-from vidup.execute import execute
-from vidup.planning import Job
-from vidup.progress import Sink, Tracker
-from vidup.segments import Segment, Store
+from vidup.job import describe, plan, stills
+from vidup.job.execute import execute
+from vidup.job.plan import Job
+from vidup.job.progress import Sink, Tracker
+from vidup.job.store import Segment, Store, disk_full_told, fingerprint_file, need_disk, open_store, plan_segments
+from vidup.job.worker import Part, Worker
+from vidup.media import containers, joining
+from vidup.media.segment import read_segment
 from vidup.upscaler import Upscaler
-from vidup.worker import Part, Worker
 
 log = logging.getLogger(__name__)
 
@@ -137,27 +140,27 @@ def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitSt
         _check_delivered(outcome, upscaler.settings)
         return None
     try:
-        planning.check_paths(source, target, runtime.overwrite)
+        plan.check_paths(source, target, runtime.overwrite)
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
     if source.suffix.lower() in stills.ENDINGS and target.suffix.lower() in stills.ENDINGS:
         stills.upscale_still(upscaler, source, target, tracker)
         return None
-    job = planning.plan(source, target, upscaler.settings)
-    for line in planning.describe(job):
+    job = plan.plan(source, target, upscaler.settings)
+    for line in describe.describe(job):
         log.info("%s", line)
-    if runtime.strict and planning.lost(job):
-        raise ConfigError(f"{source}: strict: {'; '.join(planning.lost(job))}")
-    store = segments.open_store(_folder(target), _fingerprint(job, upscaler), runtime.restart)
+    if runtime.strict and plan.lost(job):
+        raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
+    store = open_store(_folder(target), _fingerprint(job, upscaler), runtime.restart)
     stack.callback(_leave, store)
     parts = _segments(job, store.folder)
     done = store.finished(parts, partial(_is_whole, job))
-    room = planning.disk(job, sum(part.frames for part in parts if part.index not in done))
-    segments.need_disk(store.folder, room)
+    room = plan.disk(job, sum(part.frames for part in parts if part.index not in done))
+    need_disk(store.folder, room)
     log.debug(
         "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
-        *(target, room / 2**30, planning.host_memory(job) / 2**30),
+        *(target, room / 2**30, plan.host_memory(job) / 2**30),
     )
     if done:
         log.info("%s: %d of %d segments are done already", target, len(done), len(parts))
@@ -176,7 +179,7 @@ def _leave(store: Store) -> None:
 def _segments(job: Job, folder: Path) -> list[Segment]:
     pts = job.info.pts
     end = pts[job.high] if job.high < len(pts) else None
-    return segments.plan_segments(pts[job.low : job.high], job.settings.segment_frames, folder, end)
+    return plan_segments(pts[job.low : job.high], job.settings.segment_frames, folder, end)
 
 
 def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:
@@ -184,7 +187,7 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
     settings, runtime = upscaler.settings, upscaler.runtime
 
     def finish(work: _Work) -> None:
-        with _failing(work.outcome), segments.disk_full_told(work.store.folder):
+        with _failing(work.outcome), disk_full_told(work.store.folder):
             _deliver(work, tracker, runtime)
 
     def on_result(part: Part, result: Choice | VidupError) -> None:
@@ -260,7 +263,7 @@ def _gpus(runtime: Runtime) -> float:
 def _is_whole(job: Job, segment: Segment) -> bool:
     """Whether a segment's file holds the pictures that belong there; a damaged input may have had fewer."""
     try:
-        packets = [packet.pts for packet in writer.read_segment(segment.path)]
+        packets = [packet.pts for packet in read_segment(segment.path)]
     except (MediaError, OSError):
         return False
     found = sorted(int(time * job.encoding.time_base / job.unit) for time in packets)
@@ -279,7 +282,7 @@ def _deliver(work: _Work, tracker: Tracker, runtime: Runtime) -> None:
     whole = store.folder / f"whole{job.output.suffix}"
     try:
         turning = None if job.settings.bake_rotation else job.info.display_matrix
-        joined = writer.join(whole, job.container, job.encoding, paths, job.info, job.streams, job.trim, turning)
+        joined = joining.join(whole, job.container, job.encoding, paths, job.info, job.streams, job.trim, turning)
         times = [int(time * job.encoding.time_base / job.unit) for time in joined]
         tracker.enter("verifying", job.output)
         if len(times) < len(job.times):
@@ -311,7 +314,7 @@ def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
     """All that decides the segments. What only decides the copied streams may change between two runs."""
     given = {key: value for key, value in asdict(job.settings).items() if key not in ("no_audio", "no_subtitles")}
     return {
-        "input": segments.fingerprint_file(Path(job.info.path)),
+        "input": fingerprint_file(Path(job.info.path)),
         "settings": given,
         "container": job.container,
         "engine": _identity(upscaler),
@@ -344,7 +347,7 @@ def default_output(source: Path, settings: Settings) -> Path:
     """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
     mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or engines.native_scale(settings):g}"
     ending = source.suffix.lower()
-    kept = ending in {*writer.CONTAINERS, *stills.ENDINGS}
+    kept = ending in {*containers.CONTAINERS, *stills.ENDINGS}
     return source.with_name(source.stem + mark + (ending if kept else ".mkv"))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from vidup.errors import ConfigError, EngineError
+from vidup.errors import ConfigError, EngineError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,6 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker that asks Ray for no GPU keeps those that it sees
 }
 _PACKAGE = __name__.partition(".")[0]
-
-
-class Stopped(Exception):
-    """The job was told to stop before its end: from `report`, and from `execute` if items are left."""
 
 
 class _Member:

@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vidup.crew import ENVIRONMENT, Crew, Needs, Stopped, cluster
+from vidup.errors import Stopped
+from vidup.job.on_ray import ENVIRONMENT, Crew, Needs, cluster
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

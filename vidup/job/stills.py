@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from vidup.errors import ConfigError, MediaError
-from vidup.progress import Tracker
-from vidup.reader import check_file
+from vidup.job.progress import Tracker
+from vidup.media.opening import check_file
 from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,12 @@ from typing import Any, Literal, cast
 
 import av
 
-from vidup import hdr, interlace
-from vidup.color import UNSPECIFIED
 from vidup.errors import MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
-from vidup.reader import MOST_PIXELS, clock, codec_name, decode_stream, open_input, rising, tolerant_demux
+from vidup.media import hdr, interlace
+from vidup.media.decoding import decode_stream, rising
+from vidup.media.opening import MOST_PIXELS, clock, codec_name, open_input, tolerant_demux
+from vidup.picture.color import UNSPECIFIED
 
 # Containers that state a duration in their header, so that a file cut short can be told.
 _STATE_DURATION = {"matroska", "webm", "mov", "mp4", "avi", "flv", "asf"}

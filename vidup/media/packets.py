@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from vidup import conversion
-from vidup.conversion import Trim
 from vidup.frame import MediaInfo
-from vidup.reader import open_input
+from vidup.media import conversion
+from vidup.media.conversion import Trim
+from vidup.media.opening import open_input
 
 
 @dataclass

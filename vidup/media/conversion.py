@@ -14,7 +14,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.reader import clock, open_input, tolerant_demux
+from vidup.media.opening import clock, open_input, tolerant_demux
 
 log = logging.getLogger(__name__)
 

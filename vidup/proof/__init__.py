@@ -13,16 +13,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vidup import conversion, likeness, probing, reader, streams, writer
-from vidup.color import UNSPECIFIED
 from vidup.config import Settings
-from vidup.conversion import StreamPlan
-from vidup.encoder import Encoding
 from vidup.errors import VerifyError
-from vidup.fingerprint import Track, tracks
 from vidup.frame import Color, MediaInfo
-from vidup.planning import Delivery, deliver
-from vidup.reader import open_input
+from vidup.media import containers, conversion, decoding, joining, probing, streams
+from vidup.media.conversion import StreamPlan
+from vidup.media.delivery import Delivery, deliver
+from vidup.media.encoder import Encoding
+from vidup.media.opening import open_input
+from vidup.media.packets import Track, tracks
+from vidup.picture.color import UNSPECIFIED
+from vidup.proof import pictures
 
 _TICKS = {"mp4": Fraction(0), "mov": Fraction(0), "matroska": Fraction(1, 1000), "webm": Fraction(1, 1000)}
 _CONVERTED = Fraction(1, 10)  # seconds by which sound that was encoded anew may begin or end elsewhere
@@ -79,11 +80,11 @@ def verify(
     """
     settings, output = settings or Settings(), Path(output)
     info = probing.probe(Path(source), settings.tolerate_errors)
-    container = writer.CONTAINERS.get(output.suffix.lower(), "matroska")
+    container = containers.CONTAINERS.get(output.suffix.lower(), "matroska")
     delivery, times = deliver(info, container, settings), None
     if settings.tolerate_errors:  # which frames can be decoded only decoding tells
         last = info.pts[delivery.high] if delivery.high < len(info.pts) else None
-        decoded = reader.decode(info, info.pts[delivery.low], last, settings)
+        decoded = decoding.decode(info, info.pts[delivery.low], last, settings)
         times = [frame.pts - delivery.offset for frame in decoded]
     return check(output, delivery, times=times, fast=fast)
 
@@ -113,7 +114,7 @@ def check(
     shift = _check_times(output, made, expected, delivery)
     told, places = _check_streams(output, made, delivery, shift)
     chapters = _check_facts(output, made, delivery, shift, places)
-    compared, least = likeness.check_pictures(output, made, delivery, expected, fast)
+    compared, least = pictures.check_pictures(output, made, delivery, expected, fast)
     return Receipt(
         source=delivery.info.path,
         output=str(output),
@@ -144,7 +145,7 @@ def _check_picture(output: Path, made: MediaInfo, delivery: Delivery, encoding: 
     matrix = None if delivery.settings.bake_rotation else info.display_matrix
     if _turning(made.display_matrix) != _turning(matrix):
         raise VerifyError(f"{output}: its rotation is {made.display_matrix}, expected {matrix}")
-    if writer.keeps_aspect(delivery.container, made.codec) and made.sample_aspect_ratio != aspect:
+    if containers.keeps_aspect(delivery.container, made.codec) and made.sample_aspect_ratio != aspect:
         raise VerifyError(f"{output}: its pixel aspect is {made.sample_aspect_ratio}, expected {aspect}")
     _check_color(output, made, color, info)
 
@@ -327,7 +328,7 @@ def _check_attachments(output: Path, delivery: Delivery) -> None:
 def _check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int]) -> int:
     """Chapters, tags and dispositions; returns how many chapters there are."""
     with open_input(delivery.info.path) as source, open_input(output) as written:
-        wanted = writer.chapters(source, delivery.trim)
+        wanted = joining.chapters(source, delivery.trim)
         found = written.chapters()
         if len(found) != len(wanted):
             raise VerifyError(f"{output}: holds {len(found)} chapters, expected {len(wanted)}")

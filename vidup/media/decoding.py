@@ -1,134 +1,31 @@
-"""Read a video: open a file safely (`open_input`), and its frames as a stream (`decode`)."""
+"""Read the frames of a video as a stream."""
 
 from __future__ import annotations
 
 import logging
-import stat
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from fractions import Fraction
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import av
 import numpy as np
 
-from vidup import interlace
-from vidup.color import layout, resolve
 from vidup.config import Settings
 from vidup.errors import MediaError
 from vidup.frame import Color, Frame, MediaInfo
+from vidup.media import interlace
+from vidup.media.opening import _UNREADABLE, clock, open_input, reason, tolerant_demux, video_context
+from vidup.picture.color import layout, resolve
 
 log = logging.getLogger(__name__)
 
-MOST_PIXELS = 2**27
-"""Of a frame; a file that claims more is refused before memory is taken for it."""
 
-# Demuxers that open other files or devices than the one that was named.
-_INDIRECT = {
-    "concat",
-    "dash",
-    "ffmetadata",
-    "hls",
-    "image2",
-    "imf",
-    "lavfi",
-    "rtp",
-    "rtsp",
-    "sap",
-    "sdp",
-    "tty",
-    "webm_dash_manifest",
-}
-_MOST_FAILURES = 1000  # of a demuxer, one after another, that are tolerated
-# What PyAV raises for what a file holds.
-_UNREADABLE = (av.error.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError)
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _LEAD_IN = 2  # frames before a part that a deinterlacer looks back to
-
-
-@contextmanager
-def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iterator[Any]:
-    """Open a media file as a PyAV container.
-
-    Args:
-        demuxing: options of the demuxer.
-
-    Raises:
-        MediaError: the file is missing, is no regular file, is empty, or is no media file.
-    """
-    check_file(path)
-    try:
-        container = av.open(
-            f"file:{path}",  # a colon in the name would be taken for a protocol otherwise
-            metadata_errors="surrogateescape",
-            # PyAV asks the demuxer to invent missing times, which ruins h264 in AVI.
-            container_options={"fflags": "-genpts"},
-            options={
-                "format_whitelist": ",".join(sorted(av.formats_available - _INDIRECT)),
-                "protocol_whitelist": "file",
-                "max_pixels": str(MOST_PIXELS),
-                **(demuxing or {}),
-            },
-        )
-    except av.error.InvalidDataError:
-        raise MediaError(f"{path}: is no video, or is damaged at its head (no known format was found in it)") from None
-    except av.error.ArgumentError:  # so a format is refused that is not on the list, and little else
-        raise MediaError(
-            f"{path}: is damaged, or is a list of other files, which is not followed: give vidup the video itself"
-        ) from None
-    except (OSError, *_UNREADABLE) as error:
-        raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
-    with container:
-        yield container
-
-
-def check_file(path: str | Path) -> None:
-    """See that there is something to read, and that to open it does not wait for a writer, as with a pipe.
-
-    Raises:
-        MediaError: the file is missing, is no regular file, or is empty.
-    """
-    try:
-        facts = Path(path).stat()
-    except FileNotFoundError:
-        raise MediaError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
-    if stat.S_ISDIR(facts.st_mode):
-        raise MediaError(f"{path}: is a folder, expected a file")
-    if not stat.S_ISREG(facts.st_mode):
-        raise MediaError(f"{path}: is a pipe or a device; vidup reads its input more than once: save it to a file")
-    if facts.st_size == 0:
-        raise MediaError(f"{path}: is empty")
-
-
-def video_context(stream: Any) -> Any:
-    """The stream's decoder, not yet open, told how many pixels a frame may have."""
-    context = stream.codec_context
-    if not context.is_open:
-        context.options = {"max_pixels": str(MOST_PIXELS)}
-    return context
-
-
-def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
-    """The packets of a stream, or of all; an error is told to `damaged`, and where that returns reading goes on."""
-    failures, last = 0, Fraction(0)
-    while True:
-        try:
-            for packet in container.demux(*([stream] if stream is not None else [])):
-                if packet.dts is not None and packet.time_base:
-                    failures, last = 0, packet.dts * packet.time_base
-                yield packet
-            return
-        except _UNREADABLE as error:
-            damaged(f"is damaged after {float(last):.3f} s: {reason(error)}")
-            failures += 1
-            if not isinstance(error, av.error.FFmpegError) or isinstance(error, EOFError) or failures > _MOST_FAILURES:
-                return
 
 
 def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
@@ -372,18 +269,3 @@ def planar(pix_fmt: str) -> str:
         family = {(1, 1): "yuv444p", (2, 1): "yuv422p", (2, 2): "yuv420p", (4, 1): "yuv411p"}.get((x, y), "yuv444p")
     depth = next(depth for depth in (8, 10, 12, 16, 32) if bits <= depth)
     return family if depth == 8 else f"{family}{min(depth, 16)}le"
-
-
-def codec_name(stream: Any) -> str:
-    return cast(str, stream.codec_context.name) if stream.codec_context is not None else "of unknown codec"
-
-
-def reason(error: Exception) -> str:
-    """An error's own words, in one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
-
-
-def clock(time: int | None, time_base: Fraction) -> str:
-    """A time in words."""
-    return "an unknown time" if time is None else f"{float(time * time_base):.3f} s"

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vidup import color, reader
 from vidup.config import Settings
-from vidup.engines.resample import resize
 from vidup.errors import MediaError, VerifyError
 from vidup.frame import Frame, MediaInfo
-from vidup.planning import Delivery
+from vidup.media import decoding
+from vidup.media.delivery import Delivery
+from vidup.picture import color
+from vidup.picture.resample import resize
 from vidup.prefetch import prefetch
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def _compare(
     expected = {times[index] + offset: index for index in range(*wide)}
     originals = _small(_source(delivery, times[wide[0]] + offset, times[wide[1] - 1] + offset), delivery, size)
     end = made.pts[high] if high < len(made.pts) else None
-    results = _small(reader.decode(made, made.pts[low], end), None, size)
+    results = _small(decoding.decode(made, made.pts[low], end), None, size)
     with closing(prefetch(originals, 8)) as before, closing(prefetch(results, 8)) as after:
         window: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         rest = ((expected[frame.pts], small) for frame, small in before if frame.pts in expected)
@@ -263,7 +264,7 @@ def _source(delivery: Delivery, first: int, last: int) -> Iterator[Frame]:
         Settings(),
         **{name: getattr(delivery.settings, name) for name in ("matrix", "range", "deinterlace", "tolerate_errors")},
     )
-    return reader.decode(delivery.info, int(first // scale), int(last // scale) + 1, settings)
+    return decoding.decode(delivery.info, int(first // scale), int(last // scale) + 1, settings)
 
 
 def _small_size(made: MediaInfo, delivery: Delivery) -> tuple[int, int]:

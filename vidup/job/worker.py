@@ -7,16 +7,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from vidup import reader, segments, writer
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.errors import VidupError
-from vidup.execute import Report
 from vidup.frame import Frame
-from vidup.planning import QUEUE_BYTES, Job
+from vidup.job.execute import Report
+from vidup.job.plan import QUEUE_BYTES, Job
+from vidup.job.store import Segment, disk_full_told
+from vidup.media import decoding
+from vidup.media.decoding import planar
+from vidup.media.segment import encode_segment
 from vidup.prefetch import Consumer, prefetch
-from vidup.reader import planar
-from vidup.segments import Segment
 from vidup.upscaler import Upscaler
 
 
@@ -79,7 +80,7 @@ class Worker:
     def _upscale(self, part: Part, report: Report) -> _Tail:
         job, upscaler = self._jobs[part.file], self._upscaler
         upscaler.choose(*job.turn.size(job.info.height, job.info.width), self._choices[part.file])
-        with segments.disk_full_told(part.segment.path.parent):
+        with disk_full_told(part.segment.path.parent):
             encoder = upscale_segment(job, part.segment, upscaler, report)
         choice = self._choices[part.file] = upscaler.choice
         assert choice is not None
@@ -97,7 +98,7 @@ class _Tail:
     def result(self) -> Choice | VidupError:
         """Wait for the encoder."""
         try:
-            with segments.disk_full_told(self.part.segment.path.parent):
+            with disk_full_told(self.part.segment.path.parent):
                 self.encoder.wait()
         except VidupError as error:
             return error
@@ -112,11 +113,11 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
     """
 
     def encode(frames: Iterator[Frame]) -> None:
-        for _ in writer.encode_segment(frames, job.encoding, segment.path):
+        for _ in encode_segment(frames, job.encoding, segment.path):
             pass
 
     # Closed here, not when they are collected: the traceback of an error would keep their threads.
-    decoded = prefetch(reader.decode(job.info, segment.begin, segment.end, job.settings), QUEUE_BYTES, _bytes)
+    decoded = prefetch(decoding.decode(job.info, segment.begin, segment.end, job.settings), QUEUE_BYTES, _bytes)
     encoder = Consumer(encode, QUEUE_BYTES, _bytes)
     try:
         with closing(decoded):

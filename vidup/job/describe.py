@@ -1,0 +1,83 @@
+"""What will be done, and what will be converted or lost, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vidup.config import Runtime
+from vidup.job.plan import Job, device_memory, disk, host_memory
+from vidup.media import containers, encoder
+
+
+def describe(job: Job) -> list[str]:
+    """What will be done, and what will be converted or lost, a line each."""
+    info, encoding = job.info, job.encoding
+    lines = [
+        f"{info.path}: {info.width}x{info.height} {info.pix_fmt}, {len(job.times)} frames"
+        f" -> {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}, {job.container}"
+    ]
+    lines += [f"note: {note}" for note in info.notes]
+    lines += [f"note: stream {s.index} ({s.name}) is left out: {s.reason}" for s in job.streams if s.action == "drop"]
+    lines += [
+        f"note: stream {s.index} ({s.name}) is converted to {s.encoder}: {s.reason}"
+        for s in job.streams
+        if s.action == "convert"
+    ]
+    lines += [f"note: {loss}" for loss in encoder.loses(info, encoding)]
+    lines += [f"note: {limit}" for limit in encoder.limits(encoding)]
+    lines += [f"note: {kind} is lost: no encoder here carries it" for kind in info.dynamic_hdr]
+    if not info.color_tagged and job.settings.matrix == "auto" and info.pix_fmt.startswith(("yuv", "nv", "p0", "uyvy")):
+        standard = "BT.709" if encoding.color.matrix == 1 else "BT.601"
+        lines.append(
+            f"note: the file does not say its colour matrix: {standard} is assumed from its size, and written;"
+            " --matrix says another"
+        )
+    if info.field_order != "progressive":
+        how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
+        lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
+    if job.trim is not None and job.settings.start == 0 and job.settings.duration is None:
+        late = float(-job.trim.begin)
+        lines.append(f"note: all streams begin {late:.3f} s later: {job.container} has no time below 0")
+    if job.container in ("matroska", "webm") and (job.unit * 1000).denominator != 1:
+        lines.append(f"note: {job.container} counts in milliseconds: times are rounded by up to 0.5 ms")
+    if encoding.sample_aspect_ratio != 1 and not containers.keeps_aspect(job.container, encoding.codec):
+        lines.append(
+            f"note: {job.container} with {encoding.codec} does not keep the pixel aspect"
+            f" {encoding.sample_aspect_ratio}: players will show square pixels"
+        )
+    return lines
+
+
+def facts(job: Job, runtime: Runtime) -> Iterator[str]:
+    """What is in a file and what becomes of it, a line each."""
+    info, encoding = job.info, job.encoding
+    kind = "variable" if info.variable_rate else "constant"
+    light = "full" if info.color.full_range else "limited"
+    codes = f"{info.color.matrix}/{info.color.primaries}/{info.color.transfer}" if info.color_tagged else "untagged"
+    transfer = {16: ", PQ", 18: ", HLG"}.get(info.color.transfer, "")
+    yield f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})"
+    yield (
+        f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, colour {codes}{transfer}"
+        + (", HDR10 data" if info.hdr else "")
+    )
+    yield (
+        f"  shown     rotation {info.rotation}, pixels {info.sample_aspect_ratio}, fields {info.field_order},"
+        f" begins at {float(info.begin):.3f} s"
+    )
+    yield (
+        f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
+        f" {len(job.times)} frames"
+    )
+    device = device_memory(job, runtime)
+    model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
+    yield (
+        f"  takes     about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
+        f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
+    )
+    for stream in job.streams:
+        reason = f": {stream.reason}" if stream.reason else ""
+        to = f" to {stream.encoder}" if stream.encoder else ""
+        detail = info.streams[stream.index].detail
+        yield f"  stream {stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
+    if info.chapters:
+        yield f"  chapters  {info.chapters}"

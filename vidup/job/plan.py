@@ -1,0 +1,125 @@
+"""Decide everything about a job before its first frame."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vidup import engines
+from vidup.config import Runtime, Settings
+from vidup.errors import ConfigError, MediaError
+from vidup.frame import MediaInfo
+from vidup.media import containers, encoder, probing
+from vidup.media.decoding import planar
+from vidup.media.delivery import Delivery, deliver
+from vidup.media.encoder import Encoding
+from vidup.picture import color
+from vidup.picture.geometry import output_size
+
+
+@dataclass(frozen=True)
+class Job(Delivery):
+    """All that is decided before the first frame."""
+
+    output: Path
+    encoding: Encoding
+
+
+def check_paths(source: Path, target: Path, overwrite: bool) -> None:
+    """See that the input is there and the output can be.
+
+    Raises:
+        ConfigError: the output is a folder, the input, or there already, or its folder is not there.
+        MediaError: the input is not there, or the output's folder cannot be written to.
+        OSError: a name that is too long, a folder that must not be entered.
+    """
+    if not source.exists():
+        raise MediaError(f"{source}: there is no such file")
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a folder; give a file name for the output")
+    if target.exists() and target.samefile(source):
+        raise ConfigError(f"{target}: is the input; give the output another name")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target}: exists; add -y (overwrite) to replace it, or give another name")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent}: there is no such folder for the output; make it first")
+    if not os.access(target.parent, os.W_OK):
+        raise MediaError(f"{target.parent}: cannot be written to; choose another folder for the output")
+
+
+def plan(source: Path, target: Path, settings: Settings) -> Job:
+    """Decide everything about a job; nothing is written, no model is loaded.
+
+    Raises:
+        ConfigError: the settings do not fit the input or the container.
+        MediaError: the input cannot be read.
+    """
+    if target.suffix.lower() not in containers.CONTAINERS:
+        raise ConfigError(
+            f"{target}: cannot write {target.suffix or 'a file without an ending'};"
+            f" choose a name that ends in {', '.join(containers.CONTAINERS)}"
+        )
+    info = probing.probe(source, settings.tolerate_errors)
+    delivery = deliver(info, containers.CONTAINERS[target.suffix.lower()], settings)
+    native = engines.native_scale(settings)
+    height, width = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
+    encoding = encoder.choose(settings, _as_shown(delivery), width, height, delivery.container)
+    containers.check_container(delivery.container, encoding)
+    return Job(**vars(delivery), output=target, encoding=encoding)
+
+
+def _as_shown(delivery: Delivery) -> MediaInfo:
+    """The input as the encoder sees it: with fields as frames, moved to 0, turned."""
+    info, aspect = delivery.info, delivery.info.sample_aspect_ratio
+    return replace(
+        info,
+        time_base=delivery.unit,
+        pts=delivery.times,
+        rate=info.rate * info.time_base / delivery.unit,
+        sample_aspect_ratio=1 / aspect if delivery.turn.transpose else aspect,
+    )
+
+
+QUEUE_BYTES = 256 * 2**20
+"""Of frames that wait before the engine at the most, and as many before an encoder."""
+
+_ENCODER_FRAMES = 64  # that an encoder holds: its lookahead and its threads
+
+
+def host_memory(job: Job) -> int:
+    """Bytes of the host's memory that frames take on their way.
+
+    One queue before the engine, one behind it, and what the encoder looks ahead; these two again for the segment
+    before, which may not be written yet.
+    """
+    kind = color.layout(planar(job.encoding.pix_fmt))
+    assert kind is not None
+    samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y)
+    frame = job.encoding.width * job.encoding.height * samples * (1 if kind.bits == 8 else 2)
+    return round(3 * QUEUE_BYTES + 2 * frame * _ENCODER_FRAMES)
+
+
+def device_memory(job: Job, runtime: Runtime) -> int | None:
+    """Bytes of the device that the model will take; None where only the loaded model tells."""
+    return engines.foresee(job.settings, runtime, *job.turn.size(job.info.height, job.info.width))
+
+
+def disk(job: Job, frames: int) -> int:
+    """Bytes that a job will take: what `frames` of the source's frames become, twice, and the streams that are copied.
+
+    An estimate for ordinary pictures at the default quality: grain takes more, drawings take less.
+    """
+    bits = {"ffv1": 12.0, "prores_ks": 5.0}.get(job.encoding.codec, 0.25)  # a pixel
+    pixels = job.encoding.width * job.encoding.height
+    encoded = pixels * bits / 8 * len(job.times) / (job.high - job.low)
+    return round(encoded * frames + encoded * (job.high - job.low) + Path(job.info.path).stat().st_size)
+
+
+def lost(job: Job) -> list[str]:
+    """The streams that do not arrive, though nobody asked for that, in words."""
+    return [
+        f"stream {stream.index} ({stream.name}) would be left out: {stream.reason}"
+        for stream in job.streams
+        if stream.action == "drop" and stream.reason != "as asked for"
+    ]

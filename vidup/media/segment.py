@@ -1,0 +1,124 @@
+"""A segment: frames that are encoded on their own, in a file of packets that is whole or is made again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from uuid import uuid4
+
+import av
+
+from vidup.errors import MediaError
+from vidup.frame import Frame
+from vidup.media.encoder import Encoding, open_context, to_av
+
+log = logging.getLogger(__name__)
+
+
+_MAGIC = b"vidup segment 1\n"
+_PACKET = struct.Struct("<qqIB")  # pts, duration, size, key frame
+_CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
+
+
+class Packet(NamedTuple):
+    """An encoded picture, times in the encoding's time base."""
+
+    pts: int
+    duration: int
+    key: bool
+    data: bytes
+
+
+def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> Iterator[Frame]:
+    """Encode frames into a segment file, written beside its place and moved there when it is whole.
+
+    Yields:
+        Each frame once the encoder has it; the file stands when the iterator is exhausted.
+
+    Raises:
+        ConfigError: the encoder cannot be opened.
+        MediaError: the file cannot be written, or the encoder lost a frame.
+    """
+    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # a worker that was given up may still write
+    try:
+        with part.open("wb") as file:
+            yield from _encode(frames, encoding, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iterator[Frame]:
+    context = open_context(av.CodecContext.create(encoding.codec, "w"), encoding)
+    checksum = 0
+
+    def write(data: bytes) -> None:
+        nonlocal checksum
+        checksum = zlib.crc32(data, checksum)
+        file.write(data)
+
+    # Encoders change or forget durations; by the time of its frame each packet gets its own back.
+    durations: dict[int, int] = {}
+    encoded = 0
+
+    def write_packets(packets: list[Any]) -> None:
+        nonlocal encoded
+        for packet in packets:
+            if packet.pts not in durations:
+                raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
+            data = bytes(packet)
+            write(_PACKET.pack(packet.pts, durations.pop(packet.pts), len(data), packet.is_keyframe) + data)
+            encoded += 1
+
+    extradata = context.extradata or b""
+    head = json.dumps({"extradata": extradata.hex()}).encode()
+    write(_MAGIC + len(head).to_bytes(4, "little") + head)
+    count = 0
+    for frame in frames:
+        picture = to_av(frame, encoding)
+        durations[picture.pts] = picture.duration
+        write_packets(context.encode(picture))
+        count += 1
+        yield frame
+    write_packets(context.encode(None))
+    if durations or encoded != count:
+        raise MediaError(f"{encoding.codec} took {count} frames and gave {encoded} pictures")
+    file.write(_CHECKSUM.pack(count, checksum))
+
+
+def read_segment(path: Path) -> Iterator[Packet]:
+    """The packets of a segment, in the order of decoding.
+
+    Raises:
+        MediaError: the file is damaged (told at its end).
+    """
+    with path.open("rb") as file:
+        checksum, left, count = 0, path.stat().st_size - _CHECKSUM.size, 0
+
+        def read(size: int) -> bytes:
+            nonlocal checksum, left
+            data = file.read(size) if size <= left else b""
+            if len(data) != size:
+                raise MediaError(f"{path}: the segment is damaged")
+            checksum, left = zlib.crc32(data, checksum), left - size
+            return data
+
+        if read(len(_MAGIC)) != _MAGIC:
+            raise MediaError(f"{path}: is no segment")
+        read(int.from_bytes(read(4), "little"))
+        while left > 0:
+            pts, duration, size, key = _PACKET.unpack(read(_PACKET.size))
+            yield Packet(pts, duration, bool(key), read(size))
+            count += 1
+        if file.read() != _CHECKSUM.pack(count, checksum):
+            raise MediaError(f"{path}: the segment is damaged")

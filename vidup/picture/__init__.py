@@ -1,0 +1,1 @@
+"""Pure functions on pictures: tensors in, tensors out. Nothing here knows PyAV or a model."""
