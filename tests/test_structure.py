@@ -32,7 +32,7 @@ INSIDE = {
     " planner windows interpolate checkpoint x2 x4",
     "media": "codecs hdr opening interlace decoding probing encoder segment containers conversion streams packets"
     " delivery joining",
-    "proof": "pictures",
+    "proof": "packets facts pictures",
     "job": "progress on_ray execute store plan describe worker stills",
     "bench": "stopwatch",
 }

@@ -1,0 +1,125 @@
+"""See that an output says of itself what its source says: size, shape, colour, rotation, chapters, tags, marks."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from vidup.errors import VerifyError
+from vidup.frame import Color, MediaInfo
+from vidup.media import containers, joining, streams
+from vidup.media.delivery import Delivery
+from vidup.media.encoder import Encoding
+from vidup.media.opening import open_input
+from vidup.picture.color import UNSPECIFIED
+
+# Tags that muxers write themselves, or that tell of the old encoding.
+_OWN_TAGS = (
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
+    *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
+)
+# Of the tags of a file in mp4 and mov, those that their table has.
+_MOV_TAGS = (
+    *("title", "artist", "album", "album_artist", "composer", "comment", "date", "genre", "copyright", "name"),
+    *("description", "synopsis", "show", "episode_id", "network", "language", "com."),
+)
+
+
+def check_picture(output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None) -> None:
+    info, turn = delivery.info, delivery.turn
+    if encoding is not None:
+        size, aspect, color = (encoding.height, encoding.width), encoding.sample_aspect_ratio, encoding.color
+    else:
+        height, width = turn.size(info.height, info.width)
+        factor = max(made.height / height, made.width / width)
+        size = (made.height, made.width)
+        if abs(height * factor - made.height) > 2 or abs(width * factor - made.width) > 2 or factor < 1:
+            raise VerifyError(f"{output}: is {made.width}x{made.height}, which is no enlargement of {width}x{height}")
+        aspect = 1 / info.sample_aspect_ratio if turn.transpose else info.sample_aspect_ratio
+        color = info.color
+    if (made.height, made.width) != size:
+        raise VerifyError(f"{output}: its pictures are {made.width}x{made.height}, expected {size[1]}x{size[0]}")
+    matrix = None if delivery.settings.bake_rotation else info.display_matrix
+    if _turning(made.display_matrix) != _turning(matrix):
+        raise VerifyError(f"{output}: its rotation is {made.display_matrix}, expected {matrix}")
+    if containers.keeps_aspect(delivery.container, made.codec) and made.sample_aspect_ratio != aspect:
+        raise VerifyError(f"{output}: its pixel aspect is {made.sample_aspect_ratio}, expected {aspect}")
+    _check_color(output, made, color, info)
+
+
+def _turning(matrix: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The part of a display matrix that turns; what is no rotation is as none."""
+    return (65536, 0, 0, 65536) if matrix is None else (matrix[0], matrix[1], matrix[3], matrix[4])
+
+
+def _check_color(output: Path, made: MediaInfo, color: Color, info: MediaInfo) -> None:
+    for name in ("matrix", "primaries", "transfer"):
+        expected, found = getattr(color, name), getattr(made.color, name)
+        rgb = name == "matrix" and 0 in (expected, found)  # RGB may become Y'CbCr
+        if expected != UNSPECIFIED and expected != found and not rgb and not {expected, found} == {5, 6}:
+            raise VerifyError(f"{output}: its colour {name} is {found} (of ITU-T H.273), expected {expected}")
+    if color.full_range != made.color.full_range and not info.pix_fmt.startswith(("gbr", "rgb", "bgr", "pal", "gray")):
+        words = {True: "full", False: "limited"}
+        found, expected = words[made.color.full_range], words[color.full_range]
+        raise VerifyError(f"{output}: its colour range is {found}, expected {expected}")
+
+
+def check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int]) -> int:
+    """Chapters, tags and dispositions; returns how many chapters there are."""
+    with open_input(delivery.info.path) as source, open_input(output) as written:
+        wanted = joining.chapters(source, delivery.trim)
+        found = written.chapters()
+        if len(found) != len(wanted):
+            raise VerifyError(f"{output}: holds {len(found)} chapters, expected {len(wanted)}")
+        for index, (mine, theirs) in enumerate(zip(wanted, found, strict=True)):
+            gap = theirs["start"] * theirs["time_base"] - mine["start"] * mine["time_base"] - shift
+            titles = mine["metadata"].get("title"), theirs["metadata"].get("title")
+            if abs(gap) > Fraction(2, 1000) or titles[0] != titles[1]:
+                raise VerifyError(
+                    f"{output}: chapter {index} is {titles[1]!r}, {float(gap):.4f} s late, expected {titles[0]!r}"
+                )
+        _check_tags(output, "the file", source.metadata, written.metadata, delivery)
+        video = written.streams[made.video_index]
+        original = source.streams[delivery.info.video_index]
+        expected = streams.tags(original, delivery.container, encoded=True)
+        _check_tags(output, "the video", expected, video.metadata, delivery)
+        for index, place in places.items():
+            original, stream, name = source.streams[index], written.streams[place], f"stream {index}"
+            _check_tags(output, name, streams.tags(original, delivery.container), stream.metadata, delivery)
+            _check_disposition(output, name, original, stream, delivery)
+        return len(found)
+
+
+def _check_disposition(output: Path, name: str, original: Any, stream: Any, delivery: Delivery) -> None:
+    """What players choose by. Where mov has no first choice of a kind, its muxer makes the first track that."""
+    if _family(delivery.info.container) != _family(delivery.container):
+        return
+    kept = [flag for flag in original.disposition if flag.name in ("default", "forced")]
+    lost = [flag.name for flag in kept if not stream.disposition & flag]
+    if lost:
+        raise VerifyError(f"{output}: {name} is no longer marked as {', '.join(lost)}")
+
+
+def _check_tags(output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery) -> None:
+    """Each tag of the source that both families of containers know; of languages those that the output can say."""
+    lower = {key.lower(): value for key, value in after.items()}
+    families = {_family(delivery.info.container), _family(delivery.container)}
+    for key, value in before.items():
+        name = key.lower()
+        if name == "title" and _family(delivery.container) == "mov" and what != "the file":
+            name = "name"
+        if name.startswith(_OWN_TAGS) or value == "und":
+            continue
+        unsaid = delivery.container == "mov" and name not in lower
+        if name == "language" and "mov" in families and (unsaid or not re.fullmatch("[a-z]{3}", value)):
+            continue
+        known = families == {"matroska"} or (families == {"mov"} and name.startswith(_MOV_TAGS)) or name == "language"
+        if known and lower.get(name) != value:
+            raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {value!r}")
+
+
+def _family(container: str) -> str:
+    names = set(container.split(","))
+    return "mov" if names & {"mov", "mp4"} else "matroska" if names & {"matroska", "webm"} else container

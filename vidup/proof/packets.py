@@ -1,0 +1,178 @@
+"""See that the frames and the packets of all other streams of an output are those of its source, each at its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import zip_longest
+from pathlib import Path
+from statistics import median
+
+from vidup.errors import VerifyError
+from vidup.frame import MediaInfo
+from vidup.media import conversion, streams
+from vidup.media.conversion import StreamPlan
+from vidup.media.delivery import Delivery
+from vidup.media.opening import open_input
+from vidup.media.packets import Track, tracks
+
+_TICKS = {"mp4": Fraction(0), "mov": Fraction(0), "matroska": Fraction(1, 1000), "webm": Fraction(1, 1000)}
+_CONVERTED = Fraction(1, 10)  # seconds by which sound that was encoded anew may begin or end elsewhere
+
+
+def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery: Delivery) -> Fraction:
+    """Every frame at its time; returns by how much the container moved all streams, in seconds."""
+    tick, unit = _TICKS[delivery.container], delivery.unit
+    found = [time * made.time_base for time in made.pts]
+    shift = Fraction(0)
+    if tick and found[0] - expected[0] * unit > tick / 2:
+        # Matroska cannot begin below 0: all streams are moved by the time of the first packet that would.
+        # Each time is rounded on its own: the usual distance is nearer to the truth than the first.
+        usual = median(got - wanted * unit for got, wanted in zip(found[:1000], expected, strict=False))
+        shift = round(usual / tick) * tick
+        if shift > _below_zero(delivery) + tick:
+            shift = Fraction(0)
+    if len(found) != len(expected):
+        where = _first_gap(found, expected, unit, shift)
+        raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(expected)}{where}")
+    # Other programs move streams by parts of a tick, and then round again what does not lie on it.
+    exact = shift == 0 or (tick and unit % tick == 0)
+    for index, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+        if abs(got - shift - wanted * unit) > (tick / 2 if exact else tick):
+            raise VerifyError(
+                f"{output}: frame {index} is at {float(got):.6f} s, expected {float(wanted * unit + shift):.6f} s"
+            )
+    return shift
+
+
+def _first_gap(found: Sequence[Fraction], expected: Sequence[int], unit: Fraction, shift: Fraction) -> str:
+    for got, wanted in zip_longest(found, expected):
+        if got is None or wanted is None or abs(got - shift - wanted * unit) > Fraction(1, 1000):
+            return "" if wanted is None else f"; the first that differs should be at {float(wanted * unit):.6f} s"
+    return ""
+
+
+def _below_zero(delivery: Delivery) -> Fraction:
+    """How far before 0 the first packet may lie, in seconds."""
+    plans = [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
+    copied = streams.below_zero(delivery.info, plans, delivery.trim)
+    # Sound that is encoded anew begins with its encoder's delay: at most 2,112 samples (AAC).
+    encoded = any(plan.action == "convert" and plan.kind == "audio" for plan in delivery.streams)
+    return max(copied, -delivery.times[0] * delivery.unit) + (Fraction(1, 20) if encoded else 0)
+
+
+def check_streams(
+    output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction
+) -> tuple[list[str], dict[int, int]]:
+    """Every stream that must be there, with its packets at their times.
+
+    Returns:
+        What became of each, in words, and its index in the source -> in the output.
+    """
+    plans = [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
+    here = tracks(delivery.info, [plan.index for plan in plans], delivery.trim)
+    others = [s.index for s in made.streams if s.index != made.video_index and s.kind != "attachment"]
+    there = tracks(made, others, None)
+    kinds = {index: made.streams[index].kind for index in there}
+    told = []
+    # Without a packet in this part a stream may be left out by a muxer.
+    places = _counterparts([plan for plan in plans if here[plan.index].pts], here, there, kinds)
+    for plan in delivery.streams:
+        if plan in plans:
+            if not here[plan.index].pts:
+                continue
+            found = places.get(plan.index)
+            if found is None:
+                raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is missing")
+            compare = _check_converted if plan.action == "convert" else _check_copy
+            compare(output, plan, here[plan.index], there[found], shift)
+            packets = len(here[plan.index].pts)
+            told.append(f"{plan.name}: " + (f"{packets} packets equal" if plan.action == "copy" else "converted"))
+        elif plan.action == "drop":
+            told.append(f"{plan.name}: left out: {plan.reason}")
+    _check_attachments(output, delivery)
+    return told, places
+
+
+def _counterparts(
+    plans: Sequence[StreamPlan], here: dict[int, Track], there: dict[int, Track], kinds: dict[int, str]
+) -> dict[int, int]:
+    """Index in the source -> in the output: by order within a kind, or, where that holds something else, by what it
+    holds; what is left goes to the first that is left.
+    """
+    found: dict[int, int] = {}
+
+    def equal(plan: StreamPlan, index: int) -> bool:
+        return bool(there[index].whole.digest() == here[plan.index].whole.digest())
+
+    for kind in set(kinds.values()):
+        wanted = [plan for plan in plans if plan.kind == kind]
+        given = [index for index, other in kinds.items() if other == kind]
+        for plan, index in zip(wanted, given, strict=False):
+            if equal(plan, index) or (plan.action == "convert" and len(wanted) == len(given)):
+                found[plan.index] = index
+        for same in (True, False):
+            for plan in wanted:
+                free = [i for i in given if i not in found.values() and (not same or equal(plan, i))]
+                if plan.index not in found and free:
+                    found[plan.index] = free[0]
+    return found
+
+
+def _check_copy(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> None:
+    name = f"{output}: stream {plan.index} ({plan.name})"
+    tolerance = 2 * max(before.unit, after.unit, Fraction(1, 100_000))
+    reframed = before.codec.startswith("pcm_")  # mov stores samples, not packets
+    if not reframed:
+        for index, (mine, theirs) in enumerate(zip_longest(before.digests, after.digests)):
+            if mine != theirs:
+                count = f" (it holds {len(after.digests)} packets, expected {len(before.digests)})"
+                where = "" if mine and theirs else count
+                raise VerifyError(f"{name}: packet {index} differs from the input's{where}")
+        for index, (mine, theirs) in enumerate(zip(before.pts, after.pts, strict=True)):
+            late = theirs * after.unit - mine * before.unit - shift
+            if abs(late) > tolerance:
+                raise VerifyError(f"{name}: packet {index} is {float(late):.4f} s late")
+        return
+    if before.whole.digest() != after.whole.digest():
+        raise VerifyError(f"{name}: its samples differ from the input's")
+    late = after.begin() - before.begin() - shift
+    if abs(late) > tolerance:
+        raise VerifyError(f"{name}: is {float(late):.4f} s late")
+
+
+def _check_converted(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> None:
+    name = f"{output}: stream {plan.index} ({plan.name}), converted to {plan.encoder},"
+    if not after.pts:
+        raise VerifyError(f"{name} is empty")
+    if plan.kind == "subtitle":
+        _check_texts(name, before, after, shift)
+        return
+    for what, mine, theirs in (("begins", before.begin(), after.begin()), ("ends", before.end, after.end)):
+        late = theirs - mine - shift
+        if abs(late) > _CONVERTED:
+            raise VerifyError(f"{name} {what} {float(late):.4f} s late")
+
+
+def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> None:
+    """Each text at its time; what shows nothing, such as a drawing, need not arrive."""
+    if len(after.texts) != len(before.texts):
+        raise VerifyError(f"{name} holds {len(after.texts)} texts, expected {len(before.texts)}")
+    for index, ((begin, mine), (late, theirs)) in enumerate(zip(before.texts, after.texts, strict=True)):
+        if mine != theirs:
+            raise VerifyError(f"{name} says {theirs!r} in text {index}, expected {mine!r}")
+        if abs(late - begin - shift) > Fraction(2, 1000):
+            raise VerifyError(f"{name} shows text {index} {float(late - begin - shift):.4f} s late")
+
+
+def _check_attachments(output: Path, delivery: Delivery) -> None:
+    with open_input(delivery.info.path) as source, open_input(output) as written:
+        found = [stream for stream in written.streams if stream.type == "attachment"]
+        covers = [stream for stream in written.streams if conversion.is_cover(stream)]
+        data = {bytes(stream.data) for stream in found}
+        for plan in delivery.streams:
+            stream, name = source.streams[plan.index], f"{output}: stream {plan.index} ({plan.name})"
+            if plan.action == "copy" and plan.kind == "attachment" and bytes(stream.data) not in data:
+                raise VerifyError(f"{name} is missing, or differs from the input's")
+            if conversion.is_cover(stream) and plan.action in ("copy", "attach") and not covers:
+                raise VerifyError(f"{name} is missing")
