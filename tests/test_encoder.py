@@ -21,6 +21,7 @@ from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
 from vidup.media import encoder
 from vidup.media.codecs import DEFAULTS, SVT_KEYS, X264_KEYS, X265_KEYS
+from vidup.media.containers import MATROSKA
 from vidup.media.encoder import Encoding, choose, limits, loses, open_context, to_av
 from vidup.media.hdr import dynamic_hdr, read_hdr
 
@@ -59,7 +60,7 @@ def info_of(**given: Any) -> MediaInfo:
 def chosen(codec: str, size: tuple[int, int] = (128, 96), info: MediaInfo | None = None, **settings: Any) -> Encoding:
     options = FAST.get(codec, {}) | settings.pop("encoder_options", {})
     return choose(
-        Settings(codec=codec, encoder_options=options, **settings), info or info_of(), *size, container="matroska"
+        Settings(codec=codec, encoder_options=options, **settings), info or info_of(), *size, container=MATROSKA
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidup.config import Runtime, Settings, add_options, from_options
 from vidup.errors import ConfigError
+from vidup.media.containers import MATROSKA
 
 if TYPE_CHECKING:
     from vidup.bench.stopwatch import Estimate, Measured
@@ -135,7 +136,7 @@ def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[
     from vidup.job import plan
     from vidup.media import decoding
 
-    job = plan.plan(source, source.with_name(source.stem + ".mkv"), settings)
+    job = plan.plan(source, source.with_suffix(MATROSKA.endings[0]), settings)
     info, places = job.info, min(_PLACES, count)
     each = -(-count // places)
     frames: list[Frame] = []
@@ -164,7 +165,7 @@ def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Enc
         raise ConfigError(f"size = {size!r}: must be 8x8 to 16384x16384 pixels")
     frames = synthetic(width, height, count)
     tall, wide = output_size(upscaler.settings, upscaler.engine.scale, height, width, even=True)
-    return frames, encoder.choose(upscaler.settings, _info(frames, width, height), wide, tall, "matroska")
+    return frames, encoder.choose(upscaler.settings, _info(frames, width, height), wide, tall, MATROSKA)
 
 
 def _info(frames: Sequence[Frame], width: int, height: int) -> MediaInfo:

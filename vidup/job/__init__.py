@@ -316,7 +316,7 @@ def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
     return {
         "input": fingerprint_file(Path(job.info.path)),
         "settings": given,
-        "container": job.container,
+        "container": job.container.name,
         "engine": _identity(upscaler),
         "version": vidup.__version__,
     }
@@ -348,7 +348,7 @@ def default_output(source: Path, settings: Settings) -> Path:
     mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or engines.native_scale(settings):g}"
     ending = source.suffix.lower()
     kept = ending in {*containers.CONTAINERS, *stills.ENDINGS}
-    return source.with_name(source.stem + mark + (ending if kept else ".mkv"))
+    return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))
 
 
 def _folder(output: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vidup.config import Runtime
 from vidup.job.plan import Job, device_memory, disk, host_memory
-from vidup.media import containers, encoder
+from vidup.media import encoder
 
 
 def describe(job: Job) -> list[str]:
@@ -38,9 +38,10 @@ def describe(job: Job) -> list[str]:
     if job.trim is not None and job.settings.start == 0 and job.settings.duration is None:
         late = float(-job.trim.begin)
         lines.append(f"note: all streams begin {late:.3f} s later: {job.container} has no time below 0")
-    if job.container in ("matroska", "webm") and (job.unit * 1000).denominator != 1:
+    tick = job.container.tick
+    if tick is not None and (job.unit / tick).denominator != 1:
         lines.append(f"note: {job.container} counts in milliseconds: times are rounded by up to 0.5 ms")
-    if encoding.sample_aspect_ratio != 1 and not containers.keeps_aspect(job.container, encoding.codec):
+    if encoding.sample_aspect_ratio != 1 and not job.container.shows_aspect(encoding.codec):
         lines.append(
             f"note: {job.container} with {encoding.codec} does not keep the pixel aspect"
             f" {encoding.sample_aspect_ratio}: players will show square pixels"

@@ -10,7 +10,8 @@ from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo
-from vidup.media import containers, encoder, probing
+from vidup.media import encoder, probing
+from vidup.media.containers import container_of
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, deliver
 from vidup.media.encoder import Encoding
@@ -55,17 +56,12 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
         ConfigError: the settings do not fit the input or the container.
         MediaError: the input cannot be read.
     """
-    if target.suffix.lower() not in containers.CONTAINERS:
-        raise ConfigError(
-            f"{target}: cannot write {target.suffix or 'a file without an ending'};"
-            f" choose a name that ends in {', '.join(containers.CONTAINERS)}"
-        )
+    container = container_of(target)
     info = probing.probe(source, settings.tolerate_errors)
-    delivery = deliver(info, containers.CONTAINERS[target.suffix.lower()], settings)
+    delivery = deliver(info, container, settings)
     native = engines.native_scale(settings)
     height, width = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
-    encoding = encoder.choose(settings, _as_shown(delivery), width, height, delivery.container)
-    containers.check_container(delivery.container, encoding)
+    encoding = encoder.choose(settings, _as_shown(delivery), width, height, container)
     return Job(**vars(delivery), output=target, encoding=encoding)
 
 

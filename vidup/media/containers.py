@@ -1,45 +1,217 @@
-"""The containers that are written, and what each of them holds."""
+"""The containers that are written: all that is known of each stands in its record."""
 
 from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
 
 import av
 
 from vidup.errors import ConfigError
-from vidup.media.encoder import Encoding, available
 
 log = logging.getLogger(__name__)
 
 
-CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-"""The formats that are written, by the ending of the output's name."""
+@dataclass(frozen=True)
+class Container:
+    """A format that is written, and what can be said in it."""
+
+    name: str
+    """Of ffmpeg's muxer."""
+    endings: tuple[str, ...]
+    """Of a file's name, the usual one first."""
+    family: Literal["mov", "matroska"]
+    tick: Fraction | None
+    """Seconds in one unit of all times; None where each stream counts in its own."""
+    below_zero: Literal["hidden", "shifted"]
+    """What becomes of times below zero: players hide such pictures, or the muxer moves all streams."""
+    codec: str
+    """The video encoder where none is asked for."""
+    text: str
+    """What subtitles that it does not take are converted to."""
+    sound: str
+    """What sound that it does not take is converted to."""
+    lossless_sound: str
+    """The same, of sound that was not compressed with loss."""
+    cover: Literal["stream", "attachment"] | None
+    """How the picture that stands for the file is kept; None where it has no place."""
+    data: bool
+    """Whether it takes attachments, such as fonts, and streams of data."""
+    keeps_aspect: bool
+    """Whether it states the shape of a pixel that players go by; else only what some codecs say of it arrives."""
+    tags: tuple[str, ...] | None
+    """The beginnings of those tags of a file that it knows; None where it takes all."""
+    languages: Mapping[str, str] = field(default_factory=dict)
+    """Codes of ISO 639-2 that its muxer does not know, and the code of the same language that it does."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Beginnings of the names of codecs that its muxer takes and players do not, and why."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def holds(self, codec: str) -> bool:
+        """Whether its muxer takes the video of an encoder, found by a dry run."""
+        with io.BytesIO() as nowhere:
+            try:
+                av.open(nowhere, "w", format=self.name).add_stream(codec)
+            except ValueError:
+                return False
+            return True
+
+    def refusal(self, stream: Any) -> str | None:
+        """Why it does not take a stream of an open input as it is, found by a dry run; None where it does."""
+        if is_cover(stream):
+            if self.cover is None:
+                return f"{self} has no place for a cover"
+            if self.cover == "attachment":
+                return "a cover is no video track"
+        if not self.data and stream.type in ("data", "attachment"):
+            return f"{self} has no place for it"
+        codec = stream.codec_context.name if stream.codec_context is not None else None
+        if codec is None and stream.type != "attachment":
+            return "its codec is not known"
+        for beginning, why in self.refused.items():
+            if codec is not None and codec.startswith(beginning):
+                return why
+        with suppress(OSError), io.BytesIO() as nowhere:  # closing it without packets may fail: it is thrown away
+            target = av.open(nowhere, "w", format=self.name)
+            try:
+                target.add_stream_from_template(stream, opaque=True)
+                target.start_encoding()
+            except (av.error.FFmpegError, ValueError) as error:
+                log.debug("stream %d: %s", stream.index, error)
+                return f"{self} does not take {codec or 'it'}"
+            target.close()
+        return None
+
+    def shows_aspect(self, codec: str) -> bool:
+        """Whether the shape of a pixel arrives: some codecs carry it themselves, for others the container must.
+
+        Args:
+            codec: the name of an encoder or of a format.
+        """
+        return self.keeps_aspect or video_format(codec) in ("h264", "hevc")
 
 
-def check_container(container: str, encoding: Encoding) -> None:
-    """See by a dry run that the container takes the encoded video.
+def is_cover(stream: Any) -> bool:
+    """Whether a video stream is a still picture that stands for the file."""
+    return bool(stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def video_format(codec: str) -> str:
+    """The format that an encoder writes or a decoder reads, such as ``hevc`` for ``libx265``."""
+    for mode in ("w", "r"):
+        with suppress(ValueError):
+            return str(av.Codec(codec, mode).canonical_name)
+    return codec
+
+
+_MILLISECOND = Fraction(1, 1000)
+
+_MOV_TAGS = (
+    *("title", "artist", "album", "album_artist", "composer", "comment", "date", "genre", "copyright", "name"),
+    *("description", "synopsis", "show", "episode_id", "network", "language", "com."),
+)
+# The muxer of mov writes the languages of the Mac's old list, and each has one code there.
+_MAC_LANGUAGES = {
+    **{"sqi": "alb", "hye": "arm", "eus": "baq", "mya": "bur", "zho": "chi", "cze": "ces", "nld": "dut", "fre": "fra"},
+    **{"kat": "geo", "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "msa": "may", "fas": "per", "rum": "ron"},
+    **{"slo": "slk", "bod": "tib", "cym": "wel", "swe": "sve"},
+}
+
+MP4 = Container(
+    name="mp4",
+    endings=(".mp4", ".m4v"),
+    family="mov",
+    tick=None,
+    below_zero="hidden",
+    codec="libx264",
+    text="mov_text",
+    sound="aac",
+    lossless_sound="alac",
+    cover="stream",
+    data=False,
+    keeps_aspect=True,
+    tags=_MOV_TAGS,
+    refused={"pcm_": "few players read PCM in mp4"},
+)
+MOV = Container(
+    name="mov",
+    endings=(".mov",),
+    family="mov",
+    tick=None,
+    below_zero="hidden",
+    codec="libx264",
+    text="mov_text",
+    sound="aac",
+    lossless_sound="alac",
+    cover=None,
+    data=False,
+    keeps_aspect=True,
+    tags=_MOV_TAGS,
+    languages=_MAC_LANGUAGES,
+)
+MATROSKA = Container(
+    name="matroska",
+    endings=(".mkv",),
+    family="matroska",
+    tick=_MILLISECOND,
+    below_zero="shifted",
+    codec="libx264",
+    text="subrip",
+    sound="flac",
+    lossless_sound="flac",
+    cover="attachment",
+    data=True,
+    keeps_aspect=False,
+    tags=None,
+)
+WEBM = Container(
+    name="webm",
+    endings=(".webm",),
+    family="matroska",
+    tick=_MILLISECOND,
+    below_zero="shifted",
+    codec="libvpx-vp9",
+    text="webvtt",
+    sound="libopus",
+    lossless_sound="libopus",
+    cover=None,
+    data=False,
+    keeps_aspect=False,
+    tags=None,
+)
+
+CONTAINERS = {ending: container for container in (MP4, MOV, MATROSKA, WEBM) for ending in container.endings}
+"""The containers, by the ending of the output's name."""
+
+
+def container_of(output: Path) -> Container:
+    """The container that the ending of a file's name asks for.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the ending is not known.
     """
-    if not _holds(container, encoding.codec):
-        held = ", ".join(name for name in available() if _holds(container, name))
+    container = CONTAINERS.get(output.suffix.lower())
+    if container is None:
         raise ConfigError(
-            f"codec = {encoding.codec!r}: {container} does not hold it; take one of {held},"
-            " or an output that ends in .mkv"
+            f"{output}: cannot write {output.suffix or 'a file without an ending'};"
+            f" choose a name that ends in {', '.join(CONTAINERS)}"
         )
+    return container
 
 
-def keeps_aspect(container: str, codec: str) -> bool:
-    """Whether the shape of a pixel arrives: some codecs carry it themselves, for others the container must."""
-    return container in ("mp4", "mov") or codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "h264", "hevc")
+def family(formats: str) -> str:
+    """The family that an input is of: ``mov``, ``matroska``, or its own name.
 
-
-def _holds(container: str, codec: str) -> bool:
-    with io.BytesIO() as nowhere:
-        try:
-            av.open(nowhere, "w", format=container).add_stream(codec)
-        except ValueError:
-            return False
-        return True
+    Args:
+        formats: the demuxer's name, such as ``mov,mp4,m4a,3gp,3g2,mj2``.
+    """
+    names = set(formats.split(","))
+    return next((container.family for container in CONTAINERS.values() if container.name in names), formats)

@@ -14,14 +14,10 @@ import av
 
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
+from vidup.media.containers import Container, is_cover
 from vidup.media.opening import clock, open_input, tolerant_demux
 
 log = logging.getLogger(__name__)
-
-# What sound and text are converted to where a container does not take them as they are.
-_SOUND = {"mp4": "aac", "mov": "aac", "webm": "libopus", "matroska": "flac"}
-_LOSSLESS_SOUND = {"mp4": "alac", "mov": "alac", "webm": "libopus", "matroska": "flac"}
-_TEXT = {"mp4": "mov_text", "mov": "mov_text", "webm": "webvtt", "matroska": "subrip"}
 
 _BITS_A_CHANNEL = 96_000  # a second, for converted sound: transparent for both encoders
 _MARKUP = re.compile(r"\{[^}]*\}|<[^>]*>|\\[Nnh]|\W")
@@ -52,11 +48,6 @@ class Trim:
 
     begin: Fraction
     end: Fraction
-
-
-def is_cover(stream: Any) -> bool:
-    """Whether a video stream is a still picture that stands for the file."""
-    return bool(stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def kept_packets(
@@ -133,19 +124,19 @@ def _shift(packet: Any, trim: Trim) -> bool:
     return True
 
 
-def converters(stream: Any, container: str) -> Iterator[tuple[str, str]]:
+def converters(stream: Any, container: Container) -> Iterator[tuple[str, str]]:
     """The encoders, and layouts of channels, for a stream that does not fit as it is, the best first."""
     context = stream.codec_context
     if context is None:
         return
     codec = context.codec
     if stream.type == "audio" and context.sample_rate:
-        encoder = (_LOSSLESS_SOUND if codec.lossless and not codec.lossy else _SOUND)[container]
+        encoder = container.lossless_sound if codec.lossless and not codec.lossy else container.sound
         yield encoder, _plain_layout(context.layout)
         if context.layout.nb_channels > 2:  # a layout that the encoder does not know
             yield encoder, "stereo"
     elif stream.type == "subtitle" and codec.text_sub:
-        yield _TEXT[container], ""
+        yield container.text, ""
 
 
 def encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:

@@ -10,6 +10,7 @@ from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import MediaInfo
 from vidup.media import decoding, streams
+from vidup.media.containers import Container
 from vidup.media.conversion import StreamPlan, Trim
 from vidup.picture.geometry import Turn
 
@@ -21,8 +22,7 @@ class Delivery:
     """What has to be in the output, however large its pictures are."""
 
     info: MediaInfo
-    container: str
-    """``mp4``, ``mov``, ``matroska`` or ``webm``."""
+    container: Container
     settings: Settings
     streams: tuple[StreamPlan, ...]
     trim: Trim | None
@@ -46,7 +46,7 @@ class Delivery:
         return Turn.of(self.info.display_matrix) if self.settings.bake_rotation else Turn()
 
 
-def deliver(info: MediaInfo, container: str, settings: Settings) -> Delivery:
+def deliver(info: MediaInfo, container: Container, settings: Settings) -> Delivery:
     """What has to be in an output.
 
     Raises:
@@ -57,7 +57,7 @@ def deliver(info: MediaInfo, container: str, settings: Settings) -> Delivery:
     trim = None
     if settings.start > 0 or settings.duration is not None:
         trim = Trim(info.pts[low] * info.time_base, _end_of_part(settings, info, high))
-    elif info.pts[0] < 0 and container in ("mp4", "mov"):  # they hide what lies before 0
+    elif info.pts[0] < 0 and container.below_zero == "hidden":
         trim = Trim(min(info.begin, info.pts[0] * info.time_base), _FOREVER)
     offset = 0 if trim is None else round(trim.begin / unit)
     return Delivery(

@@ -20,6 +20,7 @@ from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
 from vidup.media.codecs import DEFAULTS, LEVELS, Defaults, check_params
+from vidup.media.containers import Container
 from vidup.media.decoding import planar
 from vidup.media.hdr import hdr_params
 from vidup.picture import color
@@ -58,20 +59,14 @@ class Encoding:
     """Of the source; it is among the options where the encoder can be told."""
 
 
-def default_codec(container: str) -> str:
-    return "libvpx-vp9" if container == "webm" else "libx264"
-
-
-def choose(settings: Settings, info: MediaInfo, width: int, height: int, container: str) -> Encoding:
-    """The encoding of `info`'s frames at a new size.
-
-    Args:
-        container: the output's format, ``mp4``, ``mov``, ``matroska`` or ``webm``.
+def choose(settings: Settings, info: MediaInfo, width: int, height: int, container: Container) -> Encoding:
+    """The encoding of `info`'s frames at a new size, for a container.
 
     Raises:
-        ConfigError: the encoder is not there, or cannot take the pixel format, the size or an option.
+        ConfigError: the encoder is not there, cannot take the pixel format, the size or an option, or is not for the
+            container.
     """
-    codec = settings.codec or default_codec(container)
+    codec = settings.codec or container.codec
     encoder = _find(codec)
     codec = encoder.name  # of a format's name, such as hevc, the encoder that ffmpeg takes for it
     defaults = DEFAULTS.get(codec, Defaults(None))
@@ -102,6 +97,11 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
     if context.options:
         unknown = ", ".join(sorted(context.options))
         raise ConfigError(f"encoder option {unknown}: {codec} does not know it (see ffmpeg -h encoder={codec})")
+    if not container.holds(codec):
+        held = ", ".join(name for name in available() if container.holds(name))
+        raise ConfigError(
+            f"codec = {codec!r}: {container} does not hold it; take one of {held}, or an output that ends in .mkv"
+        )
     return encoding
 
 

@@ -17,6 +17,7 @@ import av
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
 from vidup.media import streams
+from vidup.media.containers import Container, video_format
 from vidup.media.conversion import StreamPlan, Trim
 from vidup.media.encoder import Encoding, open_context
 from vidup.media.opening import open_input
@@ -30,7 +31,7 @@ _TIME_SCALE_LIMIT = 2**31 - 1
 
 def join(
     output: Path,
-    container: str,
+    container: Container,
     encoding: Encoding,
     segments: Sequence[Path],
     info: MediaInfo,
@@ -55,13 +56,17 @@ def join(
         try:
             options = _muxer_options(source, encoding, container)
             target = av.open(
-                f"file:{output}", "w", format=container, container_options=options, metadata_errors="surrogateescape"
+                f"file:{output}",
+                "w",
+                format=container.name,
+                container_options=options,
+                metadata_errors="surrogateescape",
             )
-            video = _add_video(target, source.streams[info.video_index], encoding, info.variable_rate)
-            others = streams.add_streams(target, source, plans)
+            video = _add_video(target, source.streams[info.video_index], encoding, container, info.variable_rate)
+            others = streams.add_streams(target, source, container, plans)
             copied = streams.other_packets(info, plans, others, trim)
             shift = Fraction(0)
-            if container in ("matroska", "webm"):
+            if container.below_zero == "shifted":
                 shift = streams.lateness(info, plans, trim, min(order) * encoding.time_base, copied)
             _add_facts(target, source, trim, shift)
             if display_matrix is not None:
@@ -80,11 +85,11 @@ def join(
     return sorted(order)
 
 
-def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str, str]:
+def _muxer_options(source: Any, encoding: Encoding, container: Container) -> dict[str, str]:
     options = {"fflags": "+bitexact"}  # no version or random ids: the same job writes the same bytes
-    if container in ("matroska", "webm"):
+    if container.below_zero == "shifted":
         options["avoid_negative_ts"] = "disabled"  # what lies below 0 is moved here, and chapters with it
-    if container in ("mp4", "mov"):
+    if container.family == "mov":
         # Start times are kept in movie ticks, 1000 a second by default, which loses what is finer.
         scale = encoding.time_base.denominator
         for stream in source.streams:
@@ -97,19 +102,19 @@ def _muxer_options(source: Any, encoding: Encoding, container: str) -> dict[str,
     return options
 
 
-def _add_video(target: Any, source: Any, encoding: Encoding, variable_rate: bool) -> Any:
+def _add_video(target: Any, source: Any, encoding: Encoding, container: Container, variable_rate: bool) -> Any:
     stream = target.add_stream(encoding.codec, rate=encoding.rate)
     context = stream.codec_context  # never fed: it tells the muxer size, colour and extradata
-    if variable_rate and target.format.name in ("matroska", "webm"):
+    if variable_rate and container.family == "matroska":
         # Without a rate, else mkv states a constant frame duration; the extradata are those of the true rate.
         open_context(context, replace(encoding, rate=Fraction(0), time_base=Fraction(1, 25)))
         context.extradata = open_context(av.CodecContext.create(encoding.codec, "w"), encoding).extradata
     else:
         open_context(context, encoding)
     stream.time_base = encoding.time_base
-    if encoding.codec in ("libx265", "hevc_nvenc") and target.format.name in ("mp4", "mov"):
+    if video_format(encoding.codec) == "hevc" and container.family == "mov":
         context.codec_tag = "hvc1"  # what Apple's players want
-    stream.metadata.update(streams.tags(source, target.format.name, encoded=True))
+    stream.metadata.update(streams.tags(source, container, encoded=True))
     stream.disposition = source.disposition
     return stream
 

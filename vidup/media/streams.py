@@ -17,33 +17,24 @@ from vidup.config import Settings
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
 from vidup.media import conversion
-from vidup.media.conversion import StreamPlan, Trim, is_cover, kept_packets, tolerance
+from vidup.media.containers import Container, is_cover
+from vidup.media.conversion import StreamPlan, Trim, kept_packets, tolerance
 from vidup.media.opening import open_input
 
 log = logging.getLogger(__name__)
 
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png"), "bmp": ("cover.bmp", "image/bmp")}
-# What mov's muxer, which writes the languages of the Mac's old list, takes for codes of ISO 639-2 that it does not.
-_MAC_LANGUAGES = {
-    **{"sqi": "alb", "hye": "arm", "eus": "baq", "mya": "bur", "zho": "chi", "cze": "ces", "nld": "dut", "fre": "fra"},
-    **{"kat": "geo", "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "msa": "may", "fas": "per", "rum": "ron"},
-    **{"slo": "slk", "bod": "tib", "cym": "wel", "swe": "sve"},
-}
 _AHEAD = 10  # seconds by which muxers let streams run apart
 
 
-def plan_streams(info: MediaInfo, container: str, settings: Settings) -> list[StreamPlan]:
-    """What the output container takes of the input, found by a dry run for each stream.
-
-    Args:
-        container: ``mp4``, ``mov``, ``matroska`` or ``webm``.
-    """
+def plan_streams(info: MediaInfo, container: Container, settings: Settings) -> list[StreamPlan]:
+    """What the output container takes of the input, found by a dry run for each stream."""
     trimmed = settings.start > 0 or settings.duration is not None
     with open_input(info.path) as source:
         return [_plan(stream, info, container, settings, trimmed) for stream in source.streams]
 
 
-def _plan(stream: Any, info: MediaInfo, container: str, settings: Settings, trimmed: bool) -> StreamPlan:
+def _plan(stream: Any, info: MediaInfo, container: Container, settings: Settings, trimmed: bool) -> StreamPlan:
     known = info.streams[stream.index]
     name = f"{known.kind} {known.codec}" + (f" ({known.language})" if known.language else "")
 
@@ -60,10 +51,10 @@ def _plan(stream: Any, info: MediaInfo, container: str, settings: Settings, trim
         return plan("tell", "its chapters are kept as chapters")
     if trimmed and stream.type == "video" and not is_cover(stream):
         return plan("drop", "copied video cannot begin in its middle")
-    refusal = _refusal(stream, container)
+    refusal = container.refusal(stream)
     if refusal is None:
         return plan("copy")
-    if container == "matroska" and is_cover(stream):
+    if container.cover == "attachment" and is_cover(stream):
         return plan("attach")
     for encoder, layout in conversion.converters(stream, container):
         name_before = stream.codec_context.layout.name if layout else ""
@@ -74,35 +65,10 @@ def _plan(stream: Any, info: MediaInfo, container: str, settings: Settings, trim
     return plan("drop", refusal)
 
 
-def _refusal(stream: Any, container: str) -> str | None:
-    """Why a container does not take a stream as it is; None where it does."""
-    if is_cover(stream) and container in ("matroska", "webm"):
-        return "a cover is no video track" if container == "matroska" else "webm has no place for a cover"
-    if is_cover(stream) and container == "mov":
-        return "mov has no place for a cover"
-    if container != "matroska" and stream.type in ("data", "attachment"):
-        return f"{container} has no place for it"
-    codec = stream.codec_context.name if stream.codec_context is not None else None
-    if codec is None and stream.type != "attachment":
-        return "its codec is not known"
-    if container == "mp4" and codec is not None and codec.startswith("pcm_"):
-        return "few players read PCM in mp4"
-    with suppress(OSError), io.BytesIO() as nowhere:  # closing a container without packets may fail: it is thrown away
-        target = av.open(nowhere, "w", format=container)
-        try:
-            target.add_stream_from_template(stream, opaque=True)
-            target.start_encoding()
-        except (av.error.FFmpegError, ValueError) as error:
-            log.debug("stream %d: %s", stream.index, error)
-            return f"{container} does not take {codec or 'it'}"
-        target.close()
-    return None
-
-
-def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: str) -> bool:
+def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool:
     """Whether a conversion works, as far as its first packet tells."""
     with suppress(OSError), io.BytesIO() as nowhere:
-        target = av.open(nowhere, "w", format=container)
+        target = av.open(nowhere, "w", format=container.name)
         try:
             added = conversion.encoder(target, stream, plan)
             target.start_encoding()
@@ -115,7 +81,7 @@ def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: str) ->
     return True
 
 
-def add_streams(target: Any, source: Any, plans: Sequence[StreamPlan]) -> dict[int, Any]:
+def add_streams(target: Any, source: Any, container: Container, plans: Sequence[StreamPlan]) -> dict[int, Any]:
     """Add all but the upscaled stream to an output; returns index in the source -> stream of the output."""
     streams = {}
     for plan in plans:
@@ -128,7 +94,7 @@ def add_streams(target: Any, source: Any, plans: Sequence[StreamPlan]) -> dict[i
             if plan.action == "attach":
                 _attach(target, source, stream)
             continue
-        added.metadata.update(tags(stream, target.format.name))
+        added.metadata.update(tags(stream, container))
         if stream.type != "attachment":
             added.disposition = stream.disposition
             streams[plan.index] = added
@@ -219,7 +185,7 @@ def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], tr
             yield packet
 
 
-def tags(stream: Any, container: str, encoded: bool = False) -> dict[str, str]:
+def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, str]:
     """A stream's tags as an output's muxer wants them.
 
     Args:
@@ -229,6 +195,6 @@ def tags(stream: Any, container: str, encoded: bool = False) -> dict[str, str]:
     kept = {key: value for key, value in stream.metadata.items() if not key.lower().startswith(stale)}
     if "name" in kept:  # so mov's demuxer calls what its muxer takes as the title
         kept.setdefault("title", kept.pop("name"))
-    if container == "mov" and "language" in kept:
-        kept["language"] = _MAC_LANGUAGES.get(kept["language"], kept["language"])
+    if "language" in kept:
+        kept["language"] = container.languages.get(kept["language"], kept["language"])
     return kept

@@ -57,7 +57,7 @@ def verify(
     """
     settings, output = settings or Settings(), Path(output)
     info = probing.probe(Path(source), settings.tolerate_errors)
-    container = containers.CONTAINERS.get(output.suffix.lower(), "matroska")
+    container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
     delivery, times = deliver(info, container, settings), None
     if settings.tolerate_errors:  # which frames can be decoded only decoding tells
         last = info.pts[delivery.high] if delivery.high < len(info.pts) else None

@@ -20,11 +20,6 @@ _OWN_TAGS = (
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
     *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
 )
-# Of the tags of a file in mp4 and mov, those that their table has.
-_MOV_TAGS = (
-    *("title", "artist", "album", "album_artist", "composer", "comment", "date", "genre", "copyright", "name"),
-    *("description", "synopsis", "show", "episode_id", "network", "language", "com."),
-)
 
 
 def check_picture(output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None) -> None:
@@ -44,7 +39,7 @@ def check_picture(output: Path, made: MediaInfo, delivery: Delivery, encoding: E
     matrix = None if delivery.settings.bake_rotation else info.display_matrix
     if _turning(made.display_matrix) != _turning(matrix):
         raise VerifyError(f"{output}: its rotation is {made.display_matrix}, expected {matrix}")
-    if containers.keeps_aspect(delivery.container, made.codec) and made.sample_aspect_ratio != aspect:
+    if delivery.container.shows_aspect(made.codec) and made.sample_aspect_ratio != aspect:
         raise VerifyError(f"{output}: its pixel aspect is {made.sample_aspect_ratio}, expected {aspect}")
     _check_color(output, made, color, info)
 
@@ -94,7 +89,7 @@ def check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fracti
 
 def _check_disposition(output: Path, name: str, original: Any, stream: Any, delivery: Delivery) -> None:
     """What players choose by. Where mov has no first choice of a kind, its muxer makes the first track that."""
-    if _family(delivery.info.container) != _family(delivery.container):
+    if containers.family(delivery.info.container) != delivery.container.family:
         return
     kept = [flag for flag in original.disposition if flag.name in ("default", "forced")]
     lost = [flag.name for flag in kept if not stream.disposition & flag]
@@ -105,21 +100,17 @@ def _check_disposition(output: Path, name: str, original: Any, stream: Any, deli
 def _check_tags(output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery) -> None:
     """Each tag of the source that both families of containers know; of languages those that the output can say."""
     lower = {key.lower(): value for key, value in after.items()}
-    families = {_family(delivery.info.container), _family(delivery.container)}
+    families = {containers.family(delivery.info.container), delivery.container.family}
     for key, value in before.items():
         name = key.lower()
-        if name == "title" and _family(delivery.container) == "mov" and what != "the file":
+        if name == "title" and delivery.container.family == "mov" and what != "the file":
             name = "name"
         if name.startswith(_OWN_TAGS) or value == "und":
             continue
-        unsaid = delivery.container == "mov" and name not in lower
+        unsaid = bool(delivery.container.languages) and name not in lower
         if name == "language" and "mov" in families and (unsaid or not re.fullmatch("[a-z]{3}", value)):
             continue
-        known = families == {"matroska"} or (families == {"mov"} and name.startswith(_MOV_TAGS)) or name == "language"
+        listed = delivery.container.tags is None or name.startswith(delivery.container.tags)
+        known = (len(families) == 1 and listed) or name == "language"
         if known and lower.get(name) != value:
             raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {value!r}")
-
-
-def _family(container: str) -> str:
-    names = set(container.split(","))
-    return "mov" if names & {"mov", "mp4"} else "matroska" if names & {"matroska", "webm"} else container

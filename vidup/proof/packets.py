@@ -10,19 +10,18 @@ from statistics import median
 
 from vidup.errors import VerifyError
 from vidup.frame import MediaInfo
-from vidup.media import conversion, streams
+from vidup.media import containers, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.delivery import Delivery
 from vidup.media.opening import open_input
 from vidup.media.packets import Track, tracks
 
-_TICKS = {"mp4": Fraction(0), "mov": Fraction(0), "matroska": Fraction(1, 1000), "webm": Fraction(1, 1000)}
 _CONVERTED = Fraction(1, 10)  # seconds by which sound that was encoded anew may begin or end elsewhere
 
 
 def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery: Delivery) -> Fraction:
     """Every frame at its time; returns by how much the container moved all streams, in seconds."""
-    tick, unit = _TICKS[delivery.container], delivery.unit
+    tick, unit = delivery.container.tick or Fraction(0), delivery.unit
     found = [time * made.time_base for time in made.pts]
     shift = Fraction(0)
     if tick and found[0] - expected[0] * unit > tick / 2:
@@ -168,11 +167,11 @@ def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> Non
 def _check_attachments(output: Path, delivery: Delivery) -> None:
     with open_input(delivery.info.path) as source, open_input(output) as written:
         found = [stream for stream in written.streams if stream.type == "attachment"]
-        covers = [stream for stream in written.streams if conversion.is_cover(stream)]
+        covers = [stream for stream in written.streams if containers.is_cover(stream)]
         data = {bytes(stream.data) for stream in found}
         for plan in delivery.streams:
             stream, name = source.streams[plan.index], f"{output}: stream {plan.index} ({plan.name})"
             if plan.action == "copy" and plan.kind == "attachment" and bytes(stream.data) not in data:
                 raise VerifyError(f"{name} is missing, or differs from the input's")
-            if conversion.is_cover(stream) and plan.action in ("copy", "attach") and not covers:
+            if containers.is_cover(stream) and plan.action in ("copy", "attach") and not covers:
                 raise VerifyError(f"{name} is missing")
