@@ -112,6 +112,15 @@ def decode(
     """
     settings = settings or Settings(deinterlace="off")
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
+    with closing(pictures(info, begin, end, settings)) as read:
+        for picture in _in_planes(read, info):
+            yield _frame(picture, planar(info.pix_fmt), color)
+
+
+def pictures(
+    info: MediaInfo, begin: int | None, end: int | None, settings: Settings
+) -> Generator[Any, None, None]:
+    """The frames that `decode` gives, as PyAV's and in the decoder's own format, each with its time and duration."""
     low = 0 if begin is None else bisect_left(info.pts, begin)
     high = len(info.pts) if end is None else bisect_left(info.pts, end)
     if low >= high:
@@ -120,15 +129,16 @@ def decode(
     deinterlacing = deinterlaces(info, settings)
     ahead, behind = (_LEAD_IN, 1) if deinterlacing else (0, 0)
     last = next(reversed(spans))
-    with closing(_pictures(info, max(0, low - ahead), min(high + behind, len(info.pts)), settings)) as read:
-        pictures = _in_planes(read, info)
+    with closing(_pictures(info, max(0, low - ahead), min(high + behind, len(info.pts)), settings)) as found:
+        read: Iterator[Any] = found
         if deinterlacing:
             mode: Literal["frame", "field"] = "field" if settings.deinterlace == "field" else "frame"
             until = info.end if high == len(info.pts) else None
-            pictures = interlace.deinterlaced(pictures, mode, info.field_order, until)
-        for picture in pictures:
+            read = interlace.deinterlaced(_in_planes(read, info), mode, info.field_order, until)
+        for picture in read:
             if picture.pts in spans:
-                yield _frame(picture, info, color, spans[picture.pts], unit)
+                picture.duration, picture.time_base = spans[picture.pts], unit
+                yield picture
             if picture.pts >= last:
                 return
 
@@ -177,17 +187,13 @@ def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Gener
             if place >= high:
                 return
         place += 1
-        if (frame.width, frame.height) != (info.width, info.height):
-            if not resized:
-                log.warning(
-                    "%s: the frame size changes from %dx%d to %dx%d at %s: such frames are brought to the first size",
-                    *(info.path, info.width, info.height, frame.width, frame.height),
-                    clock(frame.pts, info.time_base),
-                )
-                resized = True
-            times = frame.pts, frame.time_base
-            frame = frame.reformat(info.width, info.height, planar(info.pix_fmt), interpolation="BICUBIC")
-            frame.pts, frame.time_base = times
+        if (frame.width, frame.height) != (info.width, info.height) and not resized:
+            log.warning(
+                "%s: the frame size changes from %dx%d to %dx%d at %s: such frames are brought to the first size",
+                *(info.path, info.width, info.height, frame.width, frame.height),
+                clock(frame.pts, info.time_base),
+            )
+            resized = True
         yield frame
     if place < high:
         damaged(f"its frame at {clock(info.pts[place], info.time_base)} cannot be decoded")
@@ -235,16 +241,24 @@ def own_time(frame: Any) -> int | None:
     return cast("int | None", frame.pts if frame.pts is not None else frame.dts)
 
 
-def _in_planes(pictures: Iterator[Any], info: MediaInfo) -> Iterator[Any]:
+def _in_planes(pictures: Iterable[Any], info: MediaInfo) -> Iterator[Any]:
+    """Frames in the format that vidup converts itself, all of the first one's size."""
     pix_fmt = planar(info.pix_fmt)
     for picture in pictures:
-        yield picture if picture.format.name == pix_fmt else picture.reformat(format=pix_fmt)
+        is_sized = (picture.width, picture.height) == (info.width, info.height)
+        if picture.format.name == pix_fmt and is_sized:
+            yield picture
+            continue
+        times = picture.pts, picture.duration, picture.time_base
+        scaler = "BILINEAR" if is_sized else "BICUBIC"
+        picture = picture.reformat(info.width, info.height, pix_fmt, interpolation=scaler)
+        picture.pts, picture.duration, picture.time_base = times
+        yield picture
 
 
-def _frame(picture: Any, info: MediaInfo, color: Color, duration: int, unit: Fraction) -> Frame:
-    pts, pix_fmt = picture.pts, planar(info.pix_fmt)
+def _frame(picture: Any, pix_fmt: str, color: Color) -> Frame:
     planes: Any = tuple(np.from_dlpack(plane) for plane in picture.planes)
-    return Frame(planes, pix_fmt, color, pts, duration, unit)
+    return Frame(planes, pix_fmt, color, picture.pts, picture.duration, picture.time_base)
 
 
 def planar(pix_fmt: str) -> str:
