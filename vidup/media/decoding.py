@@ -117,9 +117,7 @@ def decode(
             yield _frame(picture, planar(info.pix_fmt), color)
 
 
-def pictures(
-    info: MediaInfo, begin: int | None, end: int | None, settings: Settings
-) -> Generator[Any, None, None]:
+def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Settings) -> Generator[Any, None, None]:
     """The frames that `decode` gives, as PyAV's and in the decoder's own format, each with its time and duration."""
     low = 0 if begin is None else bisect_left(info.pts, begin)
     high = len(info.pts) if end is None else bisect_left(info.pts, end)
