@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
@@ -116,12 +117,23 @@ def _shift(packet: Any, trim: Trim) -> bool:
         begin, end = max(begin, trim.begin), min(end, trim.end)
         packet.pts = packet.dts = round(begin / packet.time_base)
         packet.duration = round(end / packet.time_base) - packet.pts
-    offset = round(trim.begin / packet.time_base)
+    finer = common(packet.time_base, trim.begin)
+    scale, offset = int(packet.time_base / finer), round(trim.begin / finer)
     if packet.pts is not None:
-        packet.pts -= offset
+        packet.pts = packet.pts * scale - offset
     if packet.dts is not None:
-        packet.dts -= offset
+        packet.dts = packet.dts * scale - offset
+    packet.duration, packet.time_base = (packet.duration or 0) * scale, finer
     return True
+
+
+def common(unit: Fraction, moment: Fraction) -> Fraction:
+    """The longest unit of time that counts whole units and a moment, so that what is moved by it is not rounded; the
+    given one where ffmpeg cannot count in that.
+    """
+    scale = unit.denominator * moment.denominator
+    both = Fraction(math.gcd(unit.numerator * moment.denominator, moment.numerator * unit.denominator), scale)
+    return both if max(both.numerator, both.denominator) < 2**31 and unit / both < 2**20 else unit
 
 
 def converters(stream: Any, container: Container) -> Iterator[tuple[str, str]]:

@@ -73,8 +73,9 @@ def join(
                 video.set_display_matrix(display_matrix)
             target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
-            for packet in heapq.merge(own, *copied, key=_decode_time):
-                target.mux(streams.moved(packet, shift))
+            merged = heapq.merge(own, *copied, key=_decode_time)
+            for packet in streams.placed(merged, shift, rising=not target.format.flags & av.format.Flags.ts_nonstrict):
+                target.mux(packet)
             target.close()
         except av.error.FFmpegError as error:
             raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error

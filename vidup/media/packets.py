@@ -20,7 +20,10 @@ class Track:
     """Fingerprint of a stream's packets."""
 
     unit: Fraction
+    """Seconds, of the stream's times: they are no more exact than this."""
     codec: str
+    tick: Fraction
+    """Seconds in one unit of `pts`."""
     pts: array[int] = field(default_factory=lambda: array("q"))
     end: Fraction = Fraction(0)
     digests: list[bytes] = field(default_factory=list)
@@ -32,16 +35,16 @@ class Track:
         payload = _payload(packet, self.codec)
         if self.codec == "mov_text" and len(payload) <= 2:
             return  # an empty text, with which mov fills gaps
-        time = packet.pts if packet.pts is not None else packet.dts or 0
+        time, self.tick = packet.pts if packet.pts is not None else packet.dts or 0, packet.time_base
         self.pts.append(time)
-        self.end = (time + (packet.duration or 0)) * self.unit
+        self.end = (time + (packet.duration or 0)) * self.tick
         self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
         self.whole.update(payload)
         if packet.stream.type == "subtitle" and (words := conversion.words(packet)):
-            self.texts.append((time * self.unit, words))
+            self.texts.append((time * self.tick, words))
 
     def begin(self) -> Fraction:
-        return self.pts[0] * self.unit
+        return self.pts[0] * self.tick
 
 
 def _payload(packet: Any, codec: str) -> bytes:
@@ -57,7 +60,8 @@ def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[i
         tracks = {}
         for index in indices:
             stream = container.streams[index]
-            tracks[index] = Track(stream.time_base, stream.codec_context.name if stream.codec_context else "")
+            codec = stream.codec_context.name if stream.codec_context else ""
+            tracks[index] = Track(stream.time_base, codec, stream.time_base)
         for packet in conversion.kept_packets(container, indices, trim, conversion.tolerance(info)):
             tracks[packet.stream.index].add(packet)
     return tracks

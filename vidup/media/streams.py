@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -168,14 +168,28 @@ def _padding(stream: Any) -> Fraction:
     return Fraction(samples, 48000)
 
 
-def moved(packet: Any, shift: Fraction) -> Any:
-    """A packet, made later by `shift` seconds."""
-    ticks = round(shift / packet.time_base) if shift else 0
-    if packet.pts is not None:
-        packet.pts += ticks
-    if packet.dts is not None:
-        packet.dts += ticks
-    return packet
+def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[Any]:
+    """Packets, later by `shift` seconds, their times in units of the stream of the output that each belongs to.
+
+    Args:
+        rising: the muxer refuses two packets of a stream that are decoded at one time, as some live streams have them:
+            the second is a unit later.
+    """
+    last: dict[int, int] = {}
+    for packet in packets:
+        index, unit = packet.stream.index, packet.stream.time_base
+        # Rounded once, and to what the output counts in: units of the source may be as long as a frame.
+        scale, late = packet.time_base / unit, shift / unit
+        begins = None if packet.pts is None else round(packet.pts * scale + late)
+        decoded = None if packet.dts is None else round(packet.dts * scale + late)
+        packet.duration = round((packet.duration or 0) * scale)
+        if rising and decoded is not None and index in last and decoded <= last[index]:
+            decoded = last[index] + 1
+            begins = None if begins is None else max(begins, decoded)
+        if decoded is not None:
+            last[index] = decoded
+        packet.pts, packet.dts, packet.time_base = begins, decoded, unit
+        yield packet
 
 
 def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], trim: Trim | None) -> Iterator[Any]:

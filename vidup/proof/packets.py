@@ -129,7 +129,7 @@ def _check_copy(output: Path, plan: StreamPlan, before: Track, after: Track, shi
                 where = "" if mine and theirs else count
                 raise VerifyError(f"{name}: packet {index} differs from the input's{where}")
         for index, (mine, theirs) in enumerate(zip(before.pts, after.pts, strict=True)):
-            late = theirs * after.unit - mine * before.unit - shift
+            late = theirs * after.tick - mine * before.tick - shift
             if abs(late) > tolerance:
                 raise VerifyError(f"{name}: packet {index} is {float(late):.4f} s late")
         return

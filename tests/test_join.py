@@ -1,0 +1,81 @@
+"""The joined file: times in the units of its container, streams and facts that containers hold in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from conftest import video_times
+from material import Material, Sound, packets_of
+
+import vidup
+from vidup import Settings
+
+FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
+
+
+def part(**kwargs: Any) -> Settings:
+    return Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, **kwargs)
+
+
+def copied(source: Path, path: Path, change: Callable[[Any], None] = lambda packet: None, **options: str) -> Path:
+    """A copy of a file, by a muxer with options, each packet changed."""
+    kind = {"mkv": "matroska"}.get(path.suffix[1:], path.suffix[1:])
+    with av.open(str(source)) as before, av.open(str(path), "w", format=kind, container_options=options) as target:
+        streams = [target.add_stream_from_template(stream, opaque=True) for stream in before.streams]
+        for packet in before.demux():
+            if packet.size:
+                change(packet)
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    return path
+
+
+def begins(path: Path) -> list[Fraction]:
+    return [packets[0][0] for packets in packets_of(path).values()]
+
+
+def test_times_in_units_as_long_as_a_frame(make_clip: Callable[..., Path]):
+    """All streams are moved by the sound's priming, which is less than a unit of the pictures."""
+    source = copied(make_clip(bframes=0), make_clip("x.mp4").with_name("film.mp4"), video_track_timescale="25")
+    assert vidup.probe(source).time_base == Fraction(1, 25)
+    output = vidup.upscale(source, source.with_name("output.mkv"), FAST)
+    late = video_times(output)[0]
+    assert 0 < late < Fraction(1, 25)
+    assert [
+        abs(time - index * Fraction(1, 25) - late) <= Fraction(1, 2000)
+        for index, time in enumerate(video_times(output))
+    ]
+    assert abs(begins(output)[1] + Fraction(1024, 44100) - late) <= Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("target", ["mp4", "mkv"])
+def test_a_part_of_sound_in_long_units(tmp_path: Path, target: str):
+    """In AVI a unit of the sound's times is a packet of it, and a part begins within one."""
+    source = Material(sounds=(Sound("libmp3lame"),)).write(tmp_path / "source.avi")
+    assert vidup.probe(source).streams[1].codec == "mp3float"
+    output = vidup.upscale(source, tmp_path / f"output.{target}", part(start=0.2, duration=0.6))
+    moments = [time for time, *_ in packets_of(source)[1]]
+    expected = [time - Fraction(1, 5) for time in moments if time > Fraction(1, 5) - Fraction(24, 1000)]
+    late = video_times(output)[0]
+    found = [time - late for time, *_ in packets_of(output)[1]]
+    assert all(abs(one - two) <= Fraction(1, 1000) for one, two in zip(found, expected, strict=False))
+
+
+def test_sound_packets_at_one_time(tmp_path: Path):
+    """As live streams have them; the muxers of mp4 and mov refuse them."""
+    film = Material(sounds=(Sound("aac"),)).write(tmp_path / "film.mkv")
+
+    def same(packet: Any) -> None:
+        if packet.stream.type == "audio" and packet.pts is not None:
+            packet.pts = packet.dts = packet.pts - packet.pts % 43
+
+    source = copied(film, tmp_path / "source.mkv", same)
+    times = [time for time, *_ in packets_of(source)[1]]
+    assert len(set(times)) < len(times) - 20
+    output = vidup.upscale(source, tmp_path / "output.mp4", FAST)
+    assert [data for *_, data in packets_of(output)[1]] == [data for *_, data in packets_of(source)[1]]
