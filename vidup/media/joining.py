@@ -74,7 +74,7 @@ def join(
             target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
             merged = heapq.merge(own, *copied, key=_decode_time)
-            for packet in streams.placed(merged, shift, rising=not target.format.flags & av.format.Flags.ts_nonstrict):
+            for packet in streams.placed(merged, shift, rising=not target.format.flags & av.format.Flags.ts_nonstrict.value):
                 target.mux(packet)
             target.close()
         except av.error.FFmpegError as error:
