@@ -74,7 +74,8 @@ def join(
             target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
             merged = heapq.merge(own, *copied, key=_decode_time)
-            for packet in streams.placed(merged, shift, rising=not target.format.flags & av.format.Flags.ts_nonstrict.value):
+            rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
+            for packet in streams.placed(merged, shift, rising):
                 target.mux(packet)
             target.close()
         except av.error.FFmpegError as error:
