@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from vidup.engines import operators
 from vidup.media.encoder import _FRAME_FLAGS
 
+operators.declare()  # before a file of tests imports diffusers
 torch.set_num_threads(1)  # the tests themselves run side by side
 
 RATE = 44100

@@ -399,8 +399,9 @@ def test_public_names():
     for name in vidup.__all__:
         assert getattr(vidup, name) is not None
     assert set(vidup.__all__) <= set(dir(vidup))
-    assert {"upscale", "Upscaler", "probe", "Settings", "Runtime", "Progress", "Frame", "VidupError"} <= set(
-        vidup.__all__
+    assert set(vidup._HOMES) == set(vidup.__all__) and " ".join(sorted(vidup.__all__)) == (
+        "Color ConfigError EngineError Frame MediaError MediaInfo Outcome Progress Receipt ResumeError Runtime Settings"
+        " Stopped Upscaler VerifyError VidupError compare probe upscale upscale_files verify"
     )
     with pytest.raises(AttributeError, match="no attribute 'downscale'"):
         _ = vidup.downscale

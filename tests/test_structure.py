@@ -1,6 +1,10 @@
 """The shape of the package: who may import whom, and what no file may hold."""
 
 import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -28,8 +32,8 @@ WINGS = {
 
 INSIDE = {
     "picture": "color geometry tiling noise resample metrics",
-    "engines": "identity architecture single_file prompts structure detail memory compiling solver hub tiny vae unet"
-    " planner windows interpolate checkpoint x2 x4",
+    "engines": "operators identity architecture single_file prompts structure detail memory compiling solver hub tiny"
+    " vae unet planner windows interpolate checkpoint x2 x4",
     "media": "containers codecs hdr opening interlace decoding probing encoder segment conversion streams packets"
     " delivery joining",
     "proof": "packets facts pictures",
@@ -89,6 +93,20 @@ def test_the_lists_of_files_are_whole():
         assert {path.stem for path in (PACKAGE / wing).glob("*.py")} == {"__init__", *files.split()}
     wings = {room(path) for path in FILES} - {"__init__", "mini"}
     assert wings == WINGS.keys()
+
+
+def test_what_is_imported_is_installed_with_it():
+    """A dependency that only the tests have is missed by whoever has the plain install."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(project["optional-dependencies"][name][0] for name in ("checkpoint", "ray"))]
+    declared = {re.split("[<>=]", line)[0] for line in wanted}
+    names = packages_distributions()
+    for path in FILES:
+        for module in imports(path):
+            top = module.partition(".")[0]
+            if top != "vidup" and top not in sys.stdlib_module_names:
+                found = {name.lower().replace("_", "-") for name in names.get(top, [top])}
+                assert found & declared, f"{path.name} imports {top}, which no dependency brings"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from vidup.config import Runtime, Settings
+from vidup.engines import operators
 from vidup.engines.memory import keep_to_limit
 from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
+
+operators.declare()  # before anything here imports diffusers
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 """The baseline engines, by the names that ``--model`` takes."""
