@@ -42,7 +42,7 @@ def _loads(folder: Path) -> bool:
     """Whether the library of its operators can be loaded; torchvision goes on without it where it is not there."""
     try:
         for library in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd"), *folder.glob("_C*.dylib")):
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except OSError:
         return False
     return True
