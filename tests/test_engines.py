@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,30 +259,57 @@ def test_a_prompt_changes_the_picture_and_the_seed_too(make_engine: Callable[...
     assert not torch.equal(plain, enlarge(make_engine("tiny", noise_level=100), source, place))
 
 
-def test_samplers_equal_diffusers_own() -> None:
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc"])
+def test_samplers_equal_diffusers_own(name: str, steps: int) -> None:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-    from vidup.engines.solver import prepare, solve
+    from vidup.engines.solver import Step, solve, variance_preserving
 
     config = json.loads((MINI / "scheduler" / "scheduler_config.json").read_text())
     weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
     start = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 
-    def model(x: torch.Tensor, time: int) -> torch.Tensor:
+    def network(x: torch.Tensor, time: float) -> torch.Tensor:
         return torch.tanh(x @ weights) * (1 + time / 1000)
 
+    def model(x: torch.Tensor, step: Step) -> torch.Tensor:
+        return network(x, step.time)
+
     betas = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type")}
-    oracles = {
-        "ddim": DDIMScheduler.from_config(config),
-        "dpmpp_2m": DPMSolverMultistepScheduler.from_config(betas, use_lu_lambdas=True),
-    }
-    for name, oracle in oracles.items():
-        for steps in (1, 2, 4, 20):
-            oracle.set_timesteps(steps)
-            x = start
-            for time in oracle.timesteps:
-                x = oracle.step(model(x, int(time)), time, x, return_dict=False)[0]
-            torch.testing.assert_close(solve(model, start, prepare(config, name, steps)), x, atol=1e-4, rtol=1e-4)
+    oracle: Any = {
+        "ddim": lambda: DDIMScheduler.from_config(config),
+        "dpmpp_2m": lambda: DPMSolverMultistepScheduler.from_config(betas, use_lu_lambdas=True),
+        "unipc": lambda: UniPCMultistepScheduler.from_config(
+            betas, use_exponential_sigmas=True, final_sigmas_type="zero"
+        ),
+    }[name]()
+    oracle.set_timesteps(steps)
+    x, found = start, variance_preserving(config, name, steps)
+    for time, step in zip(oracle.timesteps, found, strict=True):
+        assert abs(step.time - time) <= 1  # diffusers rounds a noise level to its timestep in two ways
+        x = oracle.step(network(x, step.time), time, x, return_dict=False)[0]
+    torch.testing.assert_close(solve(model, start, found), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
+def test_one_flow_in_two_scalings(sampler: str) -> None:
+    """What keeps the variance and what lets it grow are one solver: v-prediction is that of Karras but for its sign."""
+    from vidup.engines.solver import Step, solve, variance_exploding, variance_preserving
+
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+    weights = torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.3
+    start = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def network(x: torch.Tensor, step: Step) -> torch.Tensor:
+        return torch.tanh(x @ weights / (1 + step.sigma))
+
+    kept = variance_preserving({**betas, "prediction_type": "v_prediction"}, sampler, 12)
+    grown, first = variance_exploding({**betas, "prediction_type": "sample"}, sampler, 12)
+    one = solve(lambda x, step: -network(x, step), start, kept)
+    other = solve(network, start * (first**2 + 1) ** 0.5, grown)
+    assert (start - one).abs().max() > 0.1
+    torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
 
 
 def test_the_baseline_takes_fewer_pictures_where_memory_is_short() -> None:

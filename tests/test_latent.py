@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, compiling, enlarge, load
-from vidup.engines.x2 import _LATENTS, LatentX2, prepare
+from vidup.engines.solver import Step, solve, variance_exploding
+from vidup.engines.x2 import _LATENTS, LatentX2
 from vidup.errors import EngineError
 from vidup.picture import noise
 
@@ -75,14 +76,18 @@ def test_the_second_order_solver_is_diffusers(steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weights, start = torch.randn(8, 8, generator=generator) * 0.3, torch.randn(4, 8, generator=generator)
 
-    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    def network(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return torch.tanh(x @ weights / (1 + sigma))
 
-    prepared, first = prepare({**betas, "prediction_type": "sample"}, "dpmpp_2m", steps)
-    x, last = first * start, torch.zeros_like(start)
-    for step in prepared:
-        x0 = denoise(x, step.sigma)
-        x, last = step.x_to_x * x + step.x0_to_x * x0 + step.last_to_x * last, x0
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Table 1 of Karras et al. 2022, with data of variance 1."""
+        return x / (sigma**2 + 1) + sigma / (sigma**2 + 1) ** 0.5 * network(x / (sigma**2 + 1) ** 0.5, sigma)
+
+    def model(x: torch.Tensor, step: Step) -> torch.Tensor:
+        return network(x, step.sigma)
+
+    prepared, first = variance_exploding({**betas, "prediction_type": "sample"}, "dpmpp_2m", steps)
+    x = solve(model, first * start, prepared)
 
     oracle = DPMSolverMultistepScheduler(**betas, prediction_type="sample", use_lu_lambdas=True)
     oracle.set_timesteps(steps)

@@ -60,7 +60,7 @@ class Settings:
     steps: int = option(20, "denoising steps", low=1, high=1000)
     noise_level: int = option(20, "noise given to the input; more lets the model invent more", low=0, high=999)
     seed: int = option(0, "same seed, same pixels", low=0, high=2**63 - 1)
-    sampler: Literal["dpmpp_2m", "ddim"] = option("dpmpp_2m", "the solver; ddim is as on the hub")
+    sampler: Literal["dpmpp_2m", "unipc", "ddim"] = option("dpmpp_2m", "the solver; ddim is as on the hub")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
         "auto", "precision of the model; auto is float16 on cuda, else float32"
     )

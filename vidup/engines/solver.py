@@ -1,79 +1,186 @@
-"""The solver: per-step scalars prepared once, then one short loop over (model, x).
+"""The solver: the scalars of every step prepared once, then one short loop over the model's answers.
 
-`ddim` follows Song et al. 2020 (eta 0) on the checkpoint's own timesteps; `dpmpp_2m` is DPM-Solver++(2M) of Lu et al.
-2022, uniform in log-SNR. Timesteps and noise levels come from diffusers' schedulers, so they are those of the hub.
+Everything is told in the terms of Karras et al. 2022 and k-diffusion. A noisy sample of the noise level sigma is
+x = signal * (x0 + sigma * noise); `signal` is 1 / sqrt(sigma^2 + 1) for models that keep the variance, else 1.
+A network is preconditioned: x0 = skip * x + out * network(scale * x, time). From one noise level to the next
+x / signal follows a flow whose exact solution, were x0 constant, is after / now * x + (1 - after / now) * x0. A sampler
+is one function: it says with which weights the answers so far stand for that x0.
+
+Timesteps and noise levels come from diffusers' schedulers, so they are those of the hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from vidup.config import Settings
 from vidup.errors import EngineError
 
-Model = Callable[[torch.Tensor, int], torch.Tensor]
-"""(noisy latents, timestep) -> prediction, of the same shape."""
+Levels = tuple[float, float]
+"""The noise level that a step begins at, and the one that it leads to."""
+
+Weights = tuple[float, ...]
+"""Of a sample x, then of the answers x0, the newest first."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of the model and the update after it.
+    """One evaluation of the model and the update after it."""
 
-    With the noisy x = alpha * x0 + sigma * noise, the model's answer gives x0 = x_to_x0 * x + answer_to_x0 * answer,
-    and the next x is x_to_x * x + x0_to_x * x0 + last_to_x * (x0 of the step before).
+    sigma: float
+    time: float
+    """What the network is told of the noise: its timestep, or log(sigma) / 4."""
+    scale: float
+    skip: float
+    out: float
+    predict: Weights
+    """Of this sample and the answers, in the next sample."""
+    correct: Weights = ()
+    """Of the sample before and the answers, in this sample once its own answer is known; empty where it stays."""
+
+
+Model = Callable[[torch.Tensor, Step], torch.Tensor]
+"""(scale * x, step) -> the network's answer, of the same shape."""
+
+
+def solve(model: Model, x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
+    """Follow the probability flow from noise to a sample.
+
+    Args:
+        x: noise of any shape, of the first step's level.
+
+    Returns:
+        x0, of the same shape and dtype.
     """
+    before, answers = x, list[torch.Tensor]()
+    for step in steps:
+        answer = model(x if step.scale == 1 else step.scale * x, step)
+        answers = [step.skip * x + step.out * answer, *answers[:2]]
+        if step.correct:
+            x = _sum(step.correct, before, answers)
+        before, x = x, _sum(step.predict, x, answers)
+    return x
 
-    timestep: int
-    x_to_x0: float
-    answer_to_x0: float
-    x_to_x: float
-    x0_to_x: float
-    last_to_x: float
+
+def _sum(weights: Weights, x: torch.Tensor, answers: list[torch.Tensor]) -> torch.Tensor:
+    x = weights[0] * x + weights[1] * answers[0]
+    for weight, answer in zip(weights[2:], answers[1:], strict=False):
+        if weight:
+            x = x + weight * answer
+    return x
 
 
-def prepare(config: Mapping[str, Any], sampler: str, steps: int) -> list[Step]:
-    """The scalars of every step.
+def ddim(levels: Sequence[Levels]) -> tuple[Weights, Weights]:
+    """The newest answer alone: Song et al. 2020 with eta 0, which in these terms is Euler's method."""
+    now, after = levels[-1]
+    return (after / now, 1 - after / now), ()
+
+
+def dpmpp_2m(levels: Sequence[Levels]) -> tuple[Weights, Weights]:
+    """The line through the last two answers: DPM-Solver++(2M) of Lu et al. 2022."""
+    (keep, gain), _ = ddim(levels)
+    lean = 0.0  # how far to go on from the answer before
+    if len(levels) > 1 and levels[-1][1] > 0:
+        lean = _span(levels[-1]) / _span(levels[-2]) / 2
+    return (keep, gain * (1 + lean), -gain * lean), ()
+
+
+def unipc(levels: Sequence[Levels]) -> tuple[Weights, Weights]:
+    """`dpmpp_2m`, and each sample corrected by its own answer: UniPC of order 2 with B2(h), Zhao et al. 2023."""
+    predict, _ = dpmpp_2m(levels)
+    if len(levels) == 1:
+        return predict, ()
+    (keep, gain), _ = ddim(levels[:-1])
+    if len(levels) == 2:
+        return predict, (keep, gain / 2, gain / 2)
+    h = _span(levels[-2])
+    reach = _span(levels[-3]) / h
+    # How far to go along the differences of the older and of the newer answer to the one between: the two conditions
+    # of order 2, equations (9) and (10) of the paper.
+    first, second = 1 / gain - 1 / h, (1 - 2 * (1 - gain / h) / h) / gain
+    older = (first - second) / (1 + reach)
+    newer = first - older
+    return predict, (keep, gain * newer, gain * (1 - newer + older / reach), -gain * older / reach)
+
+
+def _span(levels: Levels) -> float:
+    """Of a step, in the logarithm of the noise level."""
+    return math.log(levels[0] / levels[1])
+
+
+SAMPLERS: dict[str, Callable[[Sequence[Levels]], tuple[Weights, Weights]]] = {
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "unipc": unipc,
+}
+"""From the levels of the steps so far to the weights of the last one, `predict` and `correct`, where signal is 1."""
+
+
+def variance_preserving(config: Mapping[str, Any], sampler: str, steps: int) -> list[Step]:
+    """The steps of a model whose noisy samples keep the variance, from pure noise of variance 1.
 
     Args:
         config: the checkpoint's scheduler configuration, as diffusers saves it.
-        sampler: ``ddim`` or ``dpmpp_2m``.
+        sampler: of `SAMPLERS`; ``ddim`` takes the checkpoint's own timesteps, the others levels that are uniform in
+            their logarithm.
         steps: evaluations of the model.
 
     Raises:
         EngineError: the checkpoint predicts something else than epsilon, v or x0, or has fewer timesteps.
     """
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction", "sample"):
-        raise EngineError(f"the scheduler's prediction_type is {kind!r}: expected epsilon, v_prediction or sample")
-    known = config.get("num_train_timesteps", 1000)
-    if steps > known:
-        raise EngineError(f"steps = {steps}: the model knows {known} timesteps; take no more")
-    return _ddim(config, steps, kind) if sampler == "ddim" else _dpmpp_2m(config, steps, kind)
+    kind = _check(config, steps, ("epsilon", "v_prediction", "sample"))
+    if sampler == "ddim":
+        times, levels = _own_timesteps(config, steps)
+    else:
+        names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        given = {name: config[name] for name in names if name in config}
+        scheduler = DPMSolverMultistepScheduler.from_config(given, prediction_type=kind, use_lu_lambdas=True)
+        scheduler.set_timesteps(steps)
+        times, levels = [int(time) for time in scheduler.timesteps], _pairs(scheduler.sigmas.double().tolist())
+
+    def precondition(sigma: float) -> tuple[float, float, float]:
+        signal = 1 / math.sqrt(1 + sigma**2)
+        known = {"v_prediction": (signal, -sigma * signal), "epsilon": (1 / signal, -sigma), "sample": (0.0, 1.0)}
+        return 1.0, *known[kind]  # v is that of Salimans and Ho 2022
+
+    return _steps(times, levels, SAMPLERS[sampler], precondition, lambda sigma: 1 / math.sqrt(1 + sigma**2))
 
 
-def solve(model: Model, x: torch.Tensor, steps: list[Step]) -> torch.Tensor:
-    """Follow the probability flow from noise to a sample.
+def variance_exploding(config: Mapping[str, Any], sampler: str, steps: int) -> tuple[list[Step], float]:
+    """The steps of a model that is preconditioned as in Karras et al. 2022, table 1, with data of variance 1.
 
     Args:
-        x: standard normal noise of any shape.
+        config, sampler, steps: as for `variance_preserving`; with ``ddim`` the noise levels are the checkpoint's own.
 
     Returns:
-        x0, of the same shape and dtype.
+        The steps, and the standard deviation of the noise to begin with.
+
+    Raises:
+        EngineError: the scheduler expects something else than x0, or has fewer timesteps.
     """
-    last = torch.zeros_like(x)
-    for step in steps:
-        x0 = step.x_to_x0 * x + step.answer_to_x0 * model(x, step.timestep)
-        x = step.x_to_x * x + step.x0_to_x * x0
-        if step.last_to_x:
-            x = x + step.last_to_x * last
-        last = x0
-    return x
+    _check(config, steps, ("sample", "original_sample"))
+    scheduler = EulerDiscreteScheduler.from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    start = float(scheduler.init_noise_sigma)
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    if sampler != "ddim":
+        cumulative = scheduler.alphas_cumprod.double().numpy()
+        start, smallest = (math.sqrt(1 / cumulative[end] - 1) for end in (-1, 0))
+        sigmas = [*np.geomspace(start, smallest, steps).tolist(), 0.0]
+
+    def precondition(sigma: float) -> tuple[float, float, float]:
+        shrink = (sigma**2 + 1) ** -0.5
+        return shrink, shrink**2, sigma * shrink
+
+    times = [float(torch.tensor(sigma).log() / 4) for sigma in sigmas[:-1]]
+    return _steps(times, _pairs(sigmas), SAMPLERS[sampler], precondition, lambda sigma: 1.0), start
 
 
 def interval(settings: Settings, steps: int) -> list[bool]:
@@ -84,56 +191,52 @@ def interval(settings: Settings, steps: int) -> list[bool]:
     return [settings.guidance_start <= index / steps < settings.guidance_end for index in range(steps)]
 
 
-def _ddim(config: Mapping[str, Any], steps: int, kind: str) -> list[Step]:
-    if config.get("clip_sample", True) or config.get("thresholding", False):
-        config = {**config, "clip_sample": False, "thresholding": False}  # latents have no range to clip to
-    scheduler = DDIMScheduler.from_config(dict(config))
+def _check(config: Mapping[str, Any], steps: int, kinds: tuple[str, ...]) -> str:
+    kind = str(config.get("prediction_type", "epsilon"))
+    if kind not in kinds:
+        raise EngineError(f"the scheduler's prediction_type is {kind!r}: expected {' or '.join(kinds)}")
+    known = config.get("num_train_timesteps", 1000)
+    if steps > known:
+        raise EngineError(f"steps = {steps}: the model knows {known} timesteps; take no more")
+    return kind
+
+
+def _own_timesteps(config: Mapping[str, Any], steps: int) -> tuple[list[int], list[Levels]]:
+    """Those of the checkpoint, each with the level that DDIM leads to, which need not be that of the next timestep."""
+    # Latents have no range to clip to.
+    scheduler = DDIMScheduler.from_config({**config, "clip_sample": False, "thresholding": False})
     scheduler.set_timesteps(steps)
     cumulative = scheduler.alphas_cumprod.double().numpy()
-    times = [int(t) for t in scheduler.timesteps]
     stride = scheduler.config.num_train_timesteps // steps
-    prepared = []
-    for time in times:
-        before = time - stride
-        after = cumulative[before] if before >= 0 else float(scheduler.final_alpha_cumprod)
-        alpha, sigma = cumulative[time] ** 0.5, (1 - cumulative[time]) ** 0.5
-        next_alpha, next_sigma = after**0.5, (1 - after) ** 0.5
-        # noise = (x - alpha * x0) / sigma, so x' = next_alpha * x0 + next_sigma * noise
-        ratio = next_sigma / sigma
-        prepared.append(Step(time, *_to_x0(kind, alpha, sigma), ratio, next_alpha - ratio * alpha, 0.0))
-    return prepared
+
+    def level(time: int) -> float:
+        signal = cumulative[time] if time >= 0 else float(scheduler.final_alpha_cumprod)
+        return math.sqrt((1 - signal) / signal)
+
+    times = [int(time) for time in scheduler.timesteps]
+    return times, [(level(time), level(time - stride)) for time in times]
 
 
-def _dpmpp_2m(config: Mapping[str, Any], steps: int, kind: str) -> list[Step]:
-    scheduler = DPMSolverMultistepScheduler.from_config(
-        {
-            key: config[key]
-            for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-            if key in config
-        },
-        prediction_type=kind,
-        use_lu_lambdas=True,
-    )
-    scheduler.set_timesteps(steps)
-    ratios = scheduler.sigmas.double().numpy()  # sigma / alpha of each step and of its end
-    alphas = 1 / np.sqrt(1 + ratios**2)
-    sigmas = ratios * alphas
-    prepared: list[Step] = []
-    for index, time in enumerate(int(t) for t in scheduler.timesteps):
-        alpha, sigma, alpha_end, sigma_end = alphas[index], sigmas[index], alphas[index + 1], sigmas[index + 1]
-        shrink = sigma_end / sigma
-        gain = alpha_end - shrink * alpha  # = -alpha_end * expm1(-h), with h the step in log-SNR / 2
-        lean = 0.0  # how far the second order leans on the difference to the step before
-        if index and sigma_end > 0:
-            h = np.log(ratios[index] / ratios[index + 1])
-            before = np.log(ratios[index - 1] / ratios[index])
-            lean = h / before / 2
-        prepared.append(Step(time, *_to_x0(kind, alpha, sigma), shrink, gain * (1 + lean), -gain * lean))
-    return prepared
+def _pairs(sigmas: Sequence[float]) -> list[Levels]:
+    return list(zip(sigmas, sigmas[1:], strict=False))
 
 
-def _to_x0(kind: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """x0 from x and the model's answer; v is that of Salimans and Ho 2022."""
-    if kind == "v_prediction":
-        return alpha, -sigma
-    return (1 / alpha, -sigma / alpha) if kind == "epsilon" else (0.0, 1.0)
+def _steps(
+    times: Sequence[float],
+    levels: Sequence[Levels],
+    sampler: Callable[[Sequence[Levels]], tuple[Weights, Weights]],
+    precondition: Callable[[float], tuple[float, float, float]],
+    signal: Callable[[float], float],
+) -> list[Step]:
+    """With the weights for samples that are scaled by their `signal`."""
+
+    def scaled(weights: Weights, source: float, target: float) -> Weights:
+        keep, *gains = weights
+        return (keep * signal(target) / signal(source), *(signal(target) * gain for gain in gains))
+
+    found = []
+    for index, (time, (now, after)) in enumerate(zip(times, levels, strict=True)):
+        predict, correct = sampler(levels[: index + 1])
+        correct = correct and scaled(correct, levels[index - 1][0], now)
+        found.append(Step(now, time, *precondition(now), scaled(predict, now, after), correct))
+    return found

@@ -1,23 +1,19 @@
 """Stable Diffusion x2: the latent upscaler, run as its authors do, over diffusers' UNet and VAE.
 
 The VAE encodes a frame, the UNet denoises latents of twice the size that are conditioned on the frame's own, the VAE
-decodes. The UNet is preconditioned as in Karras et al. 2022 (table 1): with noise of standard deviation sigma on x,
-
-    x0 = x / (sigma^2 + 1) + sigma / sqrt(sigma^2 + 1) * answer(x / sqrt(sigma^2 + 1), log(sigma) / 4).
+decodes. The UNet is preconditioned as in Karras et al. 2022, see `solver.variance_exploding`.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
@@ -37,16 +33,6 @@ _NOISE_EMBEDDING = 128  # cosines and sines of the noise level, which is 0: ones
 
 # What the plan counts with: tensors of the widest stage that are alive at once, measured on the true architecture.
 _UNET_TENSORS, _ENCODER_TENSORS = 14, 5
-
-
-@dataclass(frozen=True)
-class Step:
-    """One evaluation and the update after it: x' = x_to_x * x + x0_to_x * x0 + last_to_x * (x0 of the step before)."""
-
-    sigma: float
-    x_to_x: float
-    x0_to_x: float
-    last_to_x: float = 0.0
 
 
 class LatentX2:
@@ -74,14 +60,14 @@ class LatentX2:
         self.unet_width, self._unet_config = parts.unet.config.block_out_channels[0], parts.unet.config
         self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.active else None)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.steps, self.start = prepare(parts.scheduler, settings.sampler, settings.steps)
+        self.steps, self.start = solver.variance_exploding(parts.scheduler, settings.sampler, settings.steps)
 
         # With equal embeddings guidance is the identity.
         differ = settings.guidance_scale > 1 and not torch.equal(parts.text[0], parts.text[1])
         self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
         self.text, self.pooled = parts.text.to(device), parts.pooled.to(device)
-        self.times = {step.sigma: torch.tensor(step.sigma, device=device).log() / 4 for step in self.steps}
+        self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
         self._conditions = lru_cache(maxsize=4)(self._make_conditions)
         self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=4)(self._make_field)
@@ -159,23 +145,19 @@ class LatentX2:
     def _sample(
         self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Plan, weights: torch.Tensor, batch: int
     ) -> torch.Tensor:
-        last = torch.zeros_like(x)
-        for step, guided in zip(self.steps, self.guides, strict=True):
-            shrink = (step.sigma**2 + 1) ** -0.5
-            inputs = torch.cat([shrink * x, image], 1).to(self.dtype)
-            answer = windows.blend(
-                partial(self._evaluate, step=step, guided=guided), inputs, plan, plan, weights, batch
-            )
-            x0 = shrink**2 * x + step.sigma * shrink * answer
-            x = step.x_to_x * x + step.x0_to_x * x0 + step.last_to_x * last
-            last = x0
-        return x
+        guides = iter(self.guides)
 
-    def _evaluate(self, batch: torch.Tensor, step: Step, guided: bool) -> torch.Tensor:
+        def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
+            evaluate = partial(self._evaluate, step=step, guided=next(guides))
+            return windows.blend(evaluate, torch.cat([x, image], 1).to(self.dtype), plan, plan, weights, batch)
+
+        return solver.solve(model, x, self.steps)
+
+    def _evaluate(self, batch: torch.Tensor, step: solver.Step, guided: bool) -> torch.Tensor:
         text, condition = self._conditions(len(batch), guided)
         answer: torch.Tensor = self.unet(
             torch.cat([batch, batch]) if guided else batch,
-            self.times[step.sigma],
+            self.times[step.time],
             encoder_hidden_states=text,
             timestep_cond=condition,
             return_dict=False,
@@ -278,39 +260,3 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
         text, pooled = answer.hidden_states[-1].to(unet_dtype), answer.pooler_output.to(unet_dtype)
         scheduler = hub.read_json(folder, "scheduler/scheduler_config.json")
         return Parts(unet, vae, text, pooled, scheduler, hub.identity(folder, half))
-
-
-def prepare(config: Mapping[str, Any], sampler: str, steps: int) -> tuple[list[Step], float]:
-    """The steps from noise to a sample, and the standard deviation of the noise to begin with.
-
-    ``ddim`` is Euler's method on the checkpoint's own noise levels, as the authors run it: with this preconditioning
-    the two are one. ``dpmpp_2m`` is DPM-Solver++(2M) of Lu et al. 2022 on levels that are uniform in their logarithm.
-
-    Args:
-        config: the checkpoint's scheduler configuration, as diffusers saves it.
-
-    Raises:
-        EngineError: the scheduler expects something else than x0, or has fewer timesteps.
-    """
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in ("sample", "original_sample"):
-        raise EngineError(f"the scheduler's prediction_type is {kind!r}: the x2 upscaler's is sample")
-    known = config.get("num_train_timesteps", 1000)
-    if steps > known:
-        raise EngineError(f"steps = {steps}: the model knows {known} timesteps; take no more")
-    scheduler = EulerDiscreteScheduler.from_config(dict(config))
-    scheduler.set_timesteps(steps)
-    if sampler == "ddim":
-        sigmas = [float(sigma) for sigma in scheduler.sigmas]
-        euler = [Step(now, after / now, 1 - after / now) for now, after in zip(sigmas, sigmas[1:], strict=False)]
-        return euler, float(scheduler.init_noise_sigma)
-    cumulative = scheduler.alphas_cumprod.double().numpy()
-    largest, smallest = (math.sqrt(1 / cumulative[end] - 1) for end in (-1, 0))
-    levels = [*np.geomspace(largest, smallest, steps).tolist(), 0.0]
-    multistep = []
-    for index, (now, after) in enumerate(zip(levels, levels[1:], strict=False)):
-        gain, lean = 1 - after / now, 0.0
-        if index and after > 0:
-            lean = math.log(now / after) / math.log(levels[index - 1] / now) / 2
-        multistep.append(Step(now, after / now, gain * (1 + lean), -gain * lean))
-    return multistep, largest

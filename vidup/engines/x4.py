@@ -61,7 +61,7 @@ class DiffusionX4:
             channels = self.vae.config.latent_channels
             self.vae, own = load_tiny(settings.vae, channels, self.scale, home, self.dtype)
             self.identity = f"{self.identity}+{own}"
-        self.steps = solver.prepare(parts.scheduler, settings.sampler, settings.steps)
+        self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
 
         # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
         differ = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
@@ -87,7 +87,7 @@ class DiffusionX4:
         cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
         self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
         # On the device once: the loop neither copies nor waits. Frames of a job have one size.
-        self.times = {step.timestep: torch.tensor(step.timestep, device=device) for step in self.steps}
+        self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
         self._plan = lru_cache(maxsize=4)(self._make_plan)
         self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=8)(self._make_field)
@@ -122,8 +122,8 @@ class DiffusionX4:
 
         guides = iter(self.guides)
 
-        def model(x: torch.Tensor, time: int) -> torch.Tensor:
-            return self._predict(torch.cat([x, noisy], 1), time, plan, size, next(guides))
+        def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
+            return self._predict(torch.cat([x, noisy], 1), step.time, plan, size, next(guides))
 
         with at_work(self._unet_moves):
             x0 = solver.solve(model, start, self.steps)
@@ -146,7 +146,7 @@ class DiffusionX4:
         whole = limits(torch.device("meta"))
         return evaluations * once + planner.decoder_flops(self.decoder, height, width, whole), float(evaluations)
 
-    def _predict(self, inputs: torch.Tensor, time: int, plan: tiling.Plan, size: int, guided: bool) -> torch.Tensor:
+    def _predict(self, inputs: torch.Tensor, time: float, plan: tiling.Plan, size: int, guided: bool) -> torch.Tensor:
         """The UNet's answer for every pixel, blended over the windows that see it, `size` windows in a call."""
         inputs = inputs.to(self.dtype)
         channels = self.vae.config.latent_channels

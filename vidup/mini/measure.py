@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
 from vidup.engines.detail import DetailAutoencoder, down, up
-from vidup.engines.solver import prepare, solve
+from vidup.engines.solver import Step, solve, variance_preserving
 from vidup.mini.degrade import reduced
 from vidup.mini.model import TEXT_WIDTH, make_low_res_scheduler, make_scheduler
 from vidup.mini.pictures import picture
@@ -77,13 +77,13 @@ def enlarged(
     condition = make_low_res_scheduler().add_noise(padded, noise, level)
     text = torch.zeros(count, 77, TEXT_WIDTH, device=low.device)
 
-    def model(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+    def model(latents: torch.Tensor, step: Step) -> torch.Tensor:
         both = torch.cat([latents, condition], 1)
-        answer: torch.Tensor = unet(both, timestep, text, class_labels=level.to(low.device)).sample
+        answer: torch.Tensor = unet(both, step.time, text, class_labels=level.to(low.device)).sample
         return answer
 
     latents = field(seed, LATENTS, 48, *shape).expand(count, -1, -1, -1).to(low.device)
-    latents = solve(model, latents, prepare(make_scheduler().config, *way))
+    latents = solve(model, latents, variance_preserving(make_scheduler().config, *way))
     detail = vae.decode(latents / vae.config.scaling_factor)[0][..., : 4 * height, : 4 * width]
     return (up(low) + detail / 2).clamp(0, 1)
 
