@@ -241,6 +241,41 @@ class Bad:
     def missing_preset_file(self):
         return self.upscale(self.clip(), "-p", "none.toml"), "none.toml"
 
+    def preset(self, text: str, named: str):
+        path = self.folder / "own.toml"
+        path.write_text(text)
+        return self.upscale(self.clip(), "-p", str(path)), named
+
+    def preset_with_a_number_of_5000_digits(self):
+        return self.preset("steps = " + "9" * 5000, "own.toml: cannot be read: Exceeds the limit")
+
+    def preset_with_a_hexadecimal_number_of_9000_digits(self):
+        return self.preset("seed = 0x" + "f" * 9000, "own.toml: seed = a number of thousands of digits: expected 0 to")
+
+    def preset_with_a_time_that_no_float_holds(self):
+        return self.preset("start = 1" + "0" * 400, "own.toml: start = 1")
+
+    def preset_of_lists_in_lists(self):
+        return self.preset("steps = " + "[" * 20_000, "own.toml: cannot be read: ")
+
+    def preset_that_is_large(self):
+        return self.preset("# " + "x" * (1 << 20), "own.toml: cannot be read: is no file, or one of more than")
+
+    def preset_that_is_a_pipe(self):
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no pipes with a name")
+        os.mkfifo(self.folder / "pipe.toml")
+        return self.upscale(self.clip(), "-p", str(self.folder / "pipe.toml")), "pipe.toml: cannot be read: is no file"
+
+    def memory_that_no_machine_has(self):
+        return self.upscale(self.clip(), "--max-memory", "9" * 400 + "G"), "max_memory = '999"
+
+    def subtitles_in_two_files(self):
+        path = self.clip().with_suffix(".idx")
+        path.write_text("# VobSub index file, v7\nsize: 720x576\n")
+        path.with_suffix(".sub").write_bytes(self.clip("other.mp4").read_bytes())
+        return self.upscale(path), "clip.idx: is damaged, or is a list of other files, which is not followed"
+
     def unknown_codec(self):
         return self.upscale(self.clip(), "--codec", "libx999"), "codec = 'libx999'"
 
@@ -301,6 +336,13 @@ class Bad:
     def unknown_model(self):
         return self.upscale(self.clip(), "--model", "x5"), "model = 'x5'"
 
+    def model_that_is_a_pipe(self):
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no pipes with a name")
+        os.mkfifo(self.folder / "weights.safetensors")
+        model = str(self.folder / "weights.safetensors")
+        return self.upscale(self.clip(), "--model", model), "weights.safetensors': is a pipe or a device"
+
     def model_folder_that_lacks_a_part(self):
         folder = self.folder / "model"
         shutil.copytree(Path(vidup.__file__).parent / "mini" / "checkpoint", folder)
@@ -308,7 +350,7 @@ class Bad:
         return self.upscale(self.clip(), "--model", str(folder)), "the folder lacks vae"
 
 
-KINDS = [name for name in vars(Bad) if name not in ("clip", "upscale", "truncated") and not name.startswith("_")]
+KINDS = [name for name in vars(Bad) if name not in ("clip", "upscale", "truncated", "preset") and not name.startswith("_")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

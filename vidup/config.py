@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import stat
 import tomllib
 import types
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from vidup.errors import ConfigError
+from vidup.errors import ConfigError, first_line
 
 Config = TypeVar("Config", "Settings", "Runtime")
 
@@ -69,7 +70,9 @@ class Settings:
         "full", "attention of the decoder: over the whole frame, or in windows, which is faster and near it"
     )
     tokenizer: str | None = option(None, "folder of a CLIP tokenizer, for a prompt with a model that is a single file")
-    tile: int = option(0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0)
+    tile: int = option(
+        0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0, high=32768
+    )
     tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)
     anchor: int = option(
         5, "rounds that pull the result back to the input's colours and light; 0 is off", low=0, high=100
@@ -102,8 +105,8 @@ class Settings:
     segment_frames: int = option(
         96, "frames that are encoded on their own: what a stopped job loses at most", low=1, high=100_000
     )
-    start: float = option(0.0, "begin at this time of the input, in seconds", low=0)
-    duration: float | None = option(None, "take this many seconds", low=0)
+    start: float = option(0.0, "begin at this time of the input, in seconds", low=0, high=1_000_000_000)
+    duration: float | None = option(None, "take this many seconds", low=0, high=1_000_000_000)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -139,7 +142,7 @@ class Runtime:
     )
     max_memory: str | None = option(None, "memory of the device that may be taken, such as 8G")
     offload: bool = option(False, "keep on the device only the part of the model that is at work")
-    workers: int = option(1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1)
+    workers: int = option(1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1, high=1024)
     ray: str | None = option(None, "address of a running ray cluster")
     verify: Literal["full", "fast"] = option("full", "decode all of the result to prove it, or samples")
     strict: bool = option(False, "a stream that would be lost is an error")
@@ -161,9 +164,10 @@ class Runtime:
 def _bytes(name: str, text: str) -> int:
     """``8G``, ``512M`` or plain bytes, in powers of 1024."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"{name} = {text!r}: expected a size such as 8G or 512M")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    size = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match is not None else 0
+    if not 1 <= size < 2**63:
+        raise ConfigError(f"{name} = {_shown(text)}: expected a size such as 8G or 512M")
+    return int(size)
 
 
 def preset_names() -> list[str]:
@@ -239,6 +243,10 @@ def _layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, An
     return {**(_read_preset(own) if own is not None else {}), **table}
 
 
+_MOST_BYTES = 1 << 20
+"""Of a preset."""
+
+
 def _presets_folder() -> Path:
     packaged = Path(str(resources.files("vidup"))) / "configs"  # in a wheel
     return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"  # in a checkout
@@ -254,9 +262,12 @@ def _read_preset(preset: str | Path) -> dict[str, Any]:
                 ", or a path that ends in .toml"
             )
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # to open a pipe would wait for its writer
+            raise ConfigError(f"preset {path}: cannot be read: is no file, or one of more than {_MOST_BYTES} bytes")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"preset {path}: cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists
+        raise ConfigError(f"preset {path}: cannot be read: {first_line(error)}") from None
     known = _known(table, f"preset {path}")
     try:
         Settings(**known)
@@ -271,7 +282,7 @@ def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(names)}"
-            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+            raise ConfigError(f"{where}: unknown key {_shown(key)}{hint}")
     return dict(table)
 
 
@@ -280,14 +291,23 @@ def _check(config: Settings | Runtime) -> None:
     for spec in fields(config):
         value, hint = getattr(config, spec.name), hints[spec.name]
         if not _fits(value, hint):
-            raise ConfigError(f"{spec.name} = {value!r}: expected {_describe(hint)}")
+            raise ConfigError(f"{spec.name} = {_shown(value)}: expected {_describe(hint)}")
         low, high = spec.metadata["low"], spec.metadata["high"]
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if is_number and not (float("-inf") if low is None else low) <= value <= (
             float("inf") if high is None else high
         ):  # false for nan, too
             wanted = f"{low} or more" if high is None else f"{low} to {high}"
-            raise ConfigError(f"{spec.name} = {value!r}: expected {wanted}")
+            raise ConfigError(f"{spec.name} = {_shown(value)}: expected {wanted}")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: its beginning, where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fits(value: Any, hint: Any) -> bool:

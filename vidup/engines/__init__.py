@@ -206,6 +206,8 @@ def _is_checkpoint(model: str) -> bool:
     path = Path(model)
     if path.suffix.lower() not in WEIGHTS or path.is_dir():
         return False
+    if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+        raise EngineError(f"model = {model!r}: is a pipe or a device; save it to a file")
     from vidup.engines.checkpoint import is_stable_diffusion
 
     return not is_stable_diffusion(path)

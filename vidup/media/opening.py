@@ -34,6 +34,7 @@ _INDIRECT = {
     "sap",
     "sdp",
     "tty",
+    "vobsub",
     "webm_dash_manifest",
 }
 _MOST_FAILURES = 1000  # of a demuxer, one after another, that are tolerated
