@@ -403,7 +403,7 @@ from pathlib import Path
 import psutil
 sys.path[:0] = {path!r}
 from test_execute import whereabouts
-from vidup.execute import execute
+from vidup.job.execute import execute
 
 def told(item, result):
     print("result", item, result[2], *[each.pid for each in psutil.Process().children(recursive=True)], flush=True)

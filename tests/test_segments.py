@@ -268,7 +268,7 @@ class TestStore:
 HOLD = """
 import sys, time
 from pathlib import Path
-from vidup.segments import open_store
+from vidup.job.store import open_store
 store = open_store(Path(sys.argv[1]), {})
 print("locked", flush=True)
 time.sleep(60)
@@ -366,7 +366,7 @@ class TestDisk:
 KILLED = """
 import sys
 from pathlib import Path
-from vidup.segments import open_store, plan_segments
+from vidup.job.store import open_store, plan_segments
 folder = Path(sys.argv[1])
 store, number = open_store(folder, {"version": "1"}), 0
 print("begun", flush=True)
