@@ -142,7 +142,9 @@ class Runtime:
     )
     max_memory: str | None = option(None, "memory of the device that may be taken, such as 8G")
     offload: bool = option(False, "keep on the device only the part of the model that is at work")
-    workers: int = option(1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1, high=1024)
+    workers: int = option(
+        1, "segments that are upscaled at once, each by a process of its own (needs ray)", low=1, high=1024
+    )
     ray: str | None = option(None, "address of a running ray cluster")
     verify: Literal["full", "fast"] = option("full", "decode all of the result to prove it, or samples")
     strict: bool = option(False, "a stream that would be lost is an error")
