@@ -20,10 +20,12 @@ from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
 from vidup.media import encoder
-from vidup.media.codecs import DEFAULTS, SVT_KEYS, X264_KEYS, X265_KEYS
+from vidup.media.codecs import DEFAULTS
 from vidup.media.containers import MATROSKA
 from vidup.media.encoder import Encoding, choose, limits, loses, open_context, to_av
 from vidup.media.hdr import dynamic_hdr, read_hdr
+from vidup.media.options import encoder_options
+from vidup.media.trial import objections
 
 FAST = {
     "libx264": {"preset": "ultrafast"},
@@ -64,8 +66,8 @@ def chosen(codec: str, size: tuple[int, int] = (128, 96), info: MediaInfo | None
     )
 
 
-def encoded(encoding: Encoding, path: Path) -> Path:
-    """A file of four frames of noise."""
+def encoded(encoding: Encoding, path: Path, count: int = 4) -> Path:
+    """A file of a few frames of noise that moves."""
     form = encoder.planar(encoding.pix_fmt)
     blank = av.VideoFrame(encoding.width, encoding.height, form)
     rng = np.random.default_rng(0)
@@ -77,8 +79,9 @@ def encoded(encoding: Encoding, path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoding.codec, rate=25)
         open_context(stream.codec_context, encoding)
-        for index in range(4):
-            frame = Frame(planes, form, encoding.color, 40 * index, 40, Fraction(1, 1000))
+        for index in range(count):
+            moved = tuple(np.roll(plane, index, 1) for plane in planes)
+            frame = Frame(moved, form, encoding.color, 40 * index, 40, Fraction(1, 1000))
             container.mux(stream.encode(to_av(frame, encoding)))
         container.mux(stream.encode(None))
     return path
@@ -125,7 +128,7 @@ def test_priority_that_must_not_be_asked_for_is_left(monkeypatch: pytest.MonkeyP
 def test_available_encoders_open_and_tell_their_defaults():
     found = encoder.available()
     assert {"libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1", "prores_ks"} <= set(found) <= set(DEFAULTS)
-    assert "crf=18" in found["libx264"] and "profile=3" in found["prores_ks"]
+    assert "crf=18" in found["libx264"] and "profile=auto" in found["prores_ks"]
     for codec in found:
         assert chosen(codec, (256, 256)).codec == codec
 
@@ -138,7 +141,7 @@ def test_hardware_that_is_not_there_is_one_clear_error(codec: str, monkeypatch: 
     with pytest.raises(ConfigError, match=rf"{codec}.*cannot be opened on this machine.*NVIDIA.*libx264"):
         chosen(codec)
     # What it would be given where there is one.
-    options = encoder._options(codec, Settings(codec=codec, crf=23, encoder_options={"preset": "p7"}), HDR10)
+    options = encoder_options(codec, Settings(codec=codec, crf=23, encoder_options={"preset": "p7"}), HDR10)
     assert options == {**DEFAULTS[codec].options, "cq": "23", "preset": "p7"}
 
 
@@ -160,18 +163,30 @@ def test_a_format_stands_for_its_encoder(name: str, codec: str):
         ("libx264", "presett", "slow", "presett: libx264 does not know it"),
         ("libx264", "preset", "slowish", "libx264 refuses 128x96"),
         ("ffv1", "crf", "3", "crf: ffv1 does not know it"),
-        ("libx264", "x264-params", "subm=7", "libx264 does not know 'subm'; did you mean 'subme'"),
-        ("libx264", "x264-params", "deblock=1,1:no-mbtre=1", "does not know 'no-mbtre'; did you mean 'mbtree'"),
-        ("libx264", "x264opts", "rc_lookahea=7", "did you mean 'rc-lookahead'"),
-        ("libx264", "x264-params", "subme", "'subme': expected key=value"),
-        ("libx264", "x264-params", "subme=high", "subme=high: the encoder would ignore it"),
+        ("libx264", "x264-params", "subm=7", "Error parsing option 'subm = 7'"),
+        ("libx264", "x264-params", "deblock=1,1:no-mbtre=1", "Error parsing option 'no-mbtre = 1'"),
+        ("libx264", "x264-params", "cqm4=16,16,16", "Error parsing option 'cqm4 = 16,16,16'"),
+        ("libx264", "x264-params", "cll=1", "Error parsing option 'cll = 1'"),
+        ("libx264", "x264opts", "rc_lookahea=7", "bad option 'rc_lookahea'"),
+        ("libx264", "x264-params", "subme", "Error setting option x264-params"),
+        ("libx264", "x264-params", "subme=high", "Error parsing option 'subme = high'"),
+        ("libx264", "maxrate", "100000", "VBV maxrate specified, but no bufsize, ignored"),
+        ("libx264", "global_quality", "3", "global_quality: libx264 does not go by it"),
         ("libx264", "x264-params", "mastering-display=G(1)", r"expected G\(x,y\)B"),
-        ("libx265", "x265-params", "aqmode=2", "libx265 does not know 'aqmode'; did you mean 'aq-mode'"),
-        ("libx265", "x265-params", "max-cll=1000", "expected two numbers"),
-        ("libx265", "x265-params", "subme=99", "libx265 refuses 128x96"),
-        ("libx265", "x265-params", "zzzz=1", "libx265 does not know 'zzzz'"),
-        ("libsvtav1", "svtav1-params", "film-grains=8", "did you mean 'film-grain'"),
-        ("libsvtav1", "svtav1-params", "film-grain=lots", "libsvtav1 refuses 128x96"),
+        ("libx265", "x265-params", "aqmode=2", "Unknown option: aqmode"),
+        ("libx265", "x265-params", "max-cll=1000", "Invalid value for max-cll: 1000"),
+        ("libx265", "x265-params", "subme=99", "libx265 refuses 128x96.*subme must be less than"),
+        ("libx265", "x265-params", "master-display=1", r"expected G\(x,y\)B"),
+        ("libx265", "maxrate", "100000", "VBV maxrate specified, but no bufsize, ignored"),
+        ("libx265", "x265-params", "zzzz=1", "Unknown option: zzzz"),
+        ("libsvtav1", "svtav1-params", "film-grains=8", "Error parsing option film-grains: 8"),
+        ("libsvtav1", "svtav1-params", "film-grain=lots", "Error parsing option film-grain: lots"),
+        ("libsvtav1", "svtav1-params", "content-light=1", "Error parsing option content-light: 1"),
+        ("ffv1", "b", "1000000", "b: ffv1 does not go by it"),
+        ("prores_ks", "b", "1000000", "b: prores_ks does not go by it"),
+        ("libx264", "flags", "0", "change what is decided elsewhere"),
+        ("libx264", "color_range", "pc", "change what is decided elsewhere"),
+        ("libx264", "aspect", "16/9", "change what is decided elsewhere"),
         ("libsvtav1", "svtav1-params", "mastering-display=1", r"expected G\(x,y\)B"),
     ],
 )
@@ -188,7 +203,11 @@ def test_encoder_options_that_would_be_ignored_are_refused(codec: str, option: s
             "x264-params",
             "no-deblock=1:me=umh:rc_lookahead=10:psy-rd=1.0,0.2:non-deterministic=0:keyint=infinite",
         ),
-        ("libx264", "x264-params", r"deblock=-1\:-1:nocabac=1:level=5.1:cqm4=16,16,16:colorprim=bt2020"),
+        (
+            "libx264",
+            "x264-params",
+            r"deblock=-1\:-1:nocabac=1:level=5.1:cqm=flat:colorprim=bt2020",
+        ),
         ("libx265", "x265-params", "no-sao=1:psy-rd=2.0:rd=3:hme-search=hex,umh,star:transfer=bt709:pools=+"),
         ("libsvtav1", "svtav1-params", "film-grain=8:tune=0:enable-overlays=1"),
     ],
@@ -212,14 +231,119 @@ def test_encoders_without_constant_quality_say_so(codec: str):
         chosen(codec, crf=3)
 
 
-def test_our_own_parameters_are_known():
-    for codec, defaults in DEFAULTS.items():
-        if defaults.params is not None and defaults.params[1]:
-            keys = {item.partition("=")[0] for item in defaults.params[1].split(":")}
-            assert keys <= {"libx264": X264_KEYS, "libx265": X265_KEYS}[codec]
-    assert {"mastering-display", "cll"} <= X264_KEYS
-    assert {"master-display", "max-cll", "hdr10", "repeat-headers"} <= X265_KEYS
-    assert {"mastering-display", "content-light"} <= SVT_KEYS
+@pytest.mark.parametrize("codec", list(DEFAULTS))
+def test_encoders_go_by_all_that_they_are_given_by_default(codec: str):
+    if codec in encoder.available():
+        options = encoder_options(codec, Settings(codec=codec), HDR10)
+        assert objections(codec, options, 256, 256, chosen(codec, (256, 256)).pix_fmt) == []
+
+
+def test_an_encoder_that_hangs_or_dies_takes_nothing_along(monkeypatch: pytest.MonkeyPatch):
+    def hangs(*_: Any, timeout: float, **__: Any) -> None:
+        raise subprocess.TimeoutExpired("", timeout)
+
+    def dies(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(returncode=-11, stderr="it was here", stdout="")
+
+    for way, said in ((hangs, "does not open within"), (dies, r"exit code -11\) it was here")):
+        monkeypatch.setattr(subprocess, "run", way)
+        with pytest.raises(ConfigError, match=rf"libx264 refuses 128x96 .*g={len(said)}.*{said}"):
+            chosen("libx264", encoder_options={"g": str(len(said))})
+
+
+RATES = [
+    ("libx264", {"b": "90000"}),
+    ("libx264", {"qp": "40"}),
+    ("libx264", {"x264-params": "qp=40"}),
+    ("libx265", {"b": "90000"}),
+    ("libx265", {"qp": "40"}),
+    ("libsvtav1", {"b": "90000"}),
+    ("libsvtav1", {"qp": "50"}),
+    ("libvpx-vp9", {"b": "90000"}),
+    ("libvpx-vp9", {"lossless": "1"}),
+]
+
+
+@pytest.mark.parametrize(("codec", "options"), RATES)
+def test_a_rate_control_of_the_user_is_gone_by(codec: str, options: dict[str, str], tmp_path: Path):
+    """Beside our constant quality an encoder would not go by it, and say nothing."""
+    plain, asked = (
+        encoded(chosen(codec, encoder_options=given), tmp_path / f"{len(given)}.mkv", 16).stat().st_size
+        for given in ({}, options)
+    )
+    assert asked > 1.2 * plain if "lossless" in options else asked < plain
+
+
+@pytest.mark.parametrize(("codec", "options"), RATES)
+@pytest.mark.parametrize("setting", [{"crf": 20}, {"bitrate": "1M"}])
+def test_two_rate_controls_contradict_each_other(codec: str, options: dict[str, str], setting: dict[str, Any]):
+    with pytest.raises(ConfigError, match=rf"{next(iter(setting))} = .* and encoder option .*: give one of the two"):
+        chosen(codec, encoder_options=options, **setting)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9"])
+def test_a_bitrate_decides_the_size(codec: str, tmp_path: Path):
+    sizes = [
+        encoded(chosen(codec, bitrate=rate), tmp_path / f"{rate}.mkv", 16).stat().st_size for rate in ("60k", "3M")
+    ]
+    assert sizes[1] > 1.05 * sizes[0]
+    options = chosen(codec, bitrate="3M").options
+    assert options["b"] == "3000000" and "crf" not in options
+
+
+@pytest.mark.parametrize(
+    ("codec", "cap"),
+    [
+        ("libx264", {"maxrate": "1500000", "bufsize": "3000000"}),
+        ("libx265", {"maxrate": "1500000", "bufsize": "3000000"}),
+        ("libsvtav1", {"maxrate": "1500000"}),
+        ("libvpx-vp9", {"b": "1500000"}),
+    ],
+)
+def test_a_bitrate_with_a_quality_is_the_most(codec: str, cap: dict[str, str], tmp_path: Path):
+    options = chosen(codec, crf=20, bitrate="1.5M").options
+    assert options["crf"] == "20" and cap.items() <= options.items()
+    high, low = (
+        encoded(chosen(codec, crf=5, bitrate=rate), tmp_path / f"{rate}.mkv", 16).stat().st_size
+        for rate in ("90M", "50k")
+    )
+    assert low < 0.9 * high
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "prores_ks"])
+def test_encoders_without_a_bitrate_say_so(codec: str):
+    with pytest.raises(ConfigError, match=f"{codec} has no target bitrate"):
+        chosen(codec, bitrate="20M")
+
+
+@pytest.mark.parametrize("value", ["fast", "0", "5", "20Mbit", "9e9", "-3M", "1" * 400, "99999G"])
+def test_a_bitrate_that_cannot_be_is_refused(value: str):
+    with pytest.raises(ConfigError, match=r"bitrate = .*expected bits a second such as 20M"):
+        Settings(bitrate=value)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "pix_fmt", "tag"),
+    [
+        ("yuv444p12le", {}, "yuv444p10le", "ap4h"),
+        ("yuv422p10le", {}, "yuv422p10le", "apch"),
+        ("yuv444p12le", {"profile": "lt"}, "yuv422p10le", "apcs"),
+        ("yuv422p10le", {"profile": "4444"}, "yuv444p10le", "ap4h"),
+        ("yuv422p10le", {"profile": "5"}, "yuv444p10le", "ap4x"),
+    ],
+)
+def test_prores_is_of_the_profile_that_holds_its_pixels(
+    source: str, options: dict[str, str], pix_fmt: str, tag: str, tmp_path: Path
+):
+    encoding = chosen("prores_ks", info=info_of(pix_fmt=source), encoder_options=options)
+    assert encoding.pix_fmt == pix_fmt
+    with av.open(str(encoded(encoding, tmp_path / "prores.mov"))) as container:
+        assert container.streams.video[0].codec_context.codec_tag == tag
+
+
+def test_a_profile_and_a_pixel_format_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match=r"pix_fmt = 'yuv444p10le': the profile hq of prores_ks is for yuv422p10le"):
+        chosen("prores_ks", pix_fmt="yuv444p10le", encoder_options={"profile": "hq"})
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1"])

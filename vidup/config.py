@@ -85,6 +85,9 @@ class Settings:
         None, "video encoder, in ffmpeg's name; libx264 where not given (libvpx-vp9 in webm)", flags=("-c",)
     )
     crf: float | None = option(None, "constant quality of the encoder, lower is better", low=0, high=63)
+    bitrate: str | None = option(
+        None, "bitrate of each segment's pictures on average, such as 20M; with crf, the most that they take"
+    )
     pix_fmt: str | None = option(None, "pixel format of the result; the nearest to the input's where not given")
     encoder_options: dict[str, str] = option(
         {}, "an option of the encoder, such as preset=slow; may be repeated", flags=("-e",), metavar="KEY=VALUE"
@@ -120,6 +123,18 @@ class Settings:
             )
         if self.duration == 0:
             raise ConfigError("duration = 0: must be more than 0 seconds")
+        _ = self.bits_a_second
+
+    @property
+    def bits_a_second(self) -> int | None:
+        """`bitrate` as a number; its letters are powers of 1000, as in ffmpeg."""
+        if self.bitrate is None:
+            return None
+        match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([kKMG]?)", self.bitrate.strip())
+        bits = 0 if match is None else int(float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " "))
+        if not 1000 <= bits < 2**31:  # which encoders hold in 32 bits
+            raise ConfigError(f"bitrate = {self.bitrate!r}: expected bits a second such as 20M, from 1k to 2G")
+        return bits
 
     @classmethod
     def preset(cls, preset: str | Path, /, **overrides: Any) -> Settings:

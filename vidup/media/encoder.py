@@ -19,10 +19,12 @@ import numpy as np
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
-from vidup.media.codecs import DEFAULTS, LEVELS, Defaults, check_params
+from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
 from vidup.media.containers import Container
 from vidup.media.decoding import planar
 from vidup.media.hdr import hdr_params
+from vidup.media.options import encoder_options
+from vidup.media.trial import objections
 from vidup.picture import color
 
 os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to standard error otherwise: errors only
@@ -79,30 +81,65 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
     offered = [form.name for form in encoder.video_formats or []]
     if settings.pix_fmt is not None and offered and settings.pix_fmt not in offered:
         raise ConfigError(f"pix_fmt = {settings.pix_fmt!r}: {codec} takes {', '.join(offered)}")
-    preferred = [name for name in offered if not defaults.pix_fmts or name in defaults.pix_fmts]
+    family = defaults.profiles.get(settings.encoder_options.get("profile", ""), "")
+    if family not in (settings.pix_fmt or family):
+        raise ConfigError(
+            f"pix_fmt = {settings.pix_fmt!r}: the profile {settings.encoder_options['profile']} of {codec} is for"
+            f" {', '.join(name for name in offered if family in name)}; leave one of the two out"
+        )
+    preferred = [name for name in offered if family in name and (not defaults.pix_fmts or name in defaults.pix_fmts)]
     pix_fmt = settings.pix_fmt or _nearest(source, preferred, codec)
     encoding = Encoding(
         codec=codec,
         width=width,
         height=height,
         pix_fmt=pix_fmt,
-        options=_options(codec, settings, info.hdr),
+        options=encoder_options(codec, settings, info.hdr),
         time_base=_time_base(info),
         rate=info.rate,
         color=_output_color(info, settings, planar(pix_fmt), defaults),
         sample_aspect_ratio=info.sample_aspect_ratio,
         hdr=info.hdr,
     )
-    context = open_context(av.CodecContext.create(codec, "w"), encoding)
-    if context.options:
-        unknown = ", ".join(sorted(context.options))
-        raise ConfigError(f"encoder option {unknown}: {codec} does not know it (see ffmpeg -h encoder={codec})")
+    _check_options(encoding, settings.encoder_options)
     if not container.holds(codec):
         held = ", ".join(name for name in available() if container.holds(name))
         raise ConfigError(
             f"codec = {codec!r}: {container} does not hold it; take one of {held}, or an output that ends in .mkv"
         )
     return encoding
+
+
+def _check_options(encoding: Encoding, given: dict[str, str]) -> None:
+    """See that the encoder opens, and goes by each of the options that the user gave.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    codec = encoding.codec
+    objected = objections(codec, encoding.options, encoding.width, encoding.height, encoding.pix_fmt) if given else []
+    if objected:
+        raise ConfigError(
+            f"{codec} refuses {encoding.width}x{encoding.height} {encoding.pix_fmt} with {_shown(given)}:"
+            f" {'; '.join(objected)} (see ffmpeg -h encoder={codec})"
+        )
+    context = open_context(av.CodecContext.create(codec, "w"), encoding)
+    if context.options:
+        unknown = ", ".join(sorted(context.options))
+        raise ConfigError(f"encoder option {unknown}: {codec} does not know it (see ffmpeg -h encoder={codec})")
+    if _decided(context) != _decided(_set_up(av.CodecContext.create(codec, "w"), encoding)):
+        raise ConfigError(
+            f"encoder options {_shown(given)}: change what is decided elsewhere (size, format, flags, colour tags,"
+            " pixel aspect); leave out those that do"
+        )
+
+
+def _decided(context: Any) -> tuple[Any, ...]:
+    """What of a codec context the options must not change."""
+    return (
+        *(context.width, context.height, context.pix_fmt, context.flags & _FRAME_FLAGS, context.sample_aspect_ratio),
+        *(context.colorspace, context.color_primaries, context.color_trc, context.color_range),
+    )
 
 
 def _find(codec: str) -> Any:
@@ -148,13 +185,7 @@ def open_context(context: Any, encoding: Encoding) -> Any:
     Raises:
         ConfigError: the encoder refuses.
     """
-    context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
-    context.time_base, context.framerate = encoding.time_base, encoding.rate
-    context.flags |= _FRAME_FLAGS
-    context.thread_count = THREADS
-    context.sample_aspect_ratio = encoding.sample_aspect_ratio
-    context.colorspace, context.color_primaries = encoding.color.matrix, encoding.color.primaries
-    context.color_trc, context.color_range = encoding.color.transfer, 2 if encoding.color.full_range else 1
+    context = _set_up(context, encoding)
     context.options = dict(encoding.options)
     if encoding.codec == "libsvtav1":
         context.options |= {"err_detect": "explode"}  # a parameter that it cannot read is an error, not a warning
@@ -166,6 +197,18 @@ def open_context(context: Any, encoding: Encoding) -> Any:
             f"{encoding.codec} refuses {encoding.width}x{encoding.height} {encoding.pix_fmt} with"
             f" {_shown(encoding.options)}: {_cause(error)}; choose another --codec, --pix-fmt or size"
         ) from None
+    return context
+
+
+def _set_up(context: Any, encoding: Encoding) -> Any:
+    """All of a codec context but its options."""
+    context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
+    context.time_base, context.framerate = encoding.time_base, encoding.rate
+    context.flags |= _FRAME_FLAGS
+    context.thread_count = THREADS
+    context.sample_aspect_ratio = encoding.sample_aspect_ratio
+    context.colorspace, context.color_primaries = encoding.color.matrix, encoding.color.primaries
+    context.color_trc, context.color_range = encoding.color.transfer, 2 if encoding.color.full_range else 1
     return context
 
 
@@ -259,28 +302,6 @@ def limits(encoding: Encoding) -> list[str]:
             f"{size} at {float(encoding.rate):g} frames a second is beyond {level.name}: many players will refuse it"
         ]
     return []
-
-
-def _options(codec: str, settings: Settings, hdr: HdrMetadata | None) -> dict[str, str]:
-    defaults = DEFAULTS.get(codec, Defaults(None))
-    options = dict(defaults.options)
-    crf = settings.crf if settings.crf is not None else defaults.crf
-    if settings.crf is not None and defaults.crf is None and codec in DEFAULTS:
-        raise ConfigError(f"crf = {settings.crf}: {codec} has no constant quality; leave it out")
-    low, high = defaults.crf_range
-    if crf is not None and not low <= crf <= high:
-        raise ConfigError(f"crf = {crf:g}: {codec} takes {low:g} to {high:g}")
-    if crf is not None:
-        options[defaults.quality] = f"{crf:g}"
-    check_params(codec, settings.encoder_options)
-    options |= settings.encoder_options
-    if defaults.params is not None:
-        name, ours = defaults.params
-        told = hdr_params(codec, hdr) if hdr is not None else None
-        parts = [part for part in (ours, *(told or []), settings.encoder_options.get(name)) if part]
-        if parts:
-            options[name] = ":".join(parts)
-    return options
 
 
 def _nearest(source: str, offered: list[str], codec: str) -> str:

@@ -1,0 +1,102 @@
+"""What an encoder is given: its defaults, its rate control, and the user's own options over both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from vidup.config import Settings
+from vidup.errors import ConfigError
+from vidup.frame import HdrMetadata
+from vidup.media.codecs import DEFAULTS, Defaults
+from vidup.media.hdr import hdr_params
+
+_MASTERING = re.compile(r"G\(P\)B\(P\)R\(P\)WP\(P\)L\(P\)".replace("P", r"[\d.]+,[\d.]+"))
+_LISTED_RATE = re.compile(r"(?:^|:)(crf|qp|bitrate|rc|tbr|lossless)=")
+"""Rate control that is chosen in a list of parameters, which an encoder goes by before all others."""
+
+
+def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None) -> dict[str, str]:
+    """What the encoder is given: our defaults, the rate control, and what the user says over them.
+
+    Raises:
+        ConfigError: options that contradict each other, or that the encoder does not go by.
+    """
+    defaults = DEFAULTS.get(codec, Defaults(None))
+    given = settings.encoder_options
+    _check_mastering(given)
+    options, own = dict(defaults.options), _own_rate_control(codec, given)
+    listed = {name: match[1] for name, text in given.items() if (match := _LISTED_RATE.search(text))}
+    for name, value in (("crf", settings.crf), ("bitrate", settings.bitrate)):
+        if value is not None and (own or listed):
+            other = f"{own[0]}={given[own[0]]}" if own else f"{next(iter(listed.values()))} in {next(iter(listed))}"
+            raise ConfigError(f"{name} = {value} and encoder option {other}: give one of the two")
+    if own and defaults.quality not in own:
+        options = {key: value for key, value in options.items() if key not in defaults.rates}
+    else:
+        options |= _rate_options(codec, settings.crf, settings.bits_a_second)
+    options |= given
+    if defaults.params is not None:
+        name, ours = defaults.params
+        told = hdr_params(codec, hdr) if hdr is not None else None
+        parts = [part for part in (ours, *(told or []), given.get(name)) if part]
+        if parts:
+            options[name] = ":".join(parts)
+    return options
+
+
+def _check_mastering(options: Mapping[str, str]) -> None:
+    """See that a mastering display in an encoder's list of parameters can be read.
+
+    SVT-AV1 may hang over another, and x265 encodes without it and says nothing.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for name, parameters in options.items():
+        for key, value in re.findall(r"(?:^|:)(master(?:ing)?[-_]display)=((?:\\.|[^:\\])*)", parameters):
+            if _MASTERING.fullmatch(value.replace("\\", "").strip("'")) is None and value != "undef":
+                raise ConfigError(f"{name}: {key}={value}: expected G(x,y)B(x,y)R(x,y)WP(x,y)L(max,min)")
+
+
+def _rate_options(codec: str, crf: float | None, bitrate: int | None) -> dict[str, str]:
+    """The options that choose an encoder's rate control: constant quality, a bitrate on average, or quality below one.
+
+    Args:
+        crf: None takes the encoder's default, unless there is a bitrate.
+        bitrate: bits a second.
+
+    Raises:
+        ConfigError: the encoder has no such rate control, or the quality is out of its range.
+    """
+    defaults = DEFAULTS.get(codec, Defaults(None))
+    if crf is not None and defaults.crf is None and codec in DEFAULTS:
+        raise ConfigError(f"crf = {crf:g}: {codec} has no constant quality; leave it out")
+    if bitrate is not None and "b" not in defaults.rates:
+        raise ConfigError(f"bitrate = {bitrate}: {codec} has no target bitrate; leave it out")
+    if bitrate is not None and crf is None:
+        return {"b": str(bitrate)}
+    crf = defaults.crf if crf is None else crf
+    if crf is None:
+        return {}
+    low, high = defaults.crf_range
+    if not low <= crf <= high:
+        raise ConfigError(f"crf = {crf:g}: {codec} takes {low:g} to {high:g}")
+    cap = dict(zip(defaults.cap, (str(bitrate), str(2 * bitrate)), strict=False)) if bitrate is not None else {}
+    return {defaults.quality: f"{crf:g}", **cap}
+
+
+def _own_rate_control(codec: str, options: Mapping[str, str]) -> list[str]:
+    """Those of a user's options that choose an encoder's rate control.
+
+    Raises:
+        ConfigError: one that would decide it and that the encoder does not go by.
+    """
+    defaults = DEFAULTS.get(codec)
+    if defaults is None:
+        return []
+    for name in defaults.ignored:
+        if name in options:
+            raise ConfigError(f"encoder option {name}: {codec} does not go by it; leave it out")
+    names = (*defaults.rates, defaults.quality)
+    return [name for name, value in options.items() if name in names and value != defaults.options.get(name)]
