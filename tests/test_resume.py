@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,18 @@ def test_many_files_in_one_queue(make_clip: Callable[..., Path], calls: list[int
     (folder / "two.mp4").write_bytes((folder / "one.mp4").read_bytes())
     outcomes = upscale_files(files[2:], NEAREST, runtime=Runtime(skip_done=True))
     assert "is no whole delivery" in str(outcomes[0].error)
+
+
+def test_what_else_a_glob_finds_does_not_end_the_queue(make_clip: Callable[..., Path]):
+    """Subtitles beside their film, and two films that would have one output: each is told, the others are done."""
+    film, other = make_clip("film.mp4"), make_clip("film.mkv", time_base=Fraction(1, 1000), times=(0, 40, 80))
+    texts = film.with_name("film.ass")
+    texts.write_text("[Script Info]\n\n[Events]\nDialogue: 0,0:00:00.00,0:00:01.00,Default,,0,0,0,,one\n")
+    output = film.with_name("out.mkv")
+    outcomes = upscale_files([(texts, output), (film, output), (other, output)], NEAREST)
+    assert "film.ass: has no video stream" in str(outcomes[0].error)
+    assert outcomes[1].error is None and len(pictures(output)) == 12
+    assert f"film.mkv: its output {output} is that of {film}, too" in str(outcomes[2].error)
 
 
 def test_the_folder_is_kept_if_asked_for(make_clip: Callable[..., Path]):

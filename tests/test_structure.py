@@ -25,7 +25,8 @@ WINGS = {
     "job": {"errors", "frame", "config", "prefetch", "picture", "engines", "media", "upscaler", "proof"},
     "compare": {"errors", "frame", "picture", "media"},
     "bench": {"errors", "frame", "config", "prefetch", "picture", "engines", "media", "upscaler", "proof", "job"},
-    "cli": {"errors", "config", "engines", "media", "upscaler", "proof", "job", "compare", "bench"},
+    "terminal": {"errors"},
+    "cli": {"errors", "config", "terminal", "engines", "media", "upscaler", "proof", "job", "compare", "bench"},
     "__main__": {"cli"},
 }
 """What each wing, and each file beside them, may import."""

@@ -12,6 +12,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     proof/              re-read what was written, and prove it
     job/                upscale(): plan, describe; segments by worker, store, execute, on_ray; join, deliver
     compare, bench/     quality of one video against another; what this machine can do
+    terminal            the standard streams and the signals of a command
     cli                 parse, call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->

@@ -9,10 +9,7 @@ import argparse
 import difflib
 import json
 import logging
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from math import isfinite
@@ -20,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import vidup
-from vidup import bench
+from vidup import bench, terminal
 from vidup.config import DELIVERY, Runtime, Settings, add_options, from_options, preset_names
-from vidup.errors import ConfigError, Stopped, VerifyError, VidupError
+from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
@@ -33,24 +30,38 @@ log = logging.getLogger("vidup")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    if argv is None:
+        terminal.open_streams()
+    try:
+        arguments = _parser().parse_args(argv)
+    finally:  # --help and --version end here
+        with suppress(MediaError, BrokenPipeError):
+            terminal.flush()
     _set_up_logging(arguments.verbose)
+    gently = arguments.command is _upscale
+    try:
+        with terminal.stopping(gently, lasting=argv is None) as stop:
+            arguments.stop = stop.is_set
+            return _run(arguments)
+    except (KeyboardInterrupt, Stopped):
+        kept = "; what is done is kept: the same command goes on from there" if gently else ""
+        terminal.say(f"vidup: interrupted{kept}")
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code: int = arguments.command(arguments)
+        terminal.flush()
         return code
     except ConfigError as error:
         return _fail(error, arguments.verbose, 2)
     except VidupError as error:
         return _fail(error, arguments.verbose, 1)
-    except (KeyboardInterrupt, Stopped):
-        print("vidup: interrupted; what is done is kept: the same command goes on from there", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # whoever read standard output is gone
-        sys.stderr.close()
         return 1
-    finally:
-        if argv is None:  # a Ctrl-C while Python ends would make a failure of what is done
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except OSError as error:  # too many open files, a folder that is gone: the system's, and no fault of the code
+        return _fail(MediaError(system_words(error)), arguments.verbose, 1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,13 +181,9 @@ def _upscale(arguments: argparse.Namespace) -> int:
         (source, folder / default_output(Path(source), settings).name if folder else arguments.output)
         for source in arguments.inputs
     ]
-    targets = [str(target) for _, target in files if target is not None]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise ConfigError(f"{target}: would be the output of {targets.count(target)} inputs; give them other names")
     # What ray prints of its own goes to standard output, which is for data.
-    with _progress(arguments.progress) as sink, _stopping() as stop, redirect_stdout(sys.stderr):
-        outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=stop.is_set)
+    with _progress(arguments.progress) as sink, redirect_stdout(sys.stderr):
+        outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=arguments.stop)
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     if len(outcomes) == 1 and outcomes[0].error is not None:
         raise outcomes[0].error
@@ -184,29 +191,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
         assert outcome.error is not None
         _fail(outcome.error, arguments.verbose, 1)
     if failures:
-        print(f"vidup: {len(failures)} of {len(outcomes)} files failed; the others are done", file=sys.stderr)
+        terminal.say(f"vidup: {len(failures)} of {len(outcomes)} files failed; the others are done")
     return 1 if failures else 0
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """The first Ctrl-C, or SIGTERM, lets the batch in hand end; the second Ctrl-C stops at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        # Not print: a signal may come while sys.stderr is being written to, which then refuses.
-        with suppress(OSError, ValueError, AttributeError):  # it may be gone, or be no file
-            os.write(sys.stderr.fileno(), b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _output_folder(inputs: Sequence[str], output: str | None) -> Path | None:
@@ -229,6 +215,8 @@ def _progress(kind: str) -> Iterator[Sink | None]:
             yield bar
     else:
         yield json_lines(sys.stdout) if kind == "json" else None
+        with suppress(MediaError, BrokenPipeError):  # what nobody read is no failure of the job
+            terminal.flush()
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -246,7 +234,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         info = probe(source)
         table = asdict(info) | {"output": str(target)}
         line = f"{source}: a still image of {info.width}x{info.height} {info.pix_fmt}; output {target}"
-        print(json.dumps(table, default=str) if arguments.json else line)
+        terminal.put(json.dumps(table, default=str) if arguments.json else line)
         return 0
     job = plan.plan(source, target, settings)
     info, encoding, notes = job.info, job.encoding, describe.describe(job)[1:]
@@ -256,12 +244,12 @@ def _probe(arguments: argparse.Namespace) -> int:
         table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
         table |= {"output_frames": len(job.times), "disk_bytes": plan.disk(job, job.high - job.low)}
         table |= {"host_bytes": plan.host_memory(job), "device_bytes": plan.device_memory(job, runtime)}
-        print(json.dumps(table, default=str))
+        terminal.put(json.dumps(table, default=str))
         return 0
     for line in describe.facts(job, runtime):
-        print(line)
+        terminal.put(line)
     for note in notes:
-        print(f"  {note}")
+        terminal.put(f"  {note}")
     return 0
 
 
@@ -276,19 +264,21 @@ def _verify(arguments: argparse.Namespace) -> int:
     except VerifyError as error:
         if not arguments.json:
             raise
-        print(json.dumps({"verified": False, "error": str(error)}))
+        terminal.put(json.dumps({"verified": False, "error": str(error)}))
         return 1
     if arguments.json:
-        print(json.dumps({"verified": True, **asdict(receipt)}))
+        terminal.put(json.dumps({"verified": True, **asdict(receipt)}))
         return 0
     height, width = receipt.size
-    print(f"{receipt.output}: verified against {receipt.source}")
-    print(f"  frames    {receipt.frames}, each at its time, {width}x{height}")
-    print(f"  pictures  {receipt.compared} compared; the least like its source is so to {receipt.least_likeness:.4f}")
+    terminal.put(f"{receipt.output}: verified against {receipt.source}")
+    terminal.put(f"  frames    {receipt.frames}, each at its time, {width}x{height}")
+    terminal.put(
+        f"  pictures  {receipt.compared} compared; the least like its source is so to {receipt.least_likeness:.4f}"
+    )
     for line in receipt.streams:
-        print(f"  stream    {line}")
-    print(f"  chapters  {receipt.chapters}")
-    print(f"  sha256    {receipt.sha256}")
+        terminal.put(f"  stream    {line}")
+    terminal.put(f"  chapters  {receipt.chapters}")
+    terminal.put(f"  sha256    {receipt.sha256}")
     return 0
 
 
@@ -307,20 +297,20 @@ def _compare(arguments: argparse.Namespace) -> int:
         ]
         del rows[0]["time"]
         table = {"mean": rows[0], "missing": result.missing, "change_between_equal": result.change_between_equal}
-        print(json.dumps(table | {"frames": rows[1:]}))
+        terminal.put(json.dumps(table | {"frames": rows[1:]}))
         return 0
-    print("  time s   PSNR dB     SSIM     GMSD   energy")
+    terminal.put("  time s   PSNR dB     SSIM     GMSD   energy")
     for frame in result.frames:
-        print(f"{frame.time:8.3f}  {_figures(frame)}")
-    print(f"    mean  {_figures(mean)}")
-    print(f"{len(result.frames)} frames compared, {result.missing} without a counterpart")
+        terminal.put(f"{frame.time:8.3f}  {_figures(frame)}")
+    terminal.put(f"    mean  {_figures(mean)}")
+    terminal.put(f"{len(result.frames)} frames compared, {result.missing} without a counterpart")
     if result.change_between_equal is not None:
-        print(f"largest change where the truth's frames are equal: {result.change_between_equal:.2f} of 255")
+        terminal.put(f"largest change where the truth's frames are equal: {result.change_between_equal:.2f} of 255")
     return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    print(bench.report(arguments))
+    terminal.put(bench.report(arguments))
     return 0
 
 
@@ -348,12 +338,12 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.what is not None:
         table = {arguments.what: table[arguments.what]}
     if arguments.json:
-        print(json.dumps(table))
+        terminal.put(json.dumps(table))
         return 0
     for title, rows in table.items():
-        print(title)
+        terminal.put(title)
         for name, line in rows.items():
-            print(f"  {name:12} {line}".rstrip())
+            terminal.put(f"  {name:12} {line}".rstrip())
     return 0
 
 
@@ -377,5 +367,5 @@ def _fail(error: Exception, verbose: bool, code: int) -> int:
     if verbose:
         logging.getLogger("vidup").error("%s", error, exc_info=error)
     else:
-        print(f"vidup: {error}", file=sys.stderr)
+        terminal.say(f"vidup: {error}")
     return code

@@ -48,3 +48,9 @@ def first_line(error: BaseException) -> str:
     """An error of a library in its own words, for a message of ours: the first line, 200 characters at the most."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def system_words(error: OSError) -> str:
+    """The system's own words, in one line: the file, where it names one, and the reason."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason

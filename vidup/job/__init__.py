@@ -98,13 +98,14 @@ def upscale_files(
     with ExitStack() as stack:
         upscaler = stack.enter_context(Upscaler(settings, runtime))
         outcomes, works = [], []
+        taken: dict[Path, Path] = {}  # output -> the input that it is of
         for source, target in files:
             name = Path(source) if runtime.ray is None else Path(source).absolute()  # other machines stand elsewhere
             output = default_output(name, settings) if target is None else Path(target)
             outcome = Outcome(name, output if runtime.ray is None else output.absolute())
             outcomes.append(outcome)
             with _failing(outcome):
-                work = _begin(outcome, upscaler, tracker, stack)
+                work = _begin(outcome, upscaler, tracker, stack, taken)
                 works += [work] if work is not None else []
         if works:
             _run(works, upscaler, tracker, stop)
@@ -133,7 +134,9 @@ class _Work:
     """Indexes of the segments that are not done."""
 
 
-def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitStack) -> _Work | None:
+def _begin(
+    outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitStack, taken: dict[Path, Path]
+) -> _Work | None:
     """Plan a job and open its folder; None where there is nothing to be queued."""
     source, target, runtime = outcome.input, outcome.output, upscaler.runtime
     if runtime.skip_done and target.is_file():
@@ -145,9 +148,11 @@ def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitSt
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
     if source.suffix.lower() in stills.ENDINGS and target.suffix.lower() in stills.ENDINGS:
+        _take(target, source, taken)
         stills.upscale_still(upscaler, source, target, tracker)
         return None
     job = plan.plan(source, target, upscaler.settings)
+    _take(target, source, taken)  # not before: what is no video, such as subtitles of the same name, takes none
     for line in describe.describe(job):
         log.info("%s", line)
     if runtime.strict and plan.lost(job):
@@ -167,6 +172,13 @@ def _begin(outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitSt
     frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
     tracker.expect(len(job.times), sum(part.frames for part in parts if part.index in done) * frames)
     return _Work(job, outcome, store, parts, {part.index for part in parts} - done)
+
+
+def _take(target: Path, source: Path, taken: dict[Path, Path]) -> None:
+    """See that no output is that of two inputs."""
+    first = taken.setdefault(target.resolve(), source)
+    if first is not source:
+        raise ConfigError(f"{source}: its output {target} is that of {first}, too; give it another with -o")
 
 
 def _leave(store: Store) -> None:

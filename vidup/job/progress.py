@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done"]
 
@@ -81,8 +85,12 @@ class Bar:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._bar: tqdm[Any] | None = None
+        self._sink = unread(self._draw)
 
     def __call__(self, event: Progress) -> None:
+        self._sink(event)
+
+    def _draw(self, event: Progress) -> None:
         if self._bar is None:
             self._bar = tqdm(total=event.frames or None, unit="frame", file=self._stream, disable=None, leave=True)
         self._bar.set_description(event.state, refresh=False)
@@ -93,7 +101,8 @@ class Bar:
     def close(self) -> None:
         """End the bar's line; may be called twice."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError, ValueError):
+                self._bar.close()
             self._bar = None
 
 
@@ -103,5 +112,23 @@ def json_lines(stream: TextIO) -> Sink:
     def write(event: Progress) -> None:
         stream.write(json.dumps(asdict(event)) + "\n")
         stream.flush()
+
+    return unread(write)
+
+
+def unread(sink: Sink) -> Sink:
+    """A sink that is left alone once it cannot be written to (closed, full, its reader gone): progress that nobody
+    reads ends no job."""
+    is_read = True
+
+    def write(event: Progress) -> None:
+        nonlocal is_read
+        if is_read:
+            try:
+                sink(event)
+            except (OSError, ValueError) as error:
+                is_read = False
+                reason = getattr(error, "strerror", None) or error
+                log.warning("progress cannot be told (%s): the job goes on without", reason)
 
     return write
