@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from vidup.errors import MediaError
@@ -25,7 +26,7 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the system gives the lowest number that is free
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open("r" if number == 0 else "w"))  # noqa: SIM115
 
 
 def put(line: str) -> None:
@@ -73,8 +74,8 @@ def silence(stream: Any) -> None:
 
 @contextmanager
 def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
-    """Handle Ctrl-C, SIGTERM and SIGHUP: the first sets the event, the second raises `KeyboardInterrupt`, the third ends
-    the process at once. SIGHUP is left alone where it is ignored, as ``nohup`` does.
+    """Handle Ctrl-C, SIGTERM and SIGHUP: the first sets the event, the second raises `KeyboardInterrupt`, the third
+    ends the process at once. SIGHUP is left alone where it is ignored, as ``nohup`` does.
 
     Args:
         gently: whether there is somebody who looks at the event; else the first already raises.
