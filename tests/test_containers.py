@@ -6,7 +6,10 @@ from pathlib import Path
 
 import av
 import pytest
+from material import Material, Sound
 
+import vidup
+from vidup import Settings
 from vidup.errors import ConfigError
 from vidup.media.containers import CONTAINERS, MATROSKA, MOV, MP4, WEBM, container_of, family, video_format
 
@@ -48,3 +51,56 @@ def test_no_other_file_knows_a_container_by_its_name():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and node.value in names:
                 raise AssertionError(f"{path.name}:{node.lineno} knows {node.value!r} by its name")
+
+
+FAST = {"preset": "ultrafast"}
+
+
+def boxes(path: Path) -> list[str]:
+    """The names of a file's outermost boxes (ISO/IEC 14496-12)."""
+    found, data, place = [], path.read_bytes(), 0
+    while place < len(data):
+        found.append(data[place + 4 : place + 8].decode())
+        place += int.from_bytes(data[place : place + 4], "big")
+    return found
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "m4v"])
+def test_the_index_stands_at_the_front(ending: str, tmp_path: Path):
+    source = Material(sounds=[Sound("aac")], tags={"com.apple.quicktime.make": "Camera"}).write(tmp_path / "in.mov")
+    output = vidup.upscale(source, tmp_path / f"out.{ending}", Settings(model="nearest", encoder_options=FAST))
+    assert boxes(output).index("moov") < boxes(output).index("mdat")
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "seen"),
+    [
+        ("mp4", {"movflags": "+frag_keyframe+empty_moov"}, b"moof"),
+        ("mp4", {"brand": "iso6"}, b"ftypiso6"),
+        ("mkv", {"cues_to_front": "1", "reserve_index_space": "2000"}, b"matroska"),
+    ],
+)
+def test_a_muxer_is_given_options(ending: str, options: dict[str, str], seen: bytes, tmp_path: Path):
+    source = Material().write(tmp_path / "in.mkv")
+    chosen = Settings(model="nearest", encoder_options=FAST, muxer_options=options)
+    assert seen in vidup.upscale(source, tmp_path / f"out.{ending}", chosen).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("container", "options", "message"),
+    [
+        (MP4, {"movflagz": "+faststart"}, "mp4 does not know all of them.*movflagz"),
+        (MP4, {"crf": "3"}, "mp4 does not know all of them.*crf"),
+        (MP4, {"movflags": "+fastest"}, "mp4 refuses"),
+        (MATROSKA, {"movflags": "+faststart"}, "matroska does not know all of them.*movflags"),
+    ],
+)
+def test_options_that_a_muxer_would_ignore_are_refused(container, options: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        container.with_options(options)
+
+
+def test_options_are_joined_to_ours_or_replace_them():
+    assert MP4.with_options({"movflags": "+frag_keyframe"}).options["movflags"] == "+faststart+frag_keyframe"
+    assert MP4.with_options({"movflags": "frag_keyframe"}).options["movflags"] == "frag_keyframe"
+    assert MP4.with_options({}) is MP4

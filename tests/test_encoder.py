@@ -21,7 +21,7 @@ from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
 from vidup.media import encoder
 from vidup.media.codecs import DEFAULTS
-from vidup.media.containers import MATROSKA
+from vidup.media.containers import MATROSKA, MOV, MP4, WEBM, Container
 from vidup.media.encoder import Encoding, choose, limits, loses, open_context, to_av
 from vidup.media.hdr import dynamic_hdr, read_hdr
 from vidup.media.options import encoder_options
@@ -582,3 +582,30 @@ def _packed(pix_fmt: str) -> tuple[tuple[np.ndarray, ...], Any]:
 
 def _rows(plane: Any, kind: Any) -> np.ndarray:
     return np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
+
+
+@pytest.mark.parametrize(
+    ("container", "source", "settings", "codec"),
+    [
+        *[(container, "yuv420p", {}, "libx264") for container in (MP4, MOV, MATROSKA)],
+        *[(container, "yuv420p10le", {}, "libx265") for container in (MP4, MOV)],
+        (MP4, "yuv422p12le", {}, "libx265"),
+        (MP4, "rgb48le", {}, "libx265"),
+        (MATROSKA, "yuv420p10le", {}, "libx264"),
+        (WEBM, "yuv420p10le", {}, "libvpx-vp9"),
+        (MP4, "yuv420p10le", {"pix_fmt": "yuv420p"}, "libx264"),
+        (MP4, "yuv420p", {"pix_fmt": "yuv420p10le"}, "libx265"),
+        (MP4, "yuv420p10le", {"codec": "libx264"}, "libx264"),
+    ],
+)
+def test_the_codec_where_none_is_asked_for(container: Container, source: str, settings: dict[str, Any], codec: str):
+    assert choose(Settings(**settings), info_of(pix_fmt=source), 128, 96, container).codec == codec
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov"])
+def test_ten_bits_play_on_apples_players(ending: str, tmp_path: Path):
+    source = encoded(chosen("ffv1", info=info_of(pix_fmt="yuv420p10le")), tmp_path / "in.mkv")
+    output = vidup.upscale(source, tmp_path / f"out.{ending}", Settings(model="nearest", scale=2))
+    with av.open(str(output)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.codec_tag, context.pix_fmt) == ("hevc", "hvc1", "yuv420p10le")

@@ -354,3 +354,45 @@ def test_another_program_reads_the_same(tmp_path: Path, target: str):
     assert [stream["disposition"]["attached_pic"] for stream in streams] == [0, 0, 0, 0, 1]
     assert [chapter["tags"]["title"] for chapter in told["chapters"]] == ["First", "Zweites"]
     assert told["format"]["tags"]["title"] == "A harbour"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        ({"streams": "a:0"}, {1}),
+        ({"streams": "a,s"}, {1, 2, 3}),
+        ({"streams": "m:language:eng"}, {1, 3}),
+        ({"streams": "2, t"}, {2, 4}),
+        ({"streams": "v"}, set()),
+        ({"drop_streams": "a:m:language:eng,t"}, {2, 3}),
+        ({"drop_streams": "s:0"}, {1, 2, 4}),
+        ({"streams": "a", "drop_streams": "a:1"}, {1}),
+        ({"streams": "a", "no_audio": True}, set()),
+    ],
+)
+def test_streams_are_chosen_by_specifiers(chosen: dict[str, Any], left: set[int], tmp_path: Path):
+    sounds, texts = [Sound("aac", "eng"), Sound("flac", "fin")], [Text("subrip", "eng")]
+    source = Material(sounds=sounds, texts=texts, attachment=True).write(tmp_path / "input.mkv")
+    output, streams = deliver(source, "mkv", **chosen)
+    assert {stream.index for stream in streams if stream.action == "copy"} == left
+    assert {stream.reason for stream in streams if stream.action != "copy"} <= {"as asked for"}
+    assert len(vidup.probe(output).streams) == 1 + len(left)
+    assert vidup.verify(source, output, settings("mkv", **chosen)).frames == 38
+    if len(left) < 4 and chosen.get("streams") != "v":
+        with pytest.raises(vidup.VerifyError, match=r"is missing|holds"):
+            vidup.verify(source, output)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"streams": "audio"}, "streams = 'audio': 'audio' is no stream specifier"),
+        ({"streams": "a:7"}, "'a:7' fits no stream; there are 0 video, 1 audio"),
+        ({"drop_streams": "s"}, "drop_streams = 's': 's' fits no stream"),
+        ({"drop_streams": "v:0"}, "is the video that is upscaled"),
+    ],
+)
+def test_specifiers_that_fit_nothing_are_refused(chosen: dict[str, Any], message: str, tmp_path: Path):
+    source = Material(sounds=[Sound("aac")]).write(tmp_path / "input.mkv")
+    with pytest.raises(ConfigError, match=message):
+        plan(source, tmp_path / "output.mkv", settings("mkv", **chosen))

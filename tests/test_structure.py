@@ -35,8 +35,8 @@ INSIDE = {
     "picture": "color geometry tiling noise resample metrics",
     "engines": "operators identity architecture single_file prompts structure detail memory compiling solver hub tiny"
     " vae unet planner windows interpolate checkpoint x2 x4",
-    "media": "containers codecs hdr options trial opening interlace decoding probing encoder segment conversion streams"
-    " packets delivery joining",
+    "media": "containers codecs hdr options trial selection opening interlace decoding probing encoder segment"
+    " conversion streams packets delivery joining",
     "proof": "packets facts pictures",
     "job": "progress on_ray execute store plan describe worker stills",
     "bench": "stopwatch",

@@ -82,7 +82,9 @@ class Settings:
     )
     height: int | None = option(None, "height of the result in pixels, instead of a scale", low=2, high=32768)
     codec: str | None = option(
-        None, "video encoder, in ffmpeg's name; libx264 where not given (libvpx-vp9 in webm)", flags=("-c",)
+        None,
+        "video encoder, in ffmpeg's name; where not given libx264 (mp4, mov above 8 bits: libx265; webm: libvpx-vp9)",
+        flags=("-c",),
     )
     crf: float | None = option(None, "constant quality of the encoder, lower is better", low=0, high=63)
     bitrate: str | None = option(
@@ -91,6 +93,9 @@ class Settings:
     pix_fmt: str | None = option(None, "pixel format of the result; the nearest to the input's where not given")
     encoder_options: dict[str, str] = option(
         {}, "an option of the encoder, such as preset=slow; may be repeated", flags=("-e",), metavar="KEY=VALUE"
+    )
+    muxer_options: dict[str, str] = option(
+        {}, "an option of the output's container, such as movflags=+frag_keyframe; may be repeated", metavar="KEY=VALUE"
     )
     matrix: Literal["auto", "bt709", "bt601", "bt2020", "smpte240m", "fcc"] = option(
         "auto", "colour matrix of the input, where its tag is missing or wrong"
@@ -102,6 +107,10 @@ class Settings:
         "frame", "for interlaced input: a picture a frame, a picture a field (double rate), or as it is"
     )
     bake_rotation: bool = option(False, "turn the pictures themselves instead of telling players to")
+    streams: str | None = option(
+        None, "streams to keep beside the picture, by ffmpeg's specifiers: a:0,s:m:language:eng; all where not given"
+    )
+    drop_streams: str | None = option(None, "streams to leave out, by ffmpeg's specifiers: d,s:1")
     no_audio: bool = option(False, "leave all sound out")
     no_subtitles: bool = option(False, "leave all subtitles out")
     tolerate_errors: bool = option(False, "upscale what can be decoded of a damaged input, and tell what was lost")
@@ -194,7 +203,7 @@ def preset_names() -> list[str]:
 
 DELIVERY: tuple[str, ...] = (
     *("start", "duration", "matrix", "range", "deinterlace", "bake_rotation"),
-    *("no_audio", "no_subtitles", "tolerate_errors"),
+    *("streams", "drop_streams", "no_audio", "no_subtitles", "tolerate_errors"),
 )
 """The settings that decide what has to be in the output, however large its pictures are."""
 

@@ -322,9 +322,12 @@ def deliver(whole: Path, output: Path) -> None:
         raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
+_OF_STREAMS = ("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options")
+
+
 def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
     """All that decides the segments. What only decides the copied streams may change between two runs."""
-    given = {key: value for key, value in asdict(job.settings).items() if key not in ("no_audio", "no_subtitles")}
+    given = {key: value for key, value in asdict(job.settings).items() if key not in _OF_STREAMS}
     return {
         "input": fingerprint_file(Path(job.info.path)),
         "settings": given,

@@ -56,7 +56,7 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
         ConfigError: the settings do not fit the input or the container.
         MediaError: the input cannot be read.
     """
-    container = container_of(target)
+    container = container_of(target).with_options(settings.muxer_options)
     info = probing.probe(source, settings.tolerate_errors)
     delivery = deliver(info, container, settings)
     native = engines.native_scale(settings)

@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,8 @@ class Container:
     """What becomes of times below zero: players hide such pictures, or the muxer moves all streams."""
     codec: str
     """The video encoder where none is asked for."""
+    deep_codec: str
+    """The same, for pictures of more than 8 bits: what plays H.264 of 10 bits is rare outside of computers."""
     text: str
     """What subtitles that it does not take are converted to."""
     sound: str
@@ -47,6 +49,8 @@ class Container:
     """Whether it states the shape of a pixel that players go by; else only what some codecs say of it arrives."""
     tags: tuple[str, ...] | None
     """The beginnings of those tags of a file that it knows; None where it takes all."""
+    options: Mapping[str, str] = field(default_factory=lambda: {"fflags": "+bitexact"})
+    """What its muxer is given, unless the user says otherwise."""
     languages: Mapping[str, str] = field(default_factory=dict)
     """Codes of ISO 639-2 that its muxer does not know, and the code of the same language that it does."""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +67,46 @@ class Container:
             except ValueError:
                 return False
             return True
+
+    def with_options(self, given: Mapping[str, str]) -> Container:
+        """The container whose muxer is given more options; ``+flag`` and ``-flag`` are joined to ours.
+
+        Raises:
+            ConfigError: one that it does not know, or a value that it does not take.
+        """
+        if not given:
+            return self
+        self._check_options(given)
+        options = dict(self.options)
+        for key, value in given.items():
+            options[key] = options.get(key, "") + value if value.startswith(("+", "-")) else value
+        return replace(self, options=options)
+
+    def _check_options(self, given: Mapping[str, str]) -> None:
+        """See by a dry run that its muxer takes options."""
+        unused: list[str] = []
+
+        def watch(record: logging.LogRecord) -> bool:
+            unused.append(record.getMessage())
+            return False
+
+        said = logging.getLogger("av.container.output")  # where PyAV names the options that nobody took
+        said.addFilter(watch)
+        try:
+            with suppress(OSError), io.BytesIO() as nowhere:
+                target = av.open(nowhere, "w", format=self.name, options=dict(given))
+                context = target.add_stream(self.codec, rate=25).codec_context
+                context.width, context.height, context.pix_fmt = 256, 256, "yuv420p"
+                context.open()  # else the encoder would be asked, too
+                try:
+                    target.start_encoding()
+                except av.error.FFmpegError as error:
+                    raise ConfigError(f"muxer_options = {dict(given)}: {self} refuses: {error.strerror}") from None
+                # It is not closed: the end of a fragmented mp4 that holds no packet crashes FFmpeg.
+        finally:
+            said.removeFilter(watch)
+        if unused:
+            raise ConfigError(f"muxer_options = {dict(given)}: {self} does not know all of them: {unused[0]}")
 
     def refusal(self, stream: Any) -> str | None:
         """Why it does not take a stream of an open input as it is, found by a dry run; None where it does."""
@@ -112,6 +156,9 @@ def video_format(codec: str) -> str:
     return codec
 
 
+# No version or random ids: the same job writes the same bytes. The index stands before the pictures, so that a player
+# on a web page can begin.
+_MOV_OPTIONS = {"fflags": "+bitexact", "movflags": "+faststart"}
 _MILLISECOND = Fraction(1, 1000)
 
 _MOV_TAGS = (
@@ -132,6 +179,7 @@ MP4 = Container(
     tick=None,
     below_zero="hidden",
     codec="libx264",
+    deep_codec="libx265",
     text="mov_text",
     sound="aac",
     lossless_sound="alac",
@@ -139,6 +187,7 @@ MP4 = Container(
     data=False,
     keeps_aspect=True,
     tags=_MOV_TAGS,
+    options=_MOV_OPTIONS,
     refused={"pcm_": "few players read PCM in mp4"},
 )
 MOV = Container(
@@ -148,6 +197,7 @@ MOV = Container(
     tick=None,
     below_zero="hidden",
     codec="libx264",
+    deep_codec="libx265",
     text="mov_text",
     sound="aac",
     lossless_sound="alac",
@@ -155,6 +205,7 @@ MOV = Container(
     data=False,
     keeps_aspect=True,
     tags=_MOV_TAGS,
+    options=_MOV_OPTIONS,
     languages=_MAC_LANGUAGES,
 )
 MATROSKA = Container(
@@ -164,6 +215,7 @@ MATROSKA = Container(
     tick=_MILLISECOND,
     below_zero="shifted",
     codec="libx264",
+    deep_codec="libx264",
     text="subrip",
     sound="flac",
     lossless_sound="flac",
@@ -179,6 +231,7 @@ WEBM = Container(
     tick=_MILLISECOND,
     below_zero="shifted",
     codec="libvpx-vp9",
+    deep_codec="libvpx-vp9",
     text="webvtt",
     sound="libopus",
     lossless_sound="libopus",

@@ -68,8 +68,8 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
         ConfigError: the encoder is not there, cannot take the pixel format, the size or an option, or is not for the
             container.
     """
-    codec = settings.codec or container.codec
-    encoder = _find(codec)
+    source = planar(info.pix_fmt)
+    encoder = _find(settings.codec or _default_codec(container, settings.pix_fmt or source))
     codec = encoder.name  # of a format's name, such as hevc, the encoder that ffmpeg takes for it
     defaults = DEFAULTS.get(codec, Defaults(None))
     if width > defaults.largest[0] or height > defaults.largest[1]:
@@ -77,7 +77,6 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
             f"{codec} holds at most {defaults.largest[0]}x{defaults.largest[1]}, not {width}x{height}:"
             " choose another --codec, a smaller --scale or --height"
         )
-    source = planar(info.pix_fmt)
     offered = [form.name for form in encoder.video_formats or []]
     if settings.pix_fmt is not None and offered and settings.pix_fmt not in offered:
         raise ConfigError(f"pix_fmt = {settings.pix_fmt!r}: {codec} takes {', '.join(offered)}")
@@ -108,6 +107,11 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
             f"codec = {codec!r}: {container} does not hold it; take one of {held}, or an output that ends in .mkv"
         )
     return encoding
+
+
+def _default_codec(container: Container, pix_fmt: str) -> str:
+    deep = pix_fmt in av.video.format.names and av.VideoFormat(pix_fmt).components[0].bits > 8
+    return container.deep_codec if deep else container.codec
 
 
 def _check_options(encoding: Encoding, given: dict[str, str]) -> None:

@@ -88,7 +88,7 @@ def join(
 
 
 def _muxer_options(source: Any, encoding: Encoding, container: Container) -> dict[str, str]:
-    options = {"fflags": "+bitexact"}  # no version or random ids: the same job writes the same bytes
+    options, said = dict[str, str](), dict(container.options)
     if container.below_zero == "shifted":
         options["avoid_negative_ts"] = "disabled"  # what lies below 0 is moved here, and chapters with it
     if container.family == "mov":
@@ -100,8 +100,9 @@ def _muxer_options(source: Any, encoding: Encoding, container: Container) -> dic
                 scale = both if both <= _TIME_SCALE_LIMIT else scale
         options["movie_timescale"] = str(scale)
         if any(key.startswith("com.") for key in source.metadata):
-            options["movflags"] = "use_metadata_tags"  # Apple's cameras: keys that the usual table of tags has not
-    return options
+            # Apple's cameras: keys that the usual table of tags has not.
+            said["movflags"] = said.get("movflags", "") + "+use_metadata_tags"
+    return options | said
 
 
 def _add_video(target: Any, source: Any, encoding: Encoding, container: Container, variable_rate: bool) -> Any:

@@ -16,7 +16,7 @@ import av
 from vidup.config import Settings
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.media import conversion
+from vidup.media import conversion, selection
 from vidup.media.containers import Container, is_cover
 from vidup.media.conversion import StreamPlan, Trim, kept_packets, tolerance
 from vidup.media.opening import open_input
@@ -31,10 +31,13 @@ def plan_streams(info: MediaInfo, container: Container, settings: Settings) -> l
     """What the output container takes of the input, found by a dry run for each stream."""
     trimmed = settings.start > 0 or settings.duration is not None
     with open_input(info.path) as source:
-        return [_plan(stream, info, container, settings, trimmed) for stream in source.streams]
+        left_out = selection.left_out(source, info.video_index, settings)
+        return [
+            _plan(stream, info, container, trimmed, asked=stream.index not in left_out) for stream in source.streams
+        ]
 
 
-def _plan(stream: Any, info: MediaInfo, container: Container, settings: Settings, trimmed: bool) -> StreamPlan:
+def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, asked: bool) -> StreamPlan:
     known = info.streams[stream.index]
     name = f"{known.kind} {known.codec}" + (f" ({known.language})" if known.language else "")
 
@@ -43,7 +46,7 @@ def _plan(stream: Any, info: MediaInfo, container: Container, settings: Settings
 
     if stream.index == info.video_index:
         return plan("upscale")
-    if (known.kind == "audio" and settings.no_audio) or (known.kind == "subtitle" and settings.no_subtitles):
+    if not asked:
         return plan("drop", "as asked for")
     if stream.type == "data" and stream.metadata.get("timecode"):
         return plan("tell", f"its timecode, {stream.metadata['timecode']}, is kept as a tag of the video")
