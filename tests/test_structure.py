@@ -36,9 +36,9 @@ INSIDE = {
     "engines": "operators identity architecture single_file prompts structure detail memory compiling solver hub tiny"
     " vae unet planner windows interpolate checkpoint x2 x4",
     "media": "containers codecs hdr options trial selection opening interlace decoding probing encoder segment"
-    " conversion streams packets delivery joining",
-    "proof": "packets facts pictures",
-    "job": "progress on_ray execute store plan describe worker stills",
+    " conversion streams packets delivery kept joining",
+    "proof": "findings packets facts pictures",
+    "job": "progress on_ray execute store plan describe worker rehearse stills",
     "bench": "stopwatch",
 }
 """The files of a wing; each imports only from those before it, and the wing's own `__init__` stands after them."""

@@ -17,8 +17,8 @@ from vidup import engines, proof
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.memory import memory_limit
-from vidup.errors import ConfigError, MediaError, VidupError
-from vidup.job import describe, plan, stills
+from vidup.errors import ConfigError, MediaError, VerifyError, VidupError
+from vidup.job import describe, plan, rehearse, stills
 from vidup.job.execute import execute
 from vidup.job.plan import Job
 from vidup.job.progress import Sink, Tracker
@@ -167,6 +167,9 @@ def _begin(
         "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
         *(target, room / 2**30, plan.host_memory(job) / 2**30),
     )
+    job = rehearse.rehearse(job, store.folder)
+    if runtime.strict and plan.lost(job):
+        raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
     if done:
         log.info("%s: %d of %d segments are done already", target, len(done), len(parts))
     frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
@@ -293,19 +296,30 @@ def _deliver(work: _Work, tracker: Tracker, runtime: Runtime) -> None:
     paths = [segment.path for segment in work.segments]
     whole = store.folder / f"whole{job.output.suffix}"
     try:
-        turning = None if job.settings.bake_rotation else job.info.display_matrix
-        joined = joining.join(whole, job.container, job.encoding, paths, job.info, job.streams, job.trim, turning)
+        joined = joining.join(whole, job, job.encoding, paths, store.folder)
         times = [int(time * job.encoding.time_base / job.unit) for time in joined]
         tracker.enter("verifying", job.output)
         if len(times) < len(job.times):
             log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
-        proof.check(whole, job, job.encoding, times, fast=runtime.verify == "fast")
+        with _kept_unproved(whole):
+            proof.check(whole, job, job.encoding, times, fast=runtime.verify == "fast")
         deliver(whole, job.output)
     finally:
         whole.unlink(missing_ok=True)
     log.info("%s: delivered and verified, %d frames", job.output, len(times))
     if not runtime.keep_work:
         store.delete()
+
+
+@contextmanager
+def _kept_unproved(whole: Path) -> Iterator[None]:
+    """Where the proof fails, leave the joined file in the job's folder, under a name that says so."""
+    unproved = whole.with_stem("unproved")
+    try:
+        yield
+    except (MediaError, VerifyError) as error:
+        whole.replace(unproved)
+        raise type(error)(f"{error}; what was joined is kept as {unproved}") from error
 
 
 def deliver(whole: Path, output: Path) -> None:

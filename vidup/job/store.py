@@ -27,8 +27,11 @@ from vidup.errors import MediaError, ResumeError, VidupError
 log = logging.getLogger(__name__)
 
 _RECORD, _LOCK = "job.json", "lock"
-_OWN = re.compile(r"lock|(job\.json|\d{5,}\.seg|whole\.\w+)((\.\w+)*\.part)?")
-"""The names that files of a job bear: lock, record, segments, the joined result; and what of these is not whole."""
+_OWN = re.compile(
+    r"lock|(job\.json|\d{5,}\.seg|stream\d+-[\w.()-]+\.kept|(whole|unproved|rehearsal)\.\w+)((\.\w+)*\.part)?"
+)
+"""The names that files of a job bear: lock, record, segments, converted streams, the joined result, the rehearsal's;
+and what of these is not whole."""
 _SEGMENT = re.compile(r"\d{5,}\.seg")
 _EDGE = 1 << 20  # bytes that are hashed at both ends of a file
 _SAMPLES, _SAMPLE = 64, 1 << 16  # and pieces of so many bytes, evenly spread between them

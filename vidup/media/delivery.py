@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from vidup.config import Settings
@@ -34,11 +34,18 @@ class Delivery:
     """Seconds in one unit of `times`."""
     times: tuple[int, ...]
     """When each frame of the output is shown, rising."""
+    accepted: frozenset[str] = field(default=frozenset(), kw_only=True)
+    """What the output may say otherwise, because its container cannot say it: subjects of the proof."""
 
     @property
     def offset(self) -> int:
         """What is taken from a frame's time, in `unit`, so that a part begins at 0."""
         return 0 if self.trim is None else round(self.trim.begin / self.unit)
+
+    @property
+    def display_matrix(self) -> tuple[int, ...] | None:
+        """The nine integers of the display matrix that the output has."""
+        return None if self.settings.bake_rotation else self.info.display_matrix
 
     @property
     def turn(self) -> Turn:

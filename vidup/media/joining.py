@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import av
 
 from vidup.errors import MediaError
-from vidup.frame import MediaInfo
-from vidup.media import streams
+from vidup.media import kept, streams
 from vidup.media.containers import Container, video_format
-from vidup.media.conversion import StreamPlan, Trim
+from vidup.media.conversion import Trim
+from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
 from vidup.media.opening import open_input
 from vidup.media.segment import read_segment
@@ -26,20 +25,11 @@ from vidup.media.segment import read_segment
 log = logging.getLogger(__name__)
 
 
-_TIME_SCALE_LIMIT = 2**31 - 1
+def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequence[Path], folder: Path) -> list[int]:
+    """Join segments with the streams that are copied from the input, and with those that were converted and kept.
 
-
-def join(
-    output: Path,
-    container: Container,
-    encoding: Encoding,
-    segments: Sequence[Path],
-    info: MediaInfo,
-    plans: Sequence[StreamPlan],
-    trim: Trim | None = None,
-    display_matrix: tuple[int, ...] | None = None,
-) -> list[int]:
-    """Join segments with the streams that are copied or converted from the input.
+    Args:
+        folder: where `kept.keep` put the converted streams.
 
     Returns:
         When each picture is shown, rising, in `encoding.time_base`.
@@ -48,13 +38,20 @@ def join(
         ConfigError: the container does not take the encoded video.
         MediaError: a segment is damaged, the input cannot be read or the output cannot be written.
     """
+    info, container, plans = delivery.info, delivery.container, delivery.streams
     order = [packet.pts for segment in segments for packet in read_segment(segment)]
     if len(order) != len(set(order)):
         raise MediaError(f"{output}: two pictures have the same time")
-    with open_input(info.path) as source:
+    with ExitStack() as stack:
+        source = stack.enter_context(open_input(info.path))
+        converted = {
+            plan.index: stack.enter_context(open_input(kept.kept_path(folder, plan)))
+            for plan in plans
+            if plan.action == "convert"
+        }
         target = None
         try:
-            options = _muxer_options(source, encoding, container)
+            options = _muxer_options(source, converted.values(), encoding, container)
             target = av.open(
                 f"file:{output}",
                 "w",
@@ -63,14 +60,15 @@ def join(
                 metadata_errors="surrogateescape",
             )
             video = _add_video(target, source.streams[info.video_index], encoding, container, info.variable_rate)
-            others = streams.add_streams(target, source, container, plans)
-            copied = streams.other_packets(info, plans, others, trim)
+            others = streams.add_streams(target, source, container, plans, converted)
+            copied = streams.copied_packets(info, plans, others, delivery.trim)
+            copied += [kept.packets(opened, others[index]) for index, opened in converted.items()]
             shift = Fraction(0)
             if container.below_zero == "shifted":
-                shift = streams.lateness(info, plans, trim, min(order) * encoding.time_base, copied)
-            _add_facts(target, source, trim, shift)
-            if display_matrix is not None:
-                video.set_display_matrix(display_matrix)
+                shift = streams.lateness(info, plans, delivery.trim, min(order) * encoding.time_base, copied)
+            _add_facts(target, source, delivery.trim, shift)
+            if delivery.display_matrix is not None:
+                video.set_display_matrix(delivery.display_matrix)
             target.start_encoding()
             own = _video_packets(segments, encoding, video, order)
             merged = heapq.merge(own, *copied, key=_decode_time)
@@ -87,22 +85,13 @@ def join(
     return sorted(order)
 
 
-def _muxer_options(source: Any, encoding: Encoding, container: Container) -> dict[str, str]:
-    options, said = dict[str, str](), dict(container.options)
-    if container.below_zero == "shifted":
-        options["avoid_negative_ts"] = "disabled"  # what lies below 0 is moved here, and chapters with it
-    if container.family == "mov":
-        # Start times are kept in movie ticks, 1000 a second by default, which loses what is finer.
-        scale = encoding.time_base.denominator
-        for stream in source.streams:
-            if stream.type in ("video", "audio") and stream.time_base:
-                both = math.lcm(scale, stream.time_base.denominator)
-                scale = both if both <= _TIME_SCALE_LIMIT else scale
-        options["movie_timescale"] = str(scale)
-        if any(key.startswith("com.") for key in source.metadata):
-            # Apple's cameras: keys that the usual table of tags has not.
-            said["movflags"] = said.get("movflags", "") + "+use_metadata_tags"
-    return options | said
+def _muxer_options(source: Any, converted: Iterable[Any], encoding: Encoding, container: Container) -> dict[str, str]:
+    said = dict(container.options)
+    if container.family == "mov" and any(key.startswith("com.") for key in source.metadata):
+        # Apple's cameras: keys that the usual table of tags has not.
+        said["movflags"] = said.get("movflags", "") + "+use_metadata_tags"
+    begins = [*source.streams, *(opened.streams[0] for opened in converted)]
+    return streams.start_options(container, begins, encoding.time_base) | said
 
 
 def _add_video(target: Any, source: Any, encoding: Encoding, container: Container, variable_rate: bool) -> Any:

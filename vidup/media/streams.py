@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import Any
 
 import av
@@ -24,6 +25,7 @@ from vidup.media.opening import open_input
 log = logging.getLogger(__name__)
 
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png"), "bmp": ("cover.bmp", "image/bmp")}
+_TIME_SCALE_LIMIT = 2**31 - 1
 _AHEAD = 10  # seconds by which muxers let streams run apart
 
 
@@ -59,13 +61,36 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
         return plan("copy")
     if container.cover == "attachment" and is_cover(stream):
         return plan("attach")
+    return next(_conversions(stream, info, container, plan("convert", refusal)), plan("drop", refusal))
+
+
+def _conversions(stream: Any, info: MediaInfo, container: Container, plan: StreamPlan) -> Iterator[StreamPlan]:
+    """The ways to convert a stream that work, the best first.
+
+    Args:
+        plan: says why it is converted.
+    """
     for encoder, layout in conversion.converters(stream, container):
         name_before = stream.codec_context.layout.name if layout else ""
         fewer = f"; {name_before} becomes stereo" if layout == "stereo" != name_before else ""
-        converted = replace(plan("convert", refusal + fewer, encoder), layout=layout)
+        converted = replace(plan, action="convert", reason=plan.reason + fewer, encoder=encoder, layout=layout)
         if _rehearse(info, stream, converted, container):
-            return converted
-    return plan("drop", refusal)
+            yield converted
+
+
+def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str) -> StreamPlan:
+    """What is done with a stream for which a plan does not work: it is converted, in another way, or left out.
+
+    Args:
+        fault: what is wrong, in words.
+    """
+    with open_input(info.path) as source:
+        ways = _conversions(source.streams[plan.index], info, container, replace(plan, reason=fault))
+        if plan.action == "convert":
+            ways = dropwhile(lambda way: (way.encoder, way.layout) != (plan.encoder, plan.layout), ways)
+            next(ways, None)
+        left_out = replace(plan, action="drop", reason=fault, encoder="", layout="")
+        return left_out if plan.kind == "attachment" else next(ways, left_out)
 
 
 def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool:
@@ -84,15 +109,42 @@ def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Contain
     return True
 
 
-def add_streams(target: Any, source: Any, container: Container, plans: Sequence[StreamPlan]) -> dict[int, Any]:
-    """Add all but the upscaled stream to an output; returns index in the source -> stream of the output."""
+def start_options(container: Container, sources: Iterable[Any], unit: Fraction = Fraction(1)) -> dict[str, str]:
+    """Options of a muxer that keep the moments at which streams begin.
+
+    Args:
+        sources: the streams of the input.
+        unit: of the times of the upscaled pictures.
+    """
+    if container.below_zero == "shifted":
+        return {"avoid_negative_ts": "disabled"}  # what lies below 0 is moved by the join, and chapters with it
+    # Start times are kept in movie ticks, 1000 a second by default, which loses what is finer.
+    scale = unit.denominator
+    for stream in sources:
+        if stream.type in ("video", "audio") and stream.time_base:
+            both = math.lcm(scale, stream.time_base.denominator)
+            scale = both if both <= _TIME_SCALE_LIMIT else scale
+    return {"movie_timescale": str(max(scale, 1000))}
+
+
+def add_streams(
+    target: Any, source: Any, container: Container, plans: Sequence[StreamPlan], converted: Mapping[int, Any]
+) -> dict[int, Any]:
+    """Add all but the upscaled stream to an output.
+
+    Args:
+        converted: index in the source -> the open file of what that stream was converted to.
+
+    Returns:
+        Index in the source -> stream of the output.
+    """
     streams = {}
     for plan in plans:
         stream = source.streams[plan.index]
         if plan.action == "copy":
             added = target.add_stream_from_template(stream, opaque=True)
         elif plan.action == "convert":
-            added = conversion.encoder(target, stream, plan)
+            added = target.add_stream_from_template(converted[plan.index].streams[0], opaque=True)
         else:
             if plan.action == "attach":
                 _attach(target, source, stream)
@@ -112,16 +164,12 @@ def _attach(target: Any, source: Any, stream: Any) -> None:
     target.add_attachment(stream.metadata.get("filename", name), stream.metadata.get("mimetype", kind), bytes(packet))
 
 
-def other_packets(
+def copied_packets(
     info: MediaInfo, plans: Sequence[StreamPlan], streams: dict[int, Any], trim: Trim | None
 ) -> list[Iterator[Any]]:
-    """The packets of all streams but the upscaled one, ready to be muxed: iterators that each rise in time."""
+    """The packets of the streams that are copied, ready to be muxed: iterators that each rise in time."""
     copies = [plan.index for plan in plans if plan.action == "copy" and plan.index in streams]
-    iterators = [_copied(info, copies, streams, trim)] if copies else []
-    iterators += [
-        conversion.converted(info, plan, streams[plan.index], trim) for plan in plans if plan.action == "convert"
-    ]
-    return iterators
+    return [_copied(info, copies, streams, trim)] if copies else []
 
 
 def lateness(
@@ -131,7 +179,7 @@ def lateness(
 
     Args:
         begin: when the upscaled pictures begin, in seconds.
-        others: as `other_packets` gives them; what is read of them is put back.
+        others: their packets, as iterators; what is read of them is put back.
     """
     below = below_zero(info, [plan for plan in plans if plan.action == "copy"], trim)
     below = max(below, -begin)

@@ -6,7 +6,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 from vidup.config import Settings
 from vidup.errors import VerifyError
@@ -15,6 +17,7 @@ from vidup.media import containers, decoding, probing
 from vidup.media.delivery import Delivery, deliver
 from vidup.media.encoder import Encoding
 from vidup.proof import facts, packets, pictures
+from vidup.proof.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class Receipt:
     chapters: int
     sha256: str
     """Of the output file."""
+
+
+class Told(NamedTuple):
+    """What was found beside the pictures."""
+
+    streams: tuple[str, ...]
+    """What became of each other stream of the source, in words."""
+    chapters: int
+    shift: Fraction
+    """By how much all streams begin later, in seconds, because the container has no time below 0."""
 
 
 def verify(
@@ -83,7 +96,9 @@ def check(
         VerifyError: names the first difference.
     """
     expected = delivery.times if times is None else times
-    made, told, chapters = check_all_but_pictures(output, delivery, encoding, expected)
+    made, found, told = findings(output, delivery, encoding, expected)
+    for fault in found.values():
+        raise VerifyError(fault)
     compared, least = pictures.check_pictures(output, made, delivery, expected, fast)
     return Receipt(
         source=delivery.info.path,
@@ -92,31 +107,33 @@ def check(
         compared=compared,
         least_likeness=least,
         size=(made.height, made.width),
-        streams=tuple(told),
-        chapters=chapters,
+        streams=told.streams,
+        chapters=told.chapters,
         sha256=_sha256(output),
     )
 
 
-def check_all_but_pictures(
+def findings(
     output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int]
-) -> tuple[MediaInfo, list[str], int]:
+) -> tuple[MediaInfo, Findings, Told]:
     """The part of `check` that decodes no pictures: times, streams, packets, chapters, tags.
 
     Returns:
-        What is in the output, what became of each other stream of the source in words, and how many chapters it has.
+        What is in the output, what is wrong with it, and what was found.
 
     Raises:
-        VerifyError: names the first difference.
+        VerifyError: it cannot be read, or its frames are not at their times, to which all others are compared.
     """
     try:
         made = probing.probe(output)
     except Exception as error:
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
-    facts.check_picture(output, made, delivery, encoding)
+    found = Findings(delivery.accepted)
+    facts.check_picture(output, made, delivery, encoding, found)
     shift = packets.check_times(output, made, times, delivery)
-    told, places = packets.check_streams(output, made, delivery, shift)
-    return made, told, facts.check_facts(output, made, delivery, shift, places)
+    told, places = packets.check_streams(output, made, delivery, shift, found)
+    chapters = facts.check_facts(output, made, delivery, shift, places, found)
+    return made, found, Told(tuple(told), chapters, shift)
 
 
 def _sha256(path: Path) -> str:

@@ -14,6 +14,9 @@ from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
 from vidup.media.opening import open_input
 from vidup.picture.color import UNSPECIFIED
+from vidup.proof.findings import Findings
+
+_ROUNDED = 2  # of 65,536: muxers turn by degrees that they have rounded
 
 # Tags that muxers write themselves, or that tell of the old encoding.
 _OWN_TAGS = (
@@ -22,7 +25,9 @@ _OWN_TAGS = (
 )
 
 
-def check_picture(output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None) -> None:
+def check_picture(
+    output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None, findings: Findings
+) -> None:
     info, turn = delivery.info, delivery.turn
     if encoding is not None:
         size, aspect, color = (encoding.height, encoding.width), encoding.sample_aspect_ratio, encoding.color
@@ -36,12 +41,15 @@ def check_picture(output: Path, made: MediaInfo, delivery: Delivery, encoding: E
         color = info.color
     if (made.height, made.width) != size:
         raise VerifyError(f"{output}: its pictures are {made.width}x{made.height}, expected {size[1]}x{size[0]}")
-    matrix = None if delivery.settings.bake_rotation else info.display_matrix
-    if _turning(made.display_matrix) != _turning(matrix):
-        raise VerifyError(f"{output}: its rotation is {made.display_matrix}, expected {matrix}")
-    if delivery.container.shows_aspect(made.codec) and made.sample_aspect_ratio != aspect:
-        raise VerifyError(f"{output}: its pixel aspect is {made.sample_aspect_ratio}, expected {aspect}")
-    _check_color(output, made, color, info)
+    with findings.of("rotation"):
+        turns = zip(_turning(made.display_matrix), _turning(delivery.display_matrix), strict=True)
+        if any(abs(one - two) > _ROUNDED for one, two in turns):
+            raise VerifyError(f"{output}: its rotation is {made.display_matrix}, expected {delivery.display_matrix}")
+    with findings.of("pixel aspect"):
+        if delivery.container.shows_aspect(made.codec) and made.sample_aspect_ratio != aspect:
+            raise VerifyError(f"{output}: its pixel aspect is {made.sample_aspect_ratio}, expected {aspect}")
+    with findings.of("colour"):
+        _check_color(output, made, color, info)
 
 
 def _turning(matrix: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -61,30 +69,41 @@ def _check_color(output: Path, made: MediaInfo, color: Color, info: MediaInfo) -
         raise VerifyError(f"{output}: its colour range is {found}, expected {expected}")
 
 
-def check_facts(output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int]) -> int:
-    """Chapters, tags and dispositions; returns how many chapters there are."""
+def check_facts(
+    output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int], findings: Findings
+) -> int:
+    """Chapters, tags and dispositions; returns how many chapters there are.
+
+    Args:
+        places: index of a stream in the source -> in the output.
+    """
     with open_input(delivery.info.path) as source, open_input(output) as written:
         wanted = joining.chapters(source, delivery.trim)
-        found = written.chapters()
-        if len(found) != len(wanted):
-            raise VerifyError(f"{output}: holds {len(found)} chapters, expected {len(wanted)}")
-        for index, (mine, theirs) in enumerate(zip(wanted, found, strict=True)):
-            gap = theirs["start"] * theirs["time_base"] - mine["start"] * mine["time_base"] - shift
-            titles = mine["metadata"].get("title"), theirs["metadata"].get("title")
-            if abs(gap) > Fraction(2, 1000) or titles[0] != titles[1]:
-                raise VerifyError(
-                    f"{output}: chapter {index} is {titles[1]!r}, {float(gap):.4f} s late, expected {titles[0]!r}"
-                )
-        _check_tags(output, "the file", source.metadata, written.metadata, delivery)
+        with findings.of("chapters"):
+            _check_chapters(output, wanted, written.chapters(), shift)
+        _check_tags(output, "the file", source.metadata, written.metadata, delivery, findings)
         video = written.streams[made.video_index]
         original = source.streams[delivery.info.video_index]
         expected = streams.tags(original, delivery.container, encoded=True)
-        _check_tags(output, "the video", expected, video.metadata, delivery)
+        _check_tags(output, "the video", expected, video.metadata, delivery, findings)
         for index, place in places.items():
             original, stream, name = source.streams[index], written.streams[place], f"stream {index}"
-            _check_tags(output, name, streams.tags(original, delivery.container), stream.metadata, delivery)
-            _check_disposition(output, name, original, stream, delivery)
-        return len(found)
+            _check_tags(output, name, streams.tags(original, delivery.container), stream.metadata, delivery, findings)
+            with findings.of(f"marks of {name}"):
+                _check_disposition(output, name, original, stream, delivery)
+        return len(wanted)
+
+
+def _check_chapters(output: Path, wanted: list[Any], found: list[Any], shift: Fraction) -> None:
+    if len(found) != len(wanted):
+        raise VerifyError(f"{output}: holds {len(found)} chapters, expected {len(wanted)}")
+    for index, (mine, theirs) in enumerate(zip(wanted, found, strict=True)):
+        gap = theirs["start"] * theirs["time_base"] - mine["start"] * mine["time_base"] - shift
+        titles = [chapter["metadata"].get("title") or "" for chapter in (mine, theirs)]  # mov has empty ones for none
+        if abs(gap) > Fraction(2, 1000) or titles[0] != titles[1]:
+            raise VerifyError(
+                f"{output}: chapter {index} is {titles[1]!r}, {float(gap):.4f} s late, expected {titles[0]!r}"
+            )
 
 
 def _check_disposition(output: Path, name: str, original: Any, stream: Any, delivery: Delivery) -> None:
@@ -97,7 +116,9 @@ def _check_disposition(output: Path, name: str, original: Any, stream: Any, deli
         raise VerifyError(f"{output}: {name} is no longer marked as {', '.join(lost)}")
 
 
-def _check_tags(output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery) -> None:
+def _check_tags(
+    output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery, findings: Findings
+) -> None:
     """Each tag of the source that both families of containers know; of languages those that the output can say."""
     lower = {key.lower(): value for key, value in after.items()}
     families = {containers.family(delivery.info.container), delivery.container.family}
@@ -112,5 +133,6 @@ def _check_tags(output: Path, what: str, before: dict[str, str], after: dict[str
             continue
         listed = delivery.container.tags is None or name.startswith(delivery.container.tags)
         known = (len(families) == 1 and listed) or name == "language"
-        if known and lower.get(name) != value:
-            raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {value!r}")
+        with findings.of(f"tag {key} of {what}"):
+            if known and lower.get(name) != value:
+                raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {value!r}")

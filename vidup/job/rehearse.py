@@ -1,0 +1,146 @@
+"""Rehearse the join before the first picture: what the container cannot say is found and worked round before any work.
+
+A few blank frames at the job's own times are encoded as its pictures will be, joined with all other streams as they
+will be, and go through the proof of the result, but for the pictures. Converted streams stay in the job's folder for
+the join itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vidup import proof
+from vidup.errors import ConfigError, MediaError, VerifyError
+from vidup.frame import Frame
+from vidup.job.plan import Job
+from vidup.media import decoding, joining, kept, streams
+from vidup.media.conversion import StreamPlan
+from vidup.media.decoding import planar
+from vidup.media.segment import encode_segment
+from vidup.picture import color
+
+log = logging.getLogger(__name__)
+
+_TOLD = ("tag ", "marks ", "chapters", "pixel aspect")
+"""Beginnings of the subjects of the proof that are told, and then expected as the container says them."""
+
+
+def rehearse(job: Job, folder: Path) -> Job:
+    """The job with what its join needs: streams that are converted or left out, and facts that the container changes.
+
+    Args:
+        folder: of the job; what is converted stays there.
+
+    Raises:
+        ConfigError: the container cannot say when or how the pictures are shown.
+        MediaError: the input cannot be read, or nothing can be written.
+    """
+    planned, pictures = job, folder / "rehearsal.packets"
+    times = _times(job)
+    try:
+        for _ in encode_segment(_blank(job, times), job.encoding, pictures):
+            pass
+        while True:
+            job = _converted(job, folder)
+            found, shift = _faults(job, folder, times)
+            if not found:
+                break
+            for subject, fault in found.items():
+                job = _worked_round(job, subject, fault)
+    finally:
+        pictures.unlink(missing_ok=True)
+    _tell(planned, job, shift)
+    return job
+
+
+def _times(job: Job) -> list[int]:
+    """Some of the job's times: the first, the last, and those that lie closest and farthest from each other."""
+    steps = [after - before for before, after in zip(job.times, job.times[1:], strict=False)]
+    places = {0, len(job.times) - 1}
+    for place in (0, *(steps.index(step) for step in {min(steps), max(steps)})) if steps else ():
+        places |= {place, place + 1}
+    return [job.times[place] for place in sorted(places)]
+
+
+def _blank(job: Job, times: list[int]) -> list[Frame]:
+    kind, size = color.layout(planar(job.encoding.pix_fmt)), (job.encoding.height, job.encoding.width)
+    assert kind is not None
+    chroma = -(-size[0] // kind.chroma_y), -(-size[1] // kind.chroma_x)
+    blank = np.uint8 if kind.bits == 8 else np.uint16
+    planes = tuple(np.zeros(chroma if index else size, blank) for index in range(kind.planes))
+    _, lengths = decoding.schedule(job.info, job.settings, job.low, job.high)
+    return [
+        Frame(planes, planar(job.encoding.pix_fmt), job.encoding.color, time, lengths[time + job.offset], job.unit)
+        for time in times
+    ]
+
+
+def _converted(job: Job, folder: Path) -> Job:
+    """Convert the streams that are to be; one that cannot be is converted in another way, or left out."""
+    for plan in job.streams:
+        while plan.action == "convert":
+            try:
+                if kept.keep(job, plan, folder):
+                    break
+                fault = "nothing of it can be decoded"
+            except MediaError as error:
+                fault = str(error)
+            job, plan = _instead(job, plan, fault)
+    return job
+
+
+def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], float]:
+    """Join and prove: subject -> what is wrong with it, and by how many seconds all streams came later."""
+    whole = folder / f"rehearsal{job.output.suffix}"
+    try:
+        joining.join(whole, job, job.encoding, [folder / "rehearsal.packets"], folder)
+        _, found, told = proof.findings(whole, job, job.encoding, times)
+        return {subject: fault.removeprefix(f"{whole}: ") for subject, fault in found.items()}, float(told.shift)
+    except VerifyError as error:
+        raise ConfigError(
+            f"{job.output}: {job.container} cannot hold these pictures as they are:"
+            f" {str(error).removeprefix(f'{whole}: ')}; choose an output with another ending"
+        ) from error
+    except MediaError as error:
+        reason = str(error).removeprefix(f"{whole}: ")
+        alone = [plan for plan in job.streams if plan.action in ("copy", "convert", "attach")]
+        if len(alone) > 1:
+            faults: dict[str, str] = {}
+            for plan in alone:
+                faults |= _faults(replace(job, streams=(plan,)), folder, times)[0]
+            if faults:
+                return faults, 0.0
+        if not alone:
+            raise
+        return {f"stream {plan.index}": reason for plan in alone}, 0.0
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _worked_round(job: Job, subject: str, fault: str) -> Job:
+    plan = next((plan for plan in job.streams if subject == f"stream {plan.index}"), None)
+    if plan is not None:
+        return _instead(job, plan, fault.removeprefix(f"stream {plan.index} ({plan.name}): "))[0]
+    if subject.startswith(_TOLD):
+        log.warning("%s: %s cannot say it otherwise: %s", job.output, job.container, fault)
+        return replace(job, accepted=job.accepted | {subject})
+    hint = "; --bake-rotation turns the pictures themselves" if subject == "rotation" else ""
+    raise ConfigError(f"{job.output}: {job.container} cannot say it: {fault}{hint}")
+
+
+def _instead(job: Job, plan: StreamPlan, fault: str) -> tuple[Job, StreamPlan]:
+    other = streams.instead(job.info, job.container, plan, fault)
+    return replace(job, streams=tuple(other if each is plan else each for each in job.streams)), other
+
+
+def _tell(planned: Job, job: Job, shift: float) -> None:
+    for before, plan in zip(planned.streams, job.streams, strict=True):
+        if plan != before:
+            becomes = "left out" if plan.action == "drop" else f"converted to {plan.encoder}"
+            log.warning("%s: stream %d (%s) is %s: %s", job.output, plan.index, plan.name, becomes, plan.reason)
+    if shift:
+        log.info("note: all streams begin %.3f s later: %s has no time below 0", shift, job.container)

@@ -1,0 +1,82 @@
+"""Convert a stream once and keep it until the join: in a file of the output's own container that holds it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+
+from vidup.errors import MediaError
+from vidup.media import conversion, streams
+from vidup.media.conversion import StreamPlan
+from vidup.media.delivery import Delivery
+from vidup.media.opening import open_input
+
+
+def kept_path(folder: Path, plan: StreamPlan) -> Path:
+    """Where a converted stream is kept; the name says of which conversion it is."""
+    return folder / "-".join(filter(None, (f"stream{plan.index}", plan.encoder, f"{plan.layout}.kept")))
+
+
+def keep(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
+    """Convert a stream into its file, unless that stands already.
+
+    Returns:
+        Whether there is anything in it.
+
+    Raises:
+        MediaError: it cannot be converted, or the file cannot be written.
+    """
+    path = kept_path(folder, plan)
+    if path.is_file():
+        return True
+    part = path.with_name(path.name + ".part")
+    try:
+        with open_input(delivery.info.path) as source:
+            if not _convert(part, delivery, plan, source.streams[plan.index]):
+                return False
+        part.replace(path)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"stream {plan.index} ({plan.name}) cannot be converted to {plan.encoder}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _convert(path: Path, delivery: Delivery, plan: StreamPlan, stream: Any) -> bool:
+    container = delivery.container
+    options = {"fflags": "+bitexact", **streams.start_options(container, [stream])}
+    with av.open(f"file:{path}", "w", format=container.name, container_options=options) as target:
+        added = conversion.encoder(target, stream, plan)
+        with closing(conversion.converted(delivery.info, plan, added, delivery.trim)) as packets:
+            first = next(packets, None)
+            if first is None:
+                return False
+            late = 0
+            if container.below_zero == "shifted":  # in the join all streams are moved as one; here it has its own way
+                late = max(0, math.ceil(-first.pts * first.time_base))
+                target.metadata["title"] = str(late)
+            target.start_encoding()
+            rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
+            for packet in streams.placed(chain([first], packets), Fraction(late), rising):
+                target.mux(packet)
+    return True
+
+
+def packets(kept: Any, stream: Any) -> Iterator[Any]:
+    """The packets of an open file of `keep`, of a stream of the output, at the times that they were converted at."""
+    late = int(kept.metadata.get("title", 0))
+    for packet in kept.demux(kept.streams[0]):
+        if packet.size <= (2 if packet.stream.type == "subtitle" else 0):
+            continue  # a flush packet, or an empty text, with which mov fills gaps
+        offset = round(late / packet.time_base)
+        packet.pts -= offset
+        packet.dts = None if packet.dts is None else packet.dts - offset
+        packet.stream = stream
+        yield packet
