@@ -129,10 +129,10 @@ def test_a_still_image(tmp_path: Path):
 
 
 def test_interrupted(make_clip: Callable[..., Path], monkeypatch, capsys: pytest.CaptureFixture[str]):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidup.media.joining.join", interrupt)
+    monkeypatch.setattr("vidup.proof.check", interrupt)
     source = make_clip()
     assert main(["upscale", str(source), *BASELINE]) == 130
     assert "interrupted; what is done is kept" in capsys.readouterr().err

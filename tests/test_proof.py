@@ -435,12 +435,15 @@ def test_a_result_that_is_wrong_does_not_take_its_place(
         return [index * 512 for index in range(12)]
 
     monkeypatch.setattr("vidup.media.joining.join", wrong)
-    with pytest.raises(VerifyError, match=r"holds 11 frames, expected 12; the first that differs should be at 0.2000"):
+    says = r"holds 11 frames, expected 12; the first that differs should be at 0.2000"
+    with pytest.raises(VerifyError, match=says) as caught:
         vidup.upscale(source, output, FAST, runtime=Runtime(overwrite=overwrite))
     assert (output.read_bytes() == b"what was there before") if overwrite else not output.exists()
+    unproved = output.with_name("output.mp4.vidup") / "unproved.mp4"  # to be looked at
+    assert vidup.probe(unproved).frames == 11 and f"what was joined is kept as {unproved}" in str(caught.value)
     monkeypatch.undo()
     vidup.upscale(source, output, FAST, runtime=Runtime(overwrite=overwrite))  # goes on from what was kept
-    assert vidup.verify(source, output).frames == 12
+    assert vidup.verify(source, output).frames == 12 and not unproved.parent.exists()
 
 
 def test_the_command_line(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
