@@ -222,19 +222,21 @@ def _progress(kind: str) -> Iterator[Sink | None]:
 def _probe(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vidup.job import default_output, describe, plan
-    from vidup.job.stills import ENDINGS
-    from vidup.media.probing import probe
+    from vidup.job import default_output, describe, plan, stills
 
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     source = Path(arguments.input)
     target = Path(arguments.output) if arguments.output else default_output(source, settings)
-    if source.suffix.lower() in ENDINGS and target.suffix.lower() in ENDINGS:
-        info = probe(source)
-        table = asdict(info) | {"output": str(target)}
-        line = f"{source}: a still image of {info.width}x{info.height} {info.pix_fmt}; output {target}"
-        terminal.put(json.dumps(table, default=str) if arguments.json else line)
+    if stills.is_still(source, target):
+        facts = stills.facts(source, target, settings)
+        if arguments.json:
+            terminal.put(json.dumps(facts))
+            return 0
+        terminal.put(f"{source}: a still image of {facts['width']}x{facts['height']} {facts['mode']} ({facts['format']})")
+        terminal.put(f"  output    {target}: {facts['output_width']}x{facts['output_height']}")
+        for note in facts["notes"]:
+            terminal.put(f"  note: {note}")
         return 0
     job = plan.plan(source, target, settings)
     info, encoding, notes = job.info, job.encoding, describe.describe(job)[1:]

@@ -18,7 +18,7 @@ from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.memory import is_out_of_memory
-from vidup.errors import EngineError
+from vidup.errors import EngineError, MediaError
 from vidup.frame import Color, Frame
 from vidup.picture import color
 from vidup.picture.resample import anchor, resize
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 from vidup.picture.geometry import Turn, output_size
 
 log = logging.getLogger(__name__)
+
+MODES = {
+    *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"),
+    *("I;16", "I;16L", "I;16B", "I;16N"),
+}
+"""Pillow's modes whose samples have a range that is known, so that they can be made RGB."""
 
 
 class Upscaler:
@@ -152,13 +158,21 @@ class Upscaler:
         yield from (one.arrived() for one in leaving)
 
     def image(self, image: Image) -> Image:
-        """Upscale one Pillow image of any mode; transparency is enlarged by bicubic.
+        """Upscale one Pillow image; transparency is enlarged by bicubic.
+
+        Args:
+            image: of a mode in `MODES`; 16 bits become 8.
 
         Returns:
             An image of mode RGB, or RGBA where the input has transparency.
+
+        Raises:
+            MediaError: another mode, such as F: of its samples it is not known what is white.
         """
         from PIL import Image as pillow
 
+        if image.mode not in MODES:
+            raise MediaError(f"image: of mode {image.mode}, whose white is not known; make it RGB, RGBA, L or I;16")
         if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
             image = pillow.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
         transparent = "A" in image.getbands() or "transparency" in image.info

@@ -147,7 +147,7 @@ def _begin(
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
-    if source.suffix.lower() in stills.ENDINGS and target.suffix.lower() in stills.ENDINGS:
+    if stills.is_still(source, target):
         _take(target, source, taken)
         stills.upscale_still(upscaler, source, target, tracker)
         return None

@@ -4,52 +4,150 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vidup.errors import ConfigError, MediaError
+from vidup import engines
+from vidup.config import Settings
+from vidup.errors import ConfigError, MediaError, first_line
 from vidup.job.progress import Tracker
-from vidup.media.opening import check_file
-from vidup.upscaler import Upscaler
+from vidup.media.opening import MOST_PIXELS, check_file
+from vidup.picture.geometry import output_size
+from vidup.upscaler import MODES, Upscaler
 
 log = logging.getLogger(__name__)
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 """Of the still images that go in and out."""
 
+_READ_ONLY = {".gif", ".avif"}
+# What a file may be, whatever its name says. Of Pillow's others some run a program: EPS runs Ghostscript.
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+_MOST_PIXELS_A_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+_KEPT = {
+    ".png": ("icc_profile", "exif", "dpi"),
+    ".webp": ("icc_profile", "exif", "xmp"),
+    ".bmp": ("dpi",),
+    **dict.fromkeys((".tif", ".tiff"), ("icc_profile", "exif", "dpi")),
+    **dict.fromkeys((".jpg", ".jpeg"), ("icc_profile", "exif", "dpi", "xmp")),
+}
+"""What a format has room for, beside the pixels."""
+_NAMES = {"icc_profile": "colour profile", "exif": "EXIF data", "dpi": "resolution", "xmp": "XMP data"}
+
+
+def is_still(source: Path, target: Path) -> bool:
+    """Whether a still image is to become one, by the names of both."""
+    return source.suffix.lower() in ENDINGS | _READ_ONLY and target.suffix.lower() in ENDINGS
+
+
+@dataclass(frozen=True)
+class Still:
+    """A picture that was read, upright."""
+
+    image: Image.Image
+    format: str
+    """As Pillow names it."""
+    about: dict[str, Any]
+    """What goes with the pixels: ``icc_profile``, ``exif``, ``dpi``, ``xmp``, those of them that it has."""
+    notes: tuple[str, ...]
+    """What of the file is not in the picture, or is damaged, in words."""
+
+
+def read(path: Path) -> Still:
+    """Read a still image, turned upright as its EXIF data say.
+
+    Raises:
+        ConfigError: the file holds several pictures.
+        MediaError: it is no image, is damaged, or its samples have no range that is known.
+    """
+    check_file(path)
+    notes: list[str] = []
+    reports: list[str] = []
+    try:
+        with _reports() as reports, Image.open(path, formats=_FORMATS) as image:
+            _check_claims(path, image)
+            if getattr(image, "n_frames", 1) > 1:  # what a phone adds: the picture to the other eye, a map of light
+                notes.append(f"of its {getattr(image, 'n_frames', 1)} pictures the first is taken")
+            if ";16" in f"{image.mode}{image.tile}":
+                notes.append("16 bits a sample become 8")
+            about = {key: image.info[key] for key in _NAMES if image.info.get(key)}
+            kind = image.format or ""
+            image.load()
+            upright = _upright(image, about, notes)
+    except (ConfigError, MediaError):
+        raise
+    except UnidentifiedImageError:
+        raise MediaError(f"{path}: is no {', '.join(_FORMATS)} picture, or is damaged at its head") from None
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path}: claims more than {MOST_PIXELS} pixels: {first_line(error)}") from None
+    except Exception as error:  # each of Pillow's readers fails in its own ways
+        detail = f" ({reports[0]})" if reports else ""
+        raise MediaError(f"{path}: is no picture, or is damaged: {first_line(error)}{detail}") from None
+    if reports:
+        notes.append(f"is damaged, or not as its format demands: {reports[0]}")
+    return Still(_profiled(upright, about, notes), kind, _sane(about, notes), tuple(notes))
+
+
+def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
+    """What a still image is, and what would become of it; made for JSON.
+
+    Raises:
+        ConfigError, MediaError: as `read`.
+    """
+    still = read(source)
+    image = still.image
+    height, width = output_size(settings, engines.native_scale(settings), image.height, image.width, even=False)
+    return {
+        **{"path": str(source), "format": still.format, "mode": image.mode, "width": image.width},
+        **{"height": image.height, "notes": still.notes, "output": str(target)},
+        **{"output_width": width, "output_height": height},
+    }
+
 
 def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Tracker) -> None:
     """Upscale a still image into a new file; its colour profile, EXIF and resolution are kept.
 
     Raises:
-        ConfigError: the file holds several pictures.
+        ConfigError: the file holds several pictures, or the output's format does not hold one of that size.
         MediaError: it is no image, or is damaged.
     """
-    check_file(source)
     tracker.expect(1)
-    try:
-        with Image.open(source) as image:
-            image.load()
-            pictures = getattr(image, "n_frames", 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{source}: is no image, or is damaged: {error}") from None
-    if pictures > 1:
-        raise ConfigError(f"{source}: holds {pictures} pictures; give an output that ends in .mp4 or .mkv")
-    if image.mode.startswith("I"):
-        log.info("note: 16 bits a sample become 8")
-    options: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if key in image.info}
+    still = read(source)
+    for note in still.notes:
+        log.warning("%s: %s", source, note)
+    ending = target.suffix.lower()
+    scale = upscaler.engine.scale
+    height, width = output_size(upscaler.settings, scale, still.image.height, still.image.width, even=False)
+    if max(height, width) > (most := _MOST_PIXELS_A_SIDE.get(ending, max(height, width))):
+        raise ConfigError(
+            f"{target}: would be {width}x{height}; {ending} holds {most} pixels a side: take .png or .tif"
+        )
+    if lost := [_NAMES[key] for key in still.about if key not in _KEPT[ending]]:
+        log.warning("%s: has no room for the %s of the input", target, " and the ".join(lost))
     tracker.enter("upscaling", target)
-    result = upscaler.image(image)
-    if target.suffix.lower() in (".jpg", ".jpeg", ".bmp") and result.mode == "RGBA":
+    result = upscaler.image(still.image)
+    if ending in (".jpg", ".jpeg", ".bmp") and result.mode == "RGBA":
         log.warning("%s: has no transparency: the picture is made opaque", target)
         result = result.convert("RGB")
-    if target.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-        options["quality"] = 95
+    quality: dict[str, Any] = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
     part = target.with_name(f"{target.name}.vidup{target.suffix}")
     try:
-        result.save(part, **options)
+        try:
+            result.save(part, **quality, **{key: still.about[key] for key in still.about if key in _KEPT[ending]})
+        except OSError:
+            raise
+        except Exception as error:  # what a damaged input says of itself
+            log.warning("%s: without colour profile, EXIF data and resolution: %s", target, first_line(error))
+            result.save(part, **quality)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(target)
@@ -58,3 +156,105 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     finally:
         part.unlink(missing_ok=True)
     tracker.advance()
+
+
+def _check_claims(path: Path, image: Image.Image) -> None:
+    """What the head says, before memory is taken for it."""
+    pictures, kind = getattr(image, "n_frames", 1), image.format
+    if image.width * image.height > MOST_PIXELS:
+        raise MediaError(f"{path}: claims {image.width}x{image.height}: more than {MOST_PIXELS} pixels")
+    if image.mode not in MODES:
+        raise MediaError(
+            f"{path}: holds {image.mode} samples, of which it is not known what is white; save it as RGB, 8 or 16 bits"
+        )
+    if pictures > 1 and kind == "TIFF":
+        raise ConfigError(f"{path}: holds {pictures} pages; give each as a file of its own")
+    if pictures > 1 and kind != "MPO":
+        ending = "save it as GIF or APNG, and " if kind == "WEBP" else ""  # which ffmpeg reads
+        raise ConfigError(f"{path}: holds {pictures} pictures; {ending}give an output that ends in .mp4 or .mkv")
+
+
+def _upright(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Image.Image:
+    """The picture as it is shown: not every format, nor every program, heeds what EXIF says of it."""
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception as error:  # as `read`
+        if about.pop("exif", None):
+            notes.append(f"its EXIF data are damaged and left out: {first_line(error)}")
+        return image
+    for key in ("exif", "xmp"):
+        if key in about and key in turned.info:
+            about[key] = turned.info[key]
+    if image.format == "MPO":  # it describes the pictures that are left out
+        about.pop("xmp", None)
+    return turned
+
+
+def _profiled(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Image.Image:
+    """An image that is to become RGB: a profile of gray or of inks is applied, as it would not fit the result."""
+    profile = about.get("icc_profile", b"")
+    space = profile[16:20]
+    if image.mode == "CMYK":
+        notes.append("CMYK becomes RGB" + ("" if space == b"CMYK" else ", without a profile that says how"))
+    if space == b"RGB " and image.mode != "CMYK":
+        return image
+    about.pop("icc_profile", None)
+    if space != {"L": b"GRAY", "LA": b"GRAY", "CMYK": b"CMYK"}.get(image.mode):
+        if profile:
+            notes.append(f"its colour profile is damaged, or not for {image.mode}, and left out")
+        return image
+    try:
+        from PIL import ImageCms
+
+        given, wanted = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        plain = image.convert("L") if image.mode == "LA" else image
+        converted = ImageCms.profileToProfile(plain, given, wanted, outputMode="RGB")
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        notes.append(f"its colour profile cannot be applied and is left out: {first_line(error)}")
+        return image
+    assert converted is not None
+    if image.mode == "LA":
+        converted.putalpha(image.getchannel("A"))
+    return converted
+
+
+def _sane(about: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Without a resolution that no format can write: zero, infinite, not a number."""
+    if "dpi" in about:
+        try:
+            resolution = tuple(float(number) for number in about["dpi"])
+            fits = len(resolution) == 2 and all(0.5 < number < 65_535 for number in resolution)
+        except (TypeError, ValueError, ArithmeticError):
+            fits = False
+        if not fits:
+            notes.append("its resolution is damaged and left out")
+            return {key: value for key, value in about.items() if key != "dpi"}
+    return about
+
+
+@contextmanager
+def _reports() -> Iterator[list[str]]:
+    """What Pillow warns of, and what libtiff, below it, writes to standard error; it has no other way to say it."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryFile() as file:
+        warnings.simplefilter("always")
+        try:
+            sys.stderr.flush()
+            before = os.dup(2)
+        except (OSError, ValueError, AttributeError):  # there is no standard error
+            before = None
+        else:
+            os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            if before is not None:
+                os.dup2(before, 2)
+                os.close(before)
+            file.seek(0)
+            said += file.read().decode(errors="replace").splitlines()
+            said += [str(warning.message) for warning in caught if not _is_of_size(warning)]
+
+
+def _is_of_size(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, Image.DecompressionBombWarning)

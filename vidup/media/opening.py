@@ -56,6 +56,7 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iter
     try:
         container = av.open(
             f"file:{path}",  # a colon in the name would be taken for a protocol otherwise
+            format=_still_format(Path(path)),
             metadata_errors="surrogateescape",
             # PyAV asks the demuxer to invent missing times, which ruins h264 in AVI.
             container_options={"fflags": "-genpts"},
@@ -76,6 +77,19 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iter
         raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
     with container:
         yield container
+
+
+def _still_format(path: Path) -> str | None:
+    """The demuxer of a still image that ffmpeg, by its name, would take for one of a numbered row of files.
+
+    Raises:
+        MediaError: the image is one that moves, which ffmpeg does not decode.
+    """
+    with path.open("rb") as file:
+        head = file.read(21)
+    if head[8:16] == b"WEBPVP8X" and head[20:] and head[20] & 2:
+        raise MediaError(f"{path}: is an animated WebP, which cannot be decoded here; save it as GIF, APNG or video")
+    return "jpeg_pipe" if head[:3] == b"\xff\xd8\xff" and path.suffix.lower() in (".jpg", ".jpeg") else None
 
 
 def check_file(path: str | Path) -> None:
