@@ -233,7 +233,8 @@ def _probe(arguments: argparse.Namespace) -> int:
         if arguments.json:
             terminal.put(json.dumps(facts))
             return 0
-        terminal.put(f"{source}: a still image of {facts['width']}x{facts['height']} {facts['mode']} ({facts['format']})")
+        kind = f"{facts['width']}x{facts['height']} {facts['mode']} ({facts['format']})"
+        terminal.put(f"{source}: a still image of {kind}")
         terminal.put(f"  output    {target}: {facts['output_width']}x{facts['output_height']}")
         for note in facts["notes"]:
             terminal.put(f"  note: {note}")
