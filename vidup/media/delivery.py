@@ -11,7 +11,8 @@ from vidup.errors import ConfigError
 from vidup.frame import MediaInfo
 from vidup.media import decoding, streams
 from vidup.media.containers import Container
-from vidup.media.conversion import StreamPlan, Trim
+from vidup.media.conversion import StreamPlan
+from vidup.media.packets import Trim
 from vidup.picture.geometry import Turn
 
 _FOREVER = Fraction(2**40)  # seconds

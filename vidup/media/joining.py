@@ -16,10 +16,10 @@ import av
 from vidup.errors import MediaError
 from vidup.media import kept, streams
 from vidup.media.containers import Container, video_format
-from vidup.media.conversion import Trim
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
 from vidup.media.opening import open_input
+from vidup.media.packets import Trim
 from vidup.media.segment import read_segment
 
 log = logging.getLogger(__name__)

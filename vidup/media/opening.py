@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import av
 
@@ -118,6 +118,37 @@ def video_context(stream: Any) -> Any:
     if not context.is_open:
         context.options = {"max_pixels": str(MOST_PIXELS)}
     return context
+
+
+class Channels(NamedTuple):
+    """The channels of a stream of sound."""
+
+    layout: str
+    """As its decoder's frames have it, in ffmpeg's name."""
+    number: int
+    order: tuple[int, ...] | None = None
+    """Of each channel of `layout` its place in the frames, where the file has an order of its own, as films have."""
+
+
+def channels(context: Any) -> Channels:
+    """Read the channels of a decoder that is not yet open. Only here may a decoder be asked for its layout.
+
+    PyAV hands out layouts that each free the list of an order of the file's own, which the decoder, and each of its
+    frames, frees again: here the decoder is given the usual order, so that the list has one owner.
+    """
+    layout = context.layout
+    if "(" not in layout.name:
+        return Channels(layout.name, layout.nb_channels)
+    names = [channel.name for channel in layout.channels]
+    usual = [channel.name for channel in av.AudioLayout("22.2").channels]
+    if len(set(names)) < len(names) or not set(names) <= set(usual):
+        context.layout = f"{len(names)} channels"
+        return Channels(f"{len(names)} channels", len(names))
+    names_in_order = sorted(names, key=usual.index)
+    context.layout = "+".join(names_in_order)
+    order = tuple(names.index(name) for name in names_in_order)
+    kept = names != names_in_order and context.name.startswith("pcm_")  # other codecs have their own order
+    return Channels(context.layout.name, len(names), order if kept else None)
 
 
 def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:

@@ -1,67 +1,147 @@
-"""Fingerprints of a file's streams: what their packets hold, and when, without keeping them."""
+"""Read the packets of the part that is kept, each at its time."""
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
+from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.media import conversion
-from vidup.media.conversion import Trim
-from vidup.media.opening import open_input
+from vidup.media.containers import is_cover
+from vidup.media.opening import clock, tolerant_demux
+
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class Track:
-    """Fingerprint of a stream's packets."""
+@dataclass(frozen=True)
+class Trim:
+    """The part of the input that is kept, in seconds of its own time; the output begins at 0."""
 
-    unit: Fraction
-    """Seconds, of the stream's times: they are no more exact than this."""
-    codec: str
-    tick: Fraction
-    """Seconds in one unit of `pts`."""
-    pts: array[int] = field(default_factory=lambda: array("q"))
-    end: Fraction = Fraction(0)
-    digests: list[bytes] = field(default_factory=list)
-    whole: Any = field(default_factory=hashlib.sha256)
-    texts: list[tuple[Fraction, str]] = field(default_factory=list)
-    """When each text is shown, and what it says."""
-
-    def add(self, packet: Any) -> None:
-        payload = _payload(packet, self.codec)
-        if self.codec == "mov_text" and len(payload) <= 2:
-            return  # an empty text, with which mov fills gaps
-        time, self.tick = packet.pts if packet.pts is not None else packet.dts or 0, packet.time_base
-        self.pts.append(time)
-        self.end = (time + (packet.duration or 0)) * self.tick
-        self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
-        self.whole.update(payload)
-        if packet.stream.type == "subtitle" and (words := conversion.words(packet)):
-            self.texts.append((time * self.tick, words))
-
-    def begin(self) -> Fraction:
-        return self.pts[0] * self.tick
+    begin: Fraction
+    end: Fraction
 
 
-def _payload(packet: Any, codec: str) -> bytes:
-    """The packet without the ADTS header that AAC has in a transport stream and must not have elsewhere."""
-    data = bytes(packet)
-    if codec == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
-        return data[7 if data[1] & 1 else 9 :]
-    return data
+def kept_packets(
+    source: Any,
+    indices: Sequence[int],
+    trim: Trim | None,
+    damaged: Callable[[str], None] | None = None,
+    mended: Callable[[str], None] = log.debug,
+) -> Iterator[Any]:
+    """The packets of some streams of an open input, those that overlap `trim`, moved to begin with it at 0.
+
+    Args:
+        damaged: is told what is wrong; where it returns, what cannot be read or put in any container is left out.
+        mended: is told, once a stream, where packets of sound had no times of their own.
+
+    Raises:
+        MediaError: the input is damaged, and there is no `damaged`.
+    """
+    if not indices:
+        return
+
+    def refuse(what: str) -> None:
+        raise MediaError(f"{source.name.removeprefix('file:')}: {what}; --tolerate-errors leaves out what is damaged")
+
+    tell, last = damaged or refuse, dict[int, tuple[int, int]]()
+    spread = set[int]()
+    transport = source.format.name == "mpegts"
+    for packet in tolerant_demux(source, [source.streams[index] for index in indices], tell):
+        if not packet.size:
+            continue
+        index, kind = packet.stream.index, packet.stream.type
+        if packet.dts is not None and kind in ("audio", "video"):
+            if kind == "audio" and not packet.duration:
+                packet.duration = _length(packet, last.get(index))
+            if kind == "audio" and index in last and _follow(packet, *last[index]) and index not in spread:
+                spread.add(index)
+                mended(f"stream {index}: packets at one time, as at {clock(packet.pts, packet.time_base)},"
+                       " follow each other by their lengths")  # fmt: skip
+            if packet.dts < last.get(index, (packet.dts,))[0] or (packet.pts is not None and packet.pts < packet.dts):
+                tell(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is out of order")
+                continue
+            last[index] = packet.dts, packet.duration or 0
+        if transport and kind == "audio" and not _adts_holds(packet):
+            tell(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is damaged")
+            continue
+        if trim is None or _shift(packet, trim):
+            yield packet
 
 
-def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[int, Track]:
-    with open_input(info.path) as container:
-        tracks = {}
-        for index in indices:
-            stream = container.streams[index]
-            codec = stream.codec_context.name if stream.codec_context else ""
-            tracks[index] = Track(stream.time_base, codec, stream.time_base)
-        for packet in conversion.kept_packets(container, indices, trim, conversion.tolerance(info)):
-            tracks[packet.stream.index].add(packet)
-    return tracks
+def _length(packet: Any, last: tuple[int, int] | None) -> int:
+    """Of a packet of sound that does not say it, the last of a Matroska file: without it mp4 hides the packet."""
+    context = packet.stream.codec_context
+    if context is not None and context.sample_rate and context.frame_size:
+        packets_a_second = Fraction(context.sample_rate, context.frame_size)
+        return round(1 / (packets_a_second * cast(Fraction, packet.time_base)))
+    apart = 0 if last is None else int(packet.dts - last[0])
+    return apart if 0 < apart * packet.time_base < 1 else 0
+
+
+def _follow(packet: Any, before: int, length: int) -> bool:
+    """Have a packet of sound that does not come after the one `before` it begin where that ends.
+
+    Live streams and FLV give packets that were sent together one time, which mp4 cannot say. A packet that lies back
+    by more than a second is left as it is.
+
+    Returns:
+        Whether it was moved.
+    """
+    if packet.dts > before or (before - packet.dts) * packet.time_base > 1:
+        return False
+    packet.pts = packet.dts = before + max(1, length)
+    return True
+
+
+def _adts_holds(packet: Any) -> bool:
+    """Whether a packet of a transport stream has a header that can be taken off, where it is AAC (ISO/IEC 13818-7)."""
+    if packet.stream.codec_context is None or packet.stream.codec_context.name != "aac":
+        return True
+    head = bytes(packet)[:7]
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 15 > 12:
+        return False
+    return bool(int.from_bytes(head[3:6], "big") >> 5 & 0x1FFF <= packet.size)
+
+
+def tolerance(info: MediaInfo, tell: Callable[..., None] = log.debug) -> Callable[[str], None] | None:
+    """What `kept_packets` is given as `damaged`: None where an input was read without tolerance for errors."""
+    return (lambda what: tell("%s: %s: left out", info.path, what)) if info.tolerant else None
+
+
+def _shift(packet: Any, trim: Trim) -> bool:
+    """Move a packet so that the kept part begins at 0; False where it lies outside."""
+    if is_cover(packet.stream):
+        return True
+    time = packet.pts if packet.pts is not None else packet.dts
+    if time is None:
+        return False
+    begin = time * packet.time_base
+    end = begin + (packet.duration or 0) * packet.time_base
+    if end <= trim.begin or begin >= trim.end:
+        return False
+    if packet.stream.type == "subtitle":
+        # A text that stands already, or still, when the part begins, or ends, is shown as long as the part lasts.
+        begin, end = max(begin, trim.begin), min(end, trim.end)
+        packet.pts = packet.dts = round(begin / packet.time_base)
+        packet.duration = round(end / packet.time_base) - packet.pts
+    finer = common(packet.time_base, trim.begin)
+    scale, offset = int(packet.time_base / finer), round(trim.begin / finer)
+    if packet.pts is not None:
+        packet.pts = packet.pts * scale - offset
+    if packet.dts is not None:
+        packet.dts = packet.dts * scale - offset
+    packet.duration, packet.time_base = (packet.duration or 0) * scale, finer
+    return True
+
+
+def common(unit: Fraction, moment: Fraction) -> Fraction:
+    """The longest unit of time that counts whole units and a moment, so that what is moved by it is not rounded; the
+    given one where ffmpeg cannot count in that.
+    """
+    scale = unit.denominator * moment.denominator
+    both = Fraction(math.gcd(unit.numerator * moment.denominator, moment.numerator * unit.denominator), scale)
+    return both if max(both.numerator, both.denominator) < 2**31 and unit / both < 2**20 else unit

@@ -17,7 +17,7 @@ from vidup.errors import MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
 from vidup.media import hdr, interlace
 from vidup.media.decoding import decode_stream, rising
-from vidup.media.opening import MOST_PIXELS, clock, codec_name, open_input, tolerant_demux
+from vidup.media.opening import MOST_PIXELS, channels, clock, codec_name, open_input, tolerant_demux
 from vidup.picture.color import UNSPECIFIED
 
 # Containers that state a duration in their header, so that a file cut short can be told.
@@ -265,5 +265,5 @@ def _stream_info(stream: Any) -> StreamInfo:
     if stream.type == "video" and context is not None:
         detail = f"{context.width}x{context.height} {context.pix_fmt or ''}".strip()
     elif stream.type == "audio" and context is not None:
-        detail = f"{context.sample_rate} Hz {context.layout.name}"
+        detail = f"{context.sample_rate} Hz {channels(context).layout}"
     return StreamInfo(stream.index, stream.type, codec_name(stream), detail, stream.metadata.get("language", ""))

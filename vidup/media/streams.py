@@ -19,8 +19,9 @@ from vidup.errors import MediaError
 from vidup.frame import MediaInfo
 from vidup.media import conversion, selection
 from vidup.media.containers import Container, is_cover
-from vidup.media.conversion import StreamPlan, Trim, kept_packets, tolerance
-from vidup.media.opening import open_input
+from vidup.media.conversion import StreamPlan
+from vidup.media.opening import channels, open_input
+from vidup.media.packets import Trim, kept_packets, tolerance
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,13 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
     if trimmed and stream.type == "video" and not is_cover(stream):
         return plan("drop", "copied video cannot begin in its middle")
     refusal = container.refusal(stream)
+    if (
+        refusal is None
+        and container.family != "mov"
+        and stream.type == "audio"
+        and channels(stream.codec_context).order
+    ):
+        refusal = f"{container} cannot say the order of its channels"
     if refusal is None:
         return plan("copy")
     if container.cover == "attachment" and is_cover(stream):
@@ -65,16 +73,19 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
 
 
 def _conversions(stream: Any, info: MediaInfo, container: Container, plan: StreamPlan) -> Iterator[StreamPlan]:
-    """The ways to convert a stream that work, the best first.
+    """The ways to convert a stream that work, the best first; that it is left out where it cannot be decoded.
 
     Args:
         plan: says why it is converted.
     """
-    for encoder, layout in conversion.converters(stream, container):
-        name_before = stream.codec_context.layout.name if layout else ""
-        fewer = f"; {name_before} becomes stereo" if layout == "stereo" != name_before else ""
-        converted = replace(plan, action="convert", reason=plan.reason + fewer, encoder=encoder, layout=layout)
-        if _rehearse(info, stream, converted, container):
+    for encoder, layout, lost in conversion.converters(stream, container):
+        converted = replace(plan, action="convert", reason=plan.reason + lost, encoder=encoder, layout=layout)
+        works = _rehearse(info, stream, converted, container)
+        if works is None:
+            why = f"{plan.reason}, and nothing of it can be decoded"
+            yield replace(plan, action="drop", reason=why, encoder="", layout="")
+            return
+        if works:
             yield converted
 
 
@@ -93,15 +104,16 @@ def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str)
         return left_out if plan.kind == "attachment" else next(ways, left_out)
 
 
-def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool:
-    """Whether a conversion works, as far as its first packet tells."""
+def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool | None:
+    """Whether a conversion works, as far as its first packet tells; None where no sound comes of it."""
     with suppress(OSError), io.BytesIO() as nowhere:
         target = av.open(nowhere, "w", format=container.name)
         try:
             added = conversion.encoder(target, stream, plan)
             target.start_encoding()
             with closing(conversion.converted(info, plan, added, None)) as packets:
-                next(packets, None)
+                if next(packets, None) is None and plan.kind == "audio":
+                    return None
         except (av.error.FFmpegError, ValueError, MediaError) as error:
             log.debug("stream %d to %s %s: %s", plan.index, plan.encoder, plan.layout, error)
             return False
@@ -245,7 +257,7 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
 
 def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], trim: Trim | None) -> Iterator[Any]:
     with open_input(info.path) as source:
-        for packet in kept_packets(source, indices, trim, tolerance(info, log.warning)):
+        for packet in kept_packets(source, indices, trim, tolerance(info, log.warning), log.warning):
             packet.stream = streams[packet.stream.index]
             yield packet
 

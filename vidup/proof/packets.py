@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from itertools import zip_longest
 from pathlib import Path
@@ -11,14 +11,17 @@ from statistics import median
 
 from vidup.errors import VerifyError
 from vidup.frame import MediaInfo
-from vidup.media import containers, streams
+from vidup.media import containers, sound, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.delivery import Delivery
 from vidup.media.opening import open_input
-from vidup.media.packets import Track, tracks
 from vidup.proof.findings import Findings
+from vidup.proof.tracks import Track, tracks
 
-_CONVERTED = Fraction(1, 10)  # seconds by which sound that was encoded anew may begin or end elsewhere
+log = logging.getLogger(__name__)
+
+_LONGEST_FRAME = Fraction(1, 5)  # seconds: frames of lossless sound may be longer, and are not padded
+_AUDIBLE = Fraction(9, 10)  # of what is loud in the source, that has to be loud in sound that was encoded anew
 
 
 def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery: Delivery) -> Fraction:
@@ -86,22 +89,32 @@ def check_streams(
                 found = places.get(plan.index)
                 if found is None:
                     raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is missing")
-                told.append(_check_stream(output, plan, here[plan.index], there[found], shift))
+                told.append(_check_stream(output, delivery, plan, here[plan.index], (found, there[found]), shift))
         elif plan.action == "drop":
             told.append(f"{plan.name}: left out: {plan.reason}")
     _check_attachments(output, delivery, findings)
     return told, places
 
 
-def _check_stream(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> str:
-    """One stream against what it must be; returns what became of it, in words."""
+def _check_stream(
+    output: Path, delivery: Delivery, plan: StreamPlan, before: Track, given: tuple[int, Track], shift: Fraction
+) -> str:
+    """One stream against what it must be; returns what became of it, in words.
+
+    Args:
+        given: its index in the output, and its packets there.
+    """
+    name, (index, after) = f"{output}: stream {plan.index} ({plan.name})", given
     if plan.action == "copy" and before.codec == after.codec:
-        _check_copy(output, plan, before, after, shift)
+        _check_copy(name, before, after, shift)
         return f"{plan.name}: {len(before.pts)} packets equal"
     # As planned, or since it could not be copied whole, as only the rehearsal of a job finds.
-    plan = replace(plan, encoder=plan.encoder or after.codec)
-    _check_converted(output, plan, before, after, shift)
-    return f"{plan.name}: converted"
+    name += f", converted to {plan.encoder or after.codec},"
+    if plan.kind == "subtitle":
+        _check_texts(name, before, after, shift)
+        return f"{plan.name}: converted"
+    differs = _check_sound(name, delivery, plan, (output, index), shift)
+    return f"{plan.name}: converted" + (f"; it {differs}" if differs else "")
 
 
 def _counterparts(
@@ -129,8 +142,7 @@ def _counterparts(
     return found
 
 
-def _check_copy(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> None:
-    name = f"{output}: stream {plan.index} ({plan.name})"
+def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None:
     tolerance = 2 * max(before.unit, after.unit, Fraction(1, 100_000))
     reframed = before.codec.startswith("pcm_")  # mov stores samples, not packets
     if not reframed:
@@ -151,17 +163,35 @@ def _check_copy(output: Path, plan: StreamPlan, before: Track, after: Track, shi
         raise VerifyError(f"{name}: is {float(late):.4f} s late")
 
 
-def _check_converted(output: Path, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> None:
-    name = f"{output}: stream {plan.index} ({plan.name}), converted to {plan.encoder},"
-    if not after.pts:
-        raise VerifyError(f"{name} is empty")
-    if plan.kind == "subtitle":
-        _check_texts(name, before, after, shift)
-        return
-    for what, mine, theirs in (("begins", before.begin(), after.begin()), ("ends", before.end, after.end)):
-        late = theirs - mine - shift
-        if abs(late) > _CONVERTED:
-            raise VerifyError(f"{name} {what} {float(late):.4f} s late")
+def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[Path, int], shift: Fraction) -> str:
+    """Compare what is heard of sound that was encoded anew with what is heard of its source.
+
+    Args:
+        given: the output, and the index of the stream there.
+
+    Returns:
+        How it differs by more than a frame of sound, in words; empty where it does not. It is delivered nevertheless:
+        containers whose times are rounded, and decoders that fill in what is lost, differ so.
+
+    Raises:
+        VerifyError: nothing is heard of it.
+    """
+    before = sound.heard(delivery.info.path, plan.index, plan.name, delivery.trim)
+    after = sound.heard(str(given[0]), given[1], plan.name, None)
+    if before is None:
+        return ""
+    if after is None or (before.audible and not after.audible):
+        raise VerifyError(f"{name} is {'empty' if after is None else 'silent'}")
+    allowed = min(after.frame, _LONGEST_FRAME) + 2 * (delivery.container.tick or 0) + (before.end - before.begin) / 1000
+    differences = []
+    for what, late in (("begins", after.begin - before.begin - shift), ("ends", after.end - before.end - shift)):
+        if abs(late) > allowed:
+            differences.append(f"{what} {abs(float(late)):.3f} s {'late' if late > 0 else 'early'}")
+    if after.audible < before.audible * _AUDIBLE:
+        differences.append(f"is silent for {float(before.audible - after.audible):.3f} s where its source is not")
+    if differences:
+        log.warning("%s: %s %s", delivery.info.path, name.removeprefix(f"{given[0]}: "), " and ".join(differences))
+    return " and ".join(differences)
 
 
 def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> None:

@@ -1,0 +1,203 @@
+"""Decode sound, every sample of it at its time, and bring it to an encoder's form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from vidup.media.opening import channels, open_input, tolerant_demux
+from vidup.media.packets import Trim
+
+log = logging.getLogger(__name__)
+
+# Seconds by which the time of a packet may differ from where the sound before it ends: containers round, and players
+# do not listen to so little.
+_JITTER = Fraction(1, 10)
+_AUDIBLE = 0.001  # of full scale: -60 dB
+
+
+def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[Any, None, None]:
+    """The frames of a stream of sound, each with its time in samples: what is damaged is left out, and nothing else.
+
+    A decoder tells a time where it knows one: of a packet that holds several frames only the first has it, and what
+    comes before the first time is counted back from it.
+
+    Args:
+        name: of the stream, in words.
+        trim: what lies outside is left out, and times begin with it at 0.
+    """
+    stream = source.streams[index]
+    channels(stream.codec_context)  # else each frame would free the same layout
+    held: list[Any] = []
+    end: Fraction | None = None
+    first: Fraction | None = None
+    total = damaged = 0
+    for packet in tolerant_demux(source, stream, log.debug):
+        total += bool(packet.size)
+        if first is None and packet.pts is not None:
+            first = packet.pts * packet.time_base
+        try:
+            frames = stream.decode(packet)
+        except av.error.FFmpegError as error:
+            damaged += 1
+            log.debug("%s", error)
+            continue
+        for frame in frames:
+            time = None if frame.pts is None else frame.pts * frame.time_base
+            if end is None and time is None:
+                held.append(frame)
+                continue
+            if end is None and time is not None:
+                end = max(time - _seconds(held), min(time, first or time))
+            for ready in (*held, frame):
+                end = _place(ready, time if ready is frame else None, end)
+                if trim is None or _shift(ready, trim):
+                    yield ready
+            held.clear()
+    for frame in held:  # no packet has a time: not one that the decoder tells of
+        end = first or Fraction(0) if end is None else end
+        end = _place(frame, None, end)
+        if trim is None or _shift(frame, trim):
+            yield frame
+    if damaged and end is not None:
+        log.warning("stream %d (%s): %d of %d packets cannot be decoded: silence there", index, name, damaged, total)
+
+
+def _seconds(frames: Iterable[Any]) -> Fraction:
+    return sum((Fraction(frame.samples, frame.sample_rate) for frame in frames), Fraction(0))
+
+
+def _place(frame: Any, time: Fraction | None, end: Fraction | None) -> Fraction:
+    """Give a frame its time, that of the decoder or `end`, where the sound before it ends; returns where it ends."""
+    if time is None or (end is not None and abs(time - end) <= _JITTER):
+        time = end
+    assert time is not None
+    frame.time_base = Fraction(1, frame.sample_rate)
+    frame.pts = round(time * frame.sample_rate)
+    return time + Fraction(frame.samples, frame.sample_rate)
+
+
+def _shift(frame: Any, trim: Trim) -> bool:
+    begin = frame.pts * frame.time_base
+    if begin + Fraction(frame.samples, frame.sample_rate) <= trim.begin or begin >= trim.end:
+        return False
+    frame.pts -= round(trim.begin * frame.sample_rate)
+    return True
+
+
+def fitted(frames: Iterable[Any], context: Any, order: tuple[int, ...] | None, cut: bool) -> Generator[Any, None, None]:
+    """Frames in the form and of the size that an encoder takes; what is missing in between becomes silence.
+
+    Args:
+        context: the encoder.
+        order: of each channel of the encoder its place in the source, where the source has an order of its own.
+        cut: leave out what lies before 0.
+    """
+    graph: Any = None
+    for frame in _alike(frames):
+        graph = graph or _graph(frame, context, order, cut)
+        graph.push(frame)
+        yield from _pulled(graph)
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph)
+
+
+def _alike(frames: Iterable[Any]) -> Iterator[Any]:
+    """All frames in the form of the first: broadcasts change rate and channels between one programme and the next."""
+    form: Any = None
+    now: Any = None
+    resampler: Any = None
+    for frame in frames:
+        its = frame.format.name, frame.layout.name, frame.sample_rate
+        form = form or its
+        if its != now:
+            if resampler is not None:
+                yield from resampler.resample(None)
+            resampler = None if its == form else av.AudioResampler(form[0], form[1], form[2])
+            now = its
+        if resampler is None:
+            yield frame
+        else:
+            yield from resampler.resample(frame)
+    if resampler is not None:
+        yield from resampler.resample(None)
+
+
+def _graph(frame: Any, context: Any, order: tuple[int, ...] | None, cut: bool) -> Any:
+    graph = av.filter.Graph()
+    layout = frame.layout.name
+    source = graph.add_abuffer(
+        sample_rate=frame.sample_rate, format=frame.format.name, layout=layout, time_base=frame.time_base
+    )
+    steps = [
+        source,
+        *([graph.add("channelmap", f"map={'|'.join(map(str, order))}:channel_layout={layout}")] if order else []),
+        *([graph.add("atrim", "start=0")] if cut else []),
+        graph.add("aresample", "async=1"),
+        graph.add(
+            "aformat",
+            f"sample_fmts={context.format.name}:sample_rates={context.sample_rate}"
+            f":channel_layouts={context.layout.name}",
+        ),
+        *([graph.add("asetnsamples", f"n={context.frame_size}:p=0")] if context.frame_size else []),
+        graph.add("abuffersink"),
+    ]
+    graph.link_nodes(*steps).configure()
+    return graph
+
+
+def _pulled(graph: Any) -> Iterator[Any]:
+    with suppress(av.error.BlockingIOError, av.error.EOFError):
+        while True:
+            yield graph.pull()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is heard of a stream of sound, in seconds."""
+
+    begin: Fraction
+    end: Fraction
+    audible: Fraction
+    """How much of it is louder than -60 dB of full scale."""
+    frame: Fraction
+    """The length of its longest frame."""
+
+
+def heard(path: str, index: int, name: str, trim: Trim | None) -> Heard | None:
+    """Decode a stream of sound, and tell what is heard of it; None where nothing can be decoded."""
+    begin = end = None
+    audible = frame_length = Fraction(0)
+    with open_input(path) as source:
+        for frame in decoded(source, index, name, trim):
+            length = Fraction(frame.samples, frame.sample_rate)
+            begin = frame.pts * frame.time_base if begin is None else begin
+            end = frame.pts * frame.time_base + length
+            audible += length * _audible(frame)
+            frame_length = max(frame_length, length)
+    if begin is None or end is None:
+        return None
+    return Heard(begin, end, audible, frame_length)
+
+
+def _audible(frame: Any) -> Fraction:
+    """The part of a frame, by blocks of 10 ms, that is louder than -60 dB."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    scale = 1.0 if samples.dtype.kind == "f" else 128.0 * 256.0 ** (samples.dtype.itemsize - 1)
+    middle = 128.0 if samples.dtype == np.uint8 else 0.0
+    peaks = np.abs(samples.astype(np.float32) - middle).max(axis=0) / scale
+    starts = np.arange(0, max(1, peaks.size), max(1, frame.sample_rate // 100))
+    if not peaks.size:
+        return Fraction(0)
+    loud = np.maximum.reduceat(peaks, starts) > _AUDIBLE
+    return Fraction(int(loud.sum()), loud.size)

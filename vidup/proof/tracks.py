@@ -1,0 +1,67 @@
+"""Fingerprints of a file's streams: what their packets hold, and when, without keeping them."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from vidup.frame import MediaInfo
+from vidup.media import conversion
+from vidup.media.opening import open_input
+from vidup.media.packets import Trim, kept_packets, tolerance
+
+
+@dataclass
+class Track:
+    """Fingerprint of a stream's packets."""
+
+    unit: Fraction
+    """Seconds, of the stream's times: they are no more exact than this."""
+    codec: str
+    tick: Fraction
+    """Seconds in one unit of `pts`."""
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    end: Fraction = Fraction(0)
+    digests: list[bytes] = field(default_factory=list)
+    whole: Any = field(default_factory=hashlib.sha256)
+    texts: list[tuple[Fraction, str]] = field(default_factory=list)
+    """When each text is shown, and what it says."""
+
+    def add(self, packet: Any) -> None:
+        payload = _payload(packet, self.codec)
+        if self.codec == "mov_text" and len(payload) <= 2:
+            return  # an empty text, with which mov fills gaps
+        time, self.tick = packet.pts if packet.pts is not None else packet.dts or 0, packet.time_base
+        self.pts.append(time)
+        self.end = (time + (packet.duration or 0)) * self.tick
+        self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
+        self.whole.update(payload)
+        if packet.stream.type == "subtitle" and (words := conversion.words(packet)):
+            self.texts.append((time * self.tick, words))
+
+    def begin(self) -> Fraction:
+        return self.pts[0] * self.tick
+
+
+def _payload(packet: Any, codec: str) -> bytes:
+    """The packet without the ADTS header that AAC has in a transport stream and must not have elsewhere."""
+    data = bytes(packet)
+    if codec == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
+        return data[7 if data[1] & 1 else 9 :]
+    return data
+
+
+def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[int, Track]:
+    with open_input(info.path) as container:
+        tracks = {}
+        for index in indices:
+            stream = container.streams[index]
+            codec = stream.codec_context.name if stream.codec_context else ""
+            tracks[index] = Track(stream.time_base, codec, stream.time_base)
+        for packet in kept_packets(container, indices, trim, tolerance(info)):
+            tracks[packet.stream.index].add(packet)
+    return tracks
