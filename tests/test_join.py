@@ -10,7 +10,7 @@ from typing import Any
 import av
 import pytest
 from conftest import video_times
-from material import Material, Sound, packets_of
+from material import Material, Sound, Text, packets_of
 
 import vidup
 from vidup import Settings
@@ -79,3 +79,55 @@ def test_sound_packets_at_one_time(tmp_path: Path):
     assert len(set(times)) < len(times) - 20
     output = vidup.upscale(source, tmp_path / "output.mp4", FAST)
     assert [data for *_, data in packets_of(output)[1]] == [data for *_, data in packets_of(source)[1]]
+
+
+OVERLAPPING = ((100, 600, "one"), (300, 600, "two"), (1000, 200, "three"))
+
+
+@pytest.mark.parametrize("target", ["mp4", "mov"])
+def test_texts_that_overlap(tmp_path: Path, target: str):
+    """A track of mov shows one text at a time: where two stand, it shows both as one."""
+    source = Material(texts=(Text("subrip", texts=OVERLAPPING),)).write(tmp_path / "source.mkv")
+    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST)
+    with av.open(str(output)) as written:
+        shown = [
+            (packet.pts * packet.time_base, bytes(packet)[2:])
+            for packet in written.demux(subtitles=0)
+            if packet.size > 2
+        ]
+    pieces = [(100, b"one"), (300, b"one\ntwo"), (700, b"two"), (1000, b"three")]
+    assert shown == [(Fraction(begin, 1000), words) for begin, words in pieces]
+    vidup.verify(source, output)
+
+
+def test_a_text_that_is_no_utf_8(tmp_path: Path):
+    source = Material(texts=(Text("subrip", texts=((100, 300, "cafZ"), (600, 300, "last"))),)).write(
+        tmp_path / "source.mkv"
+    )
+    source.write_bytes(source.read_bytes().replace(b"cafZ", "café".encode("cp1252")))
+    output = vidup.upscale(source, tmp_path / "output.mp4", FAST)
+    assert [data for *_, data in packets_of(output)[1] if len(data) > 2] == [b"\0\5caf\xc3\xa9", b"\0\4last"]
+
+
+@pytest.mark.parametrize("target", ["mp4", "mov", "mkv"])
+def test_chapters_that_begin_late_and_have_no_titles(tmp_path: Path, target: str):
+    source = Material(chapters=((400, 800, "First"), (800, 1200, ""), (1200, 1520, "Last"))).write(
+        tmp_path / "source.mkv"
+    )
+    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST)
+    vidup.verify(source, output)
+    with av.open(str(output)) as written:
+        found = [
+            (chapter["start"] * chapter["time_base"], chapter["metadata"].get("title", ""))
+            for chapter in written.chapters()
+        ]
+    wanted = [(Fraction(2, 5), "First"), (Fraction(4, 5), ""), (Fraction(6, 5), "Last")]
+    assert found == ([] if target == "mkv" else [(0, "")]) + wanted
+
+
+def test_a_chapter_that_stands_there_twice(tmp_path: Path):
+    twice = ((0, 800, "First"), (800, 1520, "Last"), (800, 1520, "Last"))
+    source = Material(chapters=twice).write(tmp_path / "source.mp4")
+    output = vidup.upscale(source, tmp_path / "output.mkv", FAST)
+    with av.open(str(output)) as written:
+        assert [chapter["metadata"]["title"] for chapter in written.chapters()] == ["First", "Last"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import av
@@ -108,7 +109,10 @@ def _text_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
 
 def converted(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
     """The packets of a converted stream, ready to be muxed."""
-    return (_converted_sound if plan.kind == "audio" else _converted_text)(info, plan, stream, trim)
+    if plan.kind == "audio":
+        return _converted_sound(info, plan, stream, trim)
+    texts = _converted_text(info, plan, stream, trim)
+    return apart(texts) if plan.encoder == "mov_text" else texts
 
 
 def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
@@ -127,7 +131,7 @@ def _converted_text(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim |
         decoder = source.streams[plan.index].codec_context
         for packet in kept_packets(source, [plan.index], trim, tolerance(info, log.warning)):
             try:
-                texts = decoder.decode2(packet)
+                texts = _decoded_text(decoder, packet)
                 if texts is None or len(texts) == 0:
                     continue
                 texts.pts = 0
@@ -146,13 +150,47 @@ def _converted_text(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim |
             yield result
 
 
+def _decoded_text(decoder: Any, packet: Any) -> Any:
+    """What PyAV decodes of a text, which is taken as Windows-1252 where it is no UTF-8."""
+    data = bytes(packet)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        mended = av.Packet(data.decode("cp1252", errors="replace").encode())
+        mended.pts, mended.dts, mended.time_base = packet.pts, packet.dts, packet.time_base
+        mended.duration = packet.duration or 0
+        packet = mended
+    return decoder.decode2(packet)
+
+
+def apart(texts: Iterable[Any]) -> Generator[Any, None, None]:
+    """Packets of mov_text, one at a time, as a track shows them: where some overlap, pieces of time show all."""
+    packets = sorted(texts, key=lambda packet: packet.pts)
+    moments = sorted({moment for one in packets for moment in (one.pts, one.pts + one.duration)})
+    standing: list[Any] = []
+    following = deque(packets)
+    for begin, end in pairwise(moments):
+        standing = [one for one in standing if one.pts + one.duration > begin]
+        while following and following[0].pts <= begin:
+            standing.append(following.popleft())
+        if len(standing) == 1 and (standing[0].pts, standing[0].duration) == (begin, end - begin):
+            yield standing[0]
+        elif standing:
+            said = b"\n".join(data[2 : 2 + int.from_bytes(data[:2], "big")] for data in map(bytes, standing))
+            piece = av.Packet(len(said).to_bytes(2, "big") + said)  # without styles, which count letters
+            piece.stream, piece.time_base = standing[0].stream, standing[0].time_base
+            piece.pts = piece.dts = begin
+            piece.duration = end - begin
+            yield piece
+
+
 def words(packet: Any) -> str:
     """What a subtitle's packet says, without markup and spaces; empty where it is a picture, or says nothing."""
     context = packet.stream.codec_context
     if not context.codec.text_sub:
         return ""
     try:
-        texts = context.decode2(packet)
+        texts = _decoded_text(context, packet)
     except av.error.FFmpegError:
         return ""
     return "".join(_MARKUP.sub("", text.dialogue.decode(errors="replace")) for text in texts or ())

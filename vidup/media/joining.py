@@ -66,7 +66,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
             shift = Fraction(0)
             if container.below_zero == "shifted":
                 shift = streams.lateness(info, plans, delivery.trim, min(order) * encoding.time_base, copied)
-            _add_facts(target, source, delivery.trim, shift)
+            _add_facts(target, source, delivery, shift)
             if delivery.display_matrix is not None:
                 video.set_display_matrix(delivery.display_matrix)
             target.start_encoding()
@@ -111,22 +111,34 @@ def _add_video(target: Any, source: Any, encoding: Encoding, container: Containe
     return stream
 
 
-def _add_facts(target: Any, source: Any, trim: Trim | None, shift: Fraction) -> None:
+def _add_facts(target: Any, source: Any, delivery: Delivery, shift: Fraction) -> None:
     written_by_muxer = {"major_brand", "minor_version", "compatible_brands", "encoder"}
     target.metadata.update(
         {key: value for key, value in source.metadata.items() if key.lower() not in written_by_muxer}
     )
-    found = chapters(source, trim)
+    found = chapters(source, delivery.trim)
     for chapter in found:
         chapter |= {side: chapter[side] + round(shift / chapter["time_base"]) for side in ("start", "end")}
-    target.set_chapters(found)
+    if delivery.container.family == "mov" and found and found[0]["start"] > 0:
+        # Its chapters are a track of texts that follow each other from 0 on: the first needs one before it.
+        before = {"start": 0, "end": found[0]["start"], "time_base": found[0]["time_base"], "metadata": {"title": ""}}
+        found.insert(0, before)
+    target.set_chapters([chapter | {"id": number} for number, chapter in enumerate(found)])
 
 
 def chapters(source: Any, trim: Trim | None) -> list[Any]:
-    """The chapters of an open input, as PyAV has them; of a part those that overlap it, moved to begin with it at 0."""
+    """The chapters of an open input, as PyAV has them; of a part those that overlap it, moved to begin with it at 0.
+
+    One that stands there twice, as where an mp4 has a track and a list of them, is one.
+    """
     found = []
+    seen = set()
     for chapter in source.chapters():
         unit = chapter["time_base"]
+        said = chapter["start"] * unit, chapter["end"] * unit, chapter["metadata"].get("title")
+        if said in seen:
+            continue
+        seen.add(said)
         if trim is not None:
             begin, end = max(chapter["start"] * unit, trim.begin), min(chapter["end"] * unit, trim.end)
             if begin >= end:
