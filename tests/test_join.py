@@ -14,6 +14,8 @@ from material import Material, Sound, Text, packets_of
 
 import vidup
 from vidup import Settings
+from vidup.job.describe import describe
+from vidup.job.plan import plan
 
 FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
 
@@ -131,3 +133,35 @@ def test_a_chapter_that_stands_there_twice(tmp_path: Path):
     output = vidup.upscale(source, tmp_path / "output.mkv", FAST)
     with av.open(str(output)) as written:
         assert [chapter["metadata"]["title"] for chapter in written.chapters()] == ["First", "Last"]
+
+
+@pytest.mark.parametrize("target", ["mp4", "mov"])
+def test_tags_that_a_container_has_no_place_for(tmp_path: Path, target: str):
+    tags = {"title": "A harbour", "album_artist": "Someone", "composer": "Another", "description": "of a film"}
+    source = Material(tags=tags).write(tmp_path / "source.mp4")
+    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST)
+    vidup.verify(source, output)
+    with av.open(str(output)) as written:
+        kept = {key: value for key, value in written.metadata.items() if key in tags}
+    assert kept == (tags if target == "mp4" else {"title": "A harbour"})
+    told = "\n".join(describe(plan(source, output, FAST)))
+    lost = "note: tags of the file are lost (album_artist, composer, description): mov has no place for them"
+    assert (lost in told) == (target == "mov") and ("are lost" in told) == (target == "mov")
+
+
+@pytest.mark.parametrize("target", ["mp4", "mkv"])
+def test_a_second_program_of_a_transport_stream(tmp_path: Path, target: str):
+    """Its pictures are told apart by start codes there, by lengths in the output."""
+    one = Material(sounds=(Sound("aac"),)).write(tmp_path / "one.mp4")
+    both = [av.open(str(one)) for _ in range(2)]
+    with av.open(str(tmp_path / "source.ts"), "w", format="mpegts") as programs:
+        streams = [programs.add_stream_from_template(opened.streams.video[0], opaque=True) for opened in both]
+        for pair in zip(*(opened.demux(video=0) for opened in both), strict=True):
+            for packet, stream in zip(pair, streams, strict=True):
+                if packet.size:
+                    packet.stream = stream
+                    programs.mux(packet)
+    for opened in both:
+        opened.close()
+    output = vidup.upscale(tmp_path / "source.ts", tmp_path / f"output.{target}", FAST)
+    assert [len(found) for found in packets_of(output).values()] == [38, 38]

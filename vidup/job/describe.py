@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from vidup.config import Runtime
 from vidup.job.plan import Job, device_memory, disk, host_memory
 from vidup.media import encoder
+from vidup.media.delivery import lost_tags
 
 
 def describe(job: Job) -> list[str]:
@@ -23,6 +24,8 @@ def describe(job: Job) -> list[str]:
         for s in job.streams
         if s.action == "convert"
     ]
+    if lost := lost_tags(job):
+        lines.append(f"note: tags of the file are lost ({', '.join(lost)}): {job.container} has no place for them")
     lines += [f"note: {loss}" for loss in encoder.loses(info, encoding)]
     lines += [f"note: {limit}" for limit in encoder.limits(encoding)]
     lines += [f"note: {kind} is lost: no encoder here carries it" for kind in info.dynamic_hdr]

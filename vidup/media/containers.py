@@ -47,8 +47,6 @@ class Container:
     """Whether it takes attachments, such as fonts, and streams of data."""
     keeps_aspect: bool
     """Whether it states the shape of a pixel that players go by; else only what some codecs say of it arrives."""
-    tags: tuple[str, ...] | None
-    """The beginnings of those tags of a file that it knows; None where it takes all."""
     options: Mapping[str, str] = field(default_factory=lambda: {"fflags": "+bitexact"})
     """What its muxer is given, unless the user says otherwise."""
     languages: Mapping[str, str] = field(default_factory=dict)
@@ -134,6 +132,32 @@ class Container:
             target.close()
         return None
 
+    def tag_options(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Options of its muxer for a file with some tags: those of the user, and what Apple's cameras' keys need."""
+        options = dict(self.options)
+        if self.family == "mov" and any(key.startswith("com.") for key in tags):
+            options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+        return options
+
+    def arriving(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """What can be read back of a file's tags, found by a dry run: mov and mp4 have a place for some only."""
+        if self.family != "mov":
+            return dict(tags)
+        every = "use_metadata_tags" in self.tag_options(tags).get("movflags", "")
+        with io.BytesIO() as file:
+            options = {"fflags": "+bitexact", **({"movflags": "use_metadata_tags"} if every else {})}
+            with av.open(file, "w", format=self.name, container_options=options) as target:
+                stream = target.add_stream("mpeg4", rate=25)
+                stream.codec_context.width = stream.codec_context.height = 16
+                target.metadata.update(tags)
+                target.start_encoding()
+                packet = av.Packet(b"\0")
+                packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 25)
+                target.mux(packet)
+            file.seek(0)
+            with av.open(file, metadata_errors="surrogateescape") as written:
+                return dict(written.metadata)
+
     def shows_aspect(self, codec: str) -> bool:
         """Whether the shape of a pixel arrives: some codecs carry it themselves, for others the container must.
 
@@ -141,6 +165,13 @@ class Container:
             codec: the name of an encoder or of a format.
         """
         return self.keeps_aspect or video_format(codec) in ("h264", "hevc")
+
+
+OWN_TAGS = (
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
+    *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
+)
+"""Beginnings of tags that muxers write themselves, or that tell of the old encoding."""
 
 
 def is_cover(stream: Any) -> bool:
@@ -161,10 +192,6 @@ def video_format(codec: str) -> str:
 _MOV_OPTIONS = {"fflags": "+bitexact", "movflags": "+faststart"}
 _MILLISECOND = Fraction(1, 1000)
 
-_MOV_TAGS = (
-    *("title", "artist", "album", "album_artist", "composer", "comment", "date", "genre", "copyright", "name"),
-    *("description", "synopsis", "show", "episode_id", "network", "language", "com."),
-)
 # The muxer of mov writes the languages of the Mac's old list, and each has one code there.
 _MAC_LANGUAGES = {
     **{"sqi": "alb", "hye": "arm", "eus": "baq", "mya": "bur", "zho": "chi", "cze": "ces", "nld": "dut", "fre": "fra"},
@@ -186,7 +213,6 @@ MP4 = Container(
     cover="stream",
     data=False,
     keeps_aspect=True,
-    tags=_MOV_TAGS,
     options=_MOV_OPTIONS,
     refused={"pcm_": "few players read PCM in mp4"},
 )
@@ -204,7 +230,6 @@ MOV = Container(
     cover=None,
     data=False,
     keeps_aspect=True,
-    tags=_MOV_TAGS,
     options=_MOV_OPTIONS,
     languages=_MAC_LANGUAGES,
 )
@@ -222,7 +247,6 @@ MATROSKA = Container(
     cover="attachment",
     data=True,
     keeps_aspect=False,
-    tags=None,
 )
 WEBM = Container(
     name="webm",
@@ -238,7 +262,6 @@ WEBM = Container(
     cover=None,
     data=False,
     keeps_aspect=False,
-    tags=None,
 )
 
 CONTAINERS = {ending: container for container in (MP4, MOV, MATROSKA, WEBM) for ending in container.endings}

@@ -10,8 +10,9 @@ from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import MediaInfo
 from vidup.media import decoding, streams
-from vidup.media.containers import Container
+from vidup.media.containers import OWN_TAGS, Container
 from vidup.media.conversion import StreamPlan
+from vidup.media.opening import open_input
 from vidup.media.packets import Trim
 from vidup.picture.geometry import Turn
 
@@ -79,6 +80,14 @@ def deliver(info: MediaInfo, container: Container, settings: Settings) -> Delive
         unit=unit,
         times=tuple(time - offset for time in spans),
     )
+
+
+def lost_tags(delivery: Delivery) -> list[str]:
+    """The tags of the file that its container has no place for."""
+    with open_input(delivery.info.path) as source:
+        tags = {key: value for key, value in source.metadata.items() if not key.lower().startswith(OWN_TAGS)}
+    arriving = {key.lower() for key in delivery.container.arriving(tags)}
+    return [key for key in tags if key.lower() not in arriving]
 
 
 def _part(settings: Settings, info: MediaInfo) -> tuple[int, int]:

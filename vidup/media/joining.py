@@ -86,12 +86,8 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
 
 
 def _muxer_options(source: Any, converted: Iterable[Any], encoding: Encoding, container: Container) -> dict[str, str]:
-    said = dict(container.options)
-    if container.family == "mov" and any(key.startswith("com.") for key in source.metadata):
-        # Apple's cameras: keys that the usual table of tags has not.
-        said["movflags"] = said.get("movflags", "") + "+use_metadata_tags"
     begins = [*source.streams, *(opened.streams[0] for opened in converted)]
-    return streams.start_options(container, begins, encoding.time_base) | said
+    return streams.start_options(container, begins, encoding.time_base) | container.tag_options(source.metadata)
 
 
 def _add_video(target: Any, source: Any, encoding: Encoding, container: Container, variable_rate: bool) -> Any:

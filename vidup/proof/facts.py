@@ -18,12 +18,6 @@ from vidup.proof.findings import Findings
 
 _ROUNDED = 2  # of 65,536: muxers turn by degrees that they have rounded
 
-# Tags that muxers write themselves, or that tell of the old encoding.
-_OWN_TAGS = (
-    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
-    *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
-)
-
 
 def check_picture(
     output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None, findings: Findings
@@ -123,18 +117,20 @@ def _check_tags(
 ) -> None:
     """Each tag of the source that both families of containers know; of languages those that the output can say."""
     lower = {key.lower(): value for key, value in after.items()}
-    families = {containers.family(delivery.info.container), delivery.container.family}
+    container, families = delivery.container, {containers.family(delivery.info.container), delivery.container.family}
+    arriving = {key.lower(): value for key, value in container.arriving(before).items()} if what == "the file" else None
     for key, value in before.items():
         name = key.lower()
-        if name == "title" and delivery.container.family == "mov" and what != "the file":
+        if name == "title" and container.family == "mov" and arriving is None:
             name = "name"
-        if name.startswith(_OWN_TAGS) or value == "und":
+        if name.startswith(containers.OWN_TAGS) or value == "und":
             continue
-        unsaid = bool(delivery.container.languages) and name not in lower
+        unsaid = bool(container.languages) and name not in lower
         if name == "language" and "mov" in families and (unsaid or not re.fullmatch("[a-z]{3}", value)):
             continue
-        listed = delivery.container.tags is None or name.startswith(delivery.container.tags)
+        listed = name in arriving if arriving is not None else container.family != "mov" or name == "name"
+        expected = arriving.get(name) if arriving is not None else value
         known = (len(families) == 1 and listed) or name == "language"
         with findings.of(f"tag {key} of {what}"):
-            if known and lower.get(name) != value:
-                raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {value!r}")
+            if known and lower.get(name) != expected:
+                raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {expected!r}")

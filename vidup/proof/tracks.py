@@ -14,6 +14,8 @@ from vidup.media import conversion
 from vidup.media.opening import open_input
 from vidup.media.packets import Trim, kept_packets, tolerance
 
+_START = b"\0\0\1"
+
 
 @dataclass
 class Track:
@@ -48,10 +50,21 @@ class Track:
 
 
 def _payload(packet: Any, codec: str) -> bytes:
-    """The packet without the ADTS header that AAC has in a transport stream and must not have elsewhere."""
+    """The packet without what belongs to its container: of AAC in a transport stream the ADTS header; of H.264 and
+    H.265 the start codes there, and the lengths elsewhere, with which the units of a picture are told apart.
+    """
     data = bytes(packet)
     if codec == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
         return data[7 if data[1] & 1 else 9 :]
+    if codec in ("h264", "hevc"):
+        if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
+            return _START.join(unit.rstrip(b"\0") for unit in data.split(_START) if unit.strip(b"\0"))
+        units, place = [], 0
+        while place + 4 < len(data):
+            size = int.from_bytes(data[place : place + 4], "big")
+            units.append(data[place + 4 : place + 4 + size].rstrip(b"\0"))
+            place += 4 + size
+        return _START.join(units)
     return data
 
 
