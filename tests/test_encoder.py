@@ -55,6 +55,7 @@ def info_of(**given: Any) -> MediaInfo:
         "pts": (0, 40, 80),
         "rate": Fraction(25),
         "dynamic_hdr": (),
+        "side_data": (),
     }
     return MediaInfo(**{spec.name: {**plain, **given}.get(spec.name) for spec in fields(MediaInfo)})
 

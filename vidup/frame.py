@@ -40,6 +40,8 @@ class Frame:
     """In units of `time_base`; 0 where it is not known."""
     time_base: Fraction = Fraction(1, 1000)
     """Seconds in one unit of `pts`."""
+    captions: bytes = b""
+    """Closed captions that begin with it: constructs of three bytes (CEA-708)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ class MediaInfo:
     variable_rate: bool
     streams: tuple[StreamInfo, ...]
     chapters: int
+    side_data: tuple[str, ...] = ()
+    """Kinds of data that stand with the first pictures, in FFmpeg's names, such as ``A53_CC`` for closed captions."""
+    stereo_mode: str = ""
+    """How the two views of stereo 3D lie in a picture, in Matroska's words: ``left_right``, ``top_bottom`` ..."""
     notes: tuple[str, ...] = ()
     """What is unusual or damaged, a line each."""
     tolerant: bool = False

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vidup.config import Runtime
 from vidup.job.plan import Job, device_memory, disk, host_memory
-from vidup.media import encoder
+from vidup.media import captions, encoder, side_data
 from vidup.media.delivery import lost_tags
 
 
@@ -28,6 +28,7 @@ def describe(job: Job) -> list[str]:
         lines.append(f"note: tags of the file are lost ({', '.join(lost)}): {job.container} has no place for them")
     lines += [f"note: {loss}" for loss in encoder.loses(info, encoding)]
     lines += [f"note: {limit}" for limit in encoder.limits(encoding)]
+    lines += [f"note: {kind}: lost, there is no way to write it" for kind in side_data.lost(info, _carried(job))]
     lines += [f"note: {kind} is lost: no encoder here carries it" for kind in info.dynamic_hdr]
     if not info.color_tagged and job.settings.matrix == "auto" and info.pix_fmt.startswith(("yuv", "nv", "p0", "uyvy")):
         standard = "BT.709" if encoding.color.matrix == 1 else "BT.601"
@@ -50,6 +51,13 @@ def describe(job: Job) -> list[str]:
             f" {encoding.sample_aspect_ratio}: players will show square pixels"
         )
     return lines
+
+
+def _carried(job: Job) -> set[str]:
+    """The kinds of side data that arrive."""
+    stereo = job.info.stereo_mode and job.container.family == "matroska"
+    captioned = captions.carries(job.encoding.codec)
+    return {kind for kind, arrives in ((side_data.STEREO, stereo), (side_data.CAPTIONS, captioned)) if arrives}
 
 
 def facts(job: Job, runtime: Runtime) -> Iterator[str]:

@@ -7,6 +7,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any, Literal, cast
@@ -18,6 +19,7 @@ from vidup.config import Settings
 from vidup.errors import MediaError
 from vidup.frame import Color, Frame, MediaInfo
 from vidup.media import interlace
+from vidup.media.captions import read_captions
 from vidup.media.opening import _UNREADABLE, clock, open_input, reason, tolerant_demux, video_context
 from vidup.picture.color import layout, resolve
 
@@ -113,8 +115,11 @@ def decode(
     settings = settings or Settings(deinterlace="off")
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     with closing(pictures(info, begin, end, settings)) as read:
-        for picture in _in_planes(read, info):
-            yield _frame(picture, planar(info.pix_fmt), color)
+        for picture in read:
+            (converted,) = _in_planes([picture], info)
+            frame = _frame(converted, planar(info.pix_fmt), color)
+            captions = read_captions(picture)
+            yield replace(frame, captions=captions) if captions and _is_own(picture, info) else frame
 
 
 def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Settings) -> Generator[Any, None, None]:
@@ -252,6 +257,12 @@ def _in_planes(pictures: Iterable[Any], info: MediaInfo) -> Iterator[Any]:
         picture = picture.reformat(info.width, info.height, pix_fmt, interpolation=scaler)
         picture.pts, picture.duration, picture.time_base = times
         yield picture
+
+
+def _is_own(picture: Any, info: MediaInfo) -> bool:
+    """Whether a picture is at the time of one of the source's: not the second that is made of a frame's fields."""
+    time = picture.pts * picture.time_base / info.time_base
+    return info.pts[bisect_left(info.pts, time) :][:1] == (time,)
 
 
 def _frame(picture: Any, pix_fmt: str, color: Color) -> Frame:

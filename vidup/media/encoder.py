@@ -19,6 +19,7 @@ import numpy as np
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
+from vidup.media import side_data
 from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
 from vidup.media.containers import Container
 from vidup.media.decoding import planar
@@ -273,7 +274,8 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     source, target = color.layout(planar(info.pix_fmt)), color.layout(planar(encoding.pix_fmt))
     assert source is not None and target is not None
     lost = []
-    if av.VideoFormat(info.pix_fmt).components[-1].is_alpha and len(av.VideoFormat(info.pix_fmt).components) in (2, 4):
+    components = av.VideoFormat(info.pix_fmt).components
+    if (components[-1].is_alpha and len(components) in (2, 4)) or side_data.ALPHA in info.side_data:
         lost.append("transparency is dropped: the picture is made opaque")
     if target.bits < source.bits:
         lost.append(

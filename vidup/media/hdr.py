@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from vidup.frame import HdrMetadata
+from vidup.media.side_data import side_data
 
 # FFmpeg's AVMasteringDisplayMetadata: ten rationals (x and y of red, green, blue and white, least and greatest
 # luminance), then whether the chromaticities and the luminances are given. AVContentLightMetadata: two numbers.
@@ -27,7 +28,7 @@ _DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")
 
 def read_hdr(frame: Any) -> HdrMetadata | None:
     """What a decoded PyAV frame says of the display that it was graded on; None where it says nothing."""
-    data = _side_data(frame)
+    data = side_data(frame)
     mastering = light = None
     if len(data.get("MASTERING_DISPLAY_METADATA", b"")) >= _MASTERING.size:
         *pairs, has_primaries, has_luminance = _MASTERING.unpack_from(data["MASTERING_DISPLAY_METADATA"])
@@ -42,7 +43,7 @@ def read_hdr(frame: Any) -> HdrMetadata | None:
 
 def dynamic_hdr(frame: Any, stream: Any) -> list[str]:
     """The kinds of HDR metadata that change from frame to frame, in words; no encoder here can be given them."""
-    kinds = [_DYNAMIC[name] for name in _side_data(frame) if name in _DYNAMIC]
+    kinds = [_DYNAMIC[name] for name in side_data(frame) if name in _DYNAMIC]
     if stream.codec_context.codec_tag in _DOLBY_TAGS:
         kinds.append("Dolby Vision")
     return sorted(set(kinds))
@@ -69,10 +70,3 @@ def hdr_params(codec: str, hdr: HdrMetadata) -> list[str] | None:
     if hdr.content_light is not None:
         found.append(f"{light}={hdr.content_light[0]},{hdr.content_light[1]}")
     return found
-
-
-def _side_data(frame: Any) -> dict[str, bytes]:
-    try:
-        return {item.type.name: bytes(item) for item in frame.side_data}
-    except ValueError:  # a kind that PyAV has no name for
-        return {}

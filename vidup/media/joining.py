@@ -67,6 +67,8 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
             if container.below_zero == "shifted":
                 shift = streams.lateness(info, plans, delivery.trim, min(order) * encoding.time_base, copied)
             _add_facts(target, source, delivery, shift)
+            if info.stereo_mode and container.family == "matroska":
+                video.metadata["stereo_mode"] = info.stereo_mode
             if delivery.display_matrix is not None:
                 video.set_display_matrix(delivery.display_matrix)
             target.start_encoding()

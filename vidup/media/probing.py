@@ -15,7 +15,8 @@ import av
 
 from vidup.errors import MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
-from vidup.media import hdr, interlace
+from vidup.media import cropping, hdr, interlace, side_data
+from vidup.media.containers import family
 from vidup.media.decoding import decode_stream, rising
 from vidup.media.opening import MOST_PIXELS, channels, clock, codec_name, open_input, tolerant_demux
 from vidup.picture.color import UNSPECIFIED
@@ -62,7 +63,13 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
         packets.settle(Fraction(rate or 25))
         if packets.timing == "made":
             notes.append(f"the stream bears no times: taken as {float(packets.rate):.3f} frames a second")
-        matrix = _side_data(first).get("DISPLAYMATRIX")
+        matrix = side_data.side_data(first).get("DISPLAYMATRIX")
+        shown = cropping.shown_size(Path(path), family(container.format.name), stream.id, (first.width, first.height))
+        if shown is not None:
+            notes.append(
+                f"the file says that only {shown[0]}x{shown[1]} of {first.width}x{first.height} pixels are to be shown"
+                " (clean aperture): that is lost, all will be shown"
+            )
         color = Color(
             int(first.colorspace), int(first.color_primaries), int(first.color_trc), int(first.color_range) == 2
         )
@@ -92,6 +99,8 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
             variable_rate=packets.variable_rate,
             streams=tuple(_stream_info(s) for s in container.streams),
             chapters=len(container.chapters()),
+            side_data=side_data.kinds(frames, stream),
+            stereo_mode=side_data.stereo_mode(first),
             notes=tuple(notes),
             tolerant=tolerate_errors,
         )
@@ -250,13 +259,6 @@ def _agree(frames: list[Any], pts: list[int]) -> bool:
         return False
     begin = bisect_left(pts, times[0])
     return list(islice(pts, begin, begin + len(times))) == times
-
-
-def _side_data(frame: Any) -> dict[str, bytes]:
-    try:
-        return {item.type.name: bytes(item) for item in frame.side_data}
-    except ValueError:  # a kind that PyAV has no name for
-        return {}
 
 
 def _stream_info(stream: Any) -> StreamInfo:

@@ -16,6 +16,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.frame import Frame
+from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
 
     # Encoders change or forget durations; by the time of its frame each packet gets its own back.
     durations: dict[int, int] = {}
+    captions: dict[int, bytes] = {}
     encoded = 0
 
     def write_packets(packets: list[Any]) -> None:
@@ -76,7 +78,7 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
         for packet in packets:
             if packet.pts not in durations:
                 raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
-            data = bytes(packet)
+            data = with_captions(bytes(packet), encoding.codec, captions.pop(packet.pts, b""))
             write(_PACKET.pack(packet.pts, durations.pop(packet.pts), len(data), packet.is_keyframe) + data)
             encoded += 1
 
@@ -87,6 +89,8 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
     for frame in frames:
         picture = to_av(frame, encoding)
         durations[picture.pts] = picture.duration
+        if frame.captions and carries(encoding.codec):
+            captions[picture.pts] = frame.captions
         write_packets(context.encode(picture))
         count += 1
         yield frame

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png"), "bmp": ("cover.bmp", "image/bmp")}
 _TIME_SCALE_LIMIT = 2**31 - 1
+_OF_THE_OLD_ENCODING = (
+    *("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id", "alpha_mode"),
+)
 _AHEAD = 10  # seconds by which muxers let streams run apart
 
 
@@ -268,7 +271,11 @@ def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, 
     Args:
         encoded: the stream is encoded anew; what tells of the old encoding is left out.
     """
-    stale = ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id") if encoded else ()
+    stale = (
+        ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id", "alpha_mode")
+        if encoded
+        else ()
+    )
     kept = {key: value for key, value in stream.metadata.items() if not key.lower().startswith(stale)}
     if "name" in kept:  # so mov's demuxer calls what its muxer takes as the title
         kept.setdefault("title", kept.pop("name"))

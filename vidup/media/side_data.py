@@ -1,0 +1,83 @@
+"""What a video stream says beside its pictures (FFmpeg's side data), and what of that does not arrive."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from vidup.frame import MediaInfo
+
+CAPTIONS = "A53_CC"
+STEREO = "STEREO3D"
+ALPHA = "VP9_ALPHA"
+"""Not side data of FFmpeg's, but of the same kind: a second picture with each packet, which its decoder leaves out."""
+
+_WORDS = {
+    CAPTIONS: "closed captions (CEA-608/708)",
+    "SPHERICAL": "the projection of 360 degree video (spherical)",
+    STEREO: "the arrangement of stereo 3D",
+    "PANSCAN": "pan and scan",
+    "AFD": "the active format description (AFD)",
+    "ICC_PROFILE": "the ICC profile",
+    "FILM_GRAIN_PARAMS": "parameters of film grain",
+    "AMBIENT_VIEWING_ENVIRONMENT": "the ambient viewing environment",
+    "S12M_TIMECODE": "timecodes of frames (SMPTE ST 12-1)",
+    "GOP_TIMECODE": "timecodes of groups of pictures",
+    "SEI_UNREGISTERED": "user data in SEI messages",
+}
+"""The kinds that are told by name where they do not arrive. The display matrix and HDR are told elsewhere."""
+
+_ENCODERS = (
+    bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef"),  # x264 and x265 write their options so
+    bytes.fromhex("2ca2de09b51747dbbb55a4fe7fc2fc4e"),
+)
+_PANSCAN = struct.Struct("=3i6h")  # id, width and height in 1/16 pixel, positions
+_MARKER = 1 << 12  # of a group's timecode (ISO/IEC 13818-2, 6.3.8), always set
+_STEREO = struct.Struct("=2i")  # type, flags
+_STEREO_MODES = {1: ("left_right", "right_left"), 2: ("top_bottom", "bottom_top")}
+
+
+def side_data(frame: Any) -> dict[str, bytes]:
+    """The side data of a decoded PyAV frame, by FFmpeg's names; empty where PyAV has no name for one of its kinds."""
+    try:
+        return {item.type.name: bytes(item) for item in frame.side_data}
+    except ValueError:
+        return {}
+
+
+def kinds(frames: Sequence[Any], stream: Any) -> tuple[str, ...]:
+    """The kinds of side data that the first frames of a stream have, and that say something, by FFmpeg's names."""
+    found = {kind for frame in frames for kind, data in side_data(frame).items() if _says(kind, data, frame)}
+    if not _says("GOP_TIMECODE", side_data(frames[0]).get("GOP_TIMECODE", b""), frames[0]):
+        found -= {"GOP_TIMECODE"}  # it counts from 0
+    if any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
+        found.add(ALPHA)
+    return tuple(kind for kind in (*_WORDS, ALPHA) if kind in found)
+
+
+def _says(kind: str, data: bytes, frame: Any) -> bool:
+    """False for what every file of some formats has, whatever is in it."""
+    if kind == "SEI_UNREGISTERED":
+        return not data.startswith(_ENCODERS)
+    if kind == "GOP_TIMECODE":
+        return bool(int.from_bytes(data, "little") & ~_MARKER)
+    if kind == "PANSCAN" and len(data) >= _PANSCAN.size:
+        _, width, height, *positions = _PANSCAN.unpack_from(data)
+        return (width > 0 and (width // 16, height // 16) != (frame.width, frame.height)) or any(positions)
+    return True
+
+
+def stereo_mode(frame: Any) -> str:
+    """How the two views of stereo 3D lie in a frame, in Matroska's words; empty where they do not, or it has none."""
+    kind, flags = _STEREO.unpack(side_data(frame).get(STEREO, b"")[: _STEREO.size].ljust(_STEREO.size, b"\0"))
+    return _STEREO_MODES.get(kind, ("", ""))[flags & 1]
+
+
+def lost(info: MediaInfo, carried: Collection[str]) -> list[str]:
+    """What does not arrive, in words.
+
+    Args:
+        carried: kinds that do.
+    """
+    return [_WORDS[kind] for kind in info.side_data if kind in _WORDS and kind not in carried]
