@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from vidup.picture import color
 
 log = logging.getLogger(__name__)
 
+_PICTURES = "rehearsal.packets"
 _TOLD = ("tag ", "marks ", "chapters", "pixel aspect")
 """Beginnings of the subjects of the proof that are told, and then expected as the container says them."""
 
@@ -39,7 +41,8 @@ def rehearse(job: Job, folder: Path) -> Job:
         ConfigError: the container cannot say when or how the pictures are shown.
         MediaError: the input cannot be read, or nothing can be written.
     """
-    planned, pictures = job, folder / "rehearsal.packets"
+    planned, pictures = job, folder / _PICTURES
+    _check_ticks(job)
     times = _times(job)
     try:
         for _ in encode_segment(_blank(job, times), job.encoding, pictures):
@@ -57,9 +60,22 @@ def rehearse(job: Job, folder: Path) -> Job:
     return job
 
 
+def _check_ticks(job: Job) -> None:
+    tick = job.container.tick
+    if tick is None or job.unit >= tick:
+        return
+    for before, after in pairwise(job.times):
+        if round(before * job.unit / tick) == round(after * job.unit / tick):
+            raise ConfigError(
+                f"{job.output}: {job.container} counts in units of {float(tick):g} s, and two frames, at"
+                f" {float(before * job.unit):.6f} and {float(after * job.unit):.6f} s, would have one time;"
+                " choose an output that ends in .mp4 or .mov"
+            )
+
+
 def _times(job: Job) -> list[int]:
     """Some of the job's times: the first, the last, and those that lie closest and farthest from each other."""
-    steps = [after - before for before, after in zip(job.times, job.times[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(job.times)]
     places = {0, len(job.times) - 1}
     for place in (0, *(steps.index(step) for step in {min(steps), max(steps)})) if steps else ():
         places |= {place, place + 1}
@@ -97,28 +113,28 @@ def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], f
     """Join and prove: subject -> what is wrong with it, and by how many seconds all streams came later."""
     whole = folder / f"rehearsal{job.output.suffix}"
     try:
-        joining.join(whole, job, job.encoding, [folder / "rehearsal.packets"], folder)
+        joining.join(whole, job, job.encoding, [folder / _PICTURES], folder)
         _, found, told = proof.findings(whole, job, job.encoding, times)
-        return {subject: fault.removeprefix(f"{whole}: ") for subject, fault in found.items()}, float(told.shift)
+        return {subject: fault.replace(f"{whole}: ", "") for subject, fault in found.items()}, float(told.shift)
     except VerifyError as error:
-        raise ConfigError(
-            f"{job.output}: {job.container} cannot hold these pictures as they are:"
-            f" {str(error).removeprefix(f'{whole}: ')}; choose an output with another ending"
-        ) from error
+        raise ConfigError(_refusal(job, error, whole)) from error
     except MediaError as error:
-        reason = str(error).removeprefix(f"{whole}: ")
         alone = [plan for plan in job.streams if plan.action in ("copy", "convert", "attach")]
-        if len(alone) > 1:
-            faults: dict[str, str] = {}
-            for plan in alone:
-                faults |= _faults(replace(job, streams=(plan,)), folder, times)[0]
-            if faults:
-                return faults, 0.0
         if not alone:
-            raise
-        return {f"stream {plan.index}": reason for plan in alone}, 0.0
+            raise ConfigError(_refusal(job, error, whole)) from error
+        faults = {f"stream {plan.index}": str(error).replace(f"{whole}: ", "") for plan in alone}
+        if len(alone) > 1:  # which is it?
+            each = [_faults(replace(job, streams=(plan,)), folder, times)[0] for plan in alone]
+            return {subject: fault for found in each for subject, fault in found.items()} or faults, 0.0
+        _faults(replace(job, streams=()), folder, times)  # the pictures, if these alone cannot be written
+        return faults, 0.0
     finally:
         whole.unlink(missing_ok=True)
+
+
+def _refusal(job: Job, error: Exception, whole: Path) -> str:
+    reason = str(error).replace(f"{whole}: ", "").partition("; --tolerate-errors")[0]
+    return f"{job.output}: {job.container} cannot hold these pictures as they are: {reason}; choose another ending"
 
 
 def _worked_round(job: Job, subject: str, fault: str) -> Job:

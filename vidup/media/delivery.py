@@ -47,7 +47,12 @@ class Delivery:
     @property
     def display_matrix(self) -> tuple[int, ...] | None:
         """The nine integers of the display matrix that the output has."""
-        return None if self.settings.bake_rotation else self.info.display_matrix
+        matrix = self.info.display_matrix
+        if matrix is None or self.settings.bake_rotation:
+            return None
+        # Some programs turn by sines that they have rounded, and Matroska takes whole turns only.
+        turns = (0, 65536, -65536)
+        return tuple(next((turn for turn in turns if abs(turn - one) <= 2), one) for one in matrix)
 
     @property
     def turn(self) -> Turn:

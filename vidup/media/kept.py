@@ -21,7 +21,7 @@ from vidup.media.opening import open_input
 
 def kept_path(folder: Path, plan: StreamPlan) -> Path:
     """Where a converted stream is kept; the name says of which conversion it is."""
-    return folder / "-".join(filter(None, (f"stream{plan.index}", plan.encoder, f"{plan.layout}.kept")))
+    return folder / ("-".join(filter(None, (f"stream{plan.index}", plan.encoder, plan.layout))) + ".kept")
 
 
 def keep(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:

@@ -16,8 +16,6 @@ from vidup.media.opening import open_input
 from vidup.picture.color import UNSPECIFIED
 from vidup.proof.findings import Findings
 
-_ROUNDED = 2  # of 65,536: muxers turn by degrees that they have rounded
-
 
 def check_picture(
     output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None, findings: Findings
@@ -37,7 +35,7 @@ def check_picture(
         raise VerifyError(f"{output}: its pictures are {made.width}x{made.height}, expected {size[1]}x{size[0]}")
     with findings.of("rotation"):
         turns = zip(_turning(made.display_matrix), _turning(delivery.display_matrix), strict=True)
-        if any(abs(one - two) > _ROUNDED for one, two in turns):
+        if any(abs(one - two) > 2 for one, two in turns):
             raise VerifyError(f"{output}: its rotation is {made.display_matrix}, expected {delivery.display_matrix}")
     with findings.of("pixel aspect"):
         if delivery.container.shows_aspect(made.codec) and made.sample_aspect_ratio != aspect:

@@ -1,0 +1,127 @@
+"""The join is rehearsed before the first picture: what cannot be said is told, worked round, or refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from material import MILLISECOND, Material, Sound, Text, packets_of
+
+import vidup
+from vidup import ConfigError, Progress, Runtime, Settings, Stopped
+from vidup.media import kept
+
+FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=12)
+
+
+class Upscaled:
+    """Whether any picture was."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def __call__(self, event: Progress) -> None:
+        self.frames = max(self.frames, event.frame)
+
+
+def refused(source: Path, target: str) -> str:
+    """The line with which a file is refused before the first picture, and after which nothing is left."""
+    output, upscaled = source.with_name(f"output.{target}"), Upscaled()
+    with pytest.raises(ConfigError) as caught:
+        vidup.upscale(source, output, FAST, on_progress=upscaled)
+    assert upscaled.frames == 0 and not output.exists() and not output.with_name(output.name + ".vidup").exists()
+    return str(caught.value).removeprefix(f"{output}: ")
+
+
+def test_more_frames_a_second_than_matroska_can_say(make_clip: Callable[..., Path]):
+    source = make_clip(times=range(8), time_base=Fraction(1, 2400), sound=False)
+    said = refused(source, "mkv")
+    assert said == (
+        "matroska counts in units of 0.001 s, and two frames, at 0.000000 and 0.000417 s, would have one time;"
+        " choose an output that ends in .mp4 or .mov"
+    )
+    assert vidup.probe(vidup.upscale(source, source.with_name("output.mp4"), FAST)).frames == 8
+
+
+def test_longer_than_mp4_can_say(make_clip: Callable[..., Path]):
+    source = make_clip("clip.mkv", times=(0, 40, 5_000_000_000), time_base=MILLISECOND, sound=False)
+    assert refused(source, "mp4").startswith("mp4 cannot hold these pictures as they are: ")
+
+
+def test_a_display_matrix_that_is_a_little_off(make_clip: Callable[..., Path]):
+    film = make_clip(times=(0, 512, 1024), sound=False)
+    source = film.with_name("turned.mp4")
+    with av.open(str(film)) as before, av.open(str(source), "w") as target:
+        stream = target.add_stream_from_template(before.streams.video[0], opaque=True)
+        stream.set_display_matrix((0, 65537, 0, -65535, 1, 0, 0, 0, 1 << 30))
+        for packet in before.demux():
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    for target_ending in ("mp4", "mkv"):
+        output = vidup.upscale(source, film.with_name(f"output.{target_ending}"), FAST)
+        assert vidup.probe(output).rotation == vidup.probe(source).rotation != 0
+
+
+def test_a_copy_that_would_come_early_is_converted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """In mp4 a packet of Vorbis that begins before 0 comes back at another time."""
+    source = Material(sounds=(Sound("vorbis"),)).write(tmp_path / "source.mkv")
+    settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, start=0.41, duration=0.5)
+    with caplog.at_level(logging.WARNING):
+        output = vidup.upscale(source, tmp_path / "output.mp4", settings)
+    (told,) = [record.message for record in caplog.records if "converted" in record.message]
+    assert told.startswith(f"{output}: stream 1 (audio vorbis) is converted to aac: packet 0 is -0.0")
+    assert vidup.probe(output).streams[1].codec == "aac"
+    assert "audio vorbis: converted" in vidup.verify(source, output, settings).streams
+
+
+def test_what_was_converted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A job that goes on does not pay for it again, and joins the same."""
+    material = Material(sounds=(Sound("flac"), Sound("libopus")), texts=(Text("subrip"),))
+    source = material.write(tmp_path / "source.mkv")
+    output, folder = tmp_path / "output.mov", tmp_path / "output.mov.vidup"
+    whole = vidup.upscale(source, tmp_path / "whole.mov", FAST)
+    upscaled = Upscaled()
+    with pytest.raises(Stopped):
+        vidup.upscale(source, output, FAST, on_progress=upscaled, stop=lambda: upscaled.frames > 20)
+    names = sorted(path.name for path in folder.glob("*.kept"))
+    assert names == ["stream1-alac-stereo.kept", "stream2-aac-stereo.kept", "stream3-mov_text.kept"]
+
+    def again(*_: Any) -> bool:
+        raise AssertionError("converted twice")
+
+    monkeypatch.setattr(kept, "_convert", again)
+    vidup.upscale(source, output, FAST)
+    assert output.read_bytes() == whole.read_bytes() and not folder.exists()
+
+
+@pytest.mark.parametrize("target", ["mkv", "webm"])
+def test_converted_sound_that_begins_below_zero(tmp_path: Path, target: str, caplog: pytest.LogCaptureFixture):
+    """It is kept in a file of its own, which has no time below 0 either, and is in step where it is joined."""
+    source = Material(sounds=(Sound("aac", begin=Fraction(-3, 10)),), begin=-200, codec="libx264").write(
+        tmp_path / "s.ts"
+    )
+    webm = Settings(model="nearest", scale=2, encoder_options={"deadline": "realtime", "cpu-used": "8"})
+    with caplog.at_level(logging.INFO):
+        output = vidup.upscale(source, tmp_path / f"output.{target}", FAST if target == "mkv" else webm)
+    before, after = packets_of(source), packets_of(output)
+    late = after[0][0][0] - min(time for time, *_ in before[0])
+    assert abs(after[1][0][0] - before[1][0][0] - late) <= Fraction(1, 50)
+    assert f"note: all streams begin {float(late):.3f} s later: " in caplog.text
+
+
+def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = Material(sounds=(Sound("aac"),)).write(tmp_path / "source.mkv")
+    monkeypatch.setattr("vidup.media.kept._convert", lambda *_: False)
+    upscaled = Upscaled()
+    output = tmp_path / "output.webm"
+    settings = Settings(model="nearest", scale=2, encoder_options={"deadline": "realtime", "cpu-used": "8"})
+    with pytest.raises(ConfigError, match=r"strict: stream 1 .* would be left out: nothing of it can be decoded"):
+        vidup.upscale(source, output, settings, runtime=Runtime(strict=True), on_progress=upscaled)
+    assert upscaled.frames == 0
+    assert [stream.kind for stream in vidup.probe(vidup.upscale(source, output, settings)).streams] == ["video"]
