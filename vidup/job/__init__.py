@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -208,7 +207,7 @@ def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callabl
     def on_result(part: Part, result: Choice | VidupError) -> None:
         work = works[part.file]
         if isinstance(result, VidupError):
-            work.outcome.error = result
+            work.outcome.error = work.outcome.error or result  # the first says most
             return
         work.left.discard(part.segment.index)
         if work.store.choice != asdict(result):
@@ -282,10 +281,8 @@ def _is_whole(job: Job, segment: Segment) -> bool:
     except (MediaError, OSError):
         return False
     found = sorted(int(time * job.encoding.time_base / job.unit) for time in packets)
-    assert segment.begin is not None  # times are always known
-    begin = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
-    count = segment.frames * (len(job.times) // (job.high - job.low))
-    expected = job.times[begin : begin + count]
+    low, high = plan.span(job, segment)
+    expected = job.times[low:high]
     return set(found) <= set(expected) if job.settings.tolerate_errors else found == list(expected)
 
 
@@ -297,12 +294,14 @@ def _deliver(work: _Work, tracker: Tracker, runtime: Runtime) -> None:
     whole = store.folder / f"whole{job.output.suffix}"
     try:
         joined = joining.join(whole, job, job.encoding, paths, store.folder)
-        times = [int(time * job.encoding.time_base / job.unit) for time in joined]
         tracker.enter("verifying", job.output)
-        if len(times) < len(job.times):
-            log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
+        times: Sequence[int] = job.times
+        if job.settings.tolerate_errors:  # each segment was proved to hold what was decoded for it
+            times = [int(time * job.encoding.time_base / job.unit) for time in joined]
+            if len(times) < len(job.times):
+                log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
         with _kept_unproved(whole):
-            proof.check(whole, job, job.encoding, times, fast=runtime.verify == "fast")
+            proof.check_joined(whole, job, job.encoding, times, paths)
         deliver(whole, job.output)
     finally:
         whole.unlink(missing_ok=True)

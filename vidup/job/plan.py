@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo
+from vidup.job.store import Segment
 from vidup.media import encoder, probing
 from vidup.media.containers import container_of
 from vidup.media.decoding import planar
@@ -25,6 +27,13 @@ class Job(Delivery):
 
     output: Path
     encoding: Encoding
+
+
+def span(job: Job, segment: Segment) -> tuple[int, int]:
+    """The places in `job.times` of a segment's frames: low <= place < high."""
+    assert segment.begin is not None  # times are always known
+    low = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
+    return low, low + segment.frames * (len(job.times) // (job.high - job.low))
 
 
 def check_paths(source: Path, target: Path, overwrite: bool) -> None:

@@ -1,10 +1,11 @@
-"""What is done to a job's segments: decode, upscale, encode."""
+"""What is done to a job's segments: decode, upscale, encode, prove."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidup.config import Runtime, Settings
@@ -12,12 +13,13 @@ from vidup.engines import Choice
 from vidup.errors import VidupError
 from vidup.frame import Frame
 from vidup.job.execute import Report
-from vidup.job.plan import QUEUE_BYTES, Job
+from vidup.job.plan import QUEUE_BYTES, Job, span
 from vidup.job.store import Segment, disk_full_told
 from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.segment import encode_segment
 from vidup.prefetch import Consumer, prefetch
+from vidup.proof.pictures import check_segment
 from vidup.upscaler import Upscaler
 
 
@@ -35,7 +37,7 @@ class Worker:
     """Upscales segments, in this process or in one of its own; the engine is loaded once.
 
     The engine works in the thread that calls, as CUDA graphs want it, and does not wait while an encoder empties itself
-    at the end of a segment: the next segment is upscaled meanwhile.
+    at the end of a segment, nor while the segment is proved: the next one is upscaled meanwhile, until that fails.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Worker:
                     yield tail.part, tail.result()
                     tail = None
                 try:
-                    begun = self._upscale(part, report)
+                    begun = self._upscale(part, report if tail is None else tail.watched(report))
                 except VidupError as error:
                     yield part, error
                     continue
@@ -89,35 +91,62 @@ class Worker:
 
 @dataclass
 class _Tail:
-    """What is left of a part whose frames are upscaled: the encoder holds some of them yet."""
+    """What is left of a part whose frames are upscaled: the encoder holds some of them yet, and then it is proved."""
 
     part: Part
     choice: Choice
     encoder: Consumer[Frame]
+    error: VidupError | None = None
+
+    def watched(self, report: Report) -> Report:
+        """`report` that raises what this part fails with meanwhile: what follows in its file would be for nothing."""
+
+        def watch(units: int) -> None:
+            report(units)
+            self._look(0)
+            if self.error is not None:
+                raise self.error
+
+        return watch
 
     def result(self) -> Choice | VidupError:
-        """Wait for the encoder."""
+        """Wait for the encoder and the proof."""
+        self._look(None)
+        return self.error or self.choice
+
+    def _look(self, seconds: float | None) -> None:
         try:
             with disk_full_told(self.part.segment.path.parent):
-                self.encoder.wait()
+                self.encoder.wait(seconds)
         except VidupError as error:
-            return error
-        return self.choice
+            self.error = error
 
 
 def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None]) -> Consumer[Frame]:
-    """A frame's way: decode -> upscale -> encode. The same function on this machine and on a cluster.
+    """A frame's way: decode -> upscale -> encode -> prove. The same function on this machine and on a cluster.
 
     Returns:
-        The encoder; once it is done the segment's file stands.
+        The encoder; once it is done the segment's file stands, and its pictures are those of the source.
     """
+    times: list[int] = []  # of the frames that were decoded
+
+    def decode() -> Iterator[Frame]:
+        for frame in decoding.decode(job.info, segment.begin, segment.end, job.settings):
+            times.append(frame.pts - job.offset)
+            yield frame
+
+    def prove(part: Path) -> None:
+        # By the plan, not by what came: only damage that the user tolerates may cost frames.
+        expected, places = (times, (0, len(times))) if job.settings.tolerate_errors else (job.times, span(job, segment))
+        fast = upscaler.runtime.verify == "fast"
+        check_segment(job.output, part, job.encoding, job, expected, places, fast)
 
     def encode(frames: Iterator[Frame]) -> None:
-        for _ in encode_segment(frames, job.encoding, segment.path):
+        for _ in encode_segment(frames, job.encoding, segment.path, prove):
             pass
 
     # Closed here, not when they are collected: the traceback of an error would keep their threads.
-    decoded = prefetch(decoding.decode(job.info, segment.begin, segment.end, job.settings), QUEUE_BYTES, _bytes)
+    decoded = prefetch(decode(), QUEUE_BYTES, _bytes)
     encoder = Consumer(encode, QUEUE_BYTES, _bytes)
     try:
         with closing(decoded):

@@ -7,7 +7,8 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
@@ -22,9 +23,13 @@ from vidup.media.encoder import Encoding, open_context, to_av
 log = logging.getLogger(__name__)
 
 
-_MAGIC = b"vidup segment 1\n"
+_MAGIC = b"vidup segment 2\n"  # those of version 1 had not been proved
 _PACKET = struct.Struct("<qqIB")  # pts, duration, size, key frame
 _CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
+
+
+_DECODERS = {"av1": "libdav1d"}
+"""Those that do not bear the format's name: FFmpeg's own for AV1 works on GPUs alone."""
 
 
 class Packet(NamedTuple):
@@ -36,8 +41,13 @@ class Packet(NamedTuple):
     data: bytes
 
 
-def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> Iterator[Frame]:
-    """Encode frames into a segment file, written beside its place and moved there when it is whole.
+def encode_segment(
+    frames: Iterable[Frame], encoding: Encoding, path: Path, prove: Callable[[Path], object] = lambda part: None
+) -> Iterator[Frame]:
+    """Encode frames into a segment file, written beside its place and moved there when it is whole and proved.
+
+    Args:
+        prove: reads the written file, and raises where it is not what it should be: a file that stands was proved.
 
     Yields:
         Each frame once the encoder has it; the file stands when the iterator is exhausted.
@@ -52,6 +62,7 @@ def encode_segment(frames: Iterable[Frame], encoding: Encoding, path: Path) -> I
             yield from _encode(frames, encoding, file)
             file.flush()
             os.fsync(file.fileno())
+        prove(part)
         part.replace(path)
     except OSError as error:
         raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -83,7 +94,7 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
             encoded += 1
 
     extradata = context.extradata or b""
-    head = json.dumps({"extradata": extradata.hex()}).encode()
+    head = json.dumps({"extradata": extradata.hex(), "tag": context.codec_tag}).encode()
     write(_MAGIC + len(head).to_bytes(4, "little") + head)
     count = 0
     for frame in frames:
@@ -126,3 +137,37 @@ def read_segment(path: Path) -> Iterator[Packet]:
             count += 1
         if file.read() != _CHECKSUM.pack(count, checksum):
             raise MediaError(f"{path}: the segment is damaged")
+
+
+def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]:
+    """The pictures of a segment, as PyAV's, in the order of their times, which are in the encoding's time base.
+
+    Raises:
+        MediaError: the file is damaged, or one of its pictures is.
+    """
+    with path.open("rb") as file:
+        file.seek(len(_MAGIC))
+        head = json.loads(file.read(int.from_bytes(file.read(4), "little")))
+    name = av.Codec(encoding.codec, "w").canonical_name
+    context: Any = av.CodecContext.create(_DECODERS.get(name, name), "r")
+    context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
+    context.extradata, context.codec_tag = bytes.fromhex(head["extradata"]) or None, head["tag"]
+    context.thread_type = "AUTO"
+    shown = 0
+    for packet in chain(read_segment(path), [None]):
+        data = None
+        if packet is not None:
+            # In memory of FFmpeg's own: Python's is given back under its lock, for which a decoder's threads would wait
+            # while whoever closes the decoder holds the lock and waits for them.
+            data = av.Packet(len(packet.data))
+            data.update(packet.data)
+            data.pts, data.duration, data.time_base = packet.pts, packet.duration, encoding.time_base
+        try:
+            pictures = context.decode(data)
+        except av.error.FFmpegError as error:
+            raise MediaError(f"its picture {shown} cannot be decoded: {error.strerror or error}") from error
+        for picture in pictures:
+            if picture.is_corrupt:
+                raise MediaError(f"its picture {shown} is damaged")
+            shown += 1
+            yield picture

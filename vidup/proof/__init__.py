@@ -16,7 +16,7 @@ from vidup.frame import MediaInfo
 from vidup.media import containers, decoding, probing
 from vidup.media.delivery import Delivery, deliver
 from vidup.media.encoder import Encoding
-from vidup.proof import facts, packets, pictures
+from vidup.proof import facts, joined, packets, pictures
 from vidup.proof.findings import Findings
 
 
@@ -99,18 +99,37 @@ def check(
     made, found, told = findings(output, delivery, encoding, expected)
     for fault in found.values():
         raise VerifyError(fault)
-    compared, least = pictures.check_pictures(output, made, delivery, expected, fast)
+    compared = pictures.check_pictures(output, made, delivery, expected, fast)
     return Receipt(
         source=delivery.info.path,
         output=str(output),
         frames=len(made.pts),
-        compared=compared,
-        least_likeness=least,
+        compared=compared.pictures,
+        least_likeness=compared.least_likeness,
         size=(made.height, made.width),
         streams=told.streams,
         chapters=told.chapters,
         sha256=_sha256(output),
     )
+
+
+def check_joined(
+    output: Path, delivery: Delivery, encoding: Encoding, times: Sequence[int], segments: Sequence[Path]
+) -> None:
+    """Compare a file that was joined from proved segments with what it must hold: `check`, but by packets.
+
+    Args:
+        times: when its frames are shown, in `delivery.unit`.
+        segments: in order; the video packets of the file are theirs.
+
+    Raises:
+        VerifyError: names the first difference.
+    """
+    made, found, _ = findings(output, delivery, encoding, times)
+    for fault in found.values():
+        raise VerifyError(fault)
+    if not joined.holds(output, made, encoding, segments):
+        pictures.check_pictures(output, made, delivery, times, fast=False)
 
 
 def findings(

@@ -1,0 +1,79 @@
+"""Small RGB pictures of decoded frames, by FFmpeg's scaler: what a proof compares.
+
+Nothing of vidup's own conversion is in them, so that a fault there shows as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from vidup.frame import Color
+from vidup.picture.color import BT601, RGB, UNSPECIFIED, YCGCO
+
+_SCALER_CODES = {RGB: BT601, UNSPECIFIED: BT601, YCGCO: BT601, 6: 5}  # those of H.273 that the scaler names otherwise
+_FULL = 2  # AVCOL_RANGE_JPEG
+
+
+class Thumbnail(NamedTuple):
+    """A small picture, and when it is shown."""
+
+    pts: int
+    """In the frame's time base."""
+    picture: NDArray[np.uint16]
+    """(3, height, width), RGB, 65535 is white."""
+
+
+def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> Iterator[Thumbnail]:
+    """Scale PyAV frames of any format by area.
+
+    Args:
+        color: the matrix and range that the frames are meant in, whatever they say themselves; RGB is full range.
+        height, width: of the small pictures: a multiple of 4 each, which lets the scaler's rows be read as they lie.
+    """
+    scaler = VideoReformatter()
+    matrix = _SCALER_CODES.get(color.matrix, color.matrix)
+    for frame in frames:
+        kind = frame.format
+        is_rgb = kind.is_rgb or kind.has_palette
+        ycgco = color.matrix == YCGCO and not is_rgb and len(kind.components) >= 3
+        small = scaler.reformat(
+            frame,
+            width,
+            height,
+            "yuv444p16le" if ycgco else "gbrp16le",
+            src_colorspace=matrix,
+            dst_colorspace=matrix,
+            interpolation="AREA",
+            src_color_range=_FULL if is_rgb or color.full_range else 1,
+            dst_color_range=_FULL,
+            threads=1,
+        )
+        planes = [_samples(plane, height, width) for plane in small.planes]
+        picture = _from_ycgco(*planes) if ycgco else np.stack([planes[2], planes[0], planes[1]])
+        # The scaler takes these formats as full range, whatever it is told.
+        if not color.full_range and kind.name.startswith(("gray", "ya", "yuvj")):
+            picture = _expanded(picture)
+        yield Thumbnail(frame.pts, picture)
+
+
+def _samples(plane: Any, height: int, width: int) -> NDArray[np.uint16]:
+    return np.frombuffer(plane, np.uint16).reshape(height, -1)[:, :width]
+
+
+def _from_ycgco(*planes: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """A matrix that the scaler does not know (H.273, table 4): Cg stands in the place of Cb, Co in that of Cr."""
+    luma, green, orange = (plane.astype(np.int32) for plane in planes)
+    green, orange = green - 32768, orange - 32768
+    codes = np.stack([luma - green + orange, luma + green, luma - green - orange])
+    return codes.clip(0, 65535).astype(np.uint16)
+
+
+def _expanded(picture: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Limited range that was read as full: 16 and 235 of 255 become black and white."""
+    codes = (picture.astype(np.float32) - 16 * 257) * (255 / 219)
+    return codes.clip(0, 65535).astype(np.uint16)

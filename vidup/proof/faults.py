@@ -1,0 +1,129 @@
+"""Judge what was measured of pictures: which are broken, which another frame's, which only look unlike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from vidup.proof.likeness import OFFSETS, Floats, Likeness
+
+_AROUND = 24  # frames on either side that tell what is usual here
+
+# Root mean square differences, of the range from black to white. Right pictures are far below these limits, those of
+# coarse encodings and of models that shift colours too.
+_LEAST, _OF_CONTRAST, _OF_GRAIN = 0.02, 0.5, 0.3
+_OF_LIGHT, _MOST_OF_LIGHT = 0.6, 0.08
+_OF_USUAL, _MOST_OF_USUAL = 4.0, 0.15
+_BLANK, _DARK, _LEFT = 0.03, 0.015, 0.2  # the least contrast and light of what can be said to be gone
+_COLOURED, _COLOUR_LEFT = 0.03, 0.2  # likewise of colour, and the share of it that coarse encodings leave
+
+# Beyond these limits a picture is unlike its source's. It is broken if it has little in common with it, too.
+_AGREEMENT, _FAR, _TEXTURE = 0.5, 0.25, (0.15, 5.0)
+
+# A picture is another frame's if it is nearer to that one by a factor, and the two of the source differ by more than
+# encoders drop: H.264 at crf 40 may leave a step of 7 codes of 255 for the next frame, but not in every frame.
+_NEARER, _STEP, _USUAL_STEP = 0.5, 0.03, 0.1
+_RUN_STEP, _RUN_LENGTH, _RUN_SHARE = 0.004, 8, (0.7, 1.3)
+
+
+class Fault(NamedTuple):
+    """What is wrong with a picture, or with several."""
+
+    words: str
+    is_error: bool
+    """False where it may be what the model makes of its source."""
+
+
+def faults(found: Likeness, first: int, seconds: NDArray[np.float64]) -> Iterator[Fault]:
+    """What is wrong with pictures that follow each other.
+
+    Args:
+        first: the number of the first of them.
+        seconds: when each is shown.
+    """
+    usual = _usual(found)
+    limit = np.max([
+        np.full_like(usual, _LEAST),
+        _OF_CONTRAST * found.contrast,
+        _OF_GRAIN * found.grain,
+        np.minimum(_MOST_OF_LIGHT, _OF_LIGHT * found.light),
+        np.minimum(_MOST_OF_USUAL, _OF_USUAL * usual),
+    ], 0)  # fmt: skip
+    unlike = found.there & (found.distance > limit)
+    gone = (found.contrast > _BLANK) & (found.found_contrast < _LEFT * found.contrast)
+    gone |= (found.light > _DARK) & (found.found_light < _LEFT * found.light)
+    broken = found.there & (gone | (unlike & _has_little_in_common(found)))
+    gray = found.there & (found.colour > _COLOURED) & (found.found_colour < _COLOUR_LEFT)
+    shown = _shown_instead(found, np.clip(4 * usual, _STEP, _USUAL_STEP))
+    for index in np.flatnonzero(broken | gray | (shown != 0)):
+        name = f"frame {first + index} (at {seconds[index]:.6f} s)"
+        differs = f"(differs by {100 * found.distance[index]:.1f} % of the range)"
+        if shown[index]:
+            yield Fault(f"{name} shows what frame {first + index + shown[index]} of the source shows", True)
+        elif broken[index]:
+            yield Fault(f"{name} does not show what the source shows there {differs}", True)
+        else:
+            yield Fault(f"{name} has lost the source's colour {differs}", True)
+    yield from _displaced(found, first)
+    only_unlike = np.flatnonzero(unlike & ~broken & ~gray & (shown == 0))
+    if len(only_unlike):
+        worst = only_unlike[np.argmax(found.distance[only_unlike])]
+        count = f" and {len(only_unlike) - 1} more" if len(only_unlike) > 1 else ""
+        yield Fault(
+            f"frame {first + worst} (at {seconds[worst]:.6f} s){count} looks unlike the source's"
+            f" (likeness {100 * (1 - found.distance[worst]):.1f} %): have a look at it",
+            False,
+        )
+
+
+def _usual(found: Likeness) -> Floats:
+    """The median distance of the pictures around each."""
+    padded = np.pad(np.where(found.there, found.distance, np.nan), _AROUND, constant_values=np.nan)
+    ranked = np.sort(sliding_window_view(padded, 2 * _AROUND + 1), axis=1)  # what is not there comes last
+    count = np.isfinite(ranked).sum(1)
+    rows = np.arange(len(ranked))
+    middle: Floats = (ranked[rows, (count - 1).clip(0) // 2] + ranked[rows, count // 2]) / 2
+    return np.nan_to_num(middle).astype(np.float32)
+
+
+def _has_little_in_common(found: Likeness) -> NDArray[np.bool_]:
+    """Whether what is unlike is no work of a model: another picture, or a picture where the source has none."""
+    foreign = (found.contrast > _BLANK) & (found.agreement < _AGREEMENT)
+    texture = found.found_contrast > np.maximum(_TEXTURE[0], _TEXTURE[1] * found.contrast)
+    result: NDArray[np.bool_] = foreign | texture | (found.distance > _FAR)
+    return result
+
+
+def _shown_instead(found: Likeness, least_step: Floats) -> NDArray[np.int64]:
+    """By how many frames later that frame of the source is that a picture clearly shows instead of its own; 0: none."""
+    clear = (found.step > least_step[:, None]) & (found.other_distance < _NEARER * found.distance[:, None])
+    result = np.zeros(len(clear), np.int64)
+    for index in np.flatnonzero(clear.any(1) & found.there):
+        for place in np.argsort(found.other_distance[index]):
+            if clear[index, place] and found.is_motion(int(index), int(place)):
+                result[index] = OFFSETS[place]
+                break
+    return result
+
+
+def _displaced(found: Likeness, first: int) -> Iterator[Fault]:
+    """Runs of pictures that are all as early or late, by steps that would mean nothing in one of them."""
+    telling = found.there[:, None] & (found.shape_step >= _RUN_STEP)
+    low, high = _RUN_SHARE
+    nearer = (low < found.share) & (found.share < high) & (found.other_distance < found.distance[:, None])
+    for place, later in enumerate(OFFSETS):
+        if (telling & nearer)[:, place].sum() < _RUN_LENGTH:
+            continue
+        run: list[int] = []
+        for index in np.flatnonzero(telling[:, place]):
+            if not found.is_motion(int(index), place):
+                continue
+            run = [*run, first + int(index)] if nearer[index, place] else []
+            if len(run) == _RUN_LENGTH:
+                direction = "later" if later > 0 else "earlier"
+                words = f"frames {run[0]} to {run[-1]} show what the source shows {abs(later)} frames {direction}"
+                yield Fault(words, True)

@@ -1,0 +1,95 @@
+"""See that the video packets of a joined file are those of its segments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from vidup.errors import VerifyError
+from vidup.frame import MediaInfo
+from vidup.media.codecs import DEFAULTS
+from vidup.media.encoder import Encoding
+from vidup.media.opening import open_input
+from vidup.media.segment import read_segment
+
+log = logging.getLogger(__name__)
+
+Units = Callable[[bytes], list[bytes]]
+"""Takes a packet apart into what muxers keep of it."""
+
+_START = b"\0\0\1"
+_DROPPED_OBUS = (2, 8, 15)  # of AV1, by muxers: temporal delimiters, tile lists, padding
+
+
+def holds(output: Path, made: MediaInfo, encoding: Encoding, segments: Sequence[Path]) -> bool:
+    """Whether a file's video packets are, in order, those of its segments.
+
+    Returns:
+        False, after a warning, where they differ and the encoder is none whose packets muxers are known to leave alone.
+
+    Raises:
+        VerifyError: they differ; names the first.
+    """
+    ours = chain.from_iterable(read_segment(segment) for segment in segments)
+    for index, (packet, found) in enumerate(zip_longest(ours, _packets(output, made))):
+        if packet is not None and found is not None:
+            data, units = found
+            if data == packet.data or units(data) == _units(made.codec, b"")(packet.data):
+                continue
+        words = f"packet {index} of its video is not its segment's"
+        if encoding.codec in DEFAULTS:
+            raise VerifyError(f"{output}: {words}")
+        log.warning("%s: %s, as %s may be rewritten: all pictures are decoded again", output, words, encoding.codec)
+        return False
+    return True
+
+
+def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, Units]]:
+    with open_input(output) as container:
+        stream = container.streams[made.video_index]
+        units = _units(made.codec, stream.codec_context.extradata or b"")
+        for packet in container.demux(stream):
+            if packet.size:
+                yield bytes(packet), units
+
+
+def _units(codec: str, extradata: bytes) -> Units:
+    """How packets of a codec are taken apart, given the extradata of the file that they are in."""
+    if codec in ("h264", "hevc"):
+        # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1: where extradata begin with a version, units have lengths.
+        if extradata[:1] == b"\1":
+            length = (extradata[4 if codec == "h264" else 21] & 3) + 1
+            return lambda data: _by_length(data, length)
+        return lambda data: [unit for part in data.split(_START) if (unit := part.rstrip(b"\0"))]
+    return _obus if codec in ("av1", "libdav1d") else lambda data: [data]  # the second is the decoder
+
+
+def _by_length(data: bytes, length: int) -> list[bytes]:
+    units, place = [], 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + length], "big")
+        units.append(data[place + length : place + length + size].rstrip(b"\0"))
+        place += length + size
+    return units
+
+
+def _obus(data: bytes) -> list[bytes]:
+    """The units of AV1 that muxers keep (AV1 specification, 5.3.2, and its binding to ISOBMFF, 2.4)."""
+    units, place = [], 0
+    while place < len(data):
+        begin, head = place, data[place]
+        place += 2 if head & 4 else 1
+        size = len(data) - place
+        if head & 2:
+            size = shift = 0
+            while True:
+                byte = data[place]
+                size, shift, place = size | (byte & 127) << shift, shift + 7, place + 1
+                if byte < 128:
+                    break
+        if (head >> 3) & 15 not in _DROPPED_OBUS:
+            units.append(data[begin : place + size])
+        place += size
+    return units
