@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, tell_unused, windows
+from vidup.engines import Place, claims, tell_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory
@@ -28,7 +27,6 @@ from vidup.picture import tiling
 log = logging.getLogger(__name__)
 
 _DIFFUSION = "model.diffusion_model."  # what Stable Diffusion's own files call their UNet
-_LARGEST_HEADER = 100 * 2**20
 _SCRATCH = 1.5  # what kernels take beside: measured, 0 to 9 % for Compact, SwinIR and RCAN, half as much for ESRGAN
 _PROBE = 64  # side of the picture from whose tensors the memory is figured, in pixels
 
@@ -38,10 +36,8 @@ def is_stable_diffusion(path: Path) -> bool:
     if path.suffix.lower() != ".safetensors":
         return False
     try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            names = json.loads(file.read(size)) if size <= _LARGEST_HEADER else {}
-    except (OSError, ValueError, struct.error):
+        names = claims.weight_shapes(path)
+    except (OSError, SafetensorError):
         return False  # loading it says what is wrong
     return any(name.startswith(_DIFFUSION) for name in names)
 
@@ -191,13 +187,18 @@ def _describe(path: Path) -> Any:
             f"model = {str(path)!r}: spandrel cannot be loaded ({first_line(error)}); install torchvision from the"
             " index that torch is from"
         ) from error
-    weights = spandrel.canonicalize_state_dict(_state(path))
-    if any(str(name).startswith(_DIFFUSION) for name in weights):
-        raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
+    found = _state(path)
+    claims.check_weights(path, found)
     try:
+        weights = spandrel.canonicalize_state_dict(found)
+        claims.check_weights(path, weights)
+        if any(name.startswith(_DIFFUSION) for name in weights):
+            raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how some architectures are written
             model = spandrel.ModelLoader().load_from_state_dict(weights)
+    except EngineError:
+        raise
     except spandrel.UnsupportedModelError:
         raise EngineError(
             f"model = {str(path)!r}: holds no architecture that spandrel {spandrel.__version__} knows"
@@ -223,7 +224,10 @@ def _state(path: Path) -> dict[str, Any]:
         if path.suffix.lower() == ".safetensors":
             found = load_file(path)
         else:
+            claims.check_pickle(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
+    except EngineError:
+        raise
     except Exception as error:  # torch raises what its unpickler, its archive and the file system do
         # The unpickler's own words advise to trust the file.
         pickled = type(error).__name__ == "UnpicklingError"

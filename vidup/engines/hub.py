@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,12 @@ from typing import Any, Literal
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
-from vidup.engines import WEIGHTS, architecture, prompts, single_file
+from vidup.engines import WEIGHTS, architecture, claims, prompts, single_file, solver
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.identity import fingerprint as fingerprint
 from vidup.errors import EngineError, first_line
@@ -174,10 +173,13 @@ def load_parts(
             )  # fmt: skip
         if tokenizer is not None:
             raise EngineError(f"tokenizer = {tokenizer!r}: {folder} has its own; leave it out")
-        index = read_json(folder, "model_index.json")
-        autoencoder = _AUTOENCODERS.get(tuple(index.get("vae", ())))
+        index = claims.read_table(folder / "model_index.json")
+        named = index.get("vae")
+        autoencoder = _AUTOENCODERS.get((str(named[0]), str(named[-1]))) if named and isinstance(named, list) else None
         if autoencoder is None:
-            raise EngineError(f"model {folder}: its vae is {index.get('vae')}; expected AutoencoderKL of diffusers")
+            raise EngineError(f"model {folder}: its vae is {named}; expected AutoencoderKL of diffusers")
+        ddim = schedule(folder, "scheduler", solver.variance_preserving)
+        ddpm = schedule(folder, "low_res_scheduler", _noise_levels)
         unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
         vae = load_module(
             autoencoder, folder, "vae", torch.float32 if autoencoder is DetailAutoencoder else vae_dtype, device
@@ -194,8 +196,10 @@ def load_parts(
             if prompt or negative_prompt:
                 log.warning("this model reads no text: the prompt has no effect")
             positive = negative = torch.zeros(1, 1, unet.config.cross_attention_dim, dtype=unet_dtype, device=device)
-        ddim, ddpm = (read_json(folder, f"{name}/scheduler_config.json") for name in _SCHEDULERS["x4"])
-        level = int(index.get("max_noise_level", 350))
+        level = index.get("max_noise_level", architecture.MAX_NOISE_LEVEL)
+        known = [signal for signal in _noise_levels(ddpm) if signal > 0][: unet.config.num_class_embeds]
+        if not isinstance(level, int) or not 0 <= level < len(known):
+            raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {len(known)}")
         hashed = identity(folder, unet_dtype != torch.float32)
         return Parts(unet, vae, positive, negative, ddim, ddpm, level, hashed)
 
@@ -213,13 +217,33 @@ def telling(folder: Path) -> Iterator[None]:
         yield
     except EngineError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a configuration can fail in each line of the two libraries
         raise EngineError(f"model {folder}: a part cannot be loaded: {first_line(error)}") from error
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return table
+def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int], Any]) -> dict[str, Any]:
+    """The configuration of a scheduler, of which steps can be made.
+
+    Args:
+        steps: makes them, of a configuration, a sampler and how many.
+
+    Raises:
+        EngineError: it is no scheduler's.
+    """
+    path = folder / name / "scheduler_config.json"
+    config = claims.check_schedule(path)
+    try:
+        found = [str(steps(config, sampler, 2)) for sampler in solver.SAMPLERS]
+    except Exception as error:  # as in `telling`
+        raise EngineError(f"{path}: no steps can be made of it: {first_line(error)}") from error
+    if any("nan" in text or "inf" in text for text in found):
+        raise EngineError(f"{path}: its noise levels are no numbers")
+    return config
+
+
+def _noise_levels(config: dict[str, Any], *_: object) -> list[float]:
+    found: list[float] = DDPMScheduler.from_config(config).alphas_cumprod.double().sqrt().tolist()
+    return found
 
 
 def identity(folder: Path, half: bool) -> str:
@@ -253,9 +277,18 @@ def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: 
     """One module of a layout on its device, ready to be asked; the fp16 variant where half precision is wanted."""
     half = dtype in (torch.float16, torch.bfloat16)
     variant = _variant(_files(folder), part, half)
+    weights = [
+        folder / name for name in _weight_files([f"{part}/{path.name}" for path in (folder / part).iterdir()], half)
+    ]
+    claims.check_config(folder / part / "config.json", [path for path in weights if path.suffix == ".safetensors"])
     options = {"subfolder": part, "variant": variant, "use_safetensors": True, "local_files_only": True}
     key = "dtype" if kind is CLIPTextModel else "torch_dtype"  # the two libraries name it differently
-    module = kind.from_pretrained(str(folder), **options, **{key: dtype})
+    module, found = kind.from_pretrained(str(folder), **options, **{key: dtype}, output_loading_info=True)
+    if lacking := [*found["missing_keys"], *found.get("mismatched_keys", ())]:  # they would be left at random
+        raise EngineError(f"model {folder}: the weights of its {part} lack {lacking[0]}")
+    factor = getattr(module.config, "scaling_factor", 1.0)
+    if not isinstance(factor, int | float) or factor <= 0:
+        raise EngineError(f"model {folder}: the scaling_factor of its {part} is {factor!r}, expected a number above 0")
     return module.to(device).eval().requires_grad_(False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,30 @@ from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
+_MOST_TOKENS = 1024  # where a tokenizer says no number, transformers takes 10^30
+
 Tokens = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """A text to its token ids and to the mask of those that are no padding: int64, (1, length) both."""
 
 
 def tokens(folder: Path) -> Tokens:
     """What a layout's tokenizer makes of a text; one that is cut is told of."""
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
+    except Exception as error:  # transformers raises what the library below it does
+        raise EngineError(f"model {folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
+    if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens}:
+        raise EngineError(f"model {folder}: its tokenizer knows no word: its vocabulary is empty")
     length = tokenizer.model_max_length
+    if not 2 < length <= _MOST_TOKENS:
+        raise EngineError(
+            f"model {folder}: model_max_length = {length} of its tokenizer: expected {architecture.TOKENS}"
+        )
 
     def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        _tell_if_cut(len(tokenizer(text).input_ids), length)
+        ids = tokenizer(text).input_ids
+        _check_read(f"model {folder}: its tokenizer", tokenizer, text, ids)
+        _tell_if_cut(len(ids), length)
         found = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return found.input_ids, found.attention_mask
 
@@ -41,7 +54,9 @@ def single_file_tokens(folder: str | None) -> Tokens:
         ids = [start, end]
         if text:
             tokenizer = _clip_tokenizer(folder)
-            _tell_if_cut(len(tokenizer(text).input_ids), length)
+            whole = tokenizer(text).input_ids
+            _check_read(f"tokenizer = {folder!r}:", tokenizer, text, whole)
+            _tell_if_cut(len(whole), length)
             ids = tokenizer(text, max_length=length, truncation=True).input_ids
             if ids[0] != start or ids[-1] != end:
                 raise EngineError(
@@ -65,16 +80,41 @@ def _clip_tokenizer(folder: str | None) -> Any:
             if not (home / "tokenizer.json").is_file() and not all((home / name).is_file() for name in names):
                 raise FileNotFoundError(f"{folder} lacks {' or '.join(names)}")
         return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # as above
         raise EngineError(
             f"tokenizer = {folder!r}: cannot be loaded ({first_line(error)}). A prompt with a single file needs CLIP's"
             " tokenizer: a folder with its vocab.json and merges.txt, as --tokenizer FOLDER"
         ) from error
 
 
+def _check_read(name: str, tokenizer: Any, text: str, ids: Sequence[int]) -> None:
+    """See that a text became words: a tokenizer that does not know them makes the same of every text.
+
+    Raises:
+        EngineError: it knows none of the text's words.
+    """
+    if text.strip() and not set(ids) - {*tokenizer.all_special_ids}:
+        raise EngineError(f"{name} knows no word of {text!r:.60}")
+    if tokenizer.unk_token_id in ids[1:-1]:
+        log.warning("%s does not know all of %.60r: what it does not know is left out", name, text)
+
+
 def _tell_if_cut(found: int, length: int) -> None:
     if found > length:
         log.warning("the prompt is longer than the %d tokens that the model reads: its end is left out", length)
+
+
+def check_known(ids: torch.Tensor, encoder: Any) -> None:
+    """See that a text encoder has an embedding for each token.
+
+    Raises:
+        EngineError: the tokenizer is another model's.
+    """
+    if (largest := int(ids.max())) >= encoder.config.vocab_size:
+        raise EngineError(
+            f"the tokenizer gives token {largest}, and the text encoder knows {encoder.config.vocab_size}: they are not"
+            " of one model"
+        )
 
 
 def embeddings(
@@ -85,6 +125,7 @@ def embeddings(
 
     def embed(text: str) -> torch.Tensor:
         ids, mask = encode(text)
+        check_known(ids, encoder)
         result: torch.Tensor = encoder(ids.to(device), attention_mask=mask.to(device) if masked else None)[0]
         return result.to(unet.dtype)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
-from vidup.engines import hub
+from vidup.engines import claims, hub
 from vidup.engines.identity import fingerprint
 from vidup.errors import EngineError, first_line
 
@@ -44,7 +43,7 @@ def load_tiny(
     """
     folder = _locate(name)
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        kind = claims.check_config(folder / "config.json", [folder / _FILES[1]]).get("_class_name")
         if kind != "AutoencoderTiny":
             raise EngineError(f"vae = {name!r}: is a {kind}, no AutoencoderTiny")
         with _silent():

@@ -238,6 +238,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
     folder = hub.locate(settings.model, settings.revision, half, "x2")
     hub.quiet()
     with hub.telling(folder):
+        scheduler = hub.schedule(folder, "scheduler", solver.variance_exploding)
         unet = hub.load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
         vae = hub.load_module(AutoencoderKL, folder, "vae", vae_dtype, device)
         encoder = hub.load_module(CLIPTextModel, folder, "text_encoder", unet_dtype, device)
@@ -256,7 +257,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
             log.warning("guidance_scale = 0: the prompt has no effect")
         with torch.inference_mode():
             ids = torch.cat([encode(text)[0] for text in (settings.negative_prompt, prompt)]).to(device)
+            prompts.check_known(ids, encoder)
             answer = encoder(ids, output_hidden_states=True)
         text, pooled = answer.hidden_states[-1].to(unet_dtype), answer.pooler_output.to(unet_dtype)
-        scheduler = hub.read_json(folder, "scheduler/scheduler_config.json")
         return Parts(unet, vae, text, pooled, scheduler, hub.identity(folder, half))
