@@ -141,15 +141,31 @@ def pictures(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.video[0])]
 
 
+def loaded(settings: Any, runtime: Any = None) -> Any:
+    """An upscaler whose engine is there; on the CPU where not given."""
+    from vidup import Runtime, Upscaler
+
+    upscaler = Upscaler(settings, runtime or Runtime(device="cpu"))
+    _ = upscaler.engine
+    return upscaler
+
+
+def enlarge(upscaler: Any, clip: torch.Tensor, place: Any = None) -> torch.Tensor:
+    """What its engine makes of a clip with the choice for its size; the whole frame where no place is given."""
+    from vidup import engines
+
+    height, width = clip.shape[-2:]
+    place = place or engines.Place(height=height, width=width)
+    return engines.enlarge(upscaler.engine, clip, place, upscaler.choose(height, width))
+
+
 @pytest.fixture
 def engine(tiny_x4: Path) -> Callable[..., Any]:
-    """Makes the x4 engine over `tiny_x4` on the CPU, with a prompt."""
-    from vidup import Runtime, Settings
-    from vidup.engines.x4 import DiffusionX4
+    """Makes an upscaler with the x4 engine over `tiny_x4` on the CPU, with a prompt."""
+    from vidup import Settings
 
-    def make(runtime: Runtime | None = None, **options: Any) -> DiffusionX4:
-        settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour", **options}
-        return DiffusionX4(Settings(**settings), runtime or Runtime(device="cpu"), torch.device("cpu"))
+    def make(runtime: Any = None, **options: Any) -> Any:
+        return loaded(Settings(**{"model": str(tiny_x4), "steps": 4, "prompt": "a harbour", **options}), runtime)
 
     return make
 

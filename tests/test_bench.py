@@ -15,7 +15,7 @@ import torch
 from vidup import bench
 from vidup.bench.stopwatch import Measured
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, architecture, load, planner
+from vidup.engines import Choice, Place, architecture, load, planner
 from vidup.engines.vae import Decoder, limits
 from vidup.errors import ConfigError
 
@@ -95,11 +95,12 @@ def test_flops_of_the_x2_upscaler_are_those_of_a_run(tiny_x2: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     engine = load(Settings(model=str(tiny_x2), steps=3, prompt="a", tile=128), Runtime(device="cpu"))
-    flops, evaluations = engine.flops(100, 250)  # type: ignore[attr-defined]
+    choice = Choice(1, 128)
+    flops, evaluations = engine.flops(100, 250, choice)
     assert evaluations == 3 * 2 * 3  # steps, texts, tiles
     clip = torch.zeros(1, 3, 128, 256)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        engine(clip, Place(height=128, width=256))
+        engine(clip, Place(height=128, width=256), choice)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as encoder:
         for _ in range(3):
             engine.vae.encode(clip[..., :128])  # type: ignore[attr-defined]

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import enlarge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidup import Color, Frame, Upscaler
 from vidup.bench import random_engine
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, architecture, enlarge, hub
+from vidup.engines import Choice, Place, architecture, hub
 from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, memory_limit
-from vidup.engines.planner import trace_unet
+from vidup.engines.planner import Planner, trace_unet
 from vidup.engines.x4 import DiffusionX4
 from vidup.job import _shared
 from vidup.picture import color
@@ -90,68 +91,73 @@ class TestBudget:
     @pytest.mark.parametrize("guided", [False, True])
     def test_it_is_within_15_percent_of_a_run(self, engine: Any, batch: int, tile: int, guided: bool) -> None:
         one = engine(steps=2, guidance_scale=5.0 if guided else 1.0)
-        choice = Choice(batch, tile)
-        one.adopt(choice)
-        planned = one.memory(choice, 40, 160)  # first: the planner's own tracing would be counted, too
+        choice = one.choose(40, 160, Choice(batch, tile))
+        planned = one.planner.memory(choice, 40, 160)  # first: the planner's own tracing would be counted, too
         clip = torch.rand(batch, 3, 40, 160)
         with LiveBytes() as live:
             enlarge(one, clip, Place(height=40, width=160))
-        assert planned == pytest.approx(live.peak + sum(one.planner.weights) + clip.nbytes, rel=0.15)
+        assert planned == pytest.approx(live.peak + sum(one.engine.needs.weights) + clip.nbytes, rel=0.15)
 
     def test_it_is_within_15_percent_at_full_size(self) -> None:
         model = parts(torch.bfloat16, torch.bfloat16)
         assert sum(parameter.numel() for parameter in model.unet.parameters()) == 473_398_020
         assert sum(parameter.numel() for parameter in model.vae.parameters()) == 55_325_927
         settings = Settings(prompt="a", steps=1, dtype="bfloat16", guidance_scale=1.0)
-        one = DiffusionX4(settings, Runtime(compile="off", max_memory="999G"), META, model)
-        planned = one.memory(Choice(1, 0), 272, 480)
+        one = Upscaler(settings, Runtime(compile="off", max_memory="999G"))
+        one.__dict__["engine"] = DiffusionX4(settings, one.runtime, META, model)
+        planned = one.planner.memory(one.choose(272, 480, Choice(1, 0)), 272, 480)
         clip = torch.empty(1, 3, 272, 480, device=META)
         with LiveBytes() as live:
             enlarge(one, clip, Place(height=272, width=480))
-        assert planned == pytest.approx(live.peak + sum(one.planner.weights) + clip.nbytes, rel=0.15)
+        assert planned == pytest.approx(live.peak + sum(one.engine.needs.weights) + clip.nbytes, rel=0.15)
 
     def test_activations_are_proportional_to_pixels(self, engine: Any) -> None:
         one = engine()
-        single, both = (trace_unet(one.unet.module, 77, guided) for guided in (False, True))
+        single, both = (trace_unet(one.engine.unet.module, 77, guided) for guided in (False, True))
         assert both == pytest.approx(2 * single, rel=0.05)
         batch = torch.rand(1, 7, 96, 160)
         with torch.inference_mode(), LiveBytes() as live:
-            one.unet(batch, torch.tensor(1), True)
+            one.engine.unet(batch, torch.tensor(1), True)
         assert live.peak == pytest.approx(both * 96 * 160, rel=0.05)
 
-    def test_graphs_keep_their_memory_while_the_decoder_works(
-        self, engine: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        one = engine()
-        planner, choice = one.planner, Choice(1, 0)
-        apart = one.memory(choice, 64, 64) - sum(planner.weights)
-        monkeypatch.setattr(type(planner), "graphs", True)
-        both = one.memory(choice, 64, 64) - sum(planner.weights)
-        evaluating = planner._evaluating(choice, 64, 64)
-        assert apart >= evaluating and both == pytest.approx(evaluating + planner._decoding(64, 64, 1, 4), rel=0.01)
+    def test_graphs_keep_their_memory_while_the_decoder_works(self, engine: Any) -> None:
+        plain, choice = engine().planner, Choice(1, 0)
+
+        def taken(**changes: Any) -> int:
+            needs = replace(plain.needs, device=torch.device("cuda"), weights=(0, 0), loading=0, **changes)
+            runtime = Runtime(device="cpu", max_memory="8G")
+            return Planner(needs, plain.settings, runtime).memory(choice, 64, 64)
+
+        working, decoding = taken(decoded=0.0, decoder=None), taken(frame=0.0, window=0.0)
+        assert taken() == max(working, decoding) > min(working, decoding) > 0
+        assert taken(compiled=True) == pytest.approx(working + decoding, rel=1e-6)
 
     def test_the_limit_is_kept_and_what_is_given_too(self, engine: Any) -> None:
         free = engine(Runtime(device="cpu", max_memory="999G"))
-        assert free.choose(1080, 1920) == Choice(1, 0)
-        need = free.memory(Choice(1, 0), 1080, 1920)
+        whole = free.choose(1080, 1920)
+        assert whole == Choice(1, 0, 4)
+        need = free.planner.memory(whole, 1080, 1920)
         for share in (0.8, 0.5, 0.35):
             tight = engine(Runtime(device="cpu", max_memory=str(int(share * need))))
             choice = tight.choose(1080, 1920)
-            assert tight.memory(choice, 1080, 1920) <= share * need
+            assert tight.planner.memory(choice, 1080, 1920) <= share * need
         assert choice.tile > 0
         given = engine(Runtime(device="cpu", max_memory=str(int(0.35 * need)), batch=3))
         assert given.choose(1080, 1920).batch == 3
-        assert engine(Runtime(device="cpu", max_memory="1M"), tile=200).choose(1080, 1920) == Choice(1, 200)
-        assert engine(tile=200).smaller(Choice(1, 200), 1080, 1920) is None
-        assert engine(tile=200).smaller(Choice(4, 200), 1080, 1920) == Choice(2, 200)
+        small = engine(Runtime(device="cpu", max_memory="1M"), tile=200).choose(1080, 1920)
+        assert (small.batch, small.tile) == (1, 200)
+        planner = engine(tile=200).planner
+        assert planner.smaller(Choice(4, 200), 1080, 1920) == Choice(2, 200)
+        less = Choice(1, 200)
+        while (smaller := planner.smaller(less, 1080, 1920)) is not None:
+            assert smaller.tile == 200 and smaller.keep < less.keep  # the decoder may still keep less
+            less = smaller
 
     def test_the_decoder_works_frugally_where_it_must(self, engine: Any) -> None:
         free = engine(Runtime(device="cpu", max_memory="999G"))
-        tight = engine(Runtime(device="cpu", max_memory=str(free.memory(Choice(1, 0), 24, 40) * 2 // 5)))
-        whole = Choice(1, 0)
-        assert tight.planner.keep(whole, 1080, 1920) < free.planner.keep(whole, 1080, 1920) == 4
-        again = tight.planner
-        again.keep = lambda *_: 1  # type: ignore[method-assign]
+        tight = engine(Runtime(device="cpu", max_memory=str(free.planner.memory(Choice(1, 0, 2), 1080, 1920))))
+        assert tight.choose(1080, 1920).keep < free.choose(1080, 1920).keep == 4
+        tight.choose(24, 40, Choice(1, 0, 1))
         torch.testing.assert_close(enlarge(tight, picture(), PLACE), enlarge(free, picture(), PLACE), atol=1e-4, rtol=0)
 
 
@@ -160,15 +166,15 @@ class TestBudget:
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_the_planner_against_the_device(compiled: str) -> None:
     """The true architecture with random weights: what CUDA's allocator counts is within 15 % of the plan."""
-    engine = random_engine(Settings(prompt="a", steps=2), Runtime(device="cuda", compile=compiled))
-    choice = Choice(1, 0)
-    engine.adopt(choice)
+    engine = Upscaler(Settings(prompt="a", steps=2), Runtime(device="cuda", compile=compiled))
+    engine.__dict__["engine"] = random_engine(engine.settings, engine.runtime)
+    choice = engine.choose(272, 480, Choice(1, 0))
     clip = torch.rand(1, 3, 272, 480, device="cuda")
     enlarge(engine, clip, Place(height=272, width=480))  # workspaces, code
     torch.cuda.reset_peak_memory_stats()
     enlarge(engine, clip, Place(height=272, width=480))
     taken = torch.cuda.max_memory_reserved() if compiled == "on" else torch.cuda.max_memory_allocated()
-    assert engine.memory(choice, 272, 480) == pytest.approx(taken, rel=0.15)
+    assert engine.planner.memory(choice, 272, 480) == pytest.approx(taken, rel=0.15)
     torch._dynamo.reset()
 
 
@@ -191,7 +197,7 @@ def test_a_small_card_is_enough(options: dict[str, Any]) -> None:
         choice = upscaler.choose(480, 854)
         for _ in range(3):
             upscaler.enlarge(torch.rand(choice.batch, 3, 480, 854))
-        assert upscaler.choice == choice
+        assert upscaler.choose(480, 854) == choice
         assert torch.cuda.max_memory_reserved() <= (runtime.memory_limit or 0)
     finally:
         upscaler.close()

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import enlarge, loaded
 from safetensors.torch import save_file
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, compiling, enlarge, load, windows
+from vidup.engines import Choice, Place, compiling
 from vidup.engines.checkpoint import Checkpoint
 from vidup.engines.memory import LiveBytes
 from vidup.errors import EngineError
 from vidup.picture.resample import resize
 from vidup.picture.tiling import plan
+from vidup.picture.tiling import weights as weights_of
 
 spandrel = pytest.importorskip("spandrel")
 CPU = Runtime(device="cpu")
@@ -47,10 +49,10 @@ def write(model: Any, path: Path, wrap: str | None = None) -> Path:
     return path
 
 
-def make(path: Path, runtime: Runtime = CPU, **options: Any) -> Checkpoint:
-    engine = load(Settings(model=str(path), **options), runtime)
-    assert isinstance(engine, Checkpoint)
-    return engine
+def make(path: Path, runtime: Runtime = CPU, **options: Any) -> Any:
+    upscaler = loaded(Settings(model=str(path), **options), runtime)
+    assert isinstance(upscaler.engine, Checkpoint)
+    return upscaler
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth", "m.pt", "m.ckpt", "M.PTH"])
@@ -59,7 +61,7 @@ def test_equals_spandrels_own_call(tmp_path: Path, name: str, scale: int) -> Non
     path = write(compact(upscale=scale), tmp_path / name, wrap="params_ema")
     engine, source = make(path), picture(21, 34)
     result = enlarge(engine, source, Place(height=21, width=34))
-    assert engine.scale == scale and result.shape[-2:] == (21 * scale, 34 * scale)
+    assert engine.engine.scale == scale and result.shape[-2:] == (21 * scale, 34 * scale)
     expected = spandrel.ModelLoader().load_from_state_dict(torch.nn.Module.state_dict(compact(upscale=scale)))(source)
     assert expected.std() > 0.01
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
@@ -67,8 +69,8 @@ def test_equals_spandrels_own_call(tmp_path: Path, name: str, scale: int) -> Non
 
 def test_the_anchor_leaves_restoration_alone(tmp_path: Path) -> None:
     """At the input's own size it would give the input back."""
-    assert not make(write(compact(upscale=1), tmp_path / "one.pth")).invents
-    assert make(write(compact(upscale=2), tmp_path / "two.pth")).invents
+    assert not make(write(compact(upscale=1), tmp_path / "one.pth")).engine.invents
+    assert make(write(compact(upscale=2), tmp_path / "two.pth")).engine.invents
 
 
 @pytest.mark.parametrize("overlap", [32, 40])
@@ -77,7 +79,7 @@ def test_tiles_equal_the_whole_frame_beyond_the_models_reach(tmp_path: Path, ove
     path, source, place = write(compact(), tmp_path / "m.pth"), picture(100, 150), Place(height=100, width=150)
     whole = enlarge(make(path), source, place)
     tiled = make(path, tile=81, tile_overlap=overlap)
-    assert len(tiled.planner.plan(tiled.choose(100, 150), 100, 150).origins) >= 6
+    assert len(tiled.planner.cut(tiled.choose(100, 150), 100, 150).origins) >= 6
     torch.testing.assert_close(enlarge(tiled, source, place), whole, atol=2e-6, rtol=0)
 
 
@@ -98,7 +100,7 @@ def test_shifted_windows_keep_to_the_whole_frame(checkpoints: dict[str, Path]) -
 @pytest.mark.parametrize(("height", "width", "overlap"), [(100, 150, 32), (270, 480, 32), (81, 81, 40), (64, 1000, 33)])
 def test_weights_of_tiles_sum_to_one_and_leave_out_the_cuts(height: int, width: int, overlap: int) -> None:
     tiles = plan(height, width, 2 * overlap + 8, overlap, 1)
-    weights, total = windows.seams(tiles, overlap, overlap // 4), torch.zeros(1, height, width)
+    weights, total = weights_of(tiles, overlap, overlap // 4), torch.zeros(1, height, width)
     for (top, left), weight in zip(tiles.origins, weights, strict=True):
         total[:, top : top + tiles.tile_height, left : left + tiles.tile_width] += weight
         cut = weight[..., : overlap // 4] if left else weight[..., :0]
@@ -110,11 +112,11 @@ def test_memory_decides_the_tiles(tmp_path: Path) -> None:
     path = write(compact(), tmp_path / "m.pth")
     roomy = make(path, Runtime(device="cpu", max_memory="64G", batch=1))
     assert roomy.choose(1080, 1920) == Choice(1, 0)
-    need = roomy.memory(Choice(1, 0), 1080, 1920)
+    need = roomy.planner.memory(Choice(1, 0), 1080, 1920)
     tight = make(path, Runtime(device="cpu", max_memory=str(need * 3 // 4)))
     choice = tight.choose(1080, 1920)
     assert 128 <= choice.tile < 1920
-    assert tight.memory(choice, 1080, 1920) <= need * 3 // 4
+    assert tight.planner.memory(choice, 1080, 1920) <= need * 3 // 4
     assert make(path, Runtime(device="cpu", max_memory="1M"), tile=512).choose(1080, 1920) == Choice(1, 512)
 
 
@@ -214,7 +216,7 @@ class TestErrors:
         path = write(compact(), tmp_path / "m.pth")
         with pytest.raises(EngineError, match="float32"):
             make(path, dtype="float16")
-        assert make(path, dtype="bfloat16").dtype == torch.bfloat16
+        assert make(path, dtype="bfloat16").engine.dtype == torch.bfloat16
 
     def test_flops_are_those_of_a_run(self, tmp_path: Path) -> None:
         from torch.utils.flop_counter import FlopCounterMode
@@ -223,7 +225,10 @@ class TestErrors:
         enlarge(engine, picture(48, 200), Place(height=48, width=200))  # measures what a pixel takes
         with FlopCounterMode(display=False) as counter:
             enlarge(engine, picture(48, 200), Place(height=48, width=200))
-        assert engine.flops(48, 200) == (counter.get_total_flops(), 0.0) and counter.get_total_flops() > 0
+        assert (
+            engine.engine.flops(48, 200, engine.choose(48, 200)) == (counter.get_total_flops(), 0.0)
+            and counter.get_total_flops() > 0
+        )
 
     def test_a_precision_that_it_only_says_it_holds_in(self, checkpoints: dict[str, Path]) -> None:
         engine = make(checkpoints["swin"], dtype="bfloat16")
@@ -237,12 +242,12 @@ class TestErrors:
             raise RuntimeError(text)
 
         engine = make(write(compact(), tmp_path / "m.pth"), tile=65)
-        monkeypatch.setattr(engine.planner, "window_bytes", lambda: 1.0)
         place = Place(height=8, width=9)
-        monkeypatch.setattr(type(engine.model), "__call__", lambda *_: fail("shape is invalid"))
+        engine.choose(8, 9)
+        monkeypatch.setattr(type(engine.engine.model), "__call__", lambda *_: fail("shape is invalid"))
         with pytest.raises(EngineError, match=r"Compact failed on a picture of 9x8: shape is invalid"):
             enlarge(engine, picture(8, 9), place)
-        monkeypatch.setattr(type(engine.model), "__call__", lambda *_: fail("CUDA out of memory"))
+        monkeypatch.setattr(type(engine.engine.model), "__call__", lambda *_: fail("CUDA out of memory"))
         with pytest.raises(RuntimeError, match="out of memory"):
             enlarge(engine, picture(8, 9), place)
 
@@ -254,10 +259,11 @@ class TestErrors:
 
 def test_a_model_that_draws_noise_gives_equal_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make(write(compact(), tmp_path / "m.pth"))
-    engine._draws, plain = True, engine.model
-    monkeypatch.setattr(engine.planner, "window_bytes", lambda: 0.0)
-    monkeypatch.setattr(engine, "model", lambda batch: plain(batch) * torch.rand(1))
+    one, plain = engine.engine, engine.engine.model
     source, place = picture(8, 8), Place(height=8, width=8)
+    engine.choose(8, 8)
+    one._draws = True
+    monkeypatch.setattr(one.run, "function", lambda batch: plain(batch) * torch.rand(1))
     before = torch.get_rng_state()
     assert torch.equal(enlarge(engine, source, place), enlarge(engine, source, place))
     assert torch.equal(before, torch.get_rng_state())
@@ -271,7 +277,9 @@ def test_identity_is_that_of_the_file(tmp_path: Path) -> None:
     with torch.no_grad():
         other.body[0].bias[0] += 1e-3
     (tmp_path / "third").mkdir()
-    assert make(one).identity == make(same).identity != make(write(other, tmp_path / "third" / "m.pth")).identity
+    third = write(other, tmp_path / "third" / "m.pth")
+    identities = [make(path).engine.identity for path in (one, same, third)]
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_brightness_is_kept_by_the_public_way(tmp_path: Path) -> None:
@@ -306,5 +314,5 @@ def test_cuda_takes_half_precision_and_keeps_the_picture(tmp_path: Path) -> None
     path, source, place = write(compact(), tmp_path / "m.pth"), picture(100, 150), Place(height=100, width=150)
     expected = enlarge(make(path), source, place)
     engine = make(path, Runtime(device="cuda"))
-    assert engine.dtype == torch.float16
+    assert engine.engine.dtype == torch.float16
     assert (enlarge(engine, source.cuda(), place).cpu() - expected).abs().max() < 0.01

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import pictures
+from conftest import enlarge, pictures
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 import vidup
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, compiling, enlarge, hub
+from vidup.engines import Choice, Place, compiling, hub
 from vidup.engines.compiling import compiles
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.solver import interval
@@ -51,10 +51,10 @@ class TestGuidance:
         self, engine: Any, start: float, end: float, guided: str
     ) -> None:
         one = engine(guidance_start=start, guidance_end=end)
-        counted = one.unet.run.function = Counted(one.unet.module)
+        counted = one.engine.unet.run.function = Counted(one.engine.unet.module)
         enlarge(one, picture(), PLACE)
         assert counted.batches == [1 + int(step) for step in guided]
-        assert one.guided is ("1" in guided)
+        assert one.engine.guided is ("1" in guided)
 
     def test_all_steps_are_as_without_an_interval_and_none_as_without_guidance(self, engine: Any) -> None:
         whole, none, part = ({}, {"guidance_start": 0.4, "guidance_end": 0.4}, {"guidance_end": 0.5})
@@ -119,7 +119,7 @@ class TestCompiling:
         torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
         told = [line for line in caplog.messages if "compiling" in line]
         assert len(told) == 2  # a shape with guidance and one without
-        assert one.unet.run.active
+        assert one.engine.unet.run.active
 
     @pytest.mark.parametrize("wish", ["auto", "on"])
     def test_what_cannot_be_compiled_is_told(
@@ -132,7 +132,7 @@ class TestCompiling:
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
         expected = enlarge(engine(steps=1), picture(), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
-        one.unet.run.required = wish == "on"
+        one.engine.unet.run.required = wish == "on"
         if wish == "on":
             with pytest.raises(EngineError, match=r"compile = 'on'.*no compiler here"):
                 enlarge(one, picture(), PLACE)
@@ -147,13 +147,13 @@ class TestCompiling:
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
         first = enlarge(one, picture(2), PLACE)
-        assert one.compiles
-        one.release()
+        assert one.compiles and one.engine.unet.run.active
+        one.engine.close()
         assert resets == [1]
-        one.release()  # nothing was made since
+        one.engine.close()  # nothing was made since
         assert resets == [1]
         torch.testing.assert_close(enlarge(one, picture(2), PLACE), first)
-        assert one.compiles
+        assert one.engine.unet.run.active
 
     def test_want_of_memory_is_none_of_the_compilers_failures(
         self, engine: Any, monkeypatch: pytest.MonkeyPatch
@@ -166,7 +166,7 @@ class TestCompiling:
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
         with pytest.raises(Exception) as caught:  # torch wraps it
             enlarge(one, picture(), PLACE)
-        assert is_out_of_memory(caught.value) and one.compiles
+        assert is_out_of_memory(caught.value) and one.engine.unet.run.active
 
     def test_when(self) -> None:
         assert compiles("auto", CPU, False) == compiles("off", torch.device("cuda"), False) == "off"
@@ -221,10 +221,10 @@ class TestOffload:
     def test_the_picture_is_the_same_and_the_weights_stay_where_they_were(self, engine: Any) -> None:
         expected = enlarge(engine(), picture(2), PLACE)
         one = engine(Runtime(device="cpu", offload=True))
-        before = [parameter.data_ptr() for parameter in one.vae.parameters()]
+        before = [parameter.data_ptr() for parameter in one.engine.vae.parameters()]
         assert torch.equal(enlarge(one, picture(2), PLACE), expected)
         assert torch.equal(enlarge(one, picture(2), PLACE), expected)
-        assert [parameter.data_ptr() for parameter in one.vae.parameters()] == before
+        assert [parameter.data_ptr() for parameter in one.engine.vae.parameters()] == before
 
     def test_weights_come_only_for_the_work_and_in_inference_mode_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Moved, "bring", lambda self, kept: kept.clone())  # as on another device
@@ -244,7 +244,7 @@ class TestOffload:
     def test_it_takes_less(self, engine: Any) -> None:
         together, apart = engine(), engine(Runtime(device="cpu", offload=True))
         choice = Choice(1, 0)
-        assert apart.memory(choice, 64, 64) < together.memory(choice, 64, 64)
+        assert apart.planner.memory(choice, 64, 64) < together.planner.memory(choice, 64, 64)
 
 
 class TestTinyDecoder:
@@ -261,7 +261,7 @@ class TestTinyDecoder:
         usual, other = engine(), engine(vae=str(folder))
         result = enlarge(other, picture(2), PLACE)
         assert result.shape == (2, 3, 96, 160) and not torch.equal(result, enlarge(usual, picture(2), PLACE))
-        assert other.identity != usual.identity
+        assert other.engine.identity != usual.engine.identity
 
         latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
         vae = AutoencoderTiny.from_pretrained(folder)
@@ -269,7 +269,7 @@ class TestTinyDecoder:
             expected = vae.decode(latents).sample
         from vidup.engines.vae import limits
 
-        torch.testing.assert_close(other.decoder(latents, CPU, limits(CPU)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(other.engine.decoder(latents, CPU, limits(CPU)), expected, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(
         ("options", "said"),

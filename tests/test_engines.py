@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import enlarge, loaded
 from torch.nn import functional
 
+from vidup import Upscaler
 from vidup.config import Runtime, Settings
-from vidup.engines import INTERPOLATIONS, Choice, Engine, Place, architecture, enlarge, load, native_scale
+from vidup.engines import INTERPOLATIONS, Choice, Place, architecture, load, native_scale
 from vidup.engines.hub import MINI
 from vidup.errors import EngineError
 from vidup.media.decoding import decode
@@ -40,28 +41,28 @@ def picture(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Ten
 
 
 @pytest.fixture
-def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> Engine:
+def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Upscaler]) -> Upscaler:
     return make_engine(request.param)
 
 
 @pytest.fixture
-def make_engine(request: pytest.FixtureRequest, tiny_x4: Path, tiny_x2: Path) -> Callable[..., Engine]:
-    def make(model: str, runtime: Runtime = CPU, **options: object) -> Engine:
+def make_engine(request: pytest.FixtureRequest, tiny_x4: Path, tiny_x2: Path) -> Callable[..., Upscaler]:
+    def make(model: str, runtime: Runtime = CPU, **options: object) -> Upscaler:
         if model == "mini":
-            return load(Settings.preset("mini", **options), runtime)
+            return loaded(Settings.preset("mini", **options), runtime)
         if model in ("tiny", "tiny_x2"):
             folder = tiny_x4 if model == "tiny" else tiny_x2
-            return load(Settings(**{"model": str(folder), "steps": 2, **options}), runtime)  # type: ignore[arg-type]
+            return loaded(Settings(**{"model": str(folder), "steps": 2, **options}), runtime)  # type: ignore[arg-type]
         if model in SPANDREL:
             model = str(request.getfixturevalue("checkpoints")[model])
-        return load(Settings(model=model, **options), runtime)  # type: ignore[arg-type]
+        return loaded(Settings(model=model, **options), runtime)  # type: ignore[arg-type]
 
     return make
 
 
-def smaller_and_smaller(engine: Engine, first: Choice, height: int, width: int) -> list[Choice]:
+def smaller_and_smaller(engine: Upscaler, first: Choice, height: int, width: int) -> list[Choice]:
     seen = [first]
-    while (less := engine.smaller(seen[-1], height, width)) is not None:
+    while (less := engine.planner.smaller(seen[-1], height, width)) is not None:
         seen.append(less)
         assert len(seen) < 50
     return seen
@@ -70,75 +71,97 @@ def smaller_and_smaller(engine: Engine, first: Choice, height: int, width: int) 
 @pytest.mark.parametrize("engine", MODELS, indirect=True)
 class TestContract:
     @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 9), (101, 67)])
-    def test_output_is_exactly_scale_times_the_input(self, engine: Engine, height: int, width: int) -> None:
+    def test_output_is_exactly_scale_times_the_input(self, engine: Upscaler, height: int, width: int) -> None:
         source = picture(height, width)
         before = source.clone()
         result = enlarge(engine, source, Place(height=height, width=width))
-        assert result.shape == (1, 3, height * engine.scale, width * engine.scale)
-        assert result.dtype == torch.float32 and result.device == engine.device
+        assert result.shape == (1, 3, height * engine.engine.scale, width * engine.engine.scale)
+        assert result.dtype == torch.float32 and result.device == engine.engine.device
         assert torch.isfinite(result).all()
         assert torch.equal(source, before), "the input is not to be written to"
 
-    def test_models_stay_in_range_and_the_baseline_keeps_what_is_beyond(self, engine: Engine) -> None:
+    def test_models_stay_in_range_and_the_baseline_keeps_what_is_beyond(self, engine: Upscaler) -> None:
         bright = torch.full((1, 3, 16, 16), 1.05)
         result = enlarge(engine, bright, Place(height=16, width=16))
-        if engine.invents:
+        if engine.engine.invents:
             assert result.min() >= 0 and result.max() <= 1
         else:
             torch.testing.assert_close(result, torch.full_like(result, 1.05))
 
-    def test_what_is_beyond_the_range_is_as_good_as_its_end(self, engine: Engine) -> None:
+    def test_what_is_beyond_the_range_is_as_good_as_its_end(self, engine: Upscaler) -> None:
         source, place = picture(16, 16) * 3 - 1, Place(height=16, width=16)
-        if engine.invents:
+        if engine.engine.invents:
             assert torch.equal(enlarge(engine, source, place), enlarge(engine, source.clamp(0, 1), place))
 
-    def test_equal_pictures_give_equal_results_at_any_time(self, engine: Engine) -> None:
+    def test_equal_pictures_give_equal_results_at_any_time(self, engine: Upscaler) -> None:
         clip = picture(16, 24).expand(3, -1, -1, -1)
-        one, two, three = enlarge(engine, clip, Place(height=16, width=24))
+        one, two, three = enlarge(engine, clip)
         assert torch.equal(one, two) and torch.equal(two, three)
-        again = Place(height=16, width=24, times=(Fraction(1), Fraction(2), Fraction(3)))
-        assert torch.equal(one, enlarge(engine, clip, again)[0])
+        assert torch.equal(one, enlarge(engine, clip)[0])
 
-    def test_a_picture_does_not_depend_on_its_company(self, engine: Engine) -> None:
+    def test_a_picture_does_not_depend_on_its_company(self, engine: Upscaler) -> None:
         clip = picture(16, 24, count=3)
         together = enlarge(engine, clip, Place(height=16, width=24))
         alone = torch.cat([enlarge(engine, row[None], Place(height=16, width=24)) for row in clip])
         assert (together - alone).abs().max() * 255 < 1
 
-    def test_a_choice_is_made_kept_and_made_smaller_to_an_end(self, engine: Engine) -> None:
+    def test_a_choice_is_made_kept_and_made_smaller_to_an_end(self, engine: Upscaler) -> None:
         height, width = 1080, 1920
-        choice = engine.choose(height, width)
-        assert choice == engine.choose(height, width) and choice.batch >= 1 and choice.tile >= 0
-        assert engine.memory(choice, height, width) > engine.memory(choice, height // 4, width // 4) > 0
+        planner, choice = engine.planner, engine.choose(height, width)
+        assert choice == planner.choose(height, width) and choice.batch >= 1 and choice.tile >= 0
+        assert planner.memory(choice, height, width) > planner.memory(choice, height // 4, width // 4) > 0
         seen = smaller_and_smaller(engine, Choice(8, 0), height, width)
-        taken = [engine.memory(one, height, width) for one in seen]
+        taken = [planner.memory(one, height, width) for one in seen]
         assert all(after < before for before, after in zip(taken, taken[1:], strict=False))
-        assert seen[-1].batch == 1
-        tile = 256 if engine.invents else 0  # the baseline has no tiles
+        assert seen[-1].batch == 1 and all(planner.allows(one, height, width) for one in (choice, *seen))
+        tile = 256 if engine.engine.invents else 0  # the baseline has no tiles
         if tile and not seen[-1].tile:  # so the whole frame takes no more, as where decoding takes the most
-            assert engine.memory(Choice(1, tile), height, width) >= taken[-1]
-        engine.adopt(Choice(2, tile))
-        assert engine.choose(height, width) == Choice(2, tile) and engine.clip_length == 2
+            assert planner.memory(Choice(1, tile), height, width) >= taken[-1]
+        assert engine.choose(height, width, Choice(2, tile)) == engine.choose(height, width) == Choice(2, tile)
+
+    @pytest.mark.parametrize(
+        "choice", [Choice(0, 0), Choice(9, 0), Choice(True, 0), Choice(1, -1), Choice(1, 3), Choice(1, 0, 3)]
+    )
+    def test_what_no_planner_chooses_is_not_allowed(self, engine: Upscaler, choice: Choice) -> None:
+        assert not engine.planner.allows(choice, 1080, 1920)
+
+    def test_a_window_of_a_frame_gets_what_the_frame_has_there(self, engine: Upscaler) -> None:
+        frame, side = picture(192, 256), engine.engine.multiple
+        top, left = 64, 128
+        window = frame[..., top:, left : left + 100]
+        scale = round(engine.engine.scale)
+        within = (..., slice(top * scale, None), slice(left * scale, (left + 100) * scale))
+        expected = enlarge(engine, frame)[within]
+        here, there = (enlarge(engine, window, Place(*origin, 192, 256)) for origin in ((top, left), (0, 0)))
+        inner = (..., slice(32 * scale, -32 * scale), slice(32 * scale, -32 * scale))
+        near, far = ((one - expected)[inner].square().mean() for one in (here, there))
+        # Models of random weights reach far, and norms are those of the window.
+        assert near < far / 2 if getattr(engine.engine, "guides", None) else near == far < 1e-9
+        for place in (Place(1, 0, 192, 256), Place(0, 0, 100, 100), Place(-side, 0, 192, 256)):
+            if side > 1 or place.top != 1:
+                with pytest.raises(EngineError, match=f"must lie inside, at multiples of {side}"):
+                    enlarge(engine, window, place)
 
     def test_it_says_which_weights_it_has(
-        self, engine: Engine, request: pytest.FixtureRequest, make_engine: Callable[..., Engine]
+        self, engine: Upscaler, request: pytest.FixtureRequest, make_engine: Callable[..., Upscaler]
     ) -> None:
         model = request.node.callspec.params["engine"]
-        assert engine.identity and engine.identity == make_engine(model, seed=5).identity
-        assert engine.identity != make_engine("nearest" if model != "nearest" else "bicubic").identity
+        identity = engine.engine.identity
+        assert identity and identity == make_engine(model, seed=5).engine.identity
+        assert identity != make_engine("nearest" if model != "nearest" else "bicubic").engine.identity
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_given_batch_is_kept(make_engine: Callable[..., Engine], model: str) -> None:
+def test_a_given_batch_is_kept(make_engine: Callable[..., Upscaler], model: str) -> None:
     engine = make_engine(model, Runtime(device="cpu", batch=3))
-    assert engine.clip_length == 3 and engine.choose(32, 32).batch == 3
+    assert engine.choose(32, 32).batch == 3
 
 
 @pytest.mark.parametrize("model", ["mini", "tiny", "tiny_x2", *SPANDREL])
 class TestModels:
     """What holds for every engine that has a model."""
 
-    def test_tiles_stay_near_the_whole_frame(self, make_engine: Callable[..., Engine], model: str) -> None:
+    def test_tiles_stay_near_the_whole_frame(self, make_engine: Callable[..., Upscaler], model: str) -> None:
         tile, width = (192, 256) if model == "tiny_x2" else (80, 112)
         source, place = picture(24, width), Place(height=24, width=width)
         whole, tiled = make_engine(model), make_engine(model, tile=tile)
@@ -146,24 +169,22 @@ class TestModels:
         error = (enlarge(whole, source, place) - enlarge(tiled, source, place)).square().mean()
         assert 10 * torch.log10(1 / error) > 25  # random weights reach far
 
-    def test_an_adopted_choice_is_what_a_given_tile_is(self, make_engine: Callable[..., Engine], model: str) -> None:
-        source, place = picture(16, 144), Place(height=16, width=144)
-        adopted = make_engine(model)
-        adopted.adopt(Choice(1, 128))
-        assert torch.equal(enlarge(adopted, source, place), enlarge(make_engine(model, tile=128), source, place))
+    def test_a_choice_of_tiles_is_what_a_given_tile_is(self, make_engine: Callable[..., Upscaler], model: str) -> None:
+        source, chosen = picture(16, 144), make_engine(model)
+        chosen.choose(16, 144, Choice(1, 128))
+        assert torch.equal(enlarge(chosen, source), enlarge(make_engine(model, tile=128), source))
 
-    def test_the_memory_that_it_may_take_is_kept(self, make_engine: Callable[..., Engine], model: str) -> None:
+    def test_the_memory_that_it_may_take_is_kept(self, make_engine: Callable[..., Upscaler], model: str) -> None:
         free = make_engine(model, Runtime(device="cpu", max_memory="999G", batch=1))
-        assert free.choose(1080, 1920) == Choice(1, 0)
-        steps = smaller_and_smaller(free, Choice(1, 0), 1080, 1920)
-        least, whole = (free.memory(step, 1080, 1920) for step in (steps[-1], steps[0]))
+        first = free.choose(1080, 1920)
+        assert (first.batch, first.tile) == (1, 0)
+        steps = smaller_and_smaller(free, first, 1080, 1920)
+        least, whole = (free.planner.memory(step, 1080, 1920) for step in (steps[-1], steps[0]))
         limit = (least + whole) // 2
         tight = make_engine(model, Runtime(device="cpu", max_memory=str(limit)))
-        choice = tight.choose(1080, 1920)
-        assert tight.memory(choice, 1080, 1920) <= limit
-        assert choice.tile > 0 or tight.memory(Choice(1, 0), 1080, 1920) <= limit
+        assert tight.planner.memory(tight.choose(1080, 1920), 1080, 1920) <= limit
 
-    def test_the_device_must_be_there(self, make_engine: Callable[..., Engine], model: str) -> None:
+    def test_the_device_must_be_there(self, make_engine: Callable[..., Upscaler], model: str) -> None:
         with pytest.raises(EngineError, match="cuda:77"):
             make_engine(model, Runtime(device="cuda:77"))
 
@@ -171,11 +192,11 @@ class TestModels:
 @pytest.mark.parametrize("method", INTERPOLATIONS)
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.0, 3.0])
 def test_the_baseline_takes_any_scale(method: str, scale: float) -> None:
-    result = enlarge(load(Settings(model=method, scale=scale), CPU), picture(20, 31), Place(height=20, width=31))
+    result = enlarge(loaded(Settings(model=method, scale=scale), CPU), picture(20, 31))
     assert result.shape[-2:] == (round(20 * scale), round(31 * scale))
 
 
-def test_bicubic_is_pillows(make_engine: Callable[..., Engine]) -> None:
+def test_bicubic_is_pillows(make_engine: Callable[..., Upscaler]) -> None:
     from PIL import Image
 
     source = picture(20, 31)
@@ -186,7 +207,7 @@ def test_bicubic_is_pillows(make_engine: Callable[..., Engine]) -> None:
 
 @pytest.mark.parametrize("tile", [0, 72])
 @pytest.mark.parametrize("model", ["mini", "tiny"])
-def test_batches_agree(make_engine: Callable[..., Engine], model: str, tile: int) -> None:
+def test_batches_agree(make_engine: Callable[..., Upscaler], model: str, tile: int) -> None:
     """Three frames, whole or in tiles: every batch has one shape, the last one filled up."""
     clip, place = picture(16, 104, count=3), Place(height=16, width=104)
     one = enlarge(make_engine(model, tile=tile), clip, place)
@@ -195,13 +216,13 @@ def test_batches_agree(make_engine: Callable[..., Engine], model: str, tile: int
         assert (one - many).abs().max() * 255 < 1
 
 
-def test_480x270_becomes_1920x1080(make_engine: Callable[..., Engine]) -> None:
+def test_480x270_becomes_1920x1080(make_engine: Callable[..., Upscaler]) -> None:
     result = enlarge(make_engine("mini", steps=1), picture(270, 480), Place(height=270, width=480))
     assert result.shape == (1, 3, 1080, 1920)
 
 
 @pytest.mark.parametrize("clip", ["film.mp4", "game.mkv"])
-def test_tiles_equal_the_whole_frame(make_engine: Callable[..., Engine], clip: str) -> None:
+def test_tiles_equal_the_whole_frame(make_engine: Callable[..., Upscaler], clip: str) -> None:
     source = color.to_rgb(next(decode(probe(SAMPLES / clip))))[None]
     place = Place(height=90, width=160)
     whole = anchor(enlarge(make_engine("mini"), source, place), source, 5)
@@ -251,7 +272,7 @@ def test_the_anchor_brings_the_input_back() -> None:
     assert torch.equal(anchor(shifted, low_res, 0), shifted)
 
 
-def test_a_prompt_changes_the_picture_and_the_seed_too(make_engine: Callable[..., Engine]) -> None:
+def test_a_prompt_changes_the_picture_and_the_seed_too(make_engine: Callable[..., Upscaler]) -> None:
     source, place = picture(16, 16), Place(height=16, width=16)
     plain = enlarge(make_engine("tiny"), source, place)
     assert not torch.equal(plain, enlarge(make_engine("tiny", prompt="a harbour"), source, place))
@@ -313,22 +334,22 @@ def test_one_flow_in_two_scalings(sampler: str) -> None:
 
 
 def test_the_baseline_takes_fewer_pictures_where_memory_is_short() -> None:
-    engine = load(Settings(model="bicubic"), Runtime(device="cpu", max_memory="500M"))
+    engine = loaded(Settings(model="bicubic"), Runtime(device="cpu", max_memory="500M"))
     assert engine.choose(48, 64).batch == 4
     choice = engine.choose(540, 960)
-    assert choice.batch < 4 and engine.memory(choice, 540, 960) <= 500 * 2**20
+    assert choice.batch < 4 and engine.planner.memory(choice, 540, 960) <= 500 * 2**20
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_scale_is_known_before_the_model_is_loaded(
-    request: pytest.FixtureRequest, make_engine: Callable[..., Engine], model: str
+    request: pytest.FixtureRequest, make_engine: Callable[..., Upscaler], model: str
 ) -> None:
     folders = {"tiny": "tiny_x4", "tiny_x2": "tiny_x2"}
     if model in folders:
         name = str(request.getfixturevalue(folders[model]))
     else:
         name = str(request.getfixturevalue("checkpoints")[model]) if model in SPANDREL else model
-    assert native_scale(Settings(model=name)) == make_engine(model).scale
+    assert native_scale(Settings(model=name)) == make_engine(model).engine.scale
     assert native_scale(Settings(model="bicubic", scale=1.5)) == 1.5
 
 
@@ -340,7 +361,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("model", ["bicubic", "tiny_x2"])
     def test_settings_that_a_model_does_not_read_are_told(
-        self, model: str, make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+        self, model: str, make_engine: Callable[..., Upscaler], caplog: pytest.LogCaptureFixture
     ) -> None:
         make_engine(model)
         assert not caplog.records
@@ -404,8 +425,8 @@ class TestLoading:
         (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
         unet.save_pretrained(folder / "unet", variant="fp16")
         place, source = Place(height=16, width=16), picture(16, 16)
-        half = enlarge(load(Settings(model=str(folder), steps=2), CPU), source, place)
-        full = enlarge(load(Settings(model=str(tiny_x4), steps=2), CPU), source, place)
+        half = enlarge(loaded(Settings(model=str(folder), steps=2), CPU), source, place)
+        full = enlarge(loaded(Settings(model=str(tiny_x4), steps=2), CPU), source, place)
         assert 0 < (half - full).abs().max() < 0.05
 
     @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"])
@@ -484,9 +505,9 @@ def test_a_complete_cache_is_taken_without_asking(monkeypatch: pytest.MonkeyPatc
 def test_cuda_gives_the_cpus_picture(tiny_x4: Path) -> None:
     source, place = picture(40, 56), Place(height=40, width=56)
     settings = {"model": str(tiny_x4), "steps": 4, "prompt": "a harbour"}
-    expected = enlarge(load(Settings(**settings), CPU), source, place)
+    expected = enlarge(loaded(Settings(**settings), CPU), source, place)
     for dtype, bound in (("float32", 1e-2), ("auto", 0.1)):
-        engine = load(Settings(**settings, dtype=dtype), Runtime(device="cuda"))
+        engine = loaded(Settings(**settings, dtype=dtype), Runtime(device="cuda"))
         assert (enlarge(engine, source.cuda(), place).cpu() - expected).abs().max() < bound
 
 
@@ -508,6 +529,6 @@ def test_the_true_architecture_loads_and_runs(tmp_path: Path) -> None:
     assert sum(parameter.numel() for parameter in vae.parameters()) == 55_325_927
     save_layout(tmp_path, unet, vae, width=1024, layers=2, heads=16)
     del unet, vae
-    engine = load(Settings(model=str(tmp_path), steps=1), CPU)
+    engine = loaded(Settings(model=str(tmp_path), steps=1), CPU)
     result = enlarge(engine, picture(64, 64), Place(height=64, width=64))
     assert result.shape == (1, 3, 256, 256) and torch.isfinite(result).all()

@@ -60,11 +60,11 @@ def test_a_queue_does_not_name_a_file_that_failed(
 ):
     enlarge, calls, events = Interpolation.__call__, [], []
 
-    def fail_first(self, clip, place):
+    def fail_first(self, clip, place, choice):
         calls.append(clip)
         if len(calls) == 1:
             raise EngineError("no")
-        return enlarge(self, clip, place)
+        return enlarge(self, clip, place, choice)
 
     monkeypatch.setattr(Interpolation, "__call__", fail_first)
     files = [(make_clip(f"{name}.mp4"), tmp_path / f"out{name}.mp4") for name in "12"]
@@ -131,11 +131,11 @@ def test_an_engine_that_fails_midway(make_clip: Callable[..., Path], monkeypatch
     """No frame is dropped, repeated or blanked instead: the job stops with the engine's own error."""
     calls, enlarge = [], Interpolation.__call__
 
-    def fail_in_the_second_clip(self, clip, place):
+    def fail_in_the_second_clip(self, clip, place, choice):
         calls.append(place)
         if len(calls) == 2:
             raise error
-        return enlarge(self, clip, place)
+        return enlarge(self, clip, place, choice)
 
     monkeypatch.setattr(Interpolation, "__call__", fail_in_the_second_clip)
     source = make_clip(times=tuple(range(0, 60 * 512, 512)))  # more frames than wait in queues
@@ -260,10 +260,11 @@ def test_frames_as_a_library():
 
 
 def test_frames_are_taken_one_clip_at_a_time():
-    taken = []
+    taken, made = [], made_by_hand(40)
+    size = made[0].planes[0].shape
 
     def counted() -> Iterator[Frame]:
-        for frame in made_by_hand(40):
+        for frame in made:
             taken.append(frame.pts)
             yield frame
 
@@ -271,7 +272,7 @@ def test_frames_are_taken_one_clip_at_a_time():
         larger = upscaler.frames(counted())
         assert taken == []
         next(larger)
-        assert len(taken) == upscaler.engine.clip_length < 40
+        assert len(taken) == upscaler.choose(*size).batch < 40
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "1", "RGBA", "LA"])

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import enlarge, loaded
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, enlarge, load
+from vidup.engines import Place
 from vidup.engines.x4 import _LATENTS, _LOW_RES
 from vidup.picture import noise
 
@@ -51,8 +52,8 @@ def test_equals_the_stock_pipeline(
         dtype="float32",
         anchor=0,
     )
-    engine = load(settings, Runtime(device="cpu"))
-    assert engine.guided is guided  # type: ignore[attr-defined]
+    engine = loaded(settings, Runtime(device="cpu"))
+    assert engine.engine.guided is guided
     result = enlarge(engine, picture, Place(height=height, width=width))[0].permute(1, 2, 0).numpy()
     assert expected.std() > 0.05  # a flat picture would match for nothing
     assert np.abs(result - expected).max() < 1e-3
@@ -62,7 +63,7 @@ def test_equal_prompts_need_no_guidance(tiny_x4: Path) -> None:
     picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     place = Place(height=16, width=16)
     common = {"model": str(tiny_x4), "steps": 3, "prompt": "sea", "negative_prompt": "sea"}
-    skipped = load(Settings(**common, guidance_scale=9.0), Runtime(device="cpu"))
-    plain = load(Settings(**common, guidance_scale=1.0), Runtime(device="cpu"))
-    assert not skipped.guided  # type: ignore[attr-defined]
+    skipped = loaded(Settings(**common, guidance_scale=9.0), Runtime(device="cpu"))
+    plain = loaded(Settings(**common, guidance_scale=1.0), Runtime(device="cpu"))
+    assert not skipped.engine.guided
     assert torch.equal(enlarge(skipped, picture, place), enlarge(plain, picture, place))

@@ -16,6 +16,7 @@ import vidup
 from vidup import Runtime, Settings, Upscaler
 from vidup.engines import Choice
 from vidup.engines.interpolate import Interpolation
+from vidup.engines.planner import Planner
 from vidup.media import segment
 from vidup.prefetch import Consumer, batched, prefetch
 
@@ -237,11 +238,11 @@ class TestSegments:
         calls, seen, both = [], [], threading.Event()
         enlarge = Interpolation.__call__
 
-        def counted(self: Interpolation, clip: Any, place: Any) -> Any:
+        def counted(self: Interpolation, clip: Any, place: Any, choice: Any) -> Any:
             calls.append(threading.get_ident())
             if len(calls) == 2:
                 both.set()
-            return enlarge(self, clip, place)
+            return enlarge(self, clip, place, choice)
 
         monkeypatch.setattr(Interpolation, "__call__", counted)
         ends(monkeypatch, lambda path: seen.append(both.wait(10)))
@@ -294,13 +295,11 @@ class TestSegments:
 
 
 def test_a_queue_of_files_of_two_sizes_chooses_for_each():
-    engine = Interpolation("nearest", 2, Runtime(), torch.device("cpu"))
-    need = engine.memory(Choice(1, 0), 720, 1280)
+    needs = Interpolation("nearest", 2, torch.device("cpu")).needs
+    need = Planner(needs, NEAREST, Runtime()).memory(Choice(1, 0), 720, 1280)
     upscaler = Upscaler(NEAREST, Runtime(device="cpu", max_memory=str(need)))
     small, large = (90, 160), (720, 1280)
-    assert upscaler.choose(*small).batch == 4
-    assert upscaler.choose(*large).batch == upscaler.engine.clip_length == 1
-    assert upscaler.choose(*small).batch == upscaler.engine.clip_length == 4
+    assert [upscaler.choose(*size).batch for size in (small, large, small)] == [4, 1, 4]
     upscaler.choose(*small, Choice(2, 0))
     assert upscaler.choose(*large).batch == 1
     assert upscaler.choose(*small).batch == 2  # what it became for this size is kept

@@ -58,9 +58,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures the baseline engine was given, call by call."""
     seen, enlarge = [], Interpolation.__call__
 
-    def count(self, clip, place):
+    def count(self, clip, place, choice):
         seen.append(len(clip))
-        return enlarge(self, clip, place)
+        return enlarge(self, clip, place, choice)
 
     monkeypatch.setattr(Interpolation, "__call__", count)
     return seen
@@ -175,11 +175,11 @@ def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, at: set[int], largest: in
     """From these calls on, a batch of more than `largest` fails once as CUDA does."""
     seen, enlarge = [], Interpolation.__call__
 
-    def fail(self, clip, place):
+    def fail(self, clip, place, choice):
         seen.append(len(clip))
         if len(seen) in at and len(clip) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return enlarge(self, clip, place)
+        return enlarge(self, clip, place, choice)
 
     monkeypatch.setattr(Interpolation, "__call__", fail)
     return seen
@@ -230,11 +230,11 @@ def test_an_engine_that_fails_is_gone_on_from(make_clip: Callable[..., Path], mo
     with monkeypatch.context() as patch:
         enlarge, seen = Interpolation.__call__, []
 
-        def fail(self, clip, place):
+        def fail(self, clip, place, choice):
             seen.append(clip)
             if len(seen) == 3:
                 raise error
-            return enlarge(self, clip, place)
+            return enlarge(self, clip, place, choice)
 
         patch.setattr(Interpolation, "__call__", fail)
         with pytest.raises(type(error), match=str(error)):

@@ -34,7 +34,7 @@ WINGS = {
 INSIDE = {
     "picture": "color geometry tiling noise resample metrics",
     "engines": "operators identity claims architecture single_file prompts structure detail memory compiling solver hub"
-    " tiny vae unet planner windows interpolate checkpoint x2 x4",
+    " tiny vae unet windows planner interpolate checkpoint x2 x4",
     "media": "containers codecs side_data captions cropping hdr options trial selection opening interlace decoding"
     " probing encoder segment packets sound conversion streams delivery kept thumbnails joining",
     "proof": "findings tracks packets facts likeness faults joined pictures",

@@ -6,8 +6,8 @@ import gc
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from fractions import Fraction
 from functools import cached_property
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.memory import is_out_of_memory
+from vidup.engines.planner import Planner
 from vidup.errors import EngineError, MediaError
 from vidup.frame import Color, Frame
 from vidup.picture import color
@@ -56,9 +57,7 @@ class Upscaler:
 
     def __init__(self, settings: Settings | None = None, runtime: Runtime | None = None) -> None:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
-        self.choice: Choice | None = None
-        """What the engine decided by itself; see `choose`."""
-        self._chosen: dict[tuple[int, int], Choice] = {}
+        self._choices: dict[tuple[int, int], Choice] = {}
 
     @cached_property
     def engine(self) -> engines.Engine:
@@ -69,10 +68,15 @@ class Upscaler:
         """
         return engines.load(self.settings, self.runtime)
 
+    @cached_property
+    def planner(self) -> Planner:
+        """What decides how much is done at once; the engine is loaded for it."""
+        return Planner(self.engine.needs, self.settings, self.runtime)
+
     @property
     def compiles(self) -> bool:
         """Whether the first clip will take the time that compiling the model takes."""
-        return self.engine.compiles
+        return self.engine.needs.compiled
 
     def __enter__(self) -> Upscaler:
         return self
@@ -85,7 +89,8 @@ class Upscaler:
     def close(self) -> None:
         """Let the model and its memory go."""
         if "engine" in self.__dict__:
-            self.engine.release()
+            self.engine.close()
+            self.__dict__.pop("planner", None)
             del self.engine
             gc.collect()  # an engine's caches hold on to it in a circle
             if torch.cuda.is_available():
@@ -102,20 +107,16 @@ class Upscaler:
         _ = self.engine
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
-        """Settle what the engine decides by itself for frames of this size: as told, as before, or as it finds best.
+        """How much is done at once for frames of this size: settled once, as given or as the planner finds best.
 
-        Afterwards `choice` tells it, and also what it became if memory ran out.
+        Where memory ran out meanwhile, it is what that became.
         """
-        choice = choice or self._chosen.get((height, width))
-        if choice is None:
-            self.engine.adopt(None)
-            choice = self.engine.choose(height, width)
-        self._adopt(choice, height, width)
-        return choice
-
-    def _adopt(self, choice: Choice, height: int, width: int) -> None:
-        self.choice = self._chosen[height, width] = choice
-        self.engine.adopt(choice)
+        size = height, width
+        if choice is not None:
+            self._choices[size] = choice
+        elif size not in self._choices:
+            self._choices[size] = self.planner.choose(*size)
+        return self._choices[size]
 
     def frames(
         self,
@@ -141,11 +142,17 @@ class Upscaler:
         """
         turn = turn or Turn()
         leaving: list[_Leaving] = []
-        for clip in batched(frames, self.engine.clip_length):
+        coming = iter(frames)
+        first = next(coming, None)
+        if first is None:
+            return
+        length = self.choose(*turn.size(*first.planes[0].shape)).batch
+        coming = chain([first], coming)
+        del first
+        for clip in batched(coming, length):
             rgb = turn(torch.stack([color.to_rgb(frame, self.engine.device) for frame in clip]))
-            times = tuple(frame.pts * frame.time_base for frame in clip)
             before, leaving = leaving, []
-            for frame, picture in zip(clip, self._enlarge(rgb, times, even=True), strict=True):
+            for frame, picture in zip(clip, self._enlarge(rgb, even=True, fill=True), strict=True):
                 target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
                 codes = color.to_codes(picture, target, meaning)
                 leaving.append(_Leaving(replace(frame, pix_fmt=target, color=meaning), codes))
@@ -178,7 +185,7 @@ class Upscaler:
         transparent = "A" in image.getbands() or "transparency" in image.info
         source = image.convert("RGBA" if transparent else "RGB")
         pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1).to(self.engine.device, torch.float32) / 255
-        enlarged = self._enlarge(pixels[None, :3], (), even=False)[0]
+        enlarged = self._enlarge(pixels[None, :3], even=False)[0]
         if transparent:
             alpha = resize(pixels[None, 3:], enlarged.shape[-2:])[0]
             enlarged = torch.cat([enlarged, alpha])
@@ -195,16 +202,18 @@ class Upscaler:
         Returns:
             float32 (T, 3, H, W) on the engine's device.
         """
-        return self._enlarge(rgb.to(self.engine.device), (), even)
+        return self._enlarge(rgb.to(self.engine.device), even)
 
-    def _enlarge(self, rgb: torch.Tensor, times: tuple[Fraction, ...], even: bool) -> torch.Tensor:
+    def _enlarge(self, rgb: torch.Tensor, even: bool, fill: bool = False) -> torch.Tensor:
+        """Pictures of any number; with `fill` each call of the engine has as many as any other."""
+        size = rgb.shape[-2], rgb.shape[-1]
         while True:
+            choice = self.choose(*size)
             try:
-                length = self.engine.clip_length
                 with engines.current(self.engine.device):
                     clips = [
-                        self._enlarge_clip(rgb[first : first + length], times[first : first + length], even)
-                        for first in range(0, len(rgb), length)
+                        self._enlarge_clip(rgb[first : first + choice.batch], choice, even, fill)
+                        for first in range(0, len(rgb), choice.batch)
                     ]
                 return clips[0] if len(clips) == 1 else torch.cat(clips)
             except (RuntimeError, MemoryError) as error:
@@ -212,18 +221,17 @@ class Upscaler:
                     raise
                 failed = str(error).splitlines()[0]
             # Outside of the handler, so that the traceback, which holds tensors, is gone.
-            self._back_off(rgb.shape[-2], rgb.shape[-1], failed)
+            self._back_off(choice, *size, failed)
 
-    def _back_off(self, height: int, width: int, failed: str) -> None:
-        before = self.engine.choose(height, width)
-        choice = self.engine.smaller(before, height, width)
+    def _back_off(self, before: Choice, height: int, width: int, failed: str) -> None:
+        choice = self.planner.smaller(before, height, width)
         if choice is None:
             raise EngineError(
                 f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
                 " take a smaller model, --offload, or another --device"
             )
-        self.engine.release()
-        self._adopt(choice, height, width)
+        self.engine.close()
+        self.choose(height, width, choice)
         gc.collect()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -233,15 +241,13 @@ class Upscaler:
         )
 
     @torch.inference_mode()
-    def _enlarge_clip(self, rgb: torch.Tensor, times: tuple[Fraction, ...], even: bool) -> torch.Tensor:
-        height, width = rgb.shape[-2:]
-        count, length = len(rgb), self.engine.clip_length
-        # A model gives the same bits for a picture only in batches of one shape, so the last batch is filled up.
-        if times and count < length:
-            rgb = torch.cat([rgb, rgb[-1:].expand(length - count, -1, -1, -1)])
-            times += times[-1:] * (length - count)
-        place = engines.Place(height=height, width=width, times=times)
-        enlarged, rgb = engines.enlarge(self.engine, rgb, place)[:count], rgb[:count]
+    def _enlarge_clip(self, rgb: torch.Tensor, choice: Choice, even: bool, fill: bool) -> torch.Tensor:
+        count, _, height, width = rgb.shape
+        clip = rgb
+        if fill and count < choice.batch:  # a model gives the same bits for a picture only in batches of one shape
+            clip = torch.cat([rgb, rgb[-1:].expand(choice.batch - count, -1, -1, -1)])
+        place = engines.Place(height=height, width=width)
+        enlarged = engines.enlarge(self.engine, clip, place, choice)[:count]
         if self.engine.invents:
             enlarged = anchor(enlarged, rgb, self.settings.anchor)
         size = output_size(self.settings, self.engine.scale, height, width, even)

@@ -141,7 +141,7 @@ def measure(
     engine, turn = upscaler.engine, turn or Turn()
     height, width = turn.size(*frames[0].planes[0].shape)
     choice = upscaler.choose(height, width)
-    length = engine.clip_length
+    length = choice.batch
     clock = _Clock(engine.device)
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
@@ -156,7 +156,7 @@ def measure(
         return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
 
     with _watched(engine, clock):
-        for _ in range(3 if engine.compiles else 1):  # compiled by the first call, recorded by the second
+        for _ in range(3 if upscaler.compiles else 1):  # compiled by the first call, recorded by the second
             enlarge((list(frames) * length)[:length])
         clock.seconds.clear()
         whole = [frames[index : index + length] for index in range(0, len(frames), length)]
@@ -179,26 +179,25 @@ def measure(
     )
     stages |= {"to RGB": seconds["to RGB"], **inner, **rest}
     stages |= {"to planes": seconds["to planes"], "encode": seconds["encode"]}
-    dtype = getattr(engine, "dtype", torch.float32)
-    device_bytes = _peak_on(engine)  # before anything else is asked of the engine
-    flops, evaluations = _flops(engine, height, width)
+    device_bytes = _peak_on(upscaler)  # before anything else is asked of the engine
+    flops, evaluations = engine.flops(height, width, choice)
     return Measured(
         size=(width, height),
         output=(encoding.width, encoding.height),
         device=_name(engine.device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(engine.dtype).removeprefix("torch."),
         frames=count,
         batch=choice.batch,
         tile=choice.tile,
         stages=stages,
         evaluations=evaluations,
         seconds=sum(stages.values()),
-        planned_bytes=engine.memory(choice, height, width),
+        planned_bytes=upscaler.planner.memory(choice, height, width),
         device_bytes=device_bytes,
         host_bytes=_peak_resident(),
         flops=flops,
         flops_a_second=None if flops is None else flops / model,
-        device_flops_a_second=_reachable_flops(engine.device, dtype),
+        device_flops_a_second=_reachable_flops(engine.device, engine.dtype),
         encoded_bytes=encoded / count,
     )
 
@@ -214,7 +213,7 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
         frames=frames,
         seconds=measured.seconds * frames,
         seconds_overlapped=max(*beside, measured.seconds - sum(beside)) * frames,
-        device_bytes=upscaler.engine.memory(choice, *size),
+        device_bytes=upscaler.planner.memory(choice, *size),
         host_bytes=plan.host_memory(job),
         output_bytes=output,
         disk_bytes=2 * output + Path(job.info.path).stat().st_size,
@@ -236,10 +235,6 @@ def _watched(engine: Any, clock: _Clock) -> Iterator[None]:
     finally:
         for stage, part in parts.items():
             setattr(engine, names[stage], part)
-
-
-def _flops(engine: Any, height: int, width: int) -> tuple[int | None, float]:
-    return engine.flops(height, width) if hasattr(engine, "flops") else (None, 0.0)
 
 
 def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -264,12 +259,13 @@ def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def _peak_on(engine: Any) -> int | None:
-    if engine.device.type != "cuda":
+def _peak_on(upscaler: Upscaler) -> int | None:
+    device = upscaler.engine.device
+    if device.type != "cuda":
         return None
     # Between its replays a CUDA graph's memory is not "allocated", and yet taken.
-    peak = torch.cuda.max_memory_reserved if engine.compiles else torch.cuda.max_memory_allocated
-    return int(peak(engine.device))
+    peak = torch.cuda.max_memory_reserved if upscaler.compiles else torch.cuda.max_memory_allocated
+    return int(peak(device))
 
 
 def _peak_resident() -> int:

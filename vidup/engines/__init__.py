@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,29 +29,61 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a clip sits in the video."""
+    """Where a clip sits in the frame that it is cut from, or is the whole of."""
 
     top: int = 0
+    """Of the clip's first pixel; the engine's `multiple` divides it, and `left`."""
     left: int = 0
     height: int = 0
-    """Size of the whole frame that the clip is a part of, in pixels."""
+    """Of the whole frame, in pixels."""
     width: int = 0
-    times: tuple[Fraction, ...] = ()
-    """When each picture of the clip is shown, in seconds."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What an engine decides by itself for one size of frame. A job stores it, so that a resumed one repeats it."""
+    """What is decided for one size of frame. A job stores it, so that a resumed one repeats it."""
 
     batch: int
     """Pictures, or tiles, in one call of the model."""
     tile: int
     """Largest side of a tile in input pixels; 0 is the whole frame."""
+    keep: int = 8
+    """The largest scale, against the latents, whose layers the decoder keeps; 8 is all. See `vae.Limits`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes on its device, in bytes, and how its work can be cut."""
+
+    device: torch.device
+    frame: float
+    """Held for each input pixel of a frame while its windows are worked on."""
+    window: float = 0.0
+    """At the peak for each input pixel of a window; 0 where there are none, and frames are never cut."""
+    decoded: float = 0.0
+    """Held for each input pixel of a frame while whole frames are decoded, one after the other."""
+    decoder: Callable[[int, int, int], float] | None = None
+    """At the peak of decoding one frame of (height, width), keeping layers up to a scale."""
+    keeps: tuple[int, ...] = (8,)
+    """The scales that the decoder can be told to keep, from large to small."""
+    weights: tuple[int, int] = (0, 0)
+    """Of what works on windows, and of what decodes."""
+    loading: int = 0
+    """Beside the weights while they are loaded."""
+    multiple: int = 1
+    """Sides of frames and tiles are multiples of it."""
+    batch: int = 1
+    """Pictures, or tiles, in one call that are worth it at the most."""
+    busy: int = 2**63
+    """Input pixels in one call that keep the device busy: a larger batch gains nothing."""
+    tiles: bool = True
+    """Whether frames may be cut where nobody asks for it."""
+    compiled: bool = False
+    """The first clip takes the time that compiling takes; on CUDA graphs keep their memory while frames are decoded."""
 
 
 class Engine(Protocol):
-    """Enlarges clips of RGB pictures. Made by `load`, called by `enlarge`."""
+    """Enlarges clips of RGB pictures and remembers nothing. Made by `load`, called by `enlarge`."""
 
     @property
     def scale(self) -> float:
@@ -60,53 +91,45 @@ class Engine(Protocol):
 
     @property
     def multiple(self) -> int:
-        """Sides of the clips that it is called with are multiples of this."""
+        """Sides of the clips that it is called with, and their places, are multiples of this."""
 
     @property
     def invents(self) -> bool:
         """True where it adds what the input does not hold, so that the anchor makes sense."""
 
     @property
-    def clip_length(self) -> int:
-        """How many pictures it likes at once."""
-
-    @property
     def device(self) -> torch.device:
         """Where clips are expected and results are given."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
 
     @property
     def identity(self) -> str:
         """Fingerprint of the weights and whatever else of the model decides pixels beside the settings."""
 
     @property
-    def compiles(self) -> bool:
-        """Whether the first clip takes the time that compiling the model takes."""
+    def needs(self) -> Needs:
+        """The memory that it takes; measured when it is first asked for."""
 
-    def choose(self, height: int, width: int) -> Choice:
-        """What it does for frames of this size: as adopted, else as the settings, the runtime and the memory say."""
-
-    def adopt(self, choice: Choice | None) -> None:
-        """Do as this says from now on: `clip_length` becomes its batch. None forgets what was adopted."""
-
-    def release(self) -> None:
-        """Let memory go that is held for speed alone, such as that of compiled code."""
-
-    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
-        """The next choice that takes less memory: the batch halved, then smaller tiles; None at the smallest."""
-
-    def memory(self, choice: Choice, height: int, width: int) -> int:
-        """Bytes on the device at the peak, weights included, as the planner figures."""
-
-    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+    def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         """Enlarge a clip.
 
         Args:
             clip: float32 (T, 3, h, w), nominally in [0, 1], h and w multiples of `multiple`.
             place: where it sits; equal pictures at one place give equal results.
+            choice: how many pictures or tiles at once, and how large.
 
         Returns:
             float32 (T, 3, round(scale * h), round(scale * w)).
         """
+
+    def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
+        """FLOP for one frame, None where they are not counted; and the UNet's evaluations of one window and text."""
+
+    def close(self) -> None:
+        """Let compiled code go, and the memory that it holds; another call compiles again."""
 
 
 def load(settings: Settings, runtime: Runtime) -> Engine:
@@ -131,7 +154,7 @@ def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
         )
         for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
             log.warning("%s: has no effect with %s", name, settings.model)
-        return Interpolation(settings.model, settings.scale or 4, runtime, device)
+        return Interpolation(settings.model, settings.scale or 4, device)
     if _is_checkpoint(settings.model):
         from vidup.engines.checkpoint import Checkpoint
 
@@ -192,13 +215,17 @@ def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> in
         EngineError: the device is not there.
     """
     if settings.model in (*INTERPOLATIONS, "mini"):  # loaded in no time
-        engine = load(settings, runtime)
-        return engine.memory(engine.choose(height, width), height, width)
-    if settings.model != "x4":
-        return None
-    from vidup.engines import planner
+        needs = load(settings, runtime).needs
+    elif settings.model == "x4":
+        from vidup.engines import x4
 
-    return planner.foresee(settings, runtime, choose_device(runtime.device), height, width)
+        needs = x4.foresee(settings, runtime, choose_device(runtime.device))
+    else:
+        return None
+    from vidup.engines.planner import Planner
+
+    planner = Planner(needs, settings, runtime)
+    return planner.memory(planner.choose(height, width), height, width)
 
 
 def _is_checkpoint(model: str) -> bool:
@@ -244,7 +271,7 @@ def devices() -> list[str]:
     return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
-def enlarge(engine: Engine, clip: torch.Tensor, place: Place) -> torch.Tensor:
+def enlarge(engine: Engine, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
     """Call an engine with a clip of any size: padded by reflection to its multiple, the result cropped.
 
     Args:
@@ -254,11 +281,17 @@ def enlarge(engine: Engine, clip: torch.Tensor, place: Place) -> torch.Tensor:
         float32 (T, 3, round(scale * h), round(scale * w)).
 
     Raises:
-        EngineError: the engine gave something else than it promised.
+        EngineError: the engine gave something else than it promised, or the clip does not lie in its frame.
     """
     height, width = clip.shape[-2:]
+    inside = 0 <= place.top <= place.height - height and 0 <= place.left <= place.width - width
+    if not inside or place.top % engine.multiple or place.left % engine.multiple:
+        raise EngineError(
+            f"a clip of {width}x{height} at {place.left},{place.top} in a frame of {place.width}x{place.height}: must"
+            f" lie inside, at multiples of {engine.multiple}"
+        )
     padded = reflect(reflect(clip, -height % engine.multiple, -2), -width % engine.multiple, -1)
-    result = engine(padded, place)
+    result = engine(padded, place, choice)
     expected = (len(clip), 3, round(padded.shape[-2] * engine.scale), round(padded.shape[-1] * engine.scale))
     if tuple(result.shape) != expected:
         raise EngineError(f"the engine gave a clip of {tuple(result.shape)}, expected {expected}")

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, claims, tell_unused, windows
+from vidup.engines import Choice, Needs, Place, claims, tell_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory
@@ -74,47 +74,38 @@ class Checkpoint:
             log.warning("offload: has no effect with %s, which is one part and always at work", path.name)
         # Not by itself: there are dozens of architectures, and not all can be one graph.
         self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off", device)
-        self.release = self.run.release
         self._draws = self.model.architecture.id == "AuraSR"
         self._weights = lru_cache(maxsize=2)(self._make_weights)
-        self._window_bytes = lru_cache(maxsize=1)(self._measure)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """A small picture is enlarged for it."""
         parameters = [*self.model.model.parameters(), *self.model.model.buffers()]
-        self.planner = windows.Planner(
-            settings,
-            runtime,
-            device,
+        return Needs(
+            self.device,
+            frame=12.0 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
+            window=self._measure(),
+            weights=(sum(tensor.numel() * tensor.element_size() for tensor in parameters), 0),
             multiple=self.multiple,
-            batch=1,
-            weights=sum(tensor.numel() * tensor.element_size() for tensor in parameters),
-            window_bytes=self._window_bytes,
-            frame_bytes=12 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
             tiles=self.model.tiling.name != "INTERNAL",
-            compiled=self.run,
+            compiled=self.run.active,
         )
-        self.choose, self.adopt = self.planner.choose, self.planner.adopt
-        self.smaller, self.memory = self.planner.smaller, self.planner.memory
 
-    @property
-    def compiles(self) -> bool:
-        return self.run.active
-
-    @property
-    def clip_length(self) -> int:
-        return self.planner.batch
+    def close(self) -> None:
+        """Let compiled code go."""
+        self.run.release()
 
     @torch.inference_mode()
-    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+    def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
-        choice = self.choose(height, width)
-        plan = self.planner.plan(choice, height, width)
+        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         large = plan.scaled(self.scale)
         frames = clip.clamp(0, 1).to(self.dtype)
         return windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch).clamp_(0, 1)
 
-    def flops(self, height: int, width: int) -> tuple[int | None, float]:
+    def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
         """FLOP for one frame, None where torch cannot count them without working; and 0, as there is no UNet."""
-        height, width = (side + -side % self.multiple for side in (height, width))
-        plan = self.planner.plan(self.choose(height, width), height, width)
+        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         tile = torch.empty(1, 3, plan.tile_height, plan.tile_width, dtype=self.dtype, device="meta")
         try:
             twin = copy.deepcopy(self.model.model).to("meta")
@@ -160,7 +151,7 @@ class Checkpoint:
         if self.model.tiling.name == "DISCOURAGED":
             log.info("%s looks at the whole picture: tiles may differ slightly", self.model.architecture.name)
         overlap = self.settings.tile_overlap * self.scale
-        return windows.seams(plan.scaled(self.scale), overlap, overlap // 4).to(self.device)
+        return tiling.weights(plan.scaled(self.scale), overlap, overlap // 4).to(self.device)
 
     def _measure(self) -> float:
         """Bytes at the peak for each pixel, counted over a small picture."""

@@ -7,9 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from vidup.config import Runtime
-from vidup.engines import Choice, Place
-from vidup.engines.memory import memory_limit
+from vidup.engines import Choice, Needs, Place
 
 
 class Interpolation:
@@ -17,40 +15,22 @@ class Interpolation:
 
     multiple = 1
     invents = False
-    compiles = False
+    dtype = torch.float32
 
-    def __init__(self, method: str, scale: float, runtime: Runtime, device: torch.device) -> None:
-        self.method, self.scale, self.runtime, self.device = method, scale, runtime, device
+    def __init__(self, method: str, scale: float, device: torch.device) -> None:
+        self.method, self.scale, self.device = method, scale, device
         self.identity = method
-        self.adopted: Choice | None = None
+        # A clip and its enlargement as float32 RGB, and one of each on the way.
+        self.needs = Needs(device, frame=2 * 12 * (1 + scale**2), batch=4)
 
-    @property
-    def clip_length(self) -> int:
-        return self.runtime.batch or 4 if self.adopted is None else self.adopted.batch
+    def flops(self, height: int, width: int, choice: Choice) -> tuple[None, float]:
+        """Not counted."""
+        return None, 0.0
 
-    def choose(self, height: int, width: int) -> Choice:
-        """As adopted, else the batch given, else as many pictures as the memory holds."""
-        choice = self.adopted or Choice(self.clip_length, 0)
-        if self.adopted is None and not self.runtime.batch:
-            limit = memory_limit(self.runtime, self.device)
-            while choice.batch > 1 and self.memory(choice, height, width) > limit:
-                choice = Choice(choice.batch // 2, 0)
-        return choice
+    def close(self) -> None:
+        """There is nothing to let go."""
 
-    def adopt(self, choice: Choice | None) -> None:
-        self.adopted = choice
-
-    def release(self) -> None:
-        pass
-
-    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
-        return Choice(choice.batch // 2, 0) if choice.batch > 1 else None
-
-    def memory(self, choice: Choice, height: int, width: int) -> int:
-        """A clip and its enlargement as float32 RGB, and one of each on the way."""
-        return round(choice.batch * 2 * 12 * height * width * (1 + self.scale**2))
-
-    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+    def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         size = (round(clip.shape[-2] * self.scale), round(clip.shape[-1] * self.scale))
         if self.method == "nearest":
             return functional.interpolate(clip, size, mode="nearest-exact")

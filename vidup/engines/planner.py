@@ -1,16 +1,16 @@
-"""Memory: what a model takes at its peak, and the choice of batch and tiles that fits what there is.
+"""The plan: batch, tiles, and what the decoder keeps, so that a frame fits the memory that there is.
 
-The UNet is not guessed at: its architecture is run once on torch's meta device, which costs a quarter of a second and
-no memory, while the bytes that are alive together are counted. They are proportional to pixels and batch. What the
-decoder in bands keeps follows from its widths.
+What a UNet takes is not guessed at: its architecture is run once on torch's meta device, which costs a quarter of a
+second and no memory, while the bytes that are alive together are counted. They are proportional to pixels and batch.
+What the decoder in bands keeps follows from its widths.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,156 +20,125 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, architecture, single_file
-from vidup.engines.compiling import Compiled, compiles
-from vidup.engines.hub import precisions
+from vidup.engines import Choice, Needs, single_file, windows
 from vidup.engines.memory import LiveBytes, memory_limit
 from vidup.engines.unet import Unet
-from vidup.engines.vae import Decoder, Limits, fused, limits
+from vidup.engines.vae import Decoder, Limits, fused
 from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
 
-LADDER = (1024, 768, 640, 512, 448, 384, 320, 256, 192, 160, 128)
+LADDER = (4096, 3072, 2048, 1536, 1024, 768, 640, 512, 448, 384, 320, 256, 192, 160, 128)
 """Sides of tiles in input pixels, from which the largest that fits is taken."""
 SMALLEST = 128
 
-_BATCH_PIXELS = 2**19  # input pixels in one call that keep a GPU busy
 _BATCHES = (8, 4, 2, 1)
 _LAZY = 2  # bands that rows worked out again hold at once
 _PROBE = 64  # side of the picture that is traced
-_SCALE = 4
-# Numbers in float32 that are held for each input pixel of a frame: in the loop the clip, noise, latents and inputs;
-# while decoding the clip and the latents.
-_LOOP, _LATENTS = 46, 18
 
 
+@dataclass(frozen=True)
 class Planner:
-    """How much memory an x4 upscaler takes, and what follows from that.
+    """Decides how much is done at once. Every answer follows from the needs, the settings and the arguments alone.
 
-    Args:
-        unet: on whatever device; only its configuration and its size are looked at.
-        decoder: as it will decode.
-        tokens: of the texts that the UNet reads.
-        guided: each window is evaluated with two texts.
-        text_bytes: the weights of the text encoder, which is there while the model is loaded.
-        device: where it runs.
-        multiple: sides of tiles are multiples of it.
-        compiled: the UNet, where it may be: CUDA graphs keep their memory while the decoder works.
+    A tile or a batch that the settings or the runtime give is kept.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        runtime: Runtime,
-        device: torch.device,
-        unet: Any,
-        decoder: Decoder,
-        *,
-        tokens: int,
-        guided: bool,
-        text_bytes: int,
-        multiple: int,
-        compiled: Compiled | None = None,
-    ) -> None:
-        self.settings, self.runtime, self.device, self.multiple = settings, runtime, device, multiple
-        self.compiled = compiled
-        self.unet, self.decoder, self.tokens, self.guided, self.text_bytes = unet, decoder, tokens, guided, text_bytes
-        self.weights = tuple(_bytes(module) for module in (unet, decoder.vae))
-        self.choose = lru_cache(maxsize=16)(self._choose)
-        self.decoder_bytes = lru_cache(maxsize=16)(self._decoder_bytes)
+    needs: Needs
+    settings: Settings
+    runtime: Runtime
 
     @property
-    def graphs(self) -> bool:
-        return self.compiled is not None and self.compiled.graphs
-
-    @cached_property
     def limit(self) -> int:
-        """Bytes that may be taken."""
-        return memory_limit(self.runtime, self.device)
+        """Bytes of the device that may be taken."""
+        return memory_limit(self.runtime, self.needs.device)
 
-    @cached_property
-    def window_bytes(self) -> float:
-        """Bytes alive at the peak of an evaluation, for each pixel of a window."""
-        return trace_unet(self.unet, self.tokens, self.guided)
-
-    def plan(self, choice: Choice, height: int, width: int) -> tiling.Plan:
-        """The windows of a frame whose sides are multiples of `multiple`."""
-        return tiling.plan(height, width, choice.tile, self.settings.tile_overlap, self.multiple)
-
-    def memory(self, choice: Choice, height: int, width: int) -> int:
-        """Bytes on the device at the peak of loading, of evaluating or of decoding, weights included."""
-        height, width = (side + -side % self.multiple for side in (height, width))
-        unet, vae = self.weights
-        loading = 0 if self.runtime.offload else unet + vae + self.text_bytes
-        evaluating = self._evaluating(choice, height, width)
-        decoding = self._decoding(height, width, choice.batch, self.keep(choice, height, width))
-        if self.runtime.offload:
-            return round(max(unet + evaluating, vae + decoding))
-        working = evaluating + decoding if self.graphs else max(evaluating, decoding)
-        return round(max(loading, unet + vae + working))
-
-    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
-        """The next choice that takes less: the batch halved, then the next smaller tile; a given tile is kept."""
-        if choice.batch > 1:
-            return Choice(choice.batch // 2, choice.tile)
-        if self.settings.tile:
-            return None
-        now = self.memory(choice, height, width)
-        for tile in self._tiles(height, width):
-            less = Choice(1, tile)
-            if (not choice.tile or tile < choice.tile) and tile and self.memory(less, height, width) < now:
-                return less
-        return None
-
-    def _choose(self, height: int, width: int) -> Choice:
-        """The whole frame, or else the largest tiles, with the largest batch that fits; what is given is kept."""
-        tiles = [self.settings.tile] if self.settings.tile else self._tiles(height, width)
-        choice = Choice(1, tiles[-1])
-        for tile in tiles:
-            for batch in [self.runtime.batch] if self.runtime.batch else self._batches(height, width, tile):
-                choice = Choice(batch, tile)
-                if self.memory(choice, height, width) <= self.limit:
-                    return choice
+    def choose(self, height: int, width: int) -> Choice:
+        """The whole frame, or else the largest tiles, with the largest batch that fits, decoded as fast as fits."""
+        limit = self.limit
+        for choice in self._choices(height, width):
+            if self.memory(choice, height, width) <= limit:
+                return choice
         log.warning(
             "%dx%d takes about %.1f GB at the least; %.1f GB are what it may take",
-            width, height, self.memory(choice, height, width) / 1e9, self.limit / 1e9,
+            width, height, self.memory(choice, height, width) / 1e9, limit / 1e9,
         )  # fmt: skip
         return choice
 
+    def smaller(self, choice: Choice, height: int, width: int) -> Choice | None:
+        """The next choice that takes less memory: half the batch, then less kept or smaller tiles; None at the end."""
+        if choice.batch > 1:
+            return replace(choice, batch=choice.batch // 2)
+        now = self.memory(choice, height, width)
+        for other in self._choices(height, width):
+            less = replace(other, batch=1)
+            larger = choice.tile and (less.tile == 0 or less.tile > choice.tile)
+            if not larger and self.memory(less, height, width) < now:
+                return less
+        return None
+
+    def allows(self, choice: Choice, height: int, width: int) -> bool:
+        """Whether it could be this planner's choice, now or once memory ran out; a stored one may have been changed."""
+        return (
+            all(type(number) is int for number in (choice.batch, choice.tile, choice.keep))
+            and 1 <= choice.batch <= max(*_BATCHES, self.runtime.batch)
+            and choice.tile in self._tiles(height, width)
+            and choice.keep in (Choice.keep, *self.needs.keeps)
+        )
+
+    def memory(self, choice: Choice, height: int, width: int) -> int:
+        """Bytes on the device at the peak of loading, of working on windows or of decoding, weights included."""
+        needs, plan = self.needs, self.cut(choice, height, width)
+        first, second = needs.weights
+        working, decoding = self._working(choice, plan), self._decoding(choice, plan)
+        if self.runtime.offload:
+            return round(max(first + working, second + decoding))
+        graphs = needs.compiled and needs.device.type == "cuda"
+        return first + second + round(max(needs.loading, working + decoding if graphs else max(working, decoding)))
+
+    def cut(self, choice: Choice, height: int, width: int) -> tiling.Plan:
+        """The windows of a frame."""
+        return windows.cut(choice, height, width, self.settings.tile_overlap, self.needs.multiple)
+
+    def _choices(self, height: int, width: int) -> Iterator[Choice]:
+        """All that come into question, from the fastest to the smallest."""
+        for tile in self._tiles(height, width):
+            for batch in [self.runtime.batch] if self.runtime.batch else self._batches(height, width, tile):
+                for keep in self._keeps(Choice(batch, tile), height, width):
+                    yield Choice(batch, tile, keep)
+
     def _tiles(self, height: int, width: int) -> list[int]:
         """The whole frame, then sides that cut it, from large to small."""
+        if not self.needs.window:
+            return [0]
+        if self.settings.tile:
+            return [self.settings.tile]
         least = max(SMALLEST, 3 * self.settings.tile_overlap)
-        return [0, *(side for side in LADDER if least <= side < max(height, width))]
+        return [0, *(side for side in LADDER if self.needs.tiles and least <= side < max(height, width))]
 
     def _batches(self, height: int, width: int, tile: int) -> list[int]:
-        if self.device.type != "cuda":
-            return [1]
         pixels = min(height, tile or height) * min(width, tile or width)
-        return [size for size in _BATCHES if size == 1 or size * pixels <= _BATCH_PIXELS]
+        most = max(1, min(self.needs.batch, self.needs.busy // pixels))
+        return [size for size in _BATCHES if size <= most]
 
-    def keep(self, choice: Choice, height: int, width: int) -> int:
-        """The largest scale whose layers the decoder keeps: all that fit, but no more than the UNet takes where tiles
-        were chosen for want of memory."""
-        height, width = (side + -side % self.multiple for side in (height, width))
-        may = self.limit - (self.weights[1] if self.runtime.offload else sum(self.weights))
-        may -= round(self._evaluating(choice, height, width)) if self.graphs else 0
+    def _keeps(self, choice: Choice, height: int, width: int) -> list[int]:
+        """Scales that take less and less; where tiles had to be, the decoder takes no more than they do."""
+        plan = self.cut(choice, height, width)
+        taken = {keep: self._decoding(replace(choice, keep=keep), plan) for keep in self.needs.keeps}
+        falling = [keep for keep, size in taken.items() if size <= min(taken[k] for k in taken if k >= keep)]
         if choice.tile and not self.settings.tile:
-            may = min(may, round(self._evaluating(choice, height, width)))
-        fits = (keep for keep in (4, 2) if self._decoding(height, width, choice.batch, keep) <= may)
-        return next(fits, 1)
+            fits = [keep for keep in falling if taken[keep] <= self._working(choice, plan)]
+            return fits[:1] or falling[-1:]
+        return falling
 
-    def _decoder_bytes(self, height: int, width: int, keep: int) -> float:
-        return decoder_bytes(self.decoder, height, width, self.device, limits(self.device, keep))
+    def _working(self, choice: Choice, plan: tiling.Plan) -> float:
+        window = plan.tile_height * plan.tile_width * self.needs.window
+        return choice.batch * (plan.height * plan.width * self.needs.frame + window)
 
-    def _decoding(self, height: int, width: int, batch: int, keep: int) -> float:
-        pictures = (batch + (batch > 1)) * 3 * 4 * (_SCALE * height) * (_SCALE * width)
-        return 4 * _LATENTS * height * width * batch + pictures + self.decoder_bytes(height, width, keep)
-
-    def _evaluating(self, choice: Choice, height: int, width: int) -> float:
-        plan = self.plan(choice, height, width)
-        window = plan.tile_height * plan.tile_width * self.window_bytes
-        return choice.batch * (4 * _LOOP * height * width + window)
+    def _decoding(self, choice: Choice, plan: tiling.Plan) -> float:
+        pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others
+        held = pictures * plan.height * plan.width * self.needs.decoded
+        return held + (self.needs.decoder(plan.height, plan.width, choice.keep) if self.needs.decoder else 0)
 
 
 def trace_unet(unet: Any, tokens: int, guided: bool) -> float:
@@ -285,28 +254,9 @@ def _trace_decoder(decoder: Decoder, height: int, width: int, limits: Limits) ->
     return float(live.peak)
 
 
-def _bytes(module: Any) -> int:
+def weight_bytes(module: Any) -> int:
+    """Bytes of a module's parameters and buffers."""
     return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
-
-
-def foresee(settings: Settings, runtime: Runtime, device: torch.device, height: int, width: int) -> int:
-    """Bytes that the x4 upscaler will take for frames of this size, from its architecture alone: nothing is loaded."""
-    dtype, vae_dtype = precisions(settings.dtype, device)
-    meta = torch.device("meta")
-    unet = architecture.random_unet(meta, dtype)
-    planner = Planner(
-        settings,
-        runtime,
-        device,
-        unet,
-        Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed"),
-        tokens=architecture.TOKENS,
-        guided=settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
-        text_bytes=architecture.TEXT_PARAMETERS * dtype.itemsize,
-        multiple=8,
-        compiled=Compiled(unet, compiles(runtime.compile, device, runtime.offload), device),
-    )
-    return planner.memory(planner.choose(height, width), height, width)
 
 
 def text_bytes(place: Path, size: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, hub, planner, prompts, solver, tell_unused, windows
+from vidup.engines import Choice, Needs, Place, hub, planner, prompts, solver, tell_unused, windows
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.unet import Moved, at_work
 from vidup.engines.vae import Decoder, limits
@@ -53,11 +53,9 @@ class LatentX2:
         self.dtype, vae_dtype = hub.precisions(settings.dtype, device)
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
-        self.vae, self.identity = parts.vae, parts.identity
+        self.vae, self.identity, self._text_bytes = parts.vae, parts.identity, parts.text_bytes
         compiled = compiles(runtime.compile, device, runtime.offload)
         self.unet = Compiled(parts.unet, compiled, device, parts.unet)
-        self.release = self.unet.release
-        self.unet_width, self._unet_config = parts.unet.config.block_out_channels[0], parts.unet.config
         self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.active else None)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.steps, self.start = solver.variance_exploding(parts.scheduler, settings.sampler, settings.steps)
@@ -75,35 +73,36 @@ class LatentX2:
 
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
-        sizes = [sum(one.numel() * one.element_size() for one in module.parameters()) for module in modules]
-        self.planner = windows.Planner(
-            settings,
-            runtime,
-            device,
+
+    @cached_property
+    def needs(self) -> Needs:
+        """Counted in tensors of the widest stages that are alive at once, as measured on the true architecture."""
+        unet = _UNET_TENSORS * self.unet.module.config.block_out_channels[0] * self.dtype.itemsize
+        unet *= (2 if self.guided else 1) * (self.scale / self.factor) ** 2
+        encoder = _ENCODER_TENSORS * self.vae.config.block_out_channels[0] * self.vae.dtype.itemsize
+        frame = 12.0 * 3 + 12 * self.scale**2  # the clip, in [-1, 1], its latents; the picture
+        return Needs(
+            self.device,
+            frame=frame,
+            window=max(unet, encoder),
+            decoded=frame,
+            decoder=self._decoder_bytes,
+            keeps=(8, 4, 2, 1),
+            weights=(planner.weight_bytes(self.unet.module), planner.weight_bytes(self.vae)),
+            loading=self._text_bytes,
             multiple=self.multiple,
-            batch=4 if device.type == "cuda" else 1,
-            weights=max(sizes) if runtime.offload else sum(sizes),
-            window_bytes=self._window_bytes,
-            frame_bytes=12 * 3 + 12 * self.scale**2,  # the clip, in [-1, 1], its latents; the picture
-            frame_peak=self._decoding,
-            compiled=self.unet,
+            batch=4 if self.device.type == "cuda" else 1,
+            compiled=self.unet.active,
         )
-        self.choose, self.adopt = self.planner.choose, self.planner.adopt
-        self.smaller, self.memory = self.planner.smaller, self.planner.memory
 
-    @property
-    def compiles(self) -> bool:
-        return self.unet.active
-
-    @property
-    def clip_length(self) -> int:
-        return self.planner.batch
+    def close(self) -> None:
+        """Let compiled code go."""
+        self.unet.release()
 
     @torch.inference_mode()
-    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+    def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
-        choice = self.choose(height, width)
-        pixels = self.planner.plan(choice, height, width)
+        pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         small = _divided(pixels, self.factor)
         latents = small.scaled(self.scale)
 
@@ -120,19 +119,18 @@ class LatentX2:
             x = self._sample(
                 x, image, latents, self._weights(latents, self.scale * overlap // self.factor), choice.batch
             )
-        keep = self._keep(pixels.height, pixels.width, self.planner.room(choice, height, width))
         with at_work(self._vae_moves):
-            picture = self.decoder(x / self.vae.config.scaling_factor, self.device, limits(self.device, keep))
+            picture = self.decoder(x / self.vae.config.scaling_factor, self.device, limits(self.device, choice.keep))
         return (picture / 2 + 0.5).clamp_(0, 1)
 
-    def flops(self, height: int, width: int) -> tuple[int, float]:
+    def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP of the UNet and the decoder for one frame, and evaluations of one window with one text."""
-        height, width = (side + -side % self.multiple for side in (height, width))
-        plan = _divided(self.planner.plan(self.choose(height, width), height, width), self.factor).scaled(self.scale)
+        pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        plan = _divided(pixels, self.factor).scaled(self.scale)
         meta = torch.device("meta")
         text, condition = (one.to(meta) for one in self._conditions(1, False))
         with meta:
-            twin = UNet2DConditionModel.from_config(self._unet_config)
+            twin = UNet2DConditionModel.from_config(self.unet.module.config)
             batch = torch.empty(1, twin.config.in_channels, plan.tile_height, plan.tile_width, dtype=self.dtype)
             time = torch.zeros(())
         torch.nn.Module.to(twin, self.dtype).eval()
@@ -187,20 +185,6 @@ class LatentX2:
     def _make_field(self, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
         return noise.field(self.settings.seed, _LATENTS, channels, height, width, top, left).to(self.device)
 
-    def _window_bytes(self) -> float:
-        unet = _UNET_TENSORS * self.unet_width * self.dtype.itemsize
-        unet *= (2 if self.guided else 1) * (self.scale / self.factor) ** 2
-        encoder = _ENCODER_TENSORS * self.vae.config.block_out_channels[0] * self.vae.dtype.itemsize
-        return float(max(unet, encoder))
-
-    def _decoding(self, height: int, width: int, room: float) -> float:
-        return self._decoder_bytes(height, width, self._keep(height, width, room))
-
-    def _keep(self, height: int, width: int, room: float) -> int:
-        """The largest scale whose layers the decoder keeps: all that there is room for, else what takes the least."""
-        taken = {keep: self._decoder_bytes(height, width, keep) for keep in (8, 4, 2, 1)}
-        return next((keep for keep, size in taken.items() if size <= room), min(taken, key=lambda keep: taken[keep]))
-
     def _count_decoder_bytes(self, height: int, width: int, keep: int) -> float:
         tall, wide = (self.scale * side // self.factor for side in (height, width))
         return planner.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
@@ -226,6 +210,7 @@ class Parts:
     """Their pooled ones, (2, width)."""
     scheduler: dict[str, Any]
     identity: str
+    text_bytes: int
 
 
 def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
@@ -260,4 +245,5 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
             prompts.check_known(ids, encoder)
             answer = encoder(ids, output_hidden_states=True)
         text, pooled = answer.hidden_states[-1].to(unet_dtype), answer.pooler_output.to(unet_dtype)
-        return Parts(unet, vae, text, pooled, scheduler, hub.identity(folder, half))
+        size = planner.text_bytes(folder, unet_dtype.itemsize)
+        return Parts(unet, vae, text, pooled, scheduler, hub.identity(folder, half), size)

@@ -8,13 +8,14 @@ from seeded fields that belong to places, so equal frames give equal pictures.
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, detail, planner, solver
+from vidup.engines import Choice, Needs, Place, architecture, detail, planner, solver, windows
 from vidup.engines.compiling import compiles
 from vidup.engines.hub import Parts, load_parts, locate, precisions
 from vidup.engines.tiny import load_tiny
@@ -74,47 +75,31 @@ class DiffusionX4:
         self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.run.active else None)
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
-        self.planner = planner.Planner(
-            settings, runtime, device, parts.unet, self.decoder,
-            tokens=parts.positive.shape[1], guided=self.guided, text_bytes=text_bytes, multiple=self.multiple,
-            compiled=self.unet.run,
-        )  # fmt: skip
-        self.smaller, self.memory = self.planner.smaller, self.planner.memory
-        self.release = self.unet.run.release
-        self._adopted: Choice | None = None
-        self._first_batch = runtime.batch or (4 if device.type == "cuda" else 1)
+        self._tokens, self._text_bytes = parts.positive.shape[1], text_bytes
 
         cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
         self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
         # On the device once: the loop neither copies nor waits. Frames of a job have one size.
         self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
-        self._plan = lru_cache(maxsize=4)(self._make_plan)
         self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=8)(self._make_field)
 
-    @property
-    def compiles(self) -> bool:
-        return self.unet.run.active
+    @cached_property
+    def needs(self) -> Needs:
+        """The UNet is run on torch's meta device for it."""
+        compiled = self.unet.run.active
+        texts = self._tokens, self._text_bytes
+        return needs(self.device, self.unet.module, self.decoder, texts, self.guided, compiled)
 
-    @property
-    def clip_length(self) -> int:
-        return self._first_batch if self._adopted is None else self._adopted.batch
-
-    def choose(self, height: int, width: int) -> Choice:
-        """As adopted, else the whole frame, or the largest tiles, with the largest batch that the memory holds."""
-        return self._adopted or self.planner.choose(height, width)
-
-    def adopt(self, choice: Choice | None) -> None:
-        """Do as this says from now on; None forgets."""
-        self._adopted = choice
+    def close(self) -> None:
+        """Let compiled code go."""
+        self.unet.run.release()
 
     @torch.inference_mode()
-    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+    def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         count, _, height, width = clip.shape
-        choice = self.choose(height, width)
-        plan = self._plan(height, width, choice.tile)
-        # A single picture, for which nothing was adopted, is not worth a batch that is filled up.
-        size = choice.batch if self._adopted else min(choice.batch, count * len(plan.origins))
+        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        weights = self._weights(plan)
         low_res = clip.clamp(0, 1) * 2 - 1
         noisy = self.signal * low_res + self.noise * self._field(_LOW_RES, 3, height, width, place.top, place.left)
         channels = self.vae.config.latent_channels
@@ -123,56 +108,84 @@ class DiffusionX4:
         guides = iter(self.guides)
 
         def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
-            return self._predict(torch.cat([x, noisy], 1), step.time, plan, size, next(guides))
+            ask = partial(self.unet, time=self.times[step.time], guided=next(guides))
+            inputs = torch.cat([x, noisy], 1).to(self.dtype)
+            return windows.blend(ask, inputs, plan, plan, weights, choice.batch)
 
         with at_work(self._unet_moves):
             x0 = solver.solve(model, start, self.steps)
-        keep = self.planner.keep(choice, height, width)
         with at_work(self._vae_moves):
             latents = x0 / self.vae.config.scaling_factor
-            picture = self.decoder(latents, self.device, limits(self.device, keep))
+            picture = self.decoder(latents, self.device, limits(self.device, choice.keep))
         if getattr(self.vae.config, "residual", False):
             picture += detail.up(low_res)
         return picture.div_(2).add_(0.5).clamp_(0, 1)
 
-    def flops(self, height: int, width: int) -> tuple[int, float]:
+    def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP for one frame, and evaluations of one window with one text."""
-        height, width = (side + -side % self.multiple for side in (height, width))
-        choice = self.choose(height, width)
-        plan = self._plan(height, width, choice.tile)
-        once = planner.unet_flops(self.unet.module, self.planner.tokens, plan.tile_height, plan.tile_width)
+        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        once = planner.unet_flops(self.unet.module, self._tokens, plan.tile_height, plan.tile_width)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
         # In few bands, however many there will be: what they share is worked out once here, as in the whole frame.
-        whole = limits(torch.device("meta"))
-        return evaluations * once + planner.decoder_flops(self.decoder, height, width, whole), float(evaluations)
-
-    def _predict(self, inputs: torch.Tensor, time: float, plan: tiling.Plan, size: int, guided: bool) -> torch.Tensor:
-        """The UNet's answer for every pixel, blended over the windows that see it, `size` windows in a call."""
-        inputs = inputs.to(self.dtype)
-        channels = self.vae.config.latent_channels
-        answer = torch.zeros(len(inputs), channels, *inputs.shape[-2:], device=self.device)
-        weights = self._weights(plan)
-        windows = [(frame, tile) for frame in range(len(inputs)) for tile in range(len(plan.origins))]
-        for first in range(0, len(windows), size):
-            chosen = windows[first : first + size]
-            batch = torch.stack([tiling.crop(inputs[frame], plan, tile) for frame, tile in chosen])
-            # One shape for every call: rows then do not depend on their company, and code is compiled once.
-            if len(windows) > size or self.unet.run.active:
-                batch = torch.cat([batch, batch[-1:].expand(size - len(batch), -1, -1, -1)])
-            for (frame, tile), row in zip(chosen, self.unet(batch, self.times[time], guided), strict=False):
-                tiling.crop(answer[frame], plan, tile).add_(row if plan.whole else row * weights[tile])
-        return answer
+        decoding = planner.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
+        return evaluations * once + decoding, float(evaluations)
 
     def _make_weights(self, plan: tiling.Plan) -> torch.Tensor:
         if plan.whole:
             return torch.ones(1, device=self.device)
+        log.info(
+            "%dx%d in %d tiles of %dx%d", plan.width, plan.height, len(plan.origins), plan.tile_width, plan.tile_height
+        )
         return tiling.weights(plan, self.settings.tile_overlap).to(self.device)
 
     def _make_field(self, stream: int, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
         return noise.field(self.settings.seed, stream, channels, height, width, top, left).to(self.device)
 
-    def _make_plan(self, height: int, width: int, tile: int) -> tiling.Plan:
-        plan = tiling.plan(height, width, tile, self.settings.tile_overlap, self.multiple)
-        if not plan.whole:
-            log.info("%dx%d in %d tiles of %dx%d", width, height, len(plan.origins), plan.tile_width, plan.tile_height)
-        return plan
+
+# Numbers in float32 that are held for each input pixel of a frame: in the loop the clip, noise, latents and inputs;
+# while decoding the clip, the latents and the picture.
+_LOOP, _DECODED = 46, 18 + 3 * DiffusionX4.scale**2
+
+
+def needs(
+    device: torch.device, unet: Any, decoder: Decoder, texts: tuple[int, int], guided: bool, compiled: bool
+) -> Needs:
+    """The memory of an x4 upscaler, whose modules may be on the meta device.
+
+    Args:
+        texts: how many tokens the UNet reads, and the bytes of the text encoder's weights.
+    """
+
+    @lru_cache(maxsize=32)
+    def decoding(height: int, width: int, keep: int) -> float:
+        return planner.decoder_bytes(decoder, height, width, device, limits(device, keep))
+
+    return Needs(
+        device,
+        frame=4.0 * _LOOP,
+        window=planner.trace_unet(unet, texts[0], guided),
+        decoded=4.0 * _DECODED,
+        decoder=decoding,
+        keeps=(4, 2, 1),
+        weights=(planner.weight_bytes(unet), planner.weight_bytes(decoder.vae)),
+        loading=texts[1],
+        multiple=DiffusionX4.multiple,
+        batch=8 if device.type == "cuda" else 1,
+        busy=2**19,
+        compiled=compiled,
+    )
+
+
+def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs:
+    """The memory of the x4 upscaler as its architecture tells it: nothing is loaded."""
+    dtype, vae_dtype = precisions(settings.dtype, device)
+    meta = torch.device("meta")
+    decoder = Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed")
+    return needs(
+        device,
+        architecture.random_unet(meta, dtype),
+        decoder,
+        (architecture.TOKENS, architecture.TEXT_PARAMETERS * dtype.itemsize),
+        settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
+        compiles(runtime.compile, device, runtime.offload) != "off",
+    )

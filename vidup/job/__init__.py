@@ -251,7 +251,7 @@ def _choose(work: _Work, upscaler: Upscaler) -> None:
         work.store.save_choice(asdict(choice))
         log.debug(
             "%s: about %.2f GiB on %s; %d at a time, %s",
-            *(work.job.output, upscaler.engine.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
+            *(work.job.output, upscaler.planner.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
             f"tiles of {choice.tile}" if choice.tile else "whole frames",
         )
 

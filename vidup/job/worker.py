@@ -81,11 +81,11 @@ class Worker:
 
     def _upscale(self, part: Part, report: Report) -> _Tail:
         job, upscaler = self._jobs[part.file], self._upscaler
-        upscaler.choose(*job.turn.size(job.info.height, job.info.width), self._choices[part.file])
+        size = job.turn.size(job.info.height, job.info.width)
+        upscaler.choose(*size, self._choices[part.file])
         with disk_full_told(part.segment.path.parent):
             encoder = upscale_segment(job, part.segment, upscaler, report)
-        choice = self._choices[part.file] = upscaler.choice
-        assert choice is not None
+        choice = self._choices[part.file] = upscaler.choose(*size)  # what it became
         return _Tail(part, choice, encoder)
 
 

@@ -63,20 +63,25 @@ def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[in
     return [span * index // (count - 1) // multiple * multiple for index in range(count - 1)] + [span], side
 
 
-def weights(plan: Plan, overlap: int) -> torch.Tensor:
+def weights(plan: Plan, overlap: int, margin: int = 0) -> torch.Tensor:
     """How much each window counts at each pixel.
 
     A window's weight falls as a raised cosine over `overlap` pixels towards the sides that have a neighbour, as in
     MultiDiffusion and Mixture of Diffusers (Bar-Tal et al. 2023; Jiménez 2023); the weights of all windows sum to 1
     everywhere.
 
+    Args:
+        overlap: the pixels that neighbours share at the least.
+        margin: of these, the pixels next to the cut that count nothing, since a window sees too little there; less
+            than half of them. Where a model reaches no farther, the blend is what the whole frame would have given.
+
     Returns:
         float32, (windows, 1, tile_height, tile_width).
     """
     raw = torch.stack(
         [
-            _ramp(plan.height, plan.tile_height, top, overlap)[:, None]
-            * _ramp(plan.width, plan.tile_width, left, overlap)
+            _ramp(plan.height, plan.tile_height, top, overlap, margin)[:, None]
+            * _ramp(plan.width, plan.tile_width, left, overlap, margin)
             for top, left in plan.origins
         ]
     )
@@ -88,8 +93,9 @@ def weights(plan: Plan, overlap: int) -> torch.Tensor:
     return raw[:, None]
 
 
-def _ramp(length: int, side: int, start: int, overlap: int) -> torch.Tensor:
-    rise = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(overlap) + 0.5) / overlap)
+def _ramp(length: int, side: int, start: int, overlap: int, margin: int) -> torch.Tensor:
+    depth = (torch.arange(overlap) + 0.5 - margin).clamp(0, overlap - 2 * margin)
+    rise = 0.5 - 0.5 * torch.cos(math.pi * depth / (overlap - 2 * margin))
     weight = torch.ones(side)
     count = min(overlap, side)
     if start > 0:
