@@ -31,6 +31,7 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     from vidup.engines import Choice, Place, architecture, enlarge
     from vidup.engines.hub import Parts
     from vidup.engines.memory import LiveBytes
+    from vidup.engines.planner import Planner
     from vidup.engines.x4 import DiffusionX4
 
     narrower = 1 if arguments.width == "full" else 8
@@ -50,18 +51,20 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     settings = Settings(steps=2, prompt="a", guidance_scale=9 if arguments.guided else 1, dtype=name)
     runtime = Runtime(compile="off", batch=arguments.batch, max_memory=arguments.max_memory)
     engine = DiffusionX4(settings, runtime, device, parts)
-    choice = Choice(arguments.batch, arguments.tile)
-    engine.adopt(choice)
-    planned = engine.memory(choice, height, width)
-    weights = sum(engine.planner.weights)
+    planner = Planner(engine.needs, settings, runtime)
+    choices = [Choice(arguments.batch, arguments.tile, keep) for keep in engine.needs.keeps]
+    fitting = (one for one in choices if planner.memory(one, height, width) <= planner.limit)
+    choice = next(fitting, choices[-1])
+    planned = planner.memory(choice, height, width)
+    weights = sum(engine.needs.weights)
     clip = torch.rand(arguments.batch, 3, height, width).to(device)
     place = Place(height=height, width=width)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        enlarge(engine, clip, place)
+        enlarge(engine, clip, place, choice)
         return {"planned": planned, "measured": torch.cuda.max_memory_allocated()}
     with LiveBytes() as live:
-        enlarge(engine, clip, place)
+        enlarge(engine, clip, place, choice)
     return {"planned": planned, "measured": live.peak + weights + clip.nbytes}
 
 

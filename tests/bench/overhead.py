@@ -134,11 +134,11 @@ def alone(frames: list[vidup.Frame], settings: vidup.Settings, runtime: vidup.Ru
     """Seconds of the engine a frame, on the same frames, with nothing beside it."""
     height, width = frames[0].planes[0].shape
     with vidup.Upscaler(settings, runtime) as loaded, torch.inference_mode():
-        loaded.choose(height, width)
-        clips = list(batched(frames, loaded.engine.clip_length))
+        choice, place = loaded.choose(height, width), engines.Place(height=height, width=width)
+        clips = list(batched(frames, choice.batch))
         for number, clip in enumerate(clips):
             rgb = torch.stack([color.to_rgb(frame, loaded.engine.device) for frame in clip])
-            engines.enlarge(loaded.engine, rgb, engines.Place(height=height, width=width))
+            engines.enlarge(loaded.engine, rgb, place, choice)
             if number == 1 and loaded.compiles:  # compiled by the first, recorded by the second
                 watch.clear()
         return watch.seconds()["engine"] / watch.frames

@@ -16,8 +16,7 @@ import report
 import torch
 
 from vidup import Runtime, Settings
-from vidup.engines import architecture
-from vidup.engines.compiling import Compiled
+from vidup.engines import architecture, x4
 from vidup.engines.planner import Planner
 from vidup.engines.vae import Decoder
 
@@ -33,13 +32,11 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def planned(width: int, height: int, prompt: str, compiled: str, options: dict[str, Any]) -> str:
     """Bytes and choice for frames of a size, in words."""
-    runtime = Runtime(**{"max_memory": "140G", **options})
-    unet = architecture.random_unet(META, torch.float16)
-    planner = Planner(
-        Settings(prompt=prompt), runtime, CUDA, unet, Decoder(architecture.random_vae(META, torch.bfloat16)),
-        tokens=architecture.TOKENS, guided=bool(prompt), text_bytes=2 * architecture.TEXT_PARAMETERS, multiple=8,
-        compiled=Compiled(unet, compiled, CUDA),
-    )  # fmt: skip
+    runtime = Runtime(**{"max_memory": "140G", "compile": compiled, **options})
+    unet, vae = architecture.random_unet(META, torch.float16), architecture.random_vae(META, torch.bfloat16)
+    texts = architecture.TOKENS, 2 * architecture.TEXT_PARAMETERS
+    needs = x4.needs(CUDA, unet, Decoder(vae), texts, bool(prompt), compiled == "on")
+    planner = Planner(needs, Settings(), runtime)
     choice = planner.choose(height, width)
     shape = f"tiles of {choice.tile}" if choice.tile else f"{choice.batch} at a time"
     return f"{planner.memory(choice, height, width) / 1e9:.1f} GB, {shape}"

@@ -58,7 +58,8 @@ def run(settings: Settings, arguments: argparse.Namespace, inputs: list[torch.Te
         began = time.perf_counter()
         pictures = [upscaler.enlarge(one).cpu() for one in inputs]
         seconds = (time.perf_counter() - began) / len(inputs)
-        flops, evaluations = upscaler.engine.flops(*inputs[0].shape[-2:])  # type: ignore[attr-defined]
+        height, width = inputs[0].shape[-2:]
+        flops, evaluations = upscaler.engine.flops(height, width, upscaler.choose(height, width))
     return {"pictures": pictures, "seconds": seconds, "evaluations": evaluations, "flops": flops}
 
 
