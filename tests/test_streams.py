@@ -204,6 +204,43 @@ def test_subtitles_of_a_part(tmp_path: Path):
         assert np.allclose(times, [both[:2] for both in expected], atol=0.0015)
 
 
+OVERLAPS = ((200, 800, "one"), (400, 200, "two"), (400, 900, "three"), (1300, 100, "four"))
+
+
+@pytest.mark.parametrize("target", ["mp4", "mov", "mkv", "webm"])
+@pytest.mark.parametrize("codec", ["subrip", "ass", "webvtt"])
+def test_subtitles_that_overlap(tmp_path: Path, codec: str, target: str):
+    """What is shown at a time is one text in mp4 and mov, whose texts last until the next."""
+    source = Material(texts=(Text(codec, texts=OVERLAPS),)).write(tmp_path / "source.mkv")
+    output, _ = deliver(source, target)
+    (found,) = said(output)
+    expected = [(begin / 1000, length / 1000, words) for begin, length, words in OVERLAPS]
+    if target in ("mp4", "mov"):
+        expected = [(0.2, 0.2, "one"), (0.4, 0.2, "one\ntwo\nthree"), (0.6, 0.4, "one\nthree"), (1, 0.3, "three")]
+        expected += [(1.3, 0.1, "four")]
+    assert [words for *_, words in found] == [words for *_, words in expected]
+    assert np.allclose([times[:2] for times in found], [times[:2] for times in expected], atol=0.0015)
+    part, _ = deliver(source, target, start=0.48, duration=0.4)
+    (found,) = said(part)
+    late = float(begins(part))
+    first = [words for begin, _, words in found if begin < 0.01 + late]
+    assert "".join(first).replace("\n", "") == "onetwothree"
+
+
+@pytest.mark.parametrize("target", ["mp4", "mov", "mkv", "webm"])
+def test_subtitles_that_are_no_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture, target: str):
+    plain = Material(texts=(Text("subrip", texts=((200, 300, "caf_"), (600, 200, "naïve"), (900, 100, "end"))),))
+    source = plain.write(tmp_path / "source.mkv")
+    source.write_bytes(source.read_bytes().replace(b"caf_", b"caf\xe9"))
+    with caplog.at_level(logging.WARNING, "vidup"):
+        output, (stream,) = deliver(source, target)
+    if target == "mkv":
+        assert packets_of(output)[1] == packets_of(source)[1]
+        return
+    assert stream.action == "convert" and "1 texts are no UTF-8: read as Windows-1252" in caplog.text
+    assert [words for *_, words in said(output)[0]] == ["café", "naïve", "end"]
+
+
 def picture_subtitles(path: Path) -> Path:
     """A file with pictures as subtitles: its packets are a DVD's, two pixels of one colour."""
     control = struct.pack(">HH", 0, 14) + bytes.fromhex("00 03 3210 04 fff0 05 000001000001 06 0004 0005 01 ff")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, Literal
 
 import av
 
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.media import sound
+from vidup.media import sound, texts
 from vidup.media.containers import Container
 from vidup.media.opening import Channels, channels, open_input
 from vidup.media.packets import Trim, kept_packets, tolerance
@@ -24,7 +22,6 @@ from vidup.media.packets import Trim, kept_packets, tolerance
 log = logging.getLogger(__name__)
 
 _BITS_A_CHANNEL = 96_000  # a second, for converted sound: transparent for both encoders
-_MARKUP = re.compile(r"\{[^}]*\}|<[^>]*>|\\[Nnh]|\W")
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,8 @@ def _plain_layout(given: Channels) -> str:
 
 def _text_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
     added = target.add_stream(plan.encoder)
-    added.time_base = Fraction(1, 1000)
     context = added.codec_context
-    context.time_base = Fraction(1, 1000)
+    context.time_base = added.time_base = texts.TICK
     stream.codec_context.open(strict=False)
     context.subtitle_header = stream.codec_context.subtitle_header
     context.open()
@@ -109,10 +105,7 @@ def _text_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
 
 def converted(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
     """The packets of a converted stream, ready to be muxed."""
-    if plan.kind == "audio":
-        return _converted_sound(info, plan, stream, trim)
-    texts = _converted_text(info, plan, stream, trim)
-    return apart(texts) if plan.encoder == "mov_text" else texts
+    return (_converted_sound if plan.kind == "audio" else _converted_text)(info, plan, stream, trim)
 
 
 def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
@@ -127,70 +120,17 @@ def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim 
 
 
 def _converted_text(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
+    name = f"stream {plan.index} ({plan.name})"
     with open_input(info.path) as source:
-        decoder = source.streams[plan.index].codec_context
-        for packet in kept_packets(source, [plan.index], trim, tolerance(info, log.warning)):
+        packets = kept_packets(source, [plan.index], trim, tolerance(info, log.warning))
+        shown = texts.ended(texts.decoded(packets, name))
+        for text in texts.apart(shown) if plan.encoder == "mov_text" else shown:
             try:
-                texts = _decoded_text(decoder, packet)
-                if texts is None or len(texts) == 0:
-                    continue
-                texts.pts = 0
-                result = stream.codec_context.encode_subtitle(texts)
+                packet = texts.encoded(text, stream.codec_context)
             except av.error.FFmpegError as error:
                 raise MediaError(
-                    f"{info.path}: stream {plan.index} ({plan.name}) cannot be converted to {plan.encoder}: {error};"
+                    f"{info.path}: {name} cannot be converted to {plan.encoder}: {error};"
                     " take an output that ends in .mkv, or --no-subtitles"
                 ) from None
-            tick = Fraction(1, 1000)
-            begin = packet.pts * packet.time_base
-            length = (packet.duration or 0) * packet.time_base or texts.end_display_time * tick
-            result.stream, result.time_base = stream, tick
-            result.pts = result.dts = round(begin / tick)
-            result.duration = round(length / tick)
-            yield result
-
-
-def _decoded_text(decoder: Any, packet: Any) -> Any:
-    """What PyAV decodes of a text, which is taken as Windows-1252 where it is no UTF-8."""
-    data = bytes(packet)
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        mended = av.Packet(data.decode("cp1252", errors="replace").encode())
-        mended.pts, mended.dts, mended.time_base = packet.pts, packet.dts, packet.time_base
-        mended.duration = packet.duration or 0
-        packet = mended
-    return decoder.decode2(packet)
-
-
-def apart(texts: Iterable[Any]) -> Generator[Any, None, None]:
-    """Packets of mov_text, one at a time, as a track shows them: where some overlap, pieces of time show all."""
-    packets = sorted(texts, key=lambda packet: packet.pts)
-    moments = sorted({moment for one in packets for moment in (one.pts, one.pts + one.duration)})
-    standing: list[Any] = []
-    following = deque(packets)
-    for begin, end in pairwise(moments):
-        standing = [one for one in standing if one.pts + one.duration > begin]
-        while following and following[0].pts <= begin:
-            standing.append(following.popleft())
-        if len(standing) == 1 and (standing[0].pts, standing[0].duration) == (begin, end - begin):
-            yield standing[0]
-        elif standing:
-            said = b"\n".join(data[2 : 2 + int.from_bytes(data[:2], "big")] for data in map(bytes, standing))
-            piece = av.Packet(len(said).to_bytes(2, "big") + said)  # without styles, which count letters
-            piece.stream, piece.time_base = standing[0].stream, standing[0].time_base
-            piece.pts = piece.dts = begin
-            piece.duration = end - begin
-            yield piece
-
-
-def words(packet: Any) -> str:
-    """What a subtitle's packet says, without markup and spaces; empty where it is a picture, or says nothing."""
-    context = packet.stream.codec_context
-    if not context.codec.text_sub:
-        return ""
-    try:
-        texts = _decoded_text(context, packet)
-    except av.error.FFmpegError:
-        return ""
-    return "".join(_MARKUP.sub("", text.dialogue.decode(errors="replace")) for text in texts or ())
+            packet.stream = stream
+            yield packet

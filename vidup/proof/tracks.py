@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from vidup.frame import MediaInfo
-from vidup.media import conversion
+from vidup.media import texts
 from vidup.media.opening import open_input
 from vidup.media.packets import Trim, kept_packets, tolerance
 
@@ -30,8 +30,7 @@ class Track:
     end: Fraction = Fraction(0)
     digests: list[bytes] = field(default_factory=list)
     whole: Any = field(default_factory=hashlib.sha256)
-    texts: list[tuple[Fraction, str]] = field(default_factory=list)
-    """When each text is shown, and what it says."""
+    shown: list[texts.Shown] = field(default_factory=list)
 
     def add(self, packet: Any) -> None:
         payload = _payload(packet, self.codec)
@@ -42,8 +41,8 @@ class Track:
         self.end = (time + (packet.duration or 0)) * self.tick
         self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
         self.whole.update(payload)
-        if packet.stream.type == "subtitle" and (words := conversion.words(packet)):
-            self.texts.append((time * self.tick, words))
+        if packet.stream.type == "subtitle" and (words := texts.words(packet)):
+            self.shown.append(texts.Shown(time * self.tick, self.end, words))
 
     def begin(self) -> Fraction:
         return self.pts[0] * self.tick
