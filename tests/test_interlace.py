@@ -12,7 +12,7 @@ import pytest
 import vidup
 from vidup.config import Settings
 from vidup.errors import MediaError
-from vidup.media import interlace
+from vidup.media import interlace, probing
 from vidup.media.interlace import deinterlaced, detect
 
 UNIT = Fraction(1, 90000)
@@ -299,6 +299,17 @@ INTERLACED = int(av.codec.context.Flags.interlaced_dct | av.codec.context.Flags.
 )
 def test_interlaced_is_detected(make_film: Callable[..., Path], codec, name, draw, options, flags, order):
     assert detected(make_film(codec, name, draw, options, flags))[0] == order
+
+
+def test_progressive_film_that_is_flagged_as_interlaced(make_film: Callable[..., Path]):
+    path = make_film("mpeg2video", "a.ts", progressive, {"b": "8M"}, INTERLACED)
+    assert probing.probe(path).field_order == "progressive"
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        head = list(container.decode(stream))
+        assert head[0].interlaced_frame
+        later = [[as_frame(bottom(index, 352, 288), index) for index in range(24)]]
+        assert interlace.detect(stream, head, lambda: later) == "bb"  # after a title, say
 
 
 @pytest.mark.parametrize("draw", [progressive, stripes, noise, lambda index, *size: moment(0, *size)])

@@ -100,9 +100,11 @@ class MediaInfo:
     """Seconds in one unit of the video stream's times."""
     pts: tuple[int, ...]
     """Time of every frame that will be shown, in rising order."""
-    timing: Literal["packets", "order", "made"]
-    """Where `pts` is from: the packets' own times; their times of decoding, given to the frames in the order in which
-    they are shown (AVI); or counted at a constant rate, because the stream bears no times (raw H.264)."""
+    timing: Literal["packets", "order", "filled", "made"]
+    """Where `pts` is from: the packets' own times; those of all packets, given to the frames in the order in which they
+    are shown (AVI); the frames' own times, filled in where they have none; or counted at a constant rate, because the
+    stream bears no times (raw H.264). Only the first can be sought in the file; else frames are counted from its head.
+    """
     begin: Fraction
     """When the file begins, in seconds; a player shows this moment as 0."""
     end: int
@@ -120,5 +122,9 @@ class MediaInfo:
     """How the two views of stereo 3D lie in a picture, in Matroska's words: ``left_right``, ``top_bottom`` ..."""
     notes: tuple[str, ...] = ()
     """What is unusual or damaged, a line each."""
+    entries: tuple[tuple[int, int], ...] = ()
+    """Where decoding can begin: the time of a packet that needs no other, and the CRC-32 of its data."""
+    faulty: bool = False
+    """Some packets give no frame: only decoded one by one do the others give all of theirs."""
     tolerant: bool = False
     """It was read with `tolerate_errors`: what cannot be read of it is left out."""

@@ -191,9 +191,10 @@ def _leave(store: Store) -> None:
 
 
 def _segments(job: Job, folder: Path) -> list[Segment]:
-    pts = job.info.pts
-    end = pts[job.high] if job.high < len(pts) else None
-    return plan_segments(pts[job.low : job.high], job.settings.segment_frames, folder, end)
+    begin, end = job.span
+    times = list(job.info.pts[job.low : job.high])
+    times[0] = times[0] if begin is None else max(times[0], begin)
+    return plan_segments(times, job.settings.segment_frames, folder, end)
 
 
 def _run(works: list[_Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:

@@ -88,7 +88,7 @@ def _blank(job: Job, times: list[int]) -> list[Frame]:
     chroma = -(-size[0] // kind.chroma_y), -(-size[1] // kind.chroma_x)
     blank = np.uint8 if kind.bits == 8 else np.uint16
     planes = tuple(np.zeros(chroma if index else size, blank) for index in range(kind.planes))
-    _, lengths = decoding.schedule(job.info, job.settings, job.low, job.high)
+    _, lengths = decoding.schedule(job.info, job.settings, *job.span)
     return [
         Frame(planes, planar(job.encoding.pix_fmt), job.encoding.color, time, lengths[time + job.offset], job.unit)
         for time in times

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import zlib
-from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
-from itertools import chain, pairwise
-from typing import Any, Literal, cast
+from itertools import pairwise
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -20,89 +19,23 @@ from vidup.errors import MediaError
 from vidup.frame import Color, Frame, MediaInfo
 from vidup.media import interlace
 from vidup.media.captions import read_captions
-from vidup.media.opening import _UNREADABLE, clock, open_input, reason, tolerant_demux, video_context
+from vidup.media.opening import clock
+from vidup.media.reading import timed_frames
 from vidup.picture.color import layout, resolve
 
 log = logging.getLogger(__name__)
 
 
-_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _LEAD_IN = 2  # frames before a part that a deinterlacer looks back to
-
-
-def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
-    """The frames of a video stream as its decoder gives them; an error is told to `damaged`, as by `tolerant_demux`.
-
-    Args:
-        exact: an error costs no frame but its own: frames are not decoded side by side.
-    """
-    stream.thread_type = "SLICE" if exact else "AUTO"
-    context = video_context(stream)
-    last: int | None = None
-    for packet in chain(tolerant_demux(container, stream, damaged), [None]):
-        if packet is not None and packet.size == 0:
-            continue  # would end the decoding
-        if packet is not None and context.name == "ffv1" and _checksums_hold(bytes(packet)) is False:
-            damaged(f"its frame at {clock(packet.pts, stream.time_base)} is damaged")
-        try:
-            frames = stream.decode(packet)
-        except EOFError:
-            continue
-        except _UNREADABLE as error:
-            if last is None and packet is not None:
-                last = packet.pts if packet.pts is not None else packet.dts
-            # Where frames are decoded side by side, an error comes with a later packet, but after the frames before it.
-            where = "at its head" if last is None else f"after {clock(last, stream.time_base)}"
-            damaged(f"is damaged {where}: {reason(error)}")
-            continue
-        for frame in frames:
-            frame.time_base = stream.time_base  # the last ones, which come without a packet, have none
-            time = own_time(frame)
-            last = last if time is None else time
-            yield frame
-
-
-def _checksums_hold(data: bytes) -> bool | None:
-    """Whether the slices of an FFV1 frame are whole; None where they bear no checksums. FFmpeg only logs that.
-
-    A slice ends with its size in 3 bytes, a byte of status, and a CRC-32 (RFC 9043, 4.9), which counts the highest bit
-    first; that of zlib counts the lowest.
-    """
-    end, whole = len(data), True
-    while end >= 8:
-        begin = end - 8 - int.from_bytes(data[end - 8 : end - 5], "big")
-        if begin < 0:
-            return None
-        whole &= zlib.crc32(data[begin:end].translate(_MIRRORED), 0xFFFFFFFF) == 0xFFFFFFFF
-        end = begin
-    return whole if end == 0 else None
-
-
-def rising(frames: Iterable[Any], unit: Fraction, damaged: Callable[[str], None]) -> Iterator[Any]:
-    """Frames, each with its time as `pts`; those without one, or not after the one before, are told and left out."""
-    last: int | None = None
-    after: int | None = None
-    for frame in frames:
-        time = own_time(frame)
-        time = after if time is None else time
-        if time is None or (last is not None and time <= last):
-            damaged(
-                f"its frame after {clock(last, unit)} has no time"
-                if last is not None
-                else "its first frame has no time"
-            )
-            continue
-        frame.pts = last = time
-        after = time + frame.duration if frame.duration else None
-        yield frame
 
 
 def decode(
     info: MediaInfo, begin: int | None = None, end: int | None = None, settings: Settings | None = None
 ) -> Generator[Frame, None, None]:
-    """Decode the frames with ``begin <= pts < end``, in the order of their times.
+    """Decode the frames that are shown from `begin` to `end`, in the order of their times.
 
-    A frame lasts until the next one begins, the last one as long as the file says. The times are in `info.time_base`;
+    A frame lasts until the next one begins or the part ends, the last one as long as the file says; one that is shown
+    already comes at `begin` (but not where fields become frames). The times are in `info.time_base`;
     where fields become frames, in half of it.
 
     Args:
@@ -124,11 +57,11 @@ def decode(
 
 def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Settings) -> Generator[Any, None, None]:
     """The frames that `decode` gives, as PyAV's and in the decoder's own format, each with its time and duration."""
-    low = 0 if begin is None else bisect_left(info.pts, begin)
-    high = len(info.pts) if end is None else bisect_left(info.pts, end)
+    low, high = places(info, settings, begin, end)
     if low >= high:
         return
-    unit, spans = schedule(info, settings, low, high)
+    unit, spans = schedule(info, settings, begin, end)
+    shown_already = {info.pts[low]: next(iter(spans))} if unit == info.time_base else {}
     deinterlacing = deinterlaces(info, settings)
     ahead, behind = (_LEAD_IN, 1) if deinterlacing else (0, 0)
     last = next(reversed(spans))
@@ -139,6 +72,7 @@ def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Sett
             until = info.end if high == len(info.pts) else None
             read = interlace.deinterlaced(_in_planes(read, info), mode, info.field_order, until)
         for picture in read:
+            picture.pts = shown_already.get(picture.pts, picture.pts)
             if picture.pts in spans:
                 picture.duration, picture.time_base = spans[picture.pts], unit
                 yield picture
@@ -146,21 +80,30 @@ def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Sett
                 return
 
 
-def schedule(
-    info: MediaInfo, settings: Settings, low: int = 0, high: int | None = None
-) -> tuple[Fraction, dict[int, int]]:
-    """The frames that `decode` gives: the unit of their times in seconds, and time -> duration, rising.
+def places(info: MediaInfo, settings: Settings, begin: int | None = None, end: int | None = None) -> tuple[int, int]:
+    """The places in `info.pts` of the frames that `decode` gives: low <= place < high."""
+    low = 0 if begin is None else bisect_left(info.pts, begin)
+    high = len(info.pts) if end is None else bisect_left(info.pts, end)
+    if begin is None or (settings.deinterlace == "field" and deinterlaces(info, settings)) or begin >= info.end:
+        return low, high
+    return max(0, bisect_right(info.pts, begin) - 1), high
 
-    Args:
-        low, high: the source's frames with these places in `info.pts`; all where not given.
-    """
-    high = len(info.pts) if high is None else high
-    begins = [*info.pts[low : high + 1], *([info.end] if high >= len(info.pts) else [])]
+
+def schedule(
+    info: MediaInfo, settings: Settings, begin: int | None = None, end: int | None = None
+) -> tuple[Fraction, dict[int, int]]:
+    """The frames that `decode` gives: the unit of their times in seconds, and time -> duration, rising."""
+    low, high = places(info, settings, begin, end)
+    times = [*info.pts[low : high + 1], *([info.end] if high >= len(info.pts) else [])]
     if settings.deinterlace == "field" and deinterlaces(info, settings):
         # In half units the second field's moment is a whole number: between its frame and the next.
-        halves = [(time, b - a) for a, b in pairwise(begins) for time in (2 * a, a + b)]
+        halves = [(time, b - a) for a, b in pairwise(times) for time in (2 * a, a + b)]
         return info.time_base / 2, dict(halves)
-    return info.time_base, {a: b - a for a, b in pairwise(begins)}
+    if begin is not None and low < high:
+        times[0] = max(times[0], begin)
+    if end is not None and low < high:
+        times[-1] = min(times[-1], end)
+    return info.time_base, {a: b - a for a, b in pairwise(times)}
 
 
 def deinterlaces(info: MediaInfo, settings: Settings) -> bool:
@@ -171,24 +114,32 @@ def deinterlaces(info: MediaInfo, settings: Settings) -> bool:
 def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Generator[Any, None, None]:
     """The source's frames with the places `low` to `high` in `info.pts`, as PyAV's, each at the time that is there."""
     place, resized = low, False
+    troubles: list[str] = []
 
-    def damaged(what: str) -> None:
+    def tell(what: str) -> None:
+        if what not in troubles:
+            troubles.append(what)
+            log.warning("%s: %s", info.path, what)
+
+    def lost(time: int) -> None:
+        why = f" ({troubles[-1]})" if troubles else ""
+        what = f"its frame at {clock(time, info.time_base)} cannot be decoded{why}"
         if not settings.tolerate_errors:
             raise MediaError(f"{info.path}: {what}; --tolerate-errors upscales what can be decoded")
         log.warning("%s: %s", info.path, what)
 
-    for frame in _timed(info, info.pts[low], damaged, settings.tolerate_errors):
+    for frame in timed_frames(info, low, tell, settings.tolerate_errors):
         if place >= high:
             return
         if frame.pts < info.pts[place]:
             continue  # before the part
-        if frame.is_corrupt:
-            damaged(f"its frame at {clock(frame.pts, info.time_base)} is damaged")
         if frame.pts != info.pts[place]:
-            damaged(f"its frame at {clock(info.pts[place], info.time_base)} cannot be decoded")
+            lost(info.pts[place])
             place = bisect_left(info.pts, frame.pts)
             if place >= high:
                 return
+        if frame.is_corrupt:
+            tell(f"its frame at {clock(frame.pts, info.time_base)} is damaged: taken as the decoder conceals it")
         place += 1
         if (frame.width, frame.height) != (info.width, info.height) and not resized:
             log.warning(
@@ -199,49 +150,7 @@ def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Gener
             resized = True
         yield frame
     if place < high:
-        damaged(f"its frame at {clock(info.pts[place], info.time_base)} cannot be decoded")
-
-
-def _timed(info: MediaInfo, begin: int, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
-    """Decoded frames from `begin` on or a little before it, each with its time."""
-    if info.timing == "packets":
-        yield from _from(info, begin, damaged, exact)
-        return
-    # Only counted from the head can frames be told that bear no times of their own.
-    with open_input(info.path) as container:
-        for pts, frame in zip(info.pts, _decoded(container, info, damaged, exact), strict=False):
-            frame.pts, frame.time_base = pts, info.time_base
-            yield frame
-
-
-def _from(info: MediaInfo, begin: int, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
-    """A container's index can be wrong or coarse: if the first frame after a seek is late, go further back."""
-    back, second = 0, max(1, int(1 / info.time_base))
-    while (target := begin - back) > info.pts[0]:
-        with open_input(info.path) as container:
-            try:
-                container.seek(target, stream=container.streams[info.video_index], backward=True)
-            except av.error.FFmpegError:  # no index, and none can be made
-                break
-            frames = _decoded(container, info, damaged, exact)
-            first = next(frames, None)
-            if first is not None and first.pts <= begin:
-                yield first
-                yield from frames
-                return
-        back = max(second, 2 * back)
-    with open_input(info.path) as container:
-        yield from _decoded(container, info, damaged, exact)
-
-
-def _decoded(container: Any, info: MediaInfo, damaged: Callable[[str], None], exact: bool) -> Iterator[Any]:
-    frames = decode_stream(container, container.streams[info.video_index], damaged, exact)
-    return rising(frames, info.time_base, damaged) if info.timing == "packets" else frames
-
-
-def own_time(frame: Any) -> int | None:
-    """The time at which a frame is shown, or, where the packets have none, at which it was decoded."""
-    return cast("int | None", frame.pts if frame.pts is not None else frame.dts)
+        lost(info.pts[place])
 
 
 def _in_planes(pictures: Iterable[Any], info: MediaInfo) -> Iterator[Any]:
@@ -283,10 +192,10 @@ def planar(pix_fmt: str) -> str:
     except ValueError:
         raise MediaError(f"pixel format {pix_fmt!r} is not known") from None
     bits = max(component.bits for component in kind.components)
-    if len(kind.components) <= 2:
-        family = "gray"
-    elif kind.is_rgb or kind.has_palette:
+    if kind.is_rgb or kind.has_palette:  # first: a palette's colours are looked up by one component
         family = "gbrp"
+    elif len(kind.components) <= 2:
+        family = "gray"
     else:
         x, y = 64 // kind.chroma_width(64), 64 // kind.chroma_height(64)
         family = {(1, 1): "yuv444p", (2, 1): "yuv422p", (2, 2): "yuv420p", (4, 1): "yuv411p"}.get((x, y), "yuv444p")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from vidup.config import Settings
-from vidup.errors import ConfigError
+from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo
 from vidup.media import decoding, streams
 from vidup.media.containers import OWN_TAGS, Container
@@ -17,6 +17,7 @@ from vidup.media.packets import Trim
 from vidup.picture.geometry import Turn
 
 _FOREVER = Fraction(2**40)  # seconds
+_SOON = Fraction(1, 10)  # seconds: the rest of a frame that nobody misses at the edge of a part
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Delivery:
         return 0 if self.trim is None else round(self.trim.begin / self.unit)
 
     @property
+    def span(self) -> tuple[int | None, int | None]:
+        """From when to when the source's frames are kept, in `info.time_base`, as `decoding.decode` takes it."""
+        return _ticks(self.info, self.trim)
+
+    @property
     def display_matrix(self) -> tuple[int, ...] | None:
         """The nine integers of the display matrix that the output has."""
         matrix = self.info.display_matrix
@@ -65,14 +71,21 @@ def deliver(info: MediaInfo, container: Container, settings: Settings) -> Delive
 
     Raises:
         ConfigError: no frame lies in the part that is asked for.
+        MediaError: its colours cannot be told.
     """
-    low, high = _part(settings, info)
-    unit, spans = decoding.schedule(info, settings, low, high)
+    if "Dolby Vision" in info.dynamic_hdr and not info.color_tagged and settings.matrix == "auto":
+        raise MediaError(
+            f"{info.path}: its colours are Dolby Vision's own (profile 5), and would come out green and purple: convert"
+            " it to HDR10 or BT.709 first, as ffmpeg's libplacebo filter does, or say with --matrix what it truly is"
+        )
     trim = None
     if settings.start > 0 or settings.duration is not None:
-        trim = Trim(info.pts[low] * info.time_base, _end_of_part(settings, info, high))
+        trim = _part(settings, info)
     elif info.pts[0] < 0 and container.below_zero == "hidden":
         trim = Trim(min(info.begin, info.pts[0] * info.time_base), _FOREVER)
+    begin, end = _ticks(info, trim)
+    low, high = decoding.places(info, settings, begin, end)
+    unit, spans = decoding.schedule(info, settings, begin, end)
     offset = 0 if trim is None else round(trim.begin / unit)
     return Delivery(
         info=info,
@@ -95,33 +108,44 @@ def lost_tags(delivery: Delivery) -> list[str]:
     return [key for key in tags if key.lower() not in arriving]
 
 
-def _part(settings: Settings, info: MediaInfo) -> tuple[int, int]:
-    """The places in `info.pts` of the frames that are asked for."""
-    if settings.start == 0 and settings.duration is None:
-        return 0, len(info.pts)
-    first = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
-    low = _place(info, first)
-    high = len(info.pts)
+def _part(settings: Settings, info: MediaInfo) -> Trim:
+    """The part that is asked for: from a frame to a frame; or to a moment, where a frame is shown for long."""
+    asked = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
+    until = None
     if settings.duration is not None:
-        high = _place(info, first + Fraction(settings.duration).limit_denominator(1_000_000))
-    if low >= high:
+        until = info.begin + Fraction(settings.start + settings.duration).limit_denominator(1_000_000)
+    begin, end = _cut(info, asked), _FOREVER if until is None else _cut(info, until)
+    is_field = settings.deinterlace == "field" and decoding.deinterlaces(info, settings)
+    if is_field:  # which begin and end with a frame
+        begin, end = _next(info, asked), _FOREVER if until is None else _next(info, until)
+    first = begin / info.time_base
+    if begin >= min(end, info.end * info.time_base) or (is_field and first > info.pts[-1]):
         raise ConfigError(
             f"start = {settings.start:g}: no frame begins there; the video lasts"
             f" {float(info.end * info.time_base - info.begin):.3f} s"
         )
-    return low, high
+    if until is not None and end >= info.end * info.time_base:
+        end = max(end, until)  # nothing was cut: sound and texts may go on
+    return Trim(max(begin, info.pts[0] * info.time_base), end)
 
 
-def _end_of_part(settings: Settings, info: MediaInfo, high: int) -> Fraction:
-    """Where a part's sound and texts end, in seconds: with its last frame, or after it where nothing was cut there."""
-    if high < len(info.pts):
-        return info.pts[high] * info.time_base
-    if settings.duration is None:
-        return _FOREVER
-    asked = info.begin + Fraction(settings.start + settings.duration).limit_denominator(1_000_000)
-    return max(info.end * info.time_base, asked)
+def _cut(info: MediaInfo, moment: Fraction) -> Fraction:
+    """Where a part begins or ends: with the next frame, if that is near; else at the moment, within a frame."""
+    following = _next(info, moment)
+    if following - moment <= _SOON or moment < info.pts[0] * info.time_base:
+        return following
+    return -(-moment // info.time_base) * info.time_base
 
 
-def _place(info: MediaInfo, second: Fraction) -> int:
-    """The place of the first frame that does not begin before a moment."""
-    return bisect_left(info.pts, -(-second // info.time_base))
+def _next(info: MediaInfo, moment: Fraction) -> Fraction:
+    """When the first frame begins that does not begin before a moment; else the video's end."""
+    place = bisect_left(info.pts, -(-moment // info.time_base))
+    return (info.pts[place] if place < len(info.pts) else info.end) * info.time_base
+
+
+def _ticks(info: MediaInfo, trim: Trim | None) -> tuple[int | None, int | None]:
+    """A part of the video in units of its times, as `decoding.decode` takes it."""
+    if trim is None:
+        return None, None
+    begin, end = trim.begin / info.time_base, trim.end / info.time_base
+    return max(info.pts[0], -(-begin // 1)), None if end >= info.end else int(end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice
@@ -41,15 +41,17 @@ _FILTERED = frozenset(
 )
 
 
-def detect(stream: Any, frames: Iterable[Any]) -> str:
+def detect(stream: Any, frames: Iterable[Any], elsewhere: Callable[[], Iterable[Iterable[Any]]] = lambda: []) -> str:
     """How the frames of a video stream are interlaced.
 
-    What the stream says counts; the pictures are compared (FFmpeg's idet) where it says nothing, and for which field
-    is shown first where it says that it is interlaced, because that tag is often wrong.
+    Where the stream says that it is progressive, that counts. Where it says nothing, or that it is interlaced, the
+    pictures are compared (FFmpeg's idet), because that tag is often wrong; progressive pictures are looked for in some
+    more places then. What is not clear in the pictures is as the stream says.
 
     Args:
         stream: the PyAV stream.
         frames: its decoded frames from the first on; 60 are taken at most, and one where that is enough.
+        elsewhere: gives its frames from other places on.
 
     Returns:
         ``progressive``, or, as in FFmpeg, ``tt`` or ``bb``: the top or the bottom field is shown first.
@@ -64,7 +66,10 @@ def detect(stream: Any, frames: Iterable[Any]) -> str:
     if not flagged and not tagged and (codec not in _MAY_BE_WOVEN or seen[0].height < _LEAST_HEIGHT):
         return "progressive"
     found = _compare(chain(seen, pictures))
-    if found is not None and found != "progressive":
+    if found == "progressive" and (flagged or tagged):  # its head may be: a title, a film of another kind
+        others = (_compare(_readable(others)) for others in elsewhere())
+        found = next((other for other in others if other not in (None, "progressive")), found)
+    if found is not None:
         return found
     if not flagged and not tagged:
         return "progressive"

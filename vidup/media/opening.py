@@ -7,12 +7,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import av
 
 from vidup.errors import MediaError
+from vidup.media.origins import Origin, find, on_one_clock
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +154,31 @@ def channels(context: Any) -> Channels:
 
 
 def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
-    """The packets of a stream, or of all; an error is told to `damaged`, and where that returns reading goes on."""
+    """The packets of a stream, or of all; an error is told to `damaged`, and where that returns reading goes on.
+
+    Where the file's clock begins anew, the times go on as on the clock of its first part.
+    """
+    packets = _demux(container, stream, damaged)
+    found = find_origins(container)
+    return on_one_clock(packets, found) if found else packets
+
+
+def find_origins(container: Any) -> tuple[Origin, ...]:
+    """Where the clock of an open file begins anew; of kinds of files that have one clock nothing is read."""
+    if not container.format.flags & av.format.Flags.ts_discont.value:
+        return ()
+    path = Path(container.name.removeprefix("file:"))
+    facts = path.stat()
+    return _scan(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _scan(path: Path, size: int, mtime_ns: int) -> tuple[Origin, ...]:
+    with open_input(path) as container:
+        return find(_demux(container, None, log.debug))
+
+
+def _demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
     failures, last = 0, Fraction(0)
     while True:
         try:
@@ -160,6 +186,8 @@ def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) 
                 if packet.dts is not None and packet.time_base:
                     failures, last = 0, packet.dts * packet.time_base
                 yield packet
+            return
+        except IndexError:  # at the end, where PyAV flushes streams that appeared meanwhile and that it does not know
             return
         except _UNREADABLE as error:
             damaged(f"is damaged after {float(last):.3f} s: {reason(error)}")

@@ -73,8 +73,7 @@ def verify(
     container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
     delivery, times = deliver(info, container, settings), None
     if settings.tolerate_errors:  # which frames can be decoded only decoding tells
-        last = info.pts[delivery.high] if delivery.high < len(info.pts) else None
-        decoded = decoding.decode(info, info.pts[delivery.low], last, settings)
+        decoded = decoding.decode(info, *delivery.span, settings)
         times = [frame.pts - delivery.offset for frame in decoded]
     return check(output, delivery, times=times, fast=fast)
 

@@ -1,0 +1,201 @@
+"""Read a video's decoded frames from anywhere in it, the same as when all is decoded from the head."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, cast
+
+import av
+
+from vidup.frame import MediaInfo
+from vidup.media.opening import _UNREADABLE, clock, open_input, reason, tolerant_demux, video_context
+
+log = logging.getLogger(__name__)
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_ABOVE = 2**32  # more than any CRC-32
+
+
+def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
+    """The frames of a video stream as its decoder gives them; an error is told to `damaged`, as by `tolerant_demux`.
+
+    Args:
+        exact: an error costs no frame but its own: frames are not decoded side by side.
+    """
+    yield from decode_packets(stream, tolerant_demux(container, stream, damaged), damaged, exact)
+
+
+def decode_packets(
+    stream: Any, packets: Iterable[Any], damaged: Callable[[str], None], exact: bool = False
+) -> Iterator[Any]:
+    """`decode_stream` of some of its packets."""
+    stream.thread_type = "SLICE" if exact else "AUTO"
+    context = video_context(stream)
+    last: int | None = None
+    for packet in chain(packets, [None]):
+        if packet is not None and packet.size == 0:
+            continue  # would end the decoding
+        if packet is not None and context.name == "ffv1" and _checksums_hold(bytes(packet)) is False:
+            damaged(f"its frame at {clock(packet.pts, stream.time_base)} is damaged")
+        try:
+            frames = stream.decode(packet)
+        except EOFError:
+            continue
+        except _UNREADABLE as error:
+            if last is None and packet is not None:
+                last = packet.pts if packet.pts is not None else packet.dts
+            # Where frames are decoded side by side, an error comes with a later packet, but after the frames before it.
+            where = "at its head" if last is None else f"after {clock(last, stream.time_base)}"
+            damaged(f"is damaged {where}: {reason(error)}")
+            continue
+        for frame in frames:
+            frame.time_base = stream.time_base  # the last ones, which come without a packet, have none
+            time = own_time(frame)
+            last = last if time is None else time
+            yield frame
+
+
+def _checksums_hold(data: bytes) -> bool | None:
+    """Whether the slices of an FFV1 frame are whole; None where they bear no checksums. FFmpeg only logs that.
+
+    A slice ends with its size in 3 bytes, a byte of status, and a CRC-32 (RFC 9043, 4.9), which counts the highest bit
+    first; that of zlib counts the lowest.
+    """
+    end, whole = len(data), True
+    while end >= 8:
+        begin = end - 8 - int.from_bytes(data[end - 8 : end - 5], "big")
+        if begin < 0:
+            return None
+        whole &= zlib.crc32(data[begin:end].translate(_MIRRORED), 0xFFFFFFFF) == 0xFFFFFFFF
+        end = begin
+    return whole if end == 0 else None
+
+
+def own_time(frame: Any) -> int | None:
+    """The time at which a frame is shown, or, where the packets have none, at which it was decoded."""
+    return cast("int | None", frame.pts if frame.pts is not None else frame.dts)
+
+
+def timed_frames(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool) -> Iterator[Any]:
+    """Decoded frames from the place `low` in `info.pts` on or a little before it, each with its time.
+
+    Args:
+        tell: is told what cannot be read or decoded.
+        exact: as for `decode_stream`.
+    """
+    if info.timing == "packets":
+        yield from _sought(info, low, tell, exact)
+        return
+    # Only counted from the head can frames be told that bear no times of their own.
+    with open_input(info.path) as container:
+        for pts, frame in zip(info.pts, _decoded(container, info, tell, exact), strict=False):
+            frame.pts, frame.time_base = pts, info.time_base
+            yield frame
+
+
+def _sought(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool) -> Iterator[Any]:
+    """The frames of a decoder that began at the head, from the place `low` on, without decoding all before them.
+
+    Indexes of containers can be wrong or coarse, and the first frames behind an entry can need others before it. So
+    decoding begins at a packet that is known from when the whole file was read; and where frames are missing or
+    flagged so near behind it that this may be why, it begins again, further back and at last at the head.
+    """
+    place: int | None = low
+    tries = 0
+    while place is not None:
+        before = bisect_right(info.entries, (info.pts[place], _ABOVE)) - 2**tries
+        if before <= 0:
+            if tries > 1:
+                _tell_slow(info.path)
+            yield from _from_head(info, place, tell, exact)
+            return
+        place = yield from _from_entry(info, before, place, tell, exact or tries > 0)
+        tries += 1
+
+
+def _from_head(info: MediaInfo, place: int, tell: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
+    with open_input(info.path) as container:
+        for frame in _decoded(container, info, tell, exact):
+            if frame.pts is not None and frame.pts >= info.pts[place]:
+                yield frame
+
+
+def _from_entry(
+    info: MediaInfo, entry: int, place: int, tell: Callable[[str], None], exact: bool
+) -> Generator[Any, None, int | None]:
+    """Frames from `place` on, decoded from an entry on.
+
+    Returns:
+        The place at which reading has to begin again, further back; None at the end.
+    """
+    told: list[str] = []  # passed on once it is clear that it is not because of where decoding began
+    with open_input(info.path) as container:
+        stream = container.streams[info.video_index]
+        try:
+            container.seek(info.entries[entry][0], stream=stream, backward=True)
+        except av.error.FFmpegError:  # no index, and none can be made
+            return place
+        packets = _known(tolerant_demux(container, stream, told.append), info)
+        first = next(packets, None)
+        if first is None or first.pts > info.pts[place]:
+            return place
+        clean_from = first.pts
+        expected = begin = bisect_left(info.pts, clean_from)
+        for frame in decode_packets(stream, chain([first], packets), told.append, exact or info.faulty):
+            if frame.pts is None or frame.pts < first.pts:
+                continue
+            if expected == begin and not frame.key_frame:  # whatever the container says
+                return place
+            is_trouble = frame.is_corrupt or frame.pts != info.pts[expected]
+            if is_trouble and _is_fresh(info, clean_from, frame.pts):
+                if frame.pts >= info.pts[place]:
+                    return place
+                clean_from = frame.pts
+            expected = bisect_right(info.pts, frame.pts)
+            if frame.pts >= info.pts[place]:
+                place = expected
+                while told:
+                    tell(told.pop(0))
+                yield frame
+                if place == len(info.pts):
+                    return None
+        if _is_fresh(info, clean_from, info.pts[place]):
+            return place
+        for what in told:
+            tell(what)
+        return None
+
+
+def _is_fresh(info: MediaInfo, clean_from: int, time: int) -> bool:
+    """Whether trouble may come from where decoding began: until two entries later no frame needs what was before."""
+    passed = bisect_right(info.entries, (time, _ABOVE)) - bisect_right(info.entries, (clean_from, _ABOVE))
+    return passed < 2
+
+
+def _known(packets: Iterator[Any], info: MediaInfo) -> Iterator[Any]:
+    """Packets from the first entry on; none where that is not what was there when the whole file was read."""
+    for packet in packets:
+        if packet.size and packet.is_keyframe:
+            if packet.pts is not None and _has(info.entries, (packet.pts, zlib.crc32(packet))):
+                yield packet
+                yield from packets
+            return
+
+
+def _has(rising: Sequence[tuple[int, int]], one: tuple[int, int]) -> bool:
+    place = bisect_left(rising, one)
+    return place < len(rising) and rising[place] == one
+
+
+@cache
+def _tell_slow(path: str) -> None:
+    log.warning("%s: cannot be read rightly from its midst: parts of it are decoded from the file's head", path)
+
+
+def _decoded(container: Any, info: MediaInfo, tell: Callable[[str], None], exact: bool) -> Iterator[Any]:
+    return decode_stream(container, container.streams[info.video_index], tell, exact or info.faulty)

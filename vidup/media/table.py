@@ -1,0 +1,318 @@
+"""The table of a video's frames, which everything else follows: which there are, and when each is shown."""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate, islice, pairwise
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import av
+
+from vidup.errors import MediaError
+from vidup.media.opening import (
+    MOST_PIXELS,
+    clock,
+    codec_name,
+    find_origins,
+    open_input,
+    tolerant_demux,
+)
+from vidup.media.reading import decode_stream
+from vidup.media.timing import fill, usual_step
+
+# Codecs that draw on the picture before, whatever their containers say of where decoding can begin.
+_BUILT_UP = ("apng", "gif")
+
+# Containers that state a duration in their header, so that a file cut short can be told.
+_STATE_DURATION = {"matroska", "webm", "mov", "mp4", "avi", "flv", "asf"}
+_SHORT_SECONDS = Fraction(1, 2)  # how far streams may end before the stated duration
+
+
+@dataclass
+class Table:
+    """The frames of a file: when each is shown, from its packets, or else from the frames themselves."""
+
+    path: Path
+    tolerate_errors: bool
+    index: int = 0
+    codec: str = ""
+    unit: Fraction = Fraction(1)
+    pts: list[int] = field(default_factory=list)
+    timing: Literal["packets", "order", "filled", "made"] = "packets"
+    entries: dict[int, int] = field(default_factory=dict)
+    """Of the packets that can be decoded without others: time -> CRC-32."""
+    decode_times: list[int] = field(default_factory=list)
+    end: int = 0
+    length: int | None = None
+    """Of every packet, where all say the same."""
+    count: int = 0
+    """Of the packets that are shown."""
+    rate: Fraction = Fraction(0)
+    variable_rate: bool = False
+    faulty: bool = False
+    bears_none: bool = False
+    """The container has no times: those of its packets are guesses (an elementary stream)."""
+    notes: list[str] = field(default_factory=list)
+
+    def read(self) -> int:
+        """Choose the video stream and read all packets; returns its index."""
+        empty: set[int] = set()
+        while True:
+            with open_input(self.path) as container:
+                stream = _video_stream(container, self.path, empty)
+                if stream.width * stream.height > MOST_PIXELS:
+                    size = f"{stream.width}x{stream.height}"
+                    raise MediaError(f"{self.path}: claims frames of {size}: more than {MOST_PIXELS} pixels")
+                self.index, self.unit, self.codec = stream.index, stream.time_base, codec_name(stream)
+                if self._read(container, stream):
+                    return self.index
+                empty.add(stream.index)
+
+    def _read(self, container: Any, stream: Any) -> bool:
+        """Fill `pts` from the times of the packets, as far as they have any; False where there is none."""
+        shown: dict[int, int] = {}
+        corrupt: list[int] = []
+        total = 0
+        last = Fraction(0)
+        is_rising = True
+        for packet in tolerant_demux(container, None, self.damaged):
+            if packet.size == 0 or packet.time_base is None:
+                continue  # a flush packet
+            begins = packet.pts if packet.pts is not None else packet.dts
+            if begins is not None:
+                last = max(last, (begins + (packet.duration or 0)) * packet.time_base)
+            if packet.stream is not stream:
+                continue
+            total += 1
+            if packet.is_corrupt:
+                self.note(f"its packet at {clock(begins, packet.time_base)} is damaged or cut short")
+                corrupt += [begins] if begins is not None else []
+            if packet.is_discard:
+                continue
+            self.count += 1
+            if packet.pts is not None:
+                shown[packet.pts] = packet.duration or 0
+                if packet.is_keyframe:
+                    self.entries[packet.pts] = zlib.crc32(packet)
+            if packet.dts is not None:
+                is_rising &= not self.decode_times or packet.dts >= self.decode_times[-1]
+                self.decode_times.append(packet.dts)
+        if total == 0:
+            return False
+        if shown:
+            self.pts = sorted(shown)
+            self.end = self.pts[-1] + shown[self.pts[-1]]
+            self.length = shown[self.pts[-1]] if len(set(shown.values())) == 1 else None
+            if not shown[self.pts[-1]] and self.pts[-1] * self.unit >= last:  # how long it is shown is not said
+                last += max((b - a for a, b in pairwise(self.pts)), default=0) * self.unit
+        self._check_whole(container, stream, total, last)
+        if parts := len(find_origins(container)):
+            self.notes.append(f"its clock begins anew {parts} times: what follows is moved to go on without a gap")
+        # Fields or parts of frames, some without a time, two at one, or a clock that steps back: only the frames tell.
+        self.bears_none = bool(container.format.flags & av.format.Flags.no_timestamps.value)
+        if len(shown) < self.count or not is_rising or parts or self.bears_none:
+            self.decode(moved=bool(parts))
+        if not parts:
+            self._miss(corrupt)
+        if self.timing == "packets" and self.codec in _BUILT_UP:
+            self.timing = "order"
+        return True
+
+    def decode(self, moved: bool = False) -> None:
+        """Take the times from the frames themselves: decodes the whole file.
+
+        Args:
+            moved: the times in the file are not those of its packets here: frames cannot be sought by them.
+        """
+        troubles: list[str] = []
+        frames = self._decoded(False, troubles)
+        if len(frames) != self.count or troubles:
+            troubles.clear()
+            exact = self._decoded(True, troubles)
+            self.faulty = len(exact) != len(frames) or bool(troubles)
+            frames = exact
+        if troubles and len(frames) < self.count:
+            self.damaged(troubles[0])
+        for what in dict.fromkeys(troubles):
+            self.note(what)
+        if not frames:
+            raise MediaError(f"{self.path}: its video stream gives no frames")
+        times, durations = [frame[0] for frame in frames], [frame[2] for frame in frames]
+        found = [time for time in times if time is not None]
+        if len(found) == len(times) and all(b > a for a, b in pairwise(found)) and not moved:
+            self.pts, self.timing = found, "packets"
+        elif self.bears_none:
+            self.pts, self.timing = self._lasting(durations), "made"
+        elif not moved and not found and len(set(self.decode_times)) == len(times):
+            self.pts, self.timing = sorted(self.decode_times), "order"
+        elif not moved and len(found) == len(times) and _is_reordered(found):
+            self.pts, self.timing = sorted(found), "order"  # some muxers write them in the order of decoding
+        elif found or any(frame[1] is not None for frame in frames):
+            times = times if found else [frame[1] for frame in frames]
+            self.pts, self.timing = fill(times, durations, usual_step(times) or 1), "filled"
+            self._tell_filled(times)
+        else:
+            self.pts, self.timing = list(range(len(times))), "made"
+        if len(times) != self.count:
+            self.notes.append(f"its {self.count} packets of video give {len(times)} frames")
+        self.end = self.pts[-1] + durations[-1]
+
+    def _decoded(self, exact: bool, troubles: list[str]) -> list[tuple[int | None, int | None, int]]:
+        """Of each frame the time at which it is shown, the one at which it was decoded, and its duration."""
+        with open_input(self.path) as container:
+            stream = container.streams[self.index]
+            return [
+                (frame.pts, frame.dts, frame.duration or 0)
+                for frame in decode_stream(container, stream, troubles.append, exact or self.tolerate_errors)
+            ]
+
+    def _lasting(self, durations: list[int]) -> list[int]:
+        """Times of frames that follow each other, where each says how long it is shown; else their numbers."""
+        if self.codec.startswith("mpeg") and all(durations):  # of film in video some are shown for three fields
+            return [0, *accumulate(durations[:-1])]
+        return list(range(len(durations)))
+
+    def _tell_filled(self, times: list[int | None]) -> None:
+        changed = [filled for time, filled in zip(times, self.pts, strict=True) if time != filled]
+        if changed:
+            self.notes.append(
+                f"{len(changed)} of its {len(times)} frames bear no time, or one that cannot be (the first at"
+                f" {clock(changed[0], self.unit)}): filled in from the frames beside them"
+            )
+
+    def check(self, frames: list[Any]) -> None:
+        """Hold the first frames against the table: they must come at its times, and none be left out between them."""
+        if self.timing != "packets":
+            return
+        first = frames[0].pts
+        if not _agree(frames, self.pts):
+            self.decode()
+        elif lost := bisect_left(self.pts, first):
+            self.notes.append(f"its first {lost} frames (to {clock(first, self.unit)}) cannot be decoded: left out")
+            del self.pts[:lost]
+
+    def settle(self, rate: Fraction) -> None:
+        """Find the rate, and where the last frame ends."""
+        if self.timing == "made" and self.pts == list(range(len(self.pts))):
+            step = max(1, round(1 / rate / self.unit))
+            self.pts = [index * step for index in range(len(self.pts))]
+        steps = Counter(b - a for a, b in pairwise(self.pts))
+        usual = steps.most_common(1)[0][0] if steps else max(1, round(1 / rate / self.unit))
+        is_made_up = self.length is not None and 2 * self.length < usual  # some programs write 1 for all
+        if self.end <= self.pts[-1] or is_made_up:
+            self.end = self.pts[-1] + usual
+        # Times that are rounded to the container's tick differ by one unit.
+        self.variable_rate = any(abs(step - usual) > 1 for step in steps)
+        span = self.pts[-1] - self.pts[0]
+        self.rate = (len(self.pts) - 1) / (span * self.unit) if span else Fraction(rate)
+        if self.timing == "made":
+            self.notes.append(f"the stream bears no times: taken as {float(self.rate):.3f} frames a second")
+
+    def _check_whole(self, container: Any, stream: Any, total: int, last: Fraction) -> None:
+        formats = set(container.format.name.split(","))
+        end = f"{float(last):.3f} s"
+        if "mov" in formats and total < (held := self._indexed(container, stream)):
+            self.damaged(f"is cut short: it says {held} frames and holds {total}; what is there ends at {end}")
+            return
+        missing = _missing(self.path) if "matroska" in formats else None
+        if missing:
+            self.damaged(f"is cut short: its last {missing} bytes are missing; what is there ends at {end}")
+        elif missing is None and container.duration and formats & _STATE_DURATION:
+            stated = Fraction(container.duration, 1_000_000)  # with or without the time before the first frame
+            if last < stated * Fraction(99, 100) - _SHORT_SECONDS:
+                self.damaged(f"is cut short: it says {float(stated):.3f} s and ends at {end}")
+
+    def _indexed(self, container: Any, stream: Any) -> int:
+        """How many frames the index of a mov or mp4 says that there are; without those that an edit list leaves out."""
+        indexed = len(stream.index_entries)
+        if indexed < stream.frames:
+            with open_input(self.path, {"ignore_editlist": "1"}) as unedited:
+                if len(unedited.streams[stream.index].index_entries) < stream.frames:
+                    return cast(int, stream.frames)
+        return indexed
+
+    def damaged(self, what: str) -> None:
+        if not self.tolerate_errors:
+            raise MediaError(f"{self.path}: {what}; --tolerate-errors upscales what can be decoded")
+        self.note(what)
+
+    def _miss(self, corrupt: list[int]) -> None:
+        """See whether a frame is missing where packets are damaged: a stream that is cut up loses whole ones."""
+        usual = usual_step(self.pts)
+        for time in corrupt:
+            place = bisect_left(self.pts, time)
+            beside = self.pts[max(0, place - 2) : place + 3]
+            for before, after in pairwise(beside):
+                if 2 * (after - before) > 3 * usual > 0:
+                    self.damaged(f"is damaged: frames are missing after {clock(before, self.unit)}")
+
+    def note(self, what: str) -> None:
+        if (note := f"damaged: {what}") not in self.notes:
+            self.notes.append(note)
+
+
+def _missing(path: Path) -> int | None:
+    """By how many bytes a Matroska file is shorter than its segment says; None where that says nothing."""
+    place, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
+            file.seek(place)
+            head = file.read(12)
+            if head[:4] != name or len(head) < 12 or head[4] == 0:
+                return None
+            # The first bit that is set tells how many bytes hold the length; all others set: not known (RFC 8794, 4).
+            count = 9 - head[4].bit_length()
+            mask = (1 << 7 * count) - 1
+            length = int.from_bytes(head[4 : 4 + count], "big") & mask
+            if length == mask:
+                return None
+            place += 4 + count + length
+    return max(0, place - size)
+
+
+def _video_stream(container: Any, path: str | Path, empty: set[int]) -> Any:
+    """The stream that a player shows: by its disposition, of those that hold anything and can be decoded.
+
+    Args:
+        empty: indexes of streams that were found to hold nothing.
+    """
+    attached = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & attached]
+    if not streams:
+        kinds = ", ".join(f"{s.type} {codec_name(s)}" for s in container.streams) or "nothing"
+        raise MediaError(f"{path}: has no video stream (it holds {kinds})")
+    if len(empty) == len(streams):
+        raise MediaError(f"{path}: its video stream holds no frames")
+    is_moving = max(s.frames for s in streams) > 1  # an AVIF holds its animation beside a still of it
+    stream = max(
+        (s for s in streams if s.index not in empty),
+        key=lambda s: (
+            s.codec_context is not None,
+            not (is_moving and s.frames == 1),
+            bool(s.disposition & av.stream.Disposition.default),
+            -s.index,
+        ),
+    )
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: its video codec cannot be decoded")
+    return stream
+
+
+def _is_reordered(times: list[int]) -> bool:
+    """Whether distinct times lie no further from their order than decoders reorder frames."""
+    places = {time: place for place, time in enumerate(sorted(times))}
+    return len(places) == len(times) and all(abs(places[time] - index) <= 16 for index, time in enumerate(times))
+
+
+def _agree(frames: list[Any], pts: list[int]) -> bool:
+    """Whether the first frames come at the times that the packets say, and none is left out between them."""
+    times = [frame.pts for frame in frames]
+    if None in times or times[0] not in pts:
+        return False
+    begin = bisect_left(pts, times[0])
+    return list(islice(pts, begin, begin + len(times))) == times
