@@ -36,8 +36,8 @@ INSIDE = {
     "engines": "operators identity claims architecture single_file prompts structure detail memory compiling solver hub"
     " tiny vae unet windows planner interpolate checkpoint x2 x4",
     "media": "containers codecs side_data captions cropping hdr options trial selection origins opening reading"
-    " interlace decoding timing table probing encoder segment packets sound texts conversion streams delivery kept thumbnails"
-    " joining",
+    " interlace decoding timing table probing encoder segment packets sound texts conversion streams delivery"
+    " kept thumbnails joining",
     "proof": "findings tracks packets facts likeness faults joined pictures",
     "job": "progress on_ray execute store plan describe worker rehearse stills",
     "bench": "stopwatch",
