@@ -56,6 +56,7 @@ def info_of(**given: Any) -> MediaInfo:
         "rate": Fraction(25),
         "dynamic_hdr": (),
         "side_data": (),
+        "stereo_mode": "",
     }
     return MediaInfo(**{spec.name: {**plain, **given}.get(spec.name) for spec in fields(MediaInfo)})
 
@@ -187,6 +188,7 @@ def test_a_format_stands_for_its_encoder(name: str, codec: str):
         ("prores_ks", "b", "1000000", "b: prores_ks does not go by it"),
         ("libx264", "flags", "0", "change what is decided elsewhere"),
         ("libx264", "color_range", "pc", "change what is decided elsewhere"),
+        ("libx264", "time_base", "1/7", "change what is decided elsewhere"),
         ("libx264", "aspect", "16/9", "change what is decided elsewhere"),
         ("libsvtav1", "svtav1-params", "mastering-display=1", r"expected G\(x,y\)B"),
     ],
@@ -544,6 +546,11 @@ def test_transparency_that_is_asked_for_is_opaque(codec: str, pix_fmt: str, tmp_
     alpha = np.frombuffer(picture.planes[3], planes[0].dtype)
     assert alpha.min() == alpha.max() == (1023 if "10" in pix_fmt else 255)
     assert open_context(av.CodecContext.create(codec, "w"), encoding).encode(picture) is not None
+
+
+def test_gray_has_no_colour_to_lose():
+    info = info_of(pix_fmt="gray")
+    assert loses(info, chosen("libx264", info=info)) == []
 
 
 def test_overrides_of_matrix_and_range_decide_the_tags():

@@ -6,9 +6,10 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     prefetch, config    the only thread code; settings and presets
     picture/            tensors in, tensors out: color, geometry, tiling, noise, resample, metrics
     engines/            what makes the picture: x4 (mini too), x2, checkpoint, interpolate; how models are run
-    media/              PyAV, in: opening, interlace, decoding, probing; out: containers, encoder, segment, joining;
-                        the other streams: packets, sound, texts, conversion, streams;
-                        delivery: what an output has to hold
+    media/              PyAV, in: opening, interlace, decoding, probing; out: containers, codecs, options, trial,
+                        encoder, segment, joining; beside the pictures: side_data, captions, cropping, hdr; the other
+                        streams: selection, packets, sound, texts, conversion, streams; delivery: what an output has
+                        to hold
     upscaler            frames in, larger frames out
     proof/              re-read what was written, and prove it
     job/                upscale(): plan, describe; segments by worker, store, execute, on_ray; join, deliver

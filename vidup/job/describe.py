@@ -55,7 +55,8 @@ def describe(job: Job) -> list[str]:
 
 def _carried(job: Job) -> set[str]:
     """The kinds of side data that arrive."""
-    stereo = job.info.stereo_mode and job.container.family == "matroska"
+    packed = job.encoding.codec == "libx264" and job.info.stereo_mode in side_data.FRAME_PACKING
+    stereo = job.info.stereo_mode and (packed or job.container.family == "matroska")
     captioned = captions.carries(job.encoding.codec)
     return {kind for kind, arrives in ((side_data.STEREO, stereo), (side_data.CAPTIONS, captioned)) if arrives}
 

@@ -94,7 +94,7 @@ def choose(settings: Settings, info: MediaInfo, width: int, height: int, contain
         width=width,
         height=height,
         pix_fmt=pix_fmt,
-        options=encoder_options(codec, settings, info.hdr),
+        options=encoder_options(codec, settings, info.hdr, info.stereo_mode),
         time_base=_time_base(info),
         rate=info.rate,
         color=_output_color(info, settings, planar(pix_fmt), defaults),
@@ -135,7 +135,7 @@ def _check_options(encoding: Encoding, given: dict[str, str]) -> None:
     if _decided(context) != _decided(_set_up(av.CodecContext.create(codec, "w"), encoding)):
         raise ConfigError(
             f"encoder options {_shown(given)}: change what is decided elsewhere (size, format, flags, colour tags,"
-            " pixel aspect); leave out those that do"
+            " pixel aspect, times); leave out those that do"
         )
 
 
@@ -143,6 +143,7 @@ def _decided(context: Any) -> tuple[Any, ...]:
     """What of a codec context the options must not change."""
     return (
         *(context.width, context.height, context.pix_fmt, context.flags & _FRAME_FLAGS, context.sample_aspect_ratio),
+        *(context.time_base, context.framerate),
         *(context.colorspace, context.color_primaries, context.color_trc, context.color_range),
     )
 
@@ -283,7 +284,7 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
         )
     if source.family == "gbr" and target.family == "yuv":
         lost.append(f"RGB becomes {encoding.pix_fmt}")
-    elif target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y:
+    elif source.family == "yuv" and (target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y):
         lost.append(f"{info.pix_fmt} becomes {encoding.pix_fmt}: colour at a lower resolution")
     tagged, written = (color.MATRIX_NAMES.get(code) for code in (info.color.matrix, encoding.color.matrix))
     held = DEFAULTS.get(encoding.codec, Defaults(None)).matrices

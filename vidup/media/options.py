@@ -10,13 +10,14 @@ from vidup.errors import ConfigError
 from vidup.frame import HdrMetadata
 from vidup.media.codecs import DEFAULTS, Defaults
 from vidup.media.hdr import hdr_params
+from vidup.media.side_data import FRAME_PACKING
 
 _MASTERING = re.compile(r"G\(P\)B\(P\)R\(P\)WP\(P\)L\(P\)".replace("P", r"[\d.]+,[\d.]+"))
 _LISTED_RATE = re.compile(r"(?:^|:)(crf|qp|bitrate|rc|tbr|lossless)=")
 """Rate control that is chosen in a list of parameters, which an encoder goes by before all others."""
 
 
-def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None) -> dict[str, str]:
+def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None, stereo_mode: str = "") -> dict[str, str]:
     """What the encoder is given: our defaults, the rate control, and what the user says over them.
 
     Raises:
@@ -39,7 +40,9 @@ def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None) -> 
     if defaults.params is not None:
         name, ours = defaults.params
         told = hdr_params(codec, hdr) if hdr is not None else None
-        parts = [part for part in (ours, *(told or []), given.get(name)) if part]
+        packing = FRAME_PACKING.get(stereo_mode) if codec == "libx264" else None
+        views = f"frame-packing={packing}" if packing is not None else ""
+        parts = [part for part in (ours, *(told or []), views, given.get(name)) if part]
         if parts:
             options[name] = ":".join(parts)
     return options

@@ -35,6 +35,8 @@ _ENCODERS = (
 _PANSCAN = struct.Struct("=3i6h")  # id, width and height in 1/16 pixel, positions
 _MARKER = 1 << 12  # of a group's timecode (ISO/IEC 13818-2, 6.3.8), always set
 _STEREO = struct.Struct("=2i")  # type, flags
+FRAME_PACKING = {"left_right": 3, "top_bottom": 4}
+"""Matroska's words for stereo 3D, and the number of the same in H.264's message, of those that x264 writes."""
 _STEREO_MODES = {1: ("left_right", "right_left"), 2: ("top_bottom", "bottom_top")}
 
 
