@@ -20,6 +20,7 @@ Units = Callable[[bytes], list[bytes]]
 """Takes a packet apart into what muxers keep of it."""
 
 _START = b"\0\0\1"
+_PARAMETER_SETS = (32, 33, 34)  # of H.265
 _DROPPED_OBUS = (2, 8, 15)  # of AV1, by muxers: temporal delimiters, tile lists, padding
 
 
@@ -57,13 +58,20 @@ def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, Units]]:
 
 def _units(codec: str, extradata: bytes) -> Units:
     """How packets of a codec are taken apart, given the extradata of the file that they are in."""
-    if codec in ("h264", "hevc"):
-        # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1: where extradata begin with a version, units have lengths.
-        if extradata[:1] == b"\1":
-            length = (extradata[4 if codec == "h264" else 21] & 3) + 1
-            return lambda data: _by_length(data, length)
-        return lambda data: [unit for part in data.split(_START) if (unit := part.rstrip(b"\0"))]
+    if codec == "hevc":  # the muxer of mov and mp4 keeps parameter sets in the extradata alone, as hvc1 wants it
+        every = _nal_units(codec, extradata)
+        return lambda data: [unit for unit in every(data) if unit and unit[0] >> 1 & 63 not in _PARAMETER_SETS]
+    if codec == "h264":
+        return _nal_units(codec, extradata)
     return _obus if codec in ("av1", "libdav1d") else lambda data: [data]  # the second is the decoder
+
+
+def _nal_units(codec: str, extradata: bytes) -> Units:
+    # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1: where extradata begin with a version, units have lengths.
+    if extradata[:1] == b"\1":
+        length = (extradata[4 if codec == "h264" else 21] & 3) + 1
+        return lambda data: _by_length(data, length)
+    return lambda data: [unit for part in data.split(_START) if (unit := part.rstrip(b"\0"))]
 
 
 def _by_length(data: bytes, length: int) -> list[bytes]:
