@@ -90,19 +90,20 @@ QUEUE_BYTES = 256 * 2**20
 """Of frames that wait before the engine at the most, and as many before an encoder."""
 
 _ENCODER_FRAMES = 64  # that an encoder holds: its lookahead and its threads
+_DECODER_FRAMES = 32  # that the decoder of a segment's proof holds: reference pictures and its threads
 
 
 def host_memory(job: Job) -> int:
     """Bytes of the host's memory that frames take on their way.
 
     One queue before the engine, one behind it, and what the encoder looks ahead; these two again for the segment
-    before, which may not be written yet.
+    before, which may not be written yet; and what its proof decodes.
     """
     kind = color.layout(planar(job.encoding.pix_fmt))
     assert kind is not None
     samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y)
     frame = job.encoding.width * job.encoding.height * samples * (1 if kind.bits == 8 else 2)
-    return round(3 * QUEUE_BYTES + 2 * frame * _ENCODER_FRAMES)
+    return round(3 * QUEUE_BYTES + frame * (2 * _ENCODER_FRAMES + _DECODER_FRAMES))
 
 
 def device_memory(job: Job, runtime: Runtime) -> int | None:

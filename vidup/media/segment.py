@@ -28,6 +28,8 @@ _PACKET = struct.Struct("<qqIB")  # pts, duration, size, key frame
 _CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
 
 
+_SMALL = 2**17  # pixels
+
 _DECODERS = {"av1": "libdav1d"}
 """Those that do not bear the format's name: FFmpeg's own for AV1 works on GPUs alone."""
 
@@ -152,7 +154,8 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
     context: Any = av.CodecContext.create(_DECODERS.get(name, name), "r")
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
     context.extradata, context.codec_tag = bytes.fromhex(head["extradata"]) or None, head["tag"]
-    context.thread_type = "AUTO"
+    # Frames side by side cost more than they save where a frame takes less than handing it to a thread.
+    context.thread_type = "AUTO" if encoding.width * encoding.height > _SMALL else "SLICE"
     shown = 0
     for packet in chain(read_segment(path), [None]):
         data = None
