@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from vidup.config import Runtime, Settings
 from vidup.engines import load
-from vidup.engines.checkpoint import Checkpoint, is_stable_diffusion
+from vidup.engines.checkpoint import Checkpoint
+from vidup.engines.claims import is_stable_diffusion
 from vidup.errors import EngineError
 
 CPU = Runtime(device="cpu")

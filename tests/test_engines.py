@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from vidup import Upscaler
 from vidup.config import Runtime, Settings
-from vidup.engines import INTERPOLATIONS, Choice, Place, architecture, load, native_scale
+from vidup.engines import FAMILIES, HOMES, Choice, Place, architecture, family, identify, load, native_scale
 from vidup.engines.hub import MINI
 from vidup.errors import EngineError
 from vidup.media.decoding import decode
@@ -28,6 +28,7 @@ from vidup.picture.resample import anchor, resize
 
 CPU = Runtime(device="cpu")
 SAMPLES = Path(__file__).parent.parent / "samples"
+INTERPOLATIONS = tuple(FAMILIES[-1].names)
 SPANDREL = ("compact", "esrgan", "swin")
 MODELS = [*INTERPOLATIONS, "mini", "tiny", "tiny_x2", *SPANDREL]
 
@@ -148,6 +149,7 @@ class TestContract:
         model = request.node.callspec.params["engine"]
         identity = engine.engine.identity
         assert identity and identity == make_engine(model, seed=5).engine.identity
+        assert identity == identify(engine.settings, half=False)
         assert identity != make_engine("nearest" if model != "nearest" else "bicubic").engine.identity
 
 
@@ -353,6 +355,43 @@ def test_the_scale_is_known_before_the_model_is_loaded(
     assert native_scale(Settings(model="bicubic", scale=1.5)) == 1.5
 
 
+class TestCatalogue:
+    def test_every_name_is_in_one_family(self) -> None:
+        names = [name for one in FAMILIES for name in one.names]
+        assert len(names) == len(set(names)) and {"x4", "x2", "mini", "nearest"} <= set(names)
+        assert all(family(Settings(model=name)).names[name] for name in names)
+
+    def test_a_model_is_recognised_by_what_it_is(self, tiny_x4: Path, tiny_x2: Path, tmp_path: Path) -> None:
+        found = [family(Settings(model=str(path))).file for path in (tiny_x4, tiny_x2, tmp_path / "esrgan.pth")]
+        assert found == ["x4", "x2", "checkpoint"]
+
+    def test_another_pipeline_is_named(self, tiny_x4: Path, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+        for loads in (lambda settings: load(settings, CPU), native_scale):
+            with pytest.raises(EngineError, match=r"is a FluxPipeline; vidup runs StableDiffusionUpscalePipeline, "):
+                loads(Settings(model=str(tmp_path)))
+
+    def test_a_hub_that_does_not_answer_is_no_guess(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from vidup.engines import hub
+
+        def offline(*_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+        def not_cached(*_: object, **__: object) -> None:
+            raise hub.LocalEntryNotFoundError("nothing")
+
+        monkeypatch.setattr(hub.HfApi, "model_info", offline)
+        monkeypatch.setattr(hub, "hf_hub_download", not_cached)
+        with pytest.raises(EngineError, match=r"^model = 'someone/mirror': .* the hub \(no route to host\)"):
+            native_scale(Settings(model="someone/mirror"))
+
+    def test_the_identity_is_read_without_loading(self, tiny_x4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from vidup.engines import hub
+
+        monkeypatch.setattr(hub, "load_module", lambda *_: pytest.fail("a module was loaded"))
+        assert identify(Settings(model="mini"), half=True) != identify(Settings(model=str(tiny_x4)), half=True)
+
+
 class TestLoading:
     def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
         (tmp_path / "model.bin").write_bytes(b"x")
@@ -486,7 +525,7 @@ class TestLoading:
         assert hub.locate("x4", "abc123", half=True) == tiny_x4
         wanted = asked["allow_patterns"]
         assert isinstance(wanted, list)
-        assert asked["repository"] == hub.HUB_ID and asked["revision"] == "abc123"
+        assert asked["repository"] == HOMES["x4"] and asked["revision"] == "abc123"
         assert set(half) <= set(wanted) and "text_encoder/model.safetensors" in wanted
         assert not any(name.endswith((".ckpt", ".bin", ".md")) for name in wanted)
         assert "unet/diffusion_pytorch_model.safetensors" not in wanted

@@ -343,7 +343,14 @@ def test_values_that_are_refused(kind: type, values: dict, message: str):
         kind(**values)
 
 
-@pytest.mark.parametrize(("model", "expected"), [("x2", ("ddim", 20, 0.0)), ("mini", ("ddim", 3, 1.0))])
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("x2", ("ddim", 20, 0.0)),
+        ("stabilityai/sd-x2-latent-upscaler", ("ddim", 20, 0.0)),
+        ("mini", ("ddim", 3, 1.0)),
+    ],
+)
 def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, float], tmp_path: Path):
     found = from_options(Settings, {"model": model})
     assert (found.sampler, found.steps, found.guidance_scale) == expected
@@ -356,6 +363,9 @@ def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, f
     assert Settings.preset(tmp_path / "own.toml") == found
     with pytest.raises(ConfigError, match="model"):
         Settings.preset("mini", model=[model])
+    (tmp_path / "own.toml").write_text(f'models = ["{model}"]')  # those that ship alone are brought along
+    with pytest.raises(ConfigError, match="unknown key 'models'"):
+        Settings.preset(tmp_path / "own.toml")
 
 
 def test_presets(tmp_path: Path):

@@ -14,7 +14,7 @@ from conftest import enlarge, loaded
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, compiling
+from vidup.engines import HOMES, Choice, Place, compiling
 from vidup.engines.solver import Step, solve, variance_exploding
 from vidup.engines.x2 import _LATENTS, LatentX2
 from vidup.errors import EngineError
@@ -231,10 +231,10 @@ def test_the_name_and_the_hub_id_stand_for_it(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: str(tiny_x2 / "model_index.json"))
-    for name in ("x2", hub.X2_HUB_ID, "someone/mirror"):
+    for name in ("x2", HOMES["x2"], "someone/mirror"):
         engine = loaded(Settings(model=name, steps=1), CPU).engine
         assert isinstance(engine, LatentX2) and engine.scale == 2
-    assert asked == [hub.X2_HUB_ID, hub.X2_HUB_ID, "someone/mirror"]
+    assert asked == [HOMES["x2"], HOMES["x2"], "someone/mirror"]
 
 
 def test_identity_is_that_of_the_weights(tiny_x2: Path, tmp_path: Path) -> None:

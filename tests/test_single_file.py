@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place, architecture, checkpoint, enlarge, load, prompts, single_file
+from vidup.engines import Choice, Place, architecture, claims, enlarge, load, prompts, single_file
 from vidup.engines.x4 import DiffusionX4
 from vidup.errors import EngineError
 
@@ -156,7 +156,7 @@ def make(model: Path, **options: Any) -> DiffusionX4:
 
 def enlarged(engine: DiffusionX4) -> torch.Tensor:
     picture = torch.rand(1, 3, 24, 16, generator=torch.Generator().manual_seed(1))
-    result = enlarge(engine, picture, Place(height=24, width=16))
+    result = enlarge(engine, picture, Place(height=24, width=16), Choice(1, 0))
     assert result.std() > 0.01
     return result
 
@@ -236,12 +236,12 @@ def test_half_precision_is_that_of_the_folder(pair: tuple[Path, Path]) -> None:
 
 
 def test_it_is_told_by_its_header(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    assert checkpoint.is_stable_diffusion(pair[1])
+    assert claims.is_stable_diffusion(pair[1])
     save_file({"body.0.weight": torch.zeros(1)}, tmp_path / "net.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
     (tmp_path / "huge.safetensors").write_bytes(b"\xff" * 64)
     for name in ("net", "cut", "huge", "none"):
-        assert not checkpoint.is_stable_diffusion(tmp_path / f"{name}.safetensors")
+        assert not claims.is_stable_diffusion(tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -322,18 +322,11 @@ def _figures(frame: FrameFigures) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from vidup.engines import INTERPOLATIONS, devices
+    from vidup.engines import FAMILIES, devices
     from vidup.media.encoder import available
 
     table = {
-        "engines": {
-            "x4": "Stable Diffusion x4 upscaler, from the hub or its cache",
-            "x2": "Stable Diffusion x2 latent upscaler, from the hub or its cache",
-            "mini": "small x4 diffusion model that ships with vidup",
-            "FILE": "a single-image model (.safetensors, .pth, .pt, .ckpt; needs vidup[checkpoint]),"
-            " or the x4 upscaler as one file",
-            **{name: "baseline: resampling without a model, any scale" for name in INTERPOLATIONS},
-        },
+        "engines": {name: line for one in FAMILIES for name, line in {**one.names, **one.others}.items()},
         "presets": {name: _preset_line(name) for name in preset_names()},
         "encoders": available(),
         "devices": {name: "" for name in devices()},

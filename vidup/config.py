@@ -250,10 +250,6 @@ class _KeyValue(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
-_OWN_PRESET = {"mini": "mini", "x2": "x2", "stabilityai/sd-x2-latent-upscaler": "x2"}
-"""Models that are not run as the x4 upscaler is, and the preset that they bring along."""
-
-
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
     """Defaults, then the preset that the model brings along, then the one that was given, then what was typed."""
     names = {spec.name for spec in fields(config)}
@@ -265,8 +261,15 @@ def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | N
 
 def _layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
     table = {**(_read_preset(preset) if preset is not None else {}), **over}
-    own = _OWN_PRESET.get(str(table.get("model")))
-    return {**(_read_preset(own) if own is not None else {}), **table}
+    model = str(table.get("model"))
+    own = [name for name in preset_names() if model in _brought_by(name)]
+    return {**(_read_preset(own[0]) if own else {}), **table}
+
+
+def _brought_by(preset: str) -> list[str]:
+    """The models that bring a preset along: the key ``models`` of one that ships with vidup."""
+    found = _read_table(_presets_folder() / f"{preset}.toml").get("models", [])
+    return list(found)
 
 
 _MOST_BYTES = 1 << 20
@@ -287,19 +290,25 @@ def _read_preset(preset: str | Path) -> dict[str, Any]:
                 f"preset {str(preset)!r} is not known: take one of {', '.join(preset_names())}"
                 ", or a path that ends in .toml"
             )
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # to open a pipe would wait for its writer
-            raise ConfigError(f"preset {path}: cannot be read: is no file, or one of more than {_MOST_BYTES} bytes")
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists
-        raise ConfigError(f"preset {path}: cannot be read: {first_line(error)}") from None
+    table = _read_table(path)
+    if path.parent == _presets_folder():
+        table.pop("models", None)
     known = _known(table, f"preset {path}")
     try:
         Settings(**known)
     except ConfigError as error:
         raise ConfigError(f"preset {path}: {error}") from None
     return known
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # to open a pipe would wait for its writer
+            raise ConfigError(f"preset {path}: cannot be read: is no file, or one of more than {_MOST_BYTES} bytes")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists
+        raise ConfigError(f"preset {path}: cannot be read: {first_line(error)}") from None
 
 
 def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def report(arguments: argparse.Namespace) -> str:
     if arguments.frames < 1:
         raise ConfigError(f"frames = {arguments.frames}: must be 1 or more")
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
-    if arguments.random_weights and settings.model != "x4":
+    if arguments.random_weights and settings.model != Settings.model:
         raise ConfigError(f"model = {settings.model!r}: random_weights are the x4 upscaler's; leave one of the two out")
     if runtime.workers != 1 or runtime.ray is not None:
         raise ConfigError("workers, ray: bench measures one worker, in this process; leave them out")

@@ -1,11 +1,12 @@
-"""The Engine protocol, the names that stand for engines, and the one wrapper that pads and crops."""
+"""The Engine protocol, the catalogue of models, and the one wrapper that pads and crops."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +21,101 @@ log = logging.getLogger(__name__)
 
 operators.declare()  # before anything here imports diffusers
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-"""The baseline engines, by the names that ``--model`` takes."""
-
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
 """What files with weights end in."""
+
+_ONE_PASS = "weights of one pass"
+_X4 = "StableDiffusionUpscalePipeline"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that one file of this folder runs, and all that the rest of vidup knows of them."""
+
+    file: str
+    """It has `load`, `identity`, `foresee`, as `load`, `identify`, `foresee` here, and `scale` where not given."""
+    names: dict[str, str]
+    """What ``--model`` takes for them, each with its line in ``vidup list``."""
+    kind: str = ""
+    """How those that bear no name are recognised: what `_kind` says of a folder, a hub id or a file."""
+    homes: dict[str, str] = field(default_factory=dict)
+    """The hub id that a name stands for."""
+    scale: float | None = None
+    """Of the result against the input; None where the settings or the weights tell it."""
+    others: dict[str, str] = field(default_factory=dict)
+    """What else ``vidup list`` shows."""
+
+
+_BASELINE = "baseline: resampling without a model, any scale"
+FAMILIES = (
+    Family(
+        "x4",
+        {
+            "x4": "Stable Diffusion x4 upscaler, from the hub or its cache",
+            "mini": "small x4 diffusion model that ships with vidup",
+        },
+        _X4,
+        {"x4": "stabilityai/stable-diffusion-x4-upscaler"},
+        4,
+    ),
+    Family(
+        "x2",
+        {"x2": "Stable Diffusion x2 latent upscaler, from the hub or its cache"},
+        "StableDiffusionLatentUpscalePipeline",
+        {"x2": "stabilityai/sd-x2-latent-upscaler"},
+        2,
+    ),
+    Family(
+        "checkpoint",
+        {},
+        _ONE_PASS,
+        others={
+            "FILE": f"a single-image model ({', '.join(WEIGHTS)}; needs vidup[checkpoint]),"
+            " or the x4 upscaler as one file"
+        },
+    ),
+    Family("interpolate", dict.fromkeys(("nearest", "bilinear", "bicubic", "lanczos"), _BASELINE)),
+)
+"""The catalogue. The preset that a name brings along is the one of that name, see `config`."""
+
+
+HOMES = {name: home for one in FAMILIES for name, home in one.homes.items()}
+"""The hub ids that names stand for."""
+
+
+def family(settings: Settings) -> Family:
+    """The family of the settings' model, by its name or by what it is.
+
+    Raises:
+        EngineError: it is no model that vidup runs, or the hub, which alone tells, does not answer.
+    """
+    found = next((one for one in FAMILIES if settings.model in one.names), None)
+    if found is None:
+        kind = _kind(settings.model, settings.revision)
+        found = next((one for one in FAMILIES if one.kind == kind), None)
+        if found is None:
+            known = ", ".join(one.kind for one in FAMILIES if one.kind)
+            raise EngineError(f"model = {settings.model!r}: is a {kind}; vidup runs {known}")
+    return found
+
+
+def _kind(model: str, revision: str | None) -> str:
+    """What a folder, a hub id or a file holds: a pipeline of diffusers, by its name, or weights of one pass."""
+    path = Path(model)
+    if path.suffix.lower() in WEIGHTS and not path.is_dir():
+        if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+            raise EngineError(f"model = {model!r}: is a pipe or a device; save it to a file")
+        from vidup.engines.claims import is_stable_diffusion
+
+        return _X4 if is_stable_diffusion(path) else _ONE_PASS
+    from vidup.engines.hub import pipeline
+
+    return pipeline(model, revision)
+
+
+def _file(settings: Settings) -> Any:
+    """The file of this folder that runs the settings' model."""
+    return import_module(f"vidup.engines.{family(settings).file}")
 
 
 @dataclass(frozen=True)
@@ -142,32 +233,21 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
     keep_to_limit(runtime, device)
     # Where the caller is in inference mode: weights that were made there cannot be compiled.
     with current(device), torch.inference_mode(False), torch.no_grad():
-        return _load(settings, runtime, device)
+        engine: Engine = _file(settings).load(settings, runtime, device)
+        return engine
 
 
-def _load(settings: Settings, runtime: Runtime, device: torch.device) -> Engine:
-    if settings.model in INTERPOLATIONS:
-        from vidup.engines.interpolate import Interpolation
+def identify(settings: Settings, half: bool) -> str:
+    """An engine's `identity`, without loading its weights.
 
-        tell_unused(
-            settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
-        )
-        for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
-            log.warning("%s: has no effect with %s", name, settings.model)
-        return Interpolation(settings.model, settings.scale or 4, device)
-    if _is_checkpoint(settings.model):
-        from vidup.engines.checkpoint import Checkpoint
+    Args:
+        half: whether it will work in half precision, for which some models have weights of their own.
 
-        return Checkpoint(settings, runtime, device)
-    from vidup.engines.hub import family
-
-    if family(settings.model, settings.revision) == "x2":
-        from vidup.engines.x2 import LatentX2
-
-        return LatentX2(settings, runtime, device)
-    from vidup.engines.x4 import DiffusionX4
-
-    return DiffusionX4(settings, runtime, device)
+    Raises:
+        EngineError: the model is not to be had.
+    """
+    found: str = _file(settings).identity(settings, half)
+    return found
 
 
 def tell_unused(settings: Settings, model: str, absent: Iterable[str], unused: Iterable[str]) -> None:
@@ -195,17 +275,8 @@ def native_scale(settings: Settings) -> float:
     Raises:
         EngineError: a file with weights, which alone tell it, cannot be read.
     """
-    if settings.model in INTERPOLATIONS:
-        return settings.scale or 4
-    if _is_checkpoint(settings.model):
-        from vidup.engines.checkpoint import scale_of
-
-        return scale_of(Path(settings.model))
-    if settings.model in ("x4", "mini"):
-        return 4
-    from vidup.engines.hub import family
-
-    return {"x4": 4, "x2": 2}[family(settings.model, settings.revision)]
+    found = family(settings).scale
+    return float(_file(settings).scale(settings)) if found is None else found
 
 
 def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> int | None:
@@ -214,30 +285,13 @@ def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> in
     Raises:
         EngineError: the device is not there.
     """
-    if settings.model in (*INTERPOLATIONS, "mini"):  # loaded in no time
-        needs = load(settings, runtime).needs
-    elif settings.model == "x4":
-        from vidup.engines import x4
-
-        needs = x4.foresee(settings, runtime, choose_device(runtime.device))
-    else:
+    needs = _file(settings).foresee(settings, runtime, choose_device(runtime.device))
+    if needs is None:
         return None
     from vidup.engines.planner import Planner
 
     planner = Planner(needs, settings, runtime)
     return planner.memory(planner.choose(height, width), height, width)
-
-
-def _is_checkpoint(model: str) -> bool:
-    """Whether it is a file of another kind of model than diffusers runs."""
-    path = Path(model)
-    if path.suffix.lower() not in WEIGHTS or path.is_dir():
-        return False
-    if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
-        raise EngineError(f"model = {model!r}: is a pipe or a device; save it to a file")
-    from vidup.engines.checkpoint import is_stable_diffusion
-
-    return not is_stable_diffusion(path)
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-HUB_ID = "stabilityai/stable-diffusion-x4-upscaler"
 TOKENS = 77
 _BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 SCHEDULER: dict[str, Any] = {

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,30 +25,35 @@ from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
 
-_DIFFUSION = "model.diffusion_model."  # what Stable Diffusion's own files call their UNet
 _SCRATCH = 1.5  # what kernels take beside: measured, 0 to 9 % for Compact, SwinIR and RCAN, half as much for ESRGAN
 _PROBE = 64  # side of the picture from whose tensors the memory is figured, in pixels
 
 
-def is_stable_diffusion(path: Path) -> bool:
-    """Whether a safetensors file holds a Stable Diffusion model, by the names in its header alone."""
-    if path.suffix.lower() != ".safetensors":
-        return False
-    try:
-        names = claims.weight_shapes(path)
-    except (OSError, SafetensorError):
-        return False  # loading it says what is wrong
-    return any(name.startswith(_DIFFUSION) for name in names)
+def load(settings: Settings, runtime: Runtime, device: torch.device) -> Checkpoint:
+    """The model in the settings' file."""
+    return Checkpoint(settings, runtime, device)
 
 
-def scale_of(path: Path) -> int:
-    """How much a model enlarges, which its weights alone tell.
+def identity(settings: Settings, half: bool) -> str:
+    """Fingerprint of the file."""
+    path = Path(settings.model)
+    if not path.is_file():
+        raise EngineError(f"model = {settings.model!r}: there is no such file")
+    return fingerprint([path])
+
+
+def scale(settings: Settings) -> int:
+    """How much the model enlarges, which its weights alone tell.
 
     Raises:
         EngineError: as `Checkpoint`.
     """
-    scale: int = _describe(path).scale
-    return scale
+    found: int = _describe(Path(settings.model)).scale
+    return found
+
+
+def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
+    """Only the loaded model tells."""
 
 
 class Checkpoint:
@@ -65,7 +69,7 @@ class Checkpoint:
         self.dtype = _dtype(settings.dtype, self.model, device, path)
         self.model.to(device, self.dtype).eval()
         self.model.model.requires_grad_(False)
-        self.identity = fingerprint([path])
+        self.identity = identity(settings, half=False)
         self.scale: int = self.model.scale
         self.multiple: int = self.model.size_requirements.multiple_of
         # The anchor would undo a model that restores at the input's own size: its target is the input itself.
@@ -183,7 +187,7 @@ def _describe(path: Path) -> Any:
     try:
         weights = spandrel.canonicalize_state_dict(found)
         claims.check_weights(path, weights)
-        if any(name.startswith(_DIFFUSION) for name in weights):
+        if any(name.startswith(claims.DIFFUSION) for name in weights):
             raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how some architectures are written

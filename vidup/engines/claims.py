@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from vidup.errors import EngineError, first_line
 
@@ -157,3 +157,18 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(inner, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, value
+
+
+DIFFUSION = "model.diffusion_model."
+"""What Stable Diffusion's own files call their UNet."""
+
+
+def is_stable_diffusion(path: Path) -> bool:
+    """Whether a safetensors file holds a Stable Diffusion model, by the names in its header alone."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        names = weight_shapes(path)
+    except (OSError, SafetensorError):
+        return False  # loading it says what is wrong
+    return any(name.startswith(DIFFUSION) for name in names)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
@@ -19,21 +18,18 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPTextModel
 
-from vidup.engines import WEIGHTS, architecture, claims, prompts, single_file, solver
+from vidup.engines import HOMES, WEIGHTS, architecture, claims, prompts, single_file, solver
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.identity import fingerprint as fingerprint
 from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
-HUB_ID = architecture.HUB_ID
-"""What ``--model x4`` stands for."""
-
-X2_HUB_ID = "stabilityai/sd-x2-latent-upscaler"
-"""What ``--model x2`` stands for."""
-
 MINI = Path(__file__).resolve().parent.parent / "mini" / "checkpoint"
 """What ``--model mini`` stands for."""
+
+SHIPPED = {"mini": MINI}
+"""The folders that names stand for."""
 
 # By name and from these two libraries only: a model's repository brings no code.
 _AUTOENCODERS = {
@@ -51,7 +47,6 @@ _NEEDED = (
     "tokenizer/vocab.json",
     "tokenizer/merges.txt",
 )
-_NAMES = {"x4": HUB_ID, "x2": X2_HUB_ID}
 _SCHEDULERS = {"x4": ("scheduler", "low_res_scheduler"), "x2": ("scheduler",)}
 
 
@@ -72,24 +67,48 @@ class Parts:
     """Fingerprint of the weights and of what else the files say."""
 
 
-Family = Literal["x4", "x2"]
-"""The pipelines that have an engine."""
+def pipeline(model: str, revision: str | None) -> str:
+    """The name of the pipeline that a folder in the hub's layout, or a hub id, holds.
+
+    Raises:
+        EngineError: it is neither, does not say, or the hub does not answer.
+    """
+    path = Path(model)
+    if path.is_file():
+        raise EngineError(f"model = {model!r}: is a file of another kind than {', '.join(WEIGHTS)}")
+    if path.exists():
+        index = path / "model_index.json"
+        if not index.is_file():
+            raise EngineError(f"model = {model!r}: the folder lacks model_index.json; it must have the hub's layout")
+    else:
+        _check_id(model, model)
+        with _answering(model, model):
+            index = _cached_or_fetched(model, revision)
+    with telling(path):
+        return str(claims.read_table(index).get("_class_name"))
 
 
-def family(model: str, revision: str | None) -> Family:
-    """Which pipeline a hub id or a folder in the hub's layout holds; x4 where that cannot be told."""
-    if model == "x2":
-        return "x2"
-    path = Path(model) / "model_index.json"
+def _check_id(model: str, repository: str) -> None:
+    if not re.fullmatch(_ID, repository):
+        raise EngineError(
+            f"model = {model!r}: is no engine of vidup's, no file or folder and no hub id (owner/name);"
+            " vidup list shows the engines"
+        )
+
+
+@contextmanager
+def _answering(model: str, repository: str) -> Iterator[None]:
+    """Turn what goes wrong on the way to the hub into an EngineError that says what to do."""
     try:
-        if model in ("x4", "mini", HUB_ID):
-            return "x4"
-        if not Path(model).exists() and re.fullmatch(_ID, model):
-            path = _cached_or_fetched(model, revision)
-        name = json.loads(path.read_text(encoding="utf-8")).get("_class_name")
-    except Exception:  # whatever is wrong with it, `locate` says so
-        return "x4"
-    return "x2" if name == "StableDiffusionLatentUpscalePipeline" else "x4"
+        yield
+    except EngineError:
+        raise
+    except Exception as error:  # the hub's client and what is below it raise errors of many families
+        raise EngineError(
+            f"model = {model!r}: {repository} cannot be had from the hub ({first_line(error)}). Connect this machine"
+            " once, or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
+            " --preset mini"
+        ) from error
 
 
 def _cached_or_fetched(repository: str, revision: str | None) -> Path:
@@ -105,7 +124,7 @@ def ask(repository: str, revision: str | None) -> list[str]:
     return [entry.rfilename for entry in details.siblings or ()]
 
 
-def locate(model: str, revision: str | None, half: bool, kind: Family = "x4") -> Path:
+def locate(model: str, revision: str | None, half: bool, kind: str = "x4") -> Path:
     """The folder of a model: fetched from the hub, or from its cache without network, where it is a hub id.
 
     Args:
@@ -119,8 +138,8 @@ def locate(model: str, revision: str | None, half: bool, kind: Family = "x4") ->
     Raises:
         EngineError: it is not to be had, or a part of it is missing.
     """
-    path = MINI if model == "mini" else Path(model)
-    if model not in _NAMES and path.exists():
+    path = SHIPPED.get(model, Path(model))
+    if model not in HOMES and path.exists():
         if revision is not None:
             raise EngineError(f"revision = {revision!r}: {model} is on this machine; leave the revision out")
         if path.is_file() and path.suffix.lower() != ".safetensors":
@@ -129,15 +148,11 @@ def locate(model: str, revision: str | None, half: bool, kind: Family = "x4") ->
         if missing:
             raise EngineError(
                 f"model = {model!r}: the folder lacks {', '.join(missing)}; it must have the hub's layout,"
-                f" as {_NAMES[kind]} has it"
+                f" as {HOMES[kind]} has it"
             )
         return path
-    repository = _NAMES.get(model, model)
-    if not re.fullmatch(_ID, repository):
-        raise EngineError(
-            f"model = {model!r}: is no engine of vidup's, no file or folder and no hub id (owner/name);"
-            " vidup list shows the engines"
-        )
+    repository = HOMES.get(model, model)
+    _check_id(model, repository)
     return _fetch(repository, revision, half, model, kind)
 
 
@@ -247,7 +262,9 @@ def _noise_levels(config: dict[str, Any], *_: object) -> list[float]:
 
 
 def identity(folder: Path, half: bool) -> str:
-    """Fingerprint of the files of a layout that decide pixels, wherever the folder lies."""
+    """Fingerprint of a single file, or of the files of a layout that decide pixels, wherever it lies."""
+    if folder.is_file():
+        return fingerprint([folder])
     files = _files(folder)
     return fingerprint(folder / name for name in sorted({*filter(_is_small, files), *_weight_files(files, half)}))
 
@@ -292,13 +309,13 @@ def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: 
     return module.to(device).eval().requires_grad_(False)
 
 
-def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: Family) -> Path:
+def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: str) -> Path:
     """From the cache where it is complete: a job that goes on for days must not change its weights with the hub."""
     with suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         if not _missing(_files(folder), kind):
             return folder
-    try:
+    with _answering(model, repository):
         files = ask(repository, revision)
         missing = _missing(files, kind)
         if missing:
@@ -306,14 +323,6 @@ def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: 
         wanted = [*(name for name in files if _is_small(name)), *_weight_files(files, half)]
         log.info("%s: fetching from the hub, once", repository)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except EngineError:
-        raise
-    except Exception as error:  # the hub's client and what is below it raise errors of many families
-        raise EngineError(
-            f"model = {model!r}: {repository} cannot be had from the hub ({first_line(error)}). Connect this machine"
-            " once, or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
-            " --preset mini"
-        ) from error
 
 
 def _files(folder: Path) -> list[str]:
@@ -331,7 +340,7 @@ def _is_small(name: str) -> bool:
     )
 
 
-def _missing(files: Iterable[str], kind: Family) -> list[str]:
+def _missing(files: Iterable[str], kind: str) -> list[str]:
     files = list(files)
     needed = _NEEDED + tuple(f"{name}/scheduler_config.json" for name in _SCHEDULERS[kind])
     lacking = [name for name in needed if name not in files]

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
 
-from vidup.engines import Choice, Needs, Place
+from vidup.config import Runtime, Settings
+from vidup.engines import Choice, Needs, Place, tell_unused
+
+log = logging.getLogger(__name__)
+
+
+def load(settings: Settings, runtime: Runtime, device: torch.device) -> Interpolation:
+    """The baseline of the settings' name, which tells of what it has no use for."""
+    tell_unused(
+        settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
+    )
+    for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
+        log.warning("%s: has no effect with %s", name, settings.model)
+    return Interpolation(settings.model, scale(settings), device)
+
+
+def identity(settings: Settings, half: bool) -> str:
+    """Its name."""
+    return settings.model
+
+
+def scale(settings: Settings) -> float:
+    """What is asked for."""
+    return settings.scale or 4
+
+
+def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs:
+    """Known without a model."""
+    return Interpolation(settings.model, scale(settings), device).needs
 
 
 class Interpolation:

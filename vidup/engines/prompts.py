@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTokenizer
 
-from vidup.engines import architecture, single_file
+from vidup.engines import HOMES, architecture, single_file
 from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def _clip_tokenizer(folder: str | None) -> Any:
     names = ("vocab.json", "merges.txt")
     try:
         if folder is None:
-            files = [hf_hub_download(architecture.HUB_ID, f"tokenizer/{name}", local_files_only=True) for name in names]
+            files = [hf_hub_download(HOMES["x4"], f"tokenizer/{name}", local_files_only=True) for name in names]
             home = Path(files[0]).parent
         else:
             home = Path(folder)

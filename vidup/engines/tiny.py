@@ -63,7 +63,17 @@ def load_tiny(
             f"vae = {name!r}: enlarges {config.latent_channels} channels by {enlarges}; this model needs one that"
             f" enlarges {channels} channels by {scale}, such as madebyollin/taesd-x4-upscaler"
         )
-    return vae.to(device).eval().requires_grad_(False), fingerprint([folder / file for file in _FILES])
+    return vae.to(device).eval().requires_grad_(False), identity(name)
+
+
+def identity(name: str) -> str:
+    """Fingerprint of a tiny autoencoder, which is not loaded for it.
+
+    Raises:
+        EngineError: it cannot be had.
+    """
+    folder = _locate(name)
+    return fingerprint([folder / file for file in _FILES])
 
 
 def decode_in_bands(vae: Any, latent: torch.Tensor, band: int) -> torch.Tensor:

@@ -35,6 +35,20 @@ _NOISE_EMBEDDING = 128  # cosines and sines of the noise level, which is 0: ones
 _UNET_TENSORS, _ENCODER_TENSORS = 14, 5
 
 
+def load(settings: Settings, runtime: Runtime, device: torch.device) -> LatentX2:
+    """The settings' model."""
+    return LatentX2(settings, runtime, device)
+
+
+def identity(settings: Settings, half: bool) -> str:
+    """Fingerprint of its files."""
+    return hub.identity(hub.locate(settings.model, settings.revision, half, "x2"), half)
+
+
+def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
+    """Only the loaded model tells."""
+
+
 class LatentX2:
     """The x2 latent upscaler. It takes no noise level: the authors found that noise on the input only blurs its tie."""
 

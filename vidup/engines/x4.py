@@ -15,10 +15,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, architecture, detail, planner, solver, windows
+from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, planner, solver, tiny, windows
 from vidup.engines.compiling import compiles
 from vidup.engines.hub import Parts, load_parts, locate, precisions
-from vidup.engines.tiny import load_tiny
 from vidup.engines.unet import Moved, Unet, at_work
 from vidup.engines.vae import Decoder, limits
 from vidup.errors import EngineError
@@ -27,6 +26,17 @@ from vidup.picture import noise, tiling
 log = logging.getLogger(__name__)
 
 _LOW_RES, _LATENTS = 0, 1  # streams of noise
+
+
+def load(settings: Settings, runtime: Runtime, device: torch.device) -> DiffusionX4:
+    """The settings' model."""
+    return DiffusionX4(settings, runtime, device)
+
+
+def identity(settings: Settings, half: bool) -> str:
+    """Fingerprint of its files, and of the decoder that is put in."""
+    own = hub.identity(hub.locate(settings.model, settings.revision, half), half)
+    return own if settings.vae is None else f"{own}+{tiny.identity(settings.vae)}"
 
 
 class DiffusionX4:
@@ -60,7 +70,7 @@ class DiffusionX4:
         self.vae = parts.vae
         if settings.vae is not None:
             channels = self.vae.config.latent_channels
-            self.vae, own = load_tiny(settings.vae, channels, self.scale, home, self.dtype)
+            self.vae, own = tiny.load_tiny(settings.vae, channels, self.scale, home, self.dtype)
             self.identity = f"{self.identity}+{own}"
         self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
 
@@ -176,8 +186,10 @@ def needs(
     )
 
 
-def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs:
-    """The memory of the x4 upscaler as its architecture tells it: nothing is loaded."""
+def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs | None:
+    """The memory of the hub's model, as its architecture tells it, or of `mini`, which is loaded in no time."""
+    if settings.model not in HOMES:
+        return load(settings, runtime, device).needs if settings.model in hub.SHIPPED else None
     dtype, vae_dtype = precisions(settings.dtype, device)
     meta = torch.device("meta")
     decoder = Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed")

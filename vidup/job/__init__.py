@@ -355,10 +355,9 @@ def _identity(upscaler: Upscaler) -> str:
     settings, runtime = upscaler.settings, upscaler.runtime
     if runtime.workers == 1 and runtime.ray is None:
         return upscaler.engine.identity
-    # The workers have the engine; here only its name is wanted, and no GPU may be. Its files depend on the precision.
-    if settings.dtype == "auto" and _gpus(runtime) and Path(settings.model).suffix not in engines.WEIGHTS:
-        settings = replace(settings, dtype="float16")
-    return engines.load(settings, Runtime(device="cpu")).identity
+    # The workers have the engine, and no GPU may be here. The model's files depend on the precision.
+    half = settings.dtype in ("float16", "bfloat16") or (settings.dtype == "auto" and _gpus(runtime) > 0)
+    return engines.identify(settings, half)
 
 
 def _check_delivered(outcome: Outcome, settings: Settings) -> None:
