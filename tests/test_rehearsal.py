@@ -13,7 +13,8 @@ import pytest
 from material import MILLISECOND, Material, Sound, Text, packets_of
 
 import vidup
-from vidup import ConfigError, Progress, Runtime, Settings, Stopped
+from vidup import ConfigError, Progress, Runtime, Settings, Stopped, cli
+from vidup.job import rehearse
 from vidup.media import kept
 
 FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=12)
@@ -125,3 +126,14 @@ def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatc
         vidup.upscale(source, output, settings, runtime=Runtime(strict=True), on_progress=upscaled)
     assert upscaled.frames == 0
     assert [stream.kind for stream in vidup.probe(vidup.upscale(source, output, settings)).streams] == ["video"]
+
+
+def test_probe_tells_what_the_rehearsal_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    source = Material(sounds=(Sound("vorbis"),)).write(tmp_path / "source.mkv")
+    options = ["--model", "nearest", "--scale", "2", "--start", "0.41", "--duration", "0.5"]
+    assert cli.main(["probe", str(source), "-o", str(tmp_path / "output.mp4"), *options]) == 0
+    assert "note: stream 1 (audio vorbis) is converted to aac: packet 0 is -0.0" in capsys.readouterr().out
+    monkeypatch.setattr(rehearse, "_CHEAP", 1)
+    assert cli.main(["probe", str(source), "-o", str(tmp_path / "output.mp4"), *options]) == 0
+    assert "note: the join is rehearsed when the job begins" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["source.mkv"]

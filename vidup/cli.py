@@ -222,7 +222,7 @@ def _progress(kind: str) -> Iterator[Sink | None]:
 def _probe(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vidup.job import default_output, describe, plan, stills
+    from vidup.job import default_output, describe, plan, rehearse, stills
 
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
@@ -239,8 +239,10 @@ def _probe(arguments: argparse.Namespace) -> int:
         for note in facts["notes"]:
             terminal.put(f"  note: {note}")
         return 0
-    job = plan.plan(source, target, settings)
-    info, encoding, notes = job.info, job.encoding, describe.describe(job)[1:]
+    job, left = plan.plan(source, target, settings), list[str]()
+    if arguments.output:
+        job, left = rehearse.foresee(job)
+    info, encoding, notes = job.info, job.encoding, [*describe.describe(job)[1:], *left]
     if arguments.json:
         table = asdict(info) | {"output": str(target), "encoding": asdict(encoding)}
         del table["pts"]

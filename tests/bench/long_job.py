@@ -3,8 +3,8 @@
     python tests/bench/long_job.py [--frames 5000 20000] [--limit 30]
 
 Upscales clips of two lengths, 64x48, with the baseline engine (nearest, scale 2, preset ultrafast), each in
-a process of its own, and times its parts: planning, upscaling in segments, joining, verifying. Exits with 1 where the
-peaks of resident memory differ by more than the limit (in MB).
+a process of its own, and times its parts: planning, rehearsing the join, upscaling, joining, verifying. Exits with 1
+where the peaks of resident memory differ by more than the limit (in MB).
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ def measure(source: Path) -> None:
     """Upscale a clip in this process; print the seconds of each part and the peak in MB as JSON."""
     import vidup
     from vidup.job.plan import plan
+    from vidup.job.rehearse import rehearse
 
     settings = vidup.Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
     began = time.perf_counter()
     job = plan(source, source.with_suffix(".x2.mp4"), settings)
     parts = {"planning": time.perf_counter() - began}
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        rehearse(job, Path(folder))
+    parts["rehearsing"] = time.perf_counter() - began
     entered: list[tuple[str, float]] = []
 
     def look(event: vidup.Progress) -> None:
@@ -59,14 +64,14 @@ def main() -> int:
             command = [sys.executable, __file__, "--measure", str(source)]
             result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found.append(json.loads(result.stdout))
-    names = ("planning", "upscaling", "joining", "verifying", "peak")
+    names = ("planning", "rehearsing", "upscaling", "joining", "verifying", "peak")
     rows = [
         (frames, *(f"{one[name]:.2f}" for name in names)) for frames, one in zip(arguments.frames, found, strict=True)
     ]
     short, long = found
     ratio = arguments.frames[1] / arguments.frames[0]
     rows.append((f"ratio ({ratio:g})", *(f"{long[name] / short[name]:.2f}" for name in names)))
-    heads = ("frames", "planning s", "upscaling s", "joining s", "verifying s", "peak MB")
+    heads = ("frames", "planning s", "rehearsing s", "upscaling s", "joining s", "verifying s", "peak MB")
     report.show("a long job, 64x48 to 128x96, nearest", heads, rows, report.facts())
     grown = long["peak"] - short["peak"]
     fits = grown <= arguments.limit

@@ -26,6 +26,7 @@ def describe(job: Job) -> list[str]:
     ]
     if lost := lost_tags(job):
         lines.append(f"note: tags of the file are lost ({', '.join(lost)}): {job.container} has no place for them")
+    lines += [f"note: {job.container} cannot keep the {subject}" for subject in sorted(job.accepted)]
     lines += [f"note: {loss}" for loss in encoder.loses(info, encoding)]
     lines += [f"note: {limit}" for limit in encoder.limits(encoding)]
     lines += [f"note: {kind}: lost, there is no way to write it" for kind in side_data.lost(info, _carried(job))]

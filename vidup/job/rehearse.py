@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from vidup.picture import color
 
 log = logging.getLogger(__name__)
 
+_CHEAP = 2**28  # bytes of an input, whose sound is converted in seconds
 _PICTURES = "rehearsal.packets"
 _TOLD = ("tag ", "marks ", "chapters", "pixel aspect")
 """Beginnings of the subjects of the proof that are told, and then expected as the container says them."""
@@ -60,12 +62,21 @@ def rehearse(job: Job, folder: Path) -> Job:
     return job
 
 
+def foresee(job: Job) -> tuple[Job, list[str]]:
+    """`rehearse` for a job that is only looked at, where that is cheap: the job, and what is left to be said of it."""
+    if Path(job.info.path).stat().st_size > _CHEAP:
+        return job, ["note: the join is rehearsed when the job begins: what its container cannot say is found then"]
+    with TemporaryDirectory() as folder:
+        return rehearse(job, Path(folder)), []
+
+
 def _check_ticks(job: Job) -> None:
     tick = job.container.tick
     if tick is None or job.unit >= tick:
         return
+    long, short = (job.unit / tick).as_integer_ratio()
     for before, after in pairwise(job.times):
-        if round(before * job.unit / tick) == round(after * job.unit / tick):
+        if (2 * before * long + short) // (2 * short) == (2 * after * long + short) // (2 * short):
             raise ConfigError(
                 f"{job.output}: {job.container} counts in units of {float(tick):g} s, and two frames, at"
                 f" {float(before * job.unit):.6f} and {float(after * job.unit):.6f} s, would have one time;"
@@ -79,7 +90,12 @@ def _times(job: Job) -> list[int]:
     places = {0, len(job.times) - 1}
     for place in (0, *(steps.index(step) for step in {min(steps), max(steps)})) if steps else ():
         places |= {place, place + 1}
-    return [job.times[place] for place in sorted(places)]
+    # Those between are left out, and mp4 counts how long a frame is shown in 32 bits: that must not be what is found.
+    longest = max([*steps, int((2**31 - 1) * job.encoding.time_base / job.unit)])
+    times = [job.times[0]]
+    for place in sorted(places)[1:]:
+        times += [job.times[place]] if job.times[place] - times[-1] <= longest else []
+    return times
 
 
 def _blank(job: Job, times: list[int]) -> list[Frame]:

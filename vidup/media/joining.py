@@ -171,6 +171,7 @@ def _decode_times(order: list[int]) -> list[int]:
     return ahead + shown[: len(shown) - len(ahead)]
 
 
-def _decode_time(packet: Any) -> Fraction:
-    time = packet.dts if packet.dts is not None else packet.pts
-    return time * packet.time_base if time is not None else Fraction(0)
+def _decode_time(packet: Any) -> float:
+    """In seconds, near enough to say which packet comes first in the file."""
+    time, unit = packet.dts if packet.dts is not None else packet.pts, packet.time_base
+    return time * unit.numerator / unit.denominator if time is not None else 0.0

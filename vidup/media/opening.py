@@ -179,18 +179,19 @@ def _scan(path: Path, size: int, mtime_ns: int) -> tuple[Origin, ...]:
 
 
 def _demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
-    failures, last = 0, Fraction(0)
+    failures, dts, read = 0, 0, None
     while True:
         try:
             for packet in container.demux(*([stream] if stream is not None else [])):
-                if packet.dts is not None and packet.time_base:
-                    failures, last = 0, packet.dts * packet.time_base
+                if packet.dts is not None:
+                    failures, dts, read = 0, packet.dts, packet.stream
                 yield packet
             return
         except IndexError:  # at the end, where PyAV flushes streams that appeared meanwhile and that it does not know
             return
         except _UNREADABLE as error:
-            damaged(f"is damaged after {float(last):.3f} s: {reason(error)}")
+            last = clock(dts, read.time_base if read is not None else Fraction(0))
+            damaged(f"is damaged after {last}: {reason(error)}")
             failures += 1
             if not isinstance(error, av.error.FFmpegError) or isinstance(error, EOFError) or failures > _MOST_FAILURES:
                 return

@@ -242,13 +242,26 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
             the second is a unit later.
     """
     last: dict[int, int] = {}
+    ways: dict[int, tuple[Fraction, int, int, int]] = {}
     for packet in packets:
-        index, unit = packet.stream.index, packet.stream.time_base
-        # Rounded once, and to what the output counts in: units of the source may be as long as a frame.
-        scale, late = packet.time_base / unit, shift / unit
-        begins = None if packet.pts is None else round(packet.pts * scale + late)
-        decoded = None if packet.dts is None else round(packet.dts * scale + late)
-        packet.duration = round((packet.duration or 0) * scale)
+        index = packet.stream.index
+        if index not in ways:
+            unit = packet.stream.time_base
+            # Rounded once, and to what the output counts in: units of the source may be as long as a frame. A film has
+            # packets by the hundred thousand: whole numbers are counted in many times faster than fractions.
+            scale, late = packet.time_base / unit, shift / unit
+            by = 2 * scale.denominator * late.denominator
+            ways[index] = (
+                unit,
+                2 * scale.numerator * late.denominator,
+                2 * late.numerator * scale.denominator,
+                by,
+            )
+        unit, times, plus, by = ways[index]
+        half = by // 2
+        begins = None if packet.pts is None else (packet.pts * times + plus + half) // by
+        decoded = None if packet.dts is None else (packet.dts * times + plus + half) // by
+        packet.duration = ((packet.duration or 0) * times + half) // by
         if rising and decoded is not None and index in last and decoded <= last[index]:
             decoded = last[index] + 1
             begins = None if begins is None else max(begins, decoded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect, bisect_left
 from collections import deque
 from collections.abc import Sequence
@@ -155,16 +156,19 @@ def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None
                 count = f" (it holds {len(after.digests)} packets, expected {len(before.digests)})"
                 where = "" if mine and theirs else count
                 raise VerifyError(f"{name}: packet {index} differs from the input's{where}")
+        # In whole numbers: a film has packets by the hundred thousand.
+        fine = math.lcm(*(part.denominator for part in (after.tick, before.tick, shift, tolerance)))
+        ticks = [int(part * fine) for part in (after.tick, before.tick, shift, tolerance)]
         for index, (mine, theirs) in enumerate(zip(before.pts, after.pts, strict=True)):
-            late = theirs * after.tick - mine * before.tick - shift
-            if abs(late) > tolerance:
-                raise VerifyError(f"{name}: packet {index} is {float(late):.4f} s late")
+            late = theirs * ticks[0] - mine * ticks[1] - ticks[2]
+            if abs(late) > ticks[3]:
+                raise VerifyError(f"{name}: packet {index} is {late / fine:.4f} s late")
         return
     if before.whole.digest() != after.whole.digest():
         raise VerifyError(f"{name}: its samples differ from the input's")
-    late = after.begin() - before.begin() - shift
-    if abs(late) > tolerance:
-        raise VerifyError(f"{name}: is {float(late):.4f} s late")
+    begins = after.begin() - before.begin() - shift
+    if abs(begins) > tolerance:
+        raise VerifyError(f"{name}: is {float(begins):.4f} s late")
 
 
 def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[Path, int], shift: Fraction) -> str:

@@ -27,7 +27,6 @@ class Track:
     tick: Fraction
     """Seconds in one unit of `pts`."""
     pts: array[int] = field(default_factory=lambda: array("q"))
-    end: Fraction = Fraction(0)
     digests: list[bytes] = field(default_factory=list)
     whole: Any = field(default_factory=hashlib.sha256)
     shown: list[texts.Shown] = field(default_factory=list)
@@ -38,7 +37,6 @@ class Track:
             return  # an empty text, with which mov fills gaps
         time, self.tick = packet.pts if packet.pts is not None else packet.dts or 0, packet.time_base
         self.pts.append(time)
-        self.end = (time + (packet.duration or 0)) * self.tick
         self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
         self.whole.update(payload)
         if packet.stream.type == "subtitle" and (words := texts.words(packet)):
