@@ -9,10 +9,10 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     media/              PyAV, in: opening, interlace, decoding, probing; out: containers, codecs, options, trial,
                         encoder, segment, joining; beside the pictures: side_data, captions, cropping, hdr; the other
                         streams: selection, packets, sound, texts, conversion, streams; delivery: what an output has
-                        to hold
+                        to hold; kept: what was converted
     upscaler            frames in, larger frames out
     proof/              re-read what was written, and prove it
-    job/                upscale(): plan, describe; segments by worker, store, execute, on_ray; join, deliver
+    job/                upscale(): plan, describe, rehearse; segments by worker, store, execute, on_ray; join, deliver
     compare, bench/     quality of one video against another; what this machine can do
     terminal            the standard streams and the signals of a command
     cli                 parse, call the library, exit code

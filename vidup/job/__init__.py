@@ -301,9 +301,10 @@ def _deliver(work: _Work, tracker: Tracker, runtime: Runtime) -> None:
             times = [int(time * job.encoding.time_base / job.unit) for time in joined]
             if len(times) < len(job.times):
                 log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
-        with _kept_unproved(whole):
+        with _kept(whole, "unproved"):
             proof.check_joined(whole, job, job.encoding, times, paths)
-        deliver(whole, job.output)
+        with _kept(whole, "undelivered"):
+            deliver(whole, job.output)
     finally:
         whole.unlink(missing_ok=True)
     log.info("%s: delivered and verified, %d frames", job.output, len(times))
@@ -312,14 +313,14 @@ def _deliver(work: _Work, tracker: Tracker, runtime: Runtime) -> None:
 
 
 @contextmanager
-def _kept_unproved(whole: Path) -> Iterator[None]:
-    """Where the proof fails, leave the joined file in the job's folder, under a name that says so."""
-    unproved = whole.with_stem("unproved")
+def _kept(whole: Path, name: str) -> Iterator[None]:
+    """Where a file fails that took days, leave it in the job's folder, under a name that says how far it came."""
+    kept = whole.with_stem(name)
     try:
         yield
     except (MediaError, VerifyError) as error:
-        whole.replace(unproved)
-        raise type(error)(f"{error}; what was joined is kept as {unproved}") from error
+        whole.replace(kept)
+        raise type(error)(f"{error}; what was joined is kept as {kept}") from error
 
 
 def deliver(whole: Path, output: Path) -> None:

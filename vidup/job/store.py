@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _RECORD, _LOCK = "job.json", "lock"
 _OWN = re.compile(
-    r"lock|(job\.json|\d{5,}\.seg|stream\d+-[\w.()-]+\.kept|(whole|unproved|rehearsal)\.\w+)((\.\w+)*\.part)?"
+    r"lock|(job\.json|\d{5,}\.seg|stream\d+-[\w.()-]+\.kept|(whole|unproved|undelivered|rehearsal)\.\w+)((\.\w+)*\.part)?"
 )
 """The names that files of a job bear: lock, record, segments, converted streams, the joined result, the rehearsal's;
 and what of these is not whole."""

@@ -40,7 +40,8 @@ class Track:
         self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
         self.whole.update(payload)
         if packet.stream.type == "subtitle" and (words := texts.words(packet)):
-            self.shown.append(texts.Shown(time * self.tick, self.end, words))
+            end = (time + (packet.duration or 0)) * self.tick
+            self.shown.append(texts.Shown(time * self.tick, end, words))
 
     def begin(self) -> Fraction:
         return self.pts[0] * self.tick
