@@ -173,6 +173,12 @@ def engine(tiny_x4: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the hub's layout with the true classes, narrow and with random weights."""
+    folder: Path = tmp_path_factory.mktemp("tiny_x4")
+    narrow_x4(folder)
+    return folder
+
+
+def narrow_x4(folder: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -201,14 +207,18 @@ def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=64,
         scaling_factor=0.08333,
     )
-    folder: Path = tmp_path_factory.mktemp("tiny_x4")
     save_layout(folder, unet, vae, width=24)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_x2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The latent upscaler's true classes, narrow and with random weights, in the hub's layout."""
+    folder: Path = tmp_path_factory.mktemp("tiny_x2")
+    narrow_x2(folder)
+    return folder
+
+
+def narrow_x2(folder: Path) -> None:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -239,7 +249,6 @@ def tiny_x2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         latent_channels=4,
         norm_num_groups=8,
     )
-    folder: Path = tmp_path_factory.mktemp("tiny_x2")
     save_layout(folder, unet, vae, width=24)
     EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
@@ -254,7 +263,6 @@ def tiny_x2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 @pytest.fixture(scope="session")

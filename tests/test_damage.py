@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import mutants
 import mutate
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def logger() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with same_priority():  # SVT-AV1 writes one of them
-        return {path.name: path for path in mutate.make_clips(tmp_path_factory.mktemp("clips"))}
+        return {path.name: path for path in mutants.make_clips(tmp_path_factory.mktemp("clips"))}
 
 
 def refusal(path: Path, settings: Settings = NEAREST) -> str:
@@ -75,10 +76,20 @@ def test_mutants(clips: dict[str, Path]):
 
 def test_a_mutant_follows_from_its_number(clips: dict[str, Path]):
     paths = list(clips.values())
-    first, again = ([mutate.mutant(number, 3, paths) for number in range(40)] for _ in range(2))
+    first, again = ([mutants.mutant(number, 3, paths) for number in range(40)] for _ in range(2))
     assert first == again
-    assert sum(data != path.read_bytes() for path, data, _ in first) > 35
-    assert {name for _, _, change in first for name in change.split("+")} >= {"bits", "cut", "field", "number"}
+    assert sum(one.data != one.source.read_bytes() for one in first) > 35
+    assert {name for one in first for name in one.change.split("+")} >= {"bits", "cut", "field", "number"}
+
+
+@pytest.mark.parametrize(
+    ("make", "count"), [(mutants.make_pictures, 40), (mutants.make_models, 12), (mutants.make_jobs, 8)]
+)
+def test_mutants_of_other_kinds(make: Callable[[Path], list[Path]], count: int, tmp_path: Path):
+    """Pictures, models and stopped jobs: a result that is right, or one line."""
+    results = list(mutate.try_all(range(count), 5, make(tmp_path), seconds=60))
+    assert [result for result in results if result.wrong] == []
+    assert len({result.outcome for result in results}) > 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGSTOP")
