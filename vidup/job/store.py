@@ -238,7 +238,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
         known = json.loads((folder / _RECORD).read_bytes())
         if isinstance(known["fingerprint"], dict) and isinstance(known["choice"], dict):
             return {"fingerprint": known["fingerprint"], "choice": known["choice"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     segments = sum(1 for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
     if segments:
