@@ -179,6 +179,7 @@ def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def narrow_x4(folder: Path) -> None:
+    """Write `tiny_x4` into a folder."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -219,6 +220,7 @@ def tiny_x2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def narrow_x2(folder: Path) -> None:
+    """Write `tiny_x2` into a folder."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)

@@ -171,6 +171,9 @@ def _work(seed: int, sources: list[Path], folder: Path, memory: int) -> None:
 
     torch.set_num_threads(1)
     assert vidup.job
+    if any(mutants.kind(source) in ("model", "weights") for source in sources):
+        import vidup.engines.x2
+        import vidup.engines.x4
     if sys.platform == "linux":
         import resource
 

@@ -223,7 +223,14 @@ class TestStore:
             assert (folder / "notes.txt").read_text() == "mine"
         open_store(folder, fingerprint(source, crf=20)).close()
 
-    @pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"fingerprint": 1, "choice": {}}', b"\xff\xfe", None])
+    def test_a_record_that_is_a_folder(self, folder: Path, source: Path):
+        (folder / "job.json").mkdir(parents=True)
+        with pytest.raises(MediaError, match=r"cannot be used"):
+            open_store(folder, fingerprint(source), restart=True)
+
+    @pytest.mark.parametrize(
+        "record", [b"", b"{", b"[]", b'{"fingerprint": 1, "choice": {}}', b"\xff\xfe", b"[" * 5000, None]
+    )
     def test_a_damaged_record(self, folder: Path, source: Path, record: bytes | None):
         open_store(folder, fingerprint(source)).close()
         (folder / "job.json").unlink()

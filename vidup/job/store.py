@@ -227,6 +227,9 @@ def open_store(folder: Path, fingerprint: Mapping[str, Any], restart: bool = Fal
         store = Store(folder, lock, wanted, {})
         store._write()
         return store
+    except OSError as error:
+        lock.close()
+        raise MediaError(f"{folder}: cannot be used: {error.strerror or error}") from error
     except BaseException:
         lock.close()
         raise
