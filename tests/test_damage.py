@@ -83,13 +83,13 @@ def test_a_mutant_follows_from_its_number(clips: dict[str, Path]):
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [(mutants.make_pictures, 40), (mutants.make_models, 12), (mutants.make_jobs, 8)]
+    ("make", "count"), [(mutants.make_pictures, 30), (mutants.make_models, 6), (mutants.make_jobs, 4)]
 )
 def test_mutants_of_other_kinds(make: Callable[[Path], list[Path]], count: int, tmp_path: Path):
     """Pictures, models and stopped jobs: a result that is right, or one line."""
     results = list(mutate.try_all(range(count), 5, make(tmp_path), seconds=60))
     assert [result for result in results if result.wrong] == []
-    assert len({result.outcome for result in results}) > 1
+    assert len(results) == 2 * count and "delivered" in {result.outcome for result in results}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGSTOP")
