@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 from conftest import pattern
-from PIL import Image
+from PIL import Image, features
 
 import vidup
 from vidup import Settings
@@ -281,3 +281,15 @@ def test_a_stream_without_frames_is_passed_over(make_clip: Callable[..., Path], 
                 target.mux(packet)
     info = probing.probe(path)
     assert info.video_index == 1 and len(info.pts) == 12
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_an_avif_sequence_moves(tmp_path: Path):
+    """It holds a still of its first picture beside the moving ones."""
+    path = tmp_path / "clip.avif"
+    pictures = [Image.fromarray(pattern(index, 64, 48)) for index in range(6)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+    info = probing.probe(path)
+    assert len(info.pts) == 6 and in_parts(info, 2) == frames(info)
+    output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2))
+    assert len(vidup.probe(output).pts) == 6
