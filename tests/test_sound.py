@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from material import Material, Sound, heard, packets_of
+from material import Material, Sound, heard, noise, packets_of
 
 import vidup
 from vidup import ConfigError, Runtime, Settings
@@ -284,3 +284,77 @@ def test_an_order_of_channels_of_its_own(tmp_path: Path, target: str):
 
 def planar(layout: str, frame: Any) -> list[Any]:
     return list(av.AudioResampler("fltp", layout, frame.sample_rate).resample(frame))
+
+
+@pytest.mark.parametrize("kind", ["mpegts", "vob"])
+@pytest.mark.parametrize("target", ["mp4", "mkv"])
+def test_streams_that_begin_late(tmp_path: Path, kind: str, target: str):
+    """Their containers do not list them at the head: of a stream that begins later than is looked nothing is known."""
+    source = tmp_path / f"source.{kind}"
+    with av.open(str(source), "w", format=kind) as written:
+        video = written.add_stream("mpeg2video", rate=25)
+        video.codec_context.width = video.codec_context.height = 32
+        video.codec_context.pix_fmt = "yuv420p"
+        audio = written.add_stream("mp2", rate=48000)
+        audio.codec_context.layout = "stereo"
+        picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8)).reformat(format="yuv420p")
+        sounds = av.AudioFrame.from_ndarray(
+            (noise(Fraction(1), 48000, 2).T * 32767).astype(np.int16).reshape(1, -1), "s16", "stereo"
+        )
+        packets = []
+        for number in range(400):
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            packets += video.encode(picture)
+        sounds.sample_rate, sounds.pts, sounds.time_base = 48000, 14 * 48000, Fraction(1, 48000)
+        packets += [*video.encode(None), *audio.encode(sounds), *audio.encode(None)]
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            written.mux(packet)
+    with av.open(str(source)) as plain:
+        assert not [stream for stream in plain.streams.audio if stream.codec_context.sample_rate]
+    info = vidup.probe(source)
+    assert info.unlisted and [stream.detail for stream in info.streams][1] == "48000 Hz stereo"
+    output = deliver(source, target, start=13.5, duration=2)
+    begin, wave = heard(output, 0)
+    first = vidup.probe(output)
+    assert abs(begin - first.pts[0] * first.time_base - Fraction(1, 2)) < Fraction(1, 20)
+    assert wave.shape[1] >= 47000
+
+
+def test_streams_that_come_up_in_the_middle(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Two transport streams, one after the other, as a receiver writes them whose channel was changed."""
+    first = Material(sounds=(Sound("aac"),)).write(tmp_path / "first.ts")
+    second = Material(sounds=(Sound("aac", begin=Fraction(2)),), begin=2000).write(tmp_path / "second.ts")
+    one, two = first.read_bytes(), bytearray(second.read_bytes())
+    for place in range(0, len(two), 188):  # streams with numbers of their own, a table of another version
+        number = int.from_bytes(two[place + 1 : place + 3], "big") & 0x1FFF
+        if number >= 0x100 and number < 0x1000:
+            two[place + 2] += 0x10
+        elif number == 0x1000:
+            renumber(two, place)
+    source = tmp_path / "source.ts"
+    source.write_bytes(one + two)
+    info = vidup.probe(source)
+    assert [stream.kind for stream in info.streams] == ["video", "audio"] * 2 and info.unlisted
+    output = deliver(source, "mkv")
+    assert [len(packets) for packets in packets_of(output).values()][1:] == [
+        len(packets) for packets in [*packets_of(first).values(), *packets_of(second).values()]
+    ][1:]
+    assert "stream 2 (video h264) is copied as it is: one video stream is upscaled" in lines(source, "mkv")
+
+
+def renumber(data: bytearray, place: int) -> None:
+    """Add 16 to the numbers of the streams in a packet with a program's table (ISO/IEC 13818-1, 2.4.4.8)."""
+    table = place + 5
+    length = int.from_bytes(data[table + 1 : table + 3], "big") & 0xFFF
+    data[table + 5] += 2  # the version, above a bit
+    data[table + 9] += 0x10
+    entry = table + 12 + (int.from_bytes(data[table + 10 : table + 12], "big") & 0xFFF)
+    while entry < table + 3 + length - 4:
+        data[entry + 2] += 0x10
+        entry += 5 + (int.from_bytes(data[entry + 3 : entry + 5], "big") & 0xFFF)
+    value = 0xFFFFFFFF
+    for byte in data[table : table + 3 + length - 4]:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
+    data[table + 3 + length - 4 : table + 3 + length] = value.to_bytes(4, "big")

@@ -128,3 +128,5 @@ class MediaInfo:
     """Some packets give no frame: only decoded one by one do the others give all of theirs."""
     tolerant: bool = False
     """It was read with `tolerate_errors`: what cannot be read of it is left out."""
+    unlisted: bool = False
+    """Some of its streams are not known at its head: they are found by reading all of it."""

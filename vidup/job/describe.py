@@ -20,6 +20,11 @@ def describe(job: Job) -> list[str]:
     lines += [f"note: {note}" for note in info.notes]
     lines += [f"note: stream {s.index} ({s.name}) is left out: {s.reason}" for s in job.streams if s.action == "drop"]
     lines += [
+        f"note: stream {s.index} ({s.name}) is copied as it is: {s.reason}"
+        for s in job.streams
+        if s.action == "copy" and s.reason
+    ]
+    lines += [
         f"note: stream {s.index} ({s.name}) is converted to {s.encoder}: {s.reason}"
         for s in job.streams
         if s.action == "convert"

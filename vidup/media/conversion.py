@@ -110,7 +110,7 @@ def converted(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None)
 
 def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
     context = stream.codec_context
-    with open_input(info.path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         order = channels(source.streams[plan.index].codec_context).order
         with closing(sound.decoded(source, plan.index, plan.name, trim)) as frames:
             for frame in chain(sound.fitted(frames, context, order, cut=trim is not None), [None]):
@@ -121,7 +121,7 @@ def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim 
 
 def _converted_text(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
     name = f"stream {plan.index} ({plan.name})"
-    with open_input(info.path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         packets = kept_packets(source, [plan.index], trim, tolerance(info, log.warning))
         shown = texts.ended(texts.decoded(packets, name))
         for text in texts.apart(shown) if plan.encoder == "mov_text" else shown:

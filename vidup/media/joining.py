@@ -43,7 +43,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
     if len(order) != len(set(order)):
         raise MediaError(f"{output}: two pictures have the same time")
     with ExitStack() as stack:
-        source = stack.enter_context(open_input(info.path))
+        source = stack.enter_context(open_input(info.path, whole=info.unlisted))
         converted = {
             plan.index: stack.enter_context(open_input(kept.kept_path(folder, plan)))
             for plan in plans

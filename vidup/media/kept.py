@@ -38,7 +38,7 @@ def keep(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
         return True
     part = path.with_name(path.name + ".part")
     try:
-        with open_input(delivery.info.path) as source:
+        with open_input(delivery.info.path, whole=delivery.info.unlisted) as source:
             if not _convert(part, delivery, plan, source.streams[plan.index]):
                 return False
         part.replace(path)

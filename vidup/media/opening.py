@@ -44,29 +44,46 @@ _MOST_FAILURES = 1000  # of a demuxer, one after another, that are tolerated
 _UNREADABLE = (av.error.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError)
 
 
+# Containers that do not list their streams at the head, and how all of such a file is searched for them. What is read
+# while searching is not kept: these demuxers go back to the head.
+_UNLISTED = {"mpegts", "mpeg"}
+_SEARCHING = {"probesize": str(2**40), "analyzeduration": str(2**50), "scan_all_pmts": "1"}
+
+
 @contextmanager
-def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iterator[Any]:
+def open_input(path: str | Path, demuxing: dict[str, str] | None = None, whole: bool = False) -> Iterator[Any]:
     """Open a media file as a PyAV container.
 
     Args:
         demuxing: options of the demuxer.
+        whole: find all streams, also those that begin late where the container does not list them at its head, which
+            takes as long as reading the file once.
 
     Raises:
         MediaError: the file is missing, is no regular file, is empty, or is no media file.
     """
     check_file(path)
+    container = _open(path, demuxing or {}, "-genpts")
+    if whole and container.format.name in _UNLISTED:
+        container.close()
+        container = _open(path, _SEARCHING | (demuxing or {}), "-genpts+nobuffer")
+    with container:
+        yield container
+
+
+def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
     try:
-        container = av.open(
+        return av.open(
             f"file:{path}",  # a colon in the name would be taken for a protocol otherwise
             format=_still_format(Path(path)),
             metadata_errors="surrogateescape",
             # PyAV asks the demuxer to invent missing times, which ruins h264 in AVI.
-            container_options={"fflags": "-genpts"},
+            container_options={"fflags": flags},
             options={
                 "format_whitelist": ",".join(sorted(av.formats_available - _INDIRECT)),
                 "protocol_whitelist": "file",
                 "max_pixels": str(MOST_PIXELS),
-                **(demuxing or {}),
+                **demuxing,
             },
         )
     except av.error.InvalidDataError:
@@ -77,8 +94,6 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None) -> Iter
         ) from None
     except (OSError, *_UNREADABLE) as error:
         raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
-    with container:
-        yield container
 
 
 def _still_format(path: Path) -> str | None:

@@ -32,8 +32,8 @@ _LOOKED_AT = 8  # frames that are decoded to see that their times are those of t
 def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
     """Read a file's headers, the times of its packets, and its first frames.
 
-    All of the file is read once, which takes seconds for a film; only where packets do not tell the times of frames
-    is it decoded as well.
+    All of the file is read once, which takes seconds for a film, and once more where its streams are not listed at its
+    head; only where packets do not tell the times of frames is it decoded as well.
 
     Args:
         tolerate_errors: make the best of a damaged file; what is wrong with it is told in `MediaInfo.notes`.
@@ -43,6 +43,8 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
     """
     table = Table(Path(path), tolerate_errors)
     index = table.read()
+    with open_input(path, whole=True) as container:
+        streams = tuple(_stream_info(s) for s in container.streams)
     with open_input(path) as container:
         stream = container.streams[index]
         rate, troubles = stream.average_rate or stream.guessed_rate, list[str]()
@@ -86,13 +88,14 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
             frames=len(table.pts),
             rate=table.rate.limit_denominator(100_000),  # encoders take 32 bits on either side
             variable_rate=table.variable_rate,
-            streams=tuple(_stream_info(s) for s in container.streams),
+            streams=streams,
             chapters=len(container.chapters()),
             side_data=side_data.kinds(frames, stream),
             stereo_mode=side_data.stereo_mode(first),
             notes=tuple(notes),
             tolerant=tolerate_errors,
             faulty=table.faulty,
+            unlisted=streams != tuple(_stream_info(s) for s in container.streams),
         )
 
 

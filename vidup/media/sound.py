@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from vidup.frame import MediaInfo
 from vidup.media.opening import channels, open_input, tolerant_demux
 from vidup.media.packets import Trim
 
@@ -172,11 +173,11 @@ class Heard:
     """The length of its longest frame."""
 
 
-def heard(path: str, index: int, name: str, trim: Trim | None) -> Heard | None:
+def heard(info: MediaInfo, index: int, name: str, trim: Trim | None) -> Heard | None:
     """Decode a stream of sound, and tell what is heard of it; None where nothing can be decoded."""
     begin = end = None
     audible = frame_length = Fraction(0)
-    with open_input(path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         for frame in decoded(source, index, name, trim):
             length = Fraction(frame.samples, frame.sample_rate)
             begin = frame.pts * frame.time_base if begin is None else begin

@@ -36,7 +36,7 @@ _AHEAD = 10  # seconds by which muxers let streams run apart
 def plan_streams(info: MediaInfo, container: Container, settings: Settings) -> list[StreamPlan]:
     """What the output container takes of the input, found by a dry run for each stream."""
     trimmed = settings.start > 0 or settings.duration is not None
-    with open_input(info.path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         left_out = selection.left_out(source, info.video_index, settings)
         return [
             _plan(stream, info, container, trimmed, asked=stream.index not in left_out) for stream in source.streams
@@ -69,7 +69,8 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
     ):
         refusal = f"{container} cannot say the order of its channels"
     if refusal is None:
-        return plan("copy")
+        beside = stream.type == "video" and not is_cover(stream)
+        return plan("copy", "one video stream is upscaled, and it is another" if beside else "")
     if container.cover == "attachment" and is_cover(stream):
         return plan("attach")
     return next(_conversions(stream, info, container, plan("convert", refusal)), plan("drop", refusal))
@@ -98,7 +99,7 @@ def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str)
     Args:
         fault: what is wrong, in words.
     """
-    with open_input(info.path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         ways = _conversions(source.streams[plan.index], info, container, replace(plan, reason=fault))
         if plan.action == "convert":
             ways = dropwhile(lambda way: (way.encoder, way.layout) != (plan.encoder, plan.layout), ways)
@@ -211,7 +212,7 @@ def below_zero(info: MediaInfo, plans: Sequence[StreamPlan], trim: Trim | None) 
     """How far before 0 the first packet of some streams of the input begins, in seconds."""
     indices = {plan.index for plan in plans}
     below = Fraction(0)
-    with open_input(info.path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         seen = set()
         for packet in kept_packets(source, sorted(indices), trim, tolerance(info)):
             if packet.pts is not None:
@@ -272,7 +273,7 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
 
 
 def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], trim: Trim | None) -> Iterator[Any]:
-    with open_input(info.path) as source:
+    with open_input(info.path, whole=info.unlisted) as source:
         for packet in kept_packets(source, indices, trim, tolerance(info, log.warning), log.warning):
             packet.stream = streams[packet.stream.index]
             yield packet

@@ -69,7 +69,7 @@ def check_facts(
     Args:
         places: index of a stream in the source -> in the output.
     """
-    with open_input(delivery.info.path) as source, open_input(output) as written:
+    with open_input(delivery.info.path, whole=delivery.info.unlisted) as source, open_input(output) as written:
         wanted = joining.chapters(source, delivery.trim)
         with findings.of("chapters"):
             _check_chapters(output, wanted, written.chapters(), shift)

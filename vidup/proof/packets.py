@@ -94,7 +94,7 @@ def check_streams(
                 found = places.get(plan.index)
                 if found is None:
                     raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is missing")
-                told.append(_check_stream(output, delivery, plan, here[plan.index], (found, there[found]), shift))
+                told.append(_check_stream(made, delivery, plan, here[plan.index], (found, there[found]), shift))
         elif plan.action == "drop":
             told.append(f"{plan.name}: left out: {plan.reason}")
     _check_attachments(output, delivery, findings)
@@ -102,14 +102,14 @@ def check_streams(
 
 
 def _check_stream(
-    output: Path, delivery: Delivery, plan: StreamPlan, before: Track, given: tuple[int, Track], shift: Fraction
+    made: MediaInfo, delivery: Delivery, plan: StreamPlan, before: Track, given: tuple[int, Track], shift: Fraction
 ) -> str:
     """One stream against what it must be; returns what became of it, in words.
 
     Args:
         given: its index in the output, and its packets there.
     """
-    name, (index, after) = f"{output}: stream {plan.index} ({plan.name})", given
+    name, (index, after) = f"{made.path}: stream {plan.index} ({plan.name})", given
     if plan.action == "copy" and before.codec == after.codec:
         _check_copy(name, before, after, shift)
         return f"{plan.name}: {len(before.pts)} packets equal"
@@ -118,7 +118,7 @@ def _check_stream(
     if plan.kind == "subtitle":
         _check_texts(name, before, after, shift)
         return f"{plan.name}: converted"
-    differs = _check_sound(name, delivery, plan, (output, index), shift)
+    differs = _check_sound(name, delivery, plan, (made, index), shift)
     return f"{plan.name}: converted" + (f"; it {differs}" if differs else "")
 
 
@@ -171,7 +171,7 @@ def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None
         raise VerifyError(f"{name}: is {float(begins):.4f} s late")
 
 
-def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[Path, int], shift: Fraction) -> str:
+def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[MediaInfo, int], shift: Fraction) -> str:
     """Compare what is heard of sound that was encoded anew with what is heard of its source.
 
     Args:
@@ -184,8 +184,8 @@ def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[P
     Raises:
         VerifyError: nothing is heard of it.
     """
-    before = sound.heard(delivery.info.path, plan.index, plan.name, delivery.trim)
-    after = sound.heard(str(given[0]), given[1], plan.name, None)
+    before = sound.heard(delivery.info, plan.index, plan.name, delivery.trim)
+    after = sound.heard(given[0], given[1], plan.name, None)
     if before is None:
         return ""
     if after is None or (before.audible and not after.audible):
@@ -198,7 +198,7 @@ def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[P
     if after.audible < before.audible * _AUDIBLE:
         differences.append(f"is silent for {float(before.audible - after.audible):.3f} s where its source is not")
     if differences:
-        log.warning("%s: %s %s", delivery.info.path, name.removeprefix(f"{given[0]}: "), " and ".join(differences))
+        log.warning("%s: %s %s", delivery.info.path, name.removeprefix(f"{given[0].path}: "), " and ".join(differences))
     return " and ".join(differences)
 
 
@@ -233,7 +233,7 @@ def _standing(shown: Sequence[Shown], moments: Sequence[Fraction]) -> list[str]:
 
 
 def _check_attachments(output: Path, delivery: Delivery, findings: Findings) -> None:
-    with open_input(delivery.info.path) as source, open_input(output) as written:
+    with open_input(delivery.info.path, whole=delivery.info.unlisted) as source, open_input(output) as written:
         found = [stream for stream in written.streams if stream.type == "attachment"]
         covers = [stream for stream in written.streams if containers.is_cover(stream)]
         data = {bytes(stream.data) for stream in found}

@@ -67,7 +67,7 @@ def _payload(packet: Any, codec: str) -> bytes:
 
 
 def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[int, Track]:
-    with open_input(info.path) as container:
+    with open_input(info.path, whole=info.unlisted) as container:
         tracks = {}
         for index in indices:
             stream = container.streams[index]
