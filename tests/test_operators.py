@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,3 +50,9 @@ def test_what_else_is_wrong_is_left_to_whoever_needs_it(torchvision: Path, code:
         (torchvision / "_C.so").write_bytes(b"")
     operators.declare()
     assert "torchvision" not in sys.modules
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="elsewhere optional parts may be left out")
+def test_no_test_is_skipped_for_want_of_a_package() -> None:
+    for name in ("ray", "spandrel"):
+        __import__(name)
