@@ -132,7 +132,7 @@ def test_interrupted(make_clip: Callable[..., Path], monkeypatch, capsys: pytest
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidup.proof.check", interrupt)
+    monkeypatch.setattr("vidup.proof.check_joined", interrupt)
     source = make_clip()
     assert main(["upscale", str(source), *BASELINE]) == 130
     assert "interrupted; what is done is kept" in capsys.readouterr().err

@@ -137,3 +137,11 @@ def test_probe_tells_what_the_rehearsal_finds(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["probe", str(source), "-o", str(tmp_path / "output.mp4"), *options]) == 0
     assert "note: the join is rehearsed when the job begins" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["source.mkv"]
+
+
+def test_a_part_without_sound_is_no_loss(tmp_path: Path):
+    sound = Sound("flac", begin=Fraction(1), seconds=Fraction(1, 2))
+    source = Material(sounds=(sound,)).write(tmp_path / "source.mkv")
+    settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, start=0.1, duration=0.4)
+    output = vidup.upscale(source, tmp_path / "output.mov", settings, runtime=Runtime(strict=True))
+    assert [stream.kind for stream in vidup.probe(output).streams] == ["video"]

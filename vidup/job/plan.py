@@ -122,10 +122,13 @@ def disk(job: Job, frames: int) -> int:
     return round(encoded * frames + encoded * (job.high - job.low) + Path(job.info.path).stat().st_size)
 
 
+NOT_IN_PART = "nothing of it lies in the part that is kept"
+
+
 def lost(job: Job) -> list[str]:
     """The streams that do not arrive, though nobody asked for that, in words."""
     return [
         f"stream {stream.index} ({stream.name}) would be left out: {stream.reason}"
         for stream in job.streams
-        if stream.action == "drop" and stream.reason != "as asked for"
+        if stream.action == "drop" and stream.reason not in ("as asked for", NOT_IN_PART)
     ]

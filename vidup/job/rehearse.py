@@ -18,7 +18,7 @@ import numpy as np
 from vidup import proof
 from vidup.errors import ConfigError, MediaError, VerifyError
 from vidup.frame import Frame
-from vidup.job.plan import Job
+from vidup.job.plan import NOT_IN_PART, Job
 from vidup.media import decoding, joining, kept, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
@@ -117,6 +117,10 @@ def _converted(job: Job, folder: Path) -> Job:
         while plan.action == "convert":
             try:
                 if kept.keep(job, plan, folder):
+                    break
+                if job.trim is not None:  # all of a stream of which nothing can be decoded is left out by the plan
+                    part = replace(plan, action="drop", reason=NOT_IN_PART, encoder="", layout="")
+                    job = replace(job, streams=tuple(part if each is plan else each for each in job.streams))
                     break
                 fault = "nothing of it can be decoded"
             except MediaError as error:
