@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidup.config import Runtime, Settings
-from vidup.engines import load
+from vidup.engines import Choice, Place, enlarge, load
 from vidup.engines.checkpoint import Checkpoint
 from vidup.engines.claims import is_stable_diffusion
 from vidup.errors import EngineError
@@ -171,6 +171,26 @@ def test_a_tiny_decoder_is_checked_alike(tiny_x4: Path, tmp_path: Path) -> None:
         assert "config.json" in refused(tiny_x4, vae=str(tmp_path / "other")), text
     change(tmp_path / "tiny" / "config.json", num_decoder_blocks=[10_000_000, 1, 1])
     assert "num_decoder_blocks = 10000000" in refused(tiny_x4, vae=str(tmp_path / "tiny"))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("sizes do not fit"), EngineError("the model failed on a picture of 9x8: sizes do not fit")),
+        (RuntimeError("CUDA out of memory"), RuntimeError("CUDA out of memory")),
+        (EngineError("in its own words"), EngineError("in its own words")),
+    ],
+)
+def test_what_fails_in_a_model_is_one_line(error: Exception, expected: Exception) -> None:
+    class Failing:
+        scale, multiple = 2, 1
+
+        def __call__(self, *_: object) -> torch.Tensor:
+            raise error
+
+    engine: Any = Failing()
+    with pytest.raises(type(expected), match=f"^{expected}$"):
+        enlarge(engine, torch.zeros(1, 3, 8, 9), Place(height=8, width=9), Choice(1, 0))
 
 
 class TestTokenizer:

@@ -14,8 +14,8 @@ import torch
 
 from vidup.config import Runtime, Settings
 from vidup.engines import operators
-from vidup.engines.memory import keep_to_limit
-from vidup.errors import EngineError
+from vidup.engines.memory import is_out_of_memory, keep_to_limit
+from vidup.errors import EngineError, VidupError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +335,7 @@ def enlarge(engine: Engine, clip: torch.Tensor, place: Place, choice: Choice) ->
         float32 (T, 3, round(scale * h), round(scale * w)).
 
     Raises:
-        EngineError: the engine gave something else than it promised, or the clip does not lie in its frame.
+        EngineError: the model failed, it gave something else than it promised, or the clip does not lie in its frame.
     """
     height, width = clip.shape[-2:]
     inside = 0 <= place.top <= place.height - height and 0 <= place.left <= place.width - width
@@ -345,7 +345,14 @@ def enlarge(engine: Engine, clip: torch.Tensor, place: Place, choice: Choice) ->
             f" lie inside, at multiples of {engine.multiple}"
         )
     padded = reflect(reflect(clip, -height % engine.multiple, -2), -width % engine.multiple, -1)
-    result = engine(padded, place, choice)
+    try:
+        result = engine(padded, place, choice)
+    except (VidupError, MemoryError):
+        raise
+    except Exception as error:  # a model is what its files say, and can fail in each of its layers
+        if is_out_of_memory(error):  # the caller has an answer to that
+            raise
+        raise EngineError(f"the model failed on a picture of {width}x{height}: {first_line(error)}") from error
     expected = (len(clip), 3, round(padded.shape[-2] * engine.scale), round(padded.shape[-1] * engine.scale))
     if tuple(result.shape) != expected:
         raise EngineError(f"the engine gave a clip of {tuple(result.shape)}, expected {expected}")
