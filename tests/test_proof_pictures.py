@@ -224,6 +224,7 @@ def test_thumbnails_agree_with_the_formulas(pix_fmt: str, full_range: bool):
         for plane, codes in zip(frame.planes, planes, strict=False):
             lines = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)
             lines[:, : codes.shape[1] * codes.itemsize] = codes.view(np.uint8)
+        frame.colorspace, frame.color_range = matrix, 2 if meaning.full_range else 1
         (small,) = thumbnails([frame], meaning, 12, 16)
         seen = torch.from_numpy(small.picture / np.float32(65535))
         meant = color.to_rgb(Frame(planes, pix_fmt, meaning))

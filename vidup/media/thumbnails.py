@@ -13,9 +13,10 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidup.frame import Color
-from vidup.picture.color import BT601, RGB, UNSPECIFIED, YCGCO
+from vidup.picture.color import YCGCO
 
-_SCALER_CODES = {RGB: BT601, UNSPECIFIED: BT601, YCGCO: BT601, 6: 5}  # those of H.273 that the scaler names otherwise
+_SCALER_CODES = {1: 1, 4: 4, 7: 7, 9: 9}  # the matrices of H.273 that the scaler knows beside BT.601
+_BT601 = 5
 _FULL = 2  # AVCOL_RANGE_JPEG
 
 
@@ -36,7 +37,7 @@ def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> 
         height, width: of the small pictures: a multiple of 4 each, which lets the scaler's rows be read as they lie.
     """
     scaler = VideoReformatter()
-    matrix = _SCALER_CODES.get(color.matrix, color.matrix)
+    matrix = _SCALER_CODES.get(color.matrix, _BT601)  # always said: it refuses some tags of frames
     for frame in frames:
         kind = frame.format
         is_rgb = kind.is_rgb or kind.has_palette
