@@ -20,6 +20,7 @@ _LARGEST_TABLE = 2**24  # bytes; an index of shards has some 100 kB
 _LARGEST_NUMBER = 8192  # of what is no size of a weight, such as a picture's side
 _MOST_TIMESTEPS = 100_000
 _LARGEST_PICKLE = 2**26  # bytes, without the weights, which lie beside it
+_MOST_UNPACKED = 2**24  # bytes beyond those of the file: programs of torch's are compressed, weights are not
 _LEGACY_PICKLES = 5  # magic, version, system, the table, the names of its storages: before torch 1.6
 # What weights alone do not need, and torch's own reader would run: both take memory by a number.
 _ALLOCATING = re.compile(r"(builtins|__builtin__) bytearray|torch(\._C|\.cuda)? \w*(Tensor|TensorBase)")
@@ -115,9 +116,11 @@ def _pickles(path: Path) -> Iterator[Any]:
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise EngineError(f"model = {str(path)!r}: is compressed, which torch's own files are not; unpack it")
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > path.stat().st_size + _MOST_UNPACKED:
+            raise EngineError(
+                f"model = {str(path)!r}: is compressed, which torch's own weights are not: {unpacked} bytes"
+            )
         for entry in entries:
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > _LARGEST_PICKLE:
