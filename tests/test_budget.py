@@ -19,6 +19,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, hub
 from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, memory_limit
 from vidup.engines.planner import Planner, trace_unet
+from vidup.engines.vae import Decoder, Limits
 from vidup.engines.x4 import DiffusionX4
 from vidup.job import _shared
 from vidup.picture import color
@@ -159,6 +160,26 @@ class TestBudget:
         assert tight.choose(1080, 1920).keep < free.choose(1080, 1920).keep == 4
         tight.choose(24, 40, Choice(1, 0, 1))
         torch.testing.assert_close(enlarge(tight, picture(), PLACE), enlarge(free, picture(), PLACE), atol=1e-4, rtol=0)
+
+
+def test_the_decoder_keeps_less_before_a_frame_is_cut(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vidup.engines.x4.limits", lambda device, keep=8: Limits(2**16, 2**16, keep))
+    one, clip = engine(steps=1), torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    expected = one.enlarge(clip)
+    assert one.choose(96, 160) == Choice(1, 0, 4)
+    decode = Decoder.__call__
+
+    def short(self: Decoder, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
+        if limits.keep > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, latents, device, limits)
+
+    monkeypatch.setattr(Decoder, "__call__", short)
+    torch.testing.assert_close(one.enlarge(clip), expected, atol=1e-4, rtol=0)
+    assert one.choose(96, 160) == Choice(1, 0, 2)
+    assert "memory ran out: from here on 1 at a time, whole frames, and the decoder keeps less" in caplog.text
 
 
 @pytest.mark.gpu

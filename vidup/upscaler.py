@@ -236,8 +236,10 @@ class Upscaler:
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning(
-            "memory ran out: from here on %d at a time, %s",
-            *(choice.batch, f"in tiles of {choice.tile}" if choice.tile else "whole frames"),
+            "memory ran out: from here on %d at a time, %s%s",
+            choice.batch,
+            f"in tiles of {choice.tile}" if choice.tile else "whole frames",
+            ", and the decoder keeps less" if choice.keep < before.keep else "",
         )
 
     @torch.inference_mode()
