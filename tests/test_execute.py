@@ -382,7 +382,7 @@ class TestOnRay:
         monkeypatch.setattr(on_ray, "_SOME_SECONDS", 0.2)
         monkeypatch.setattr(on_ray, "_MOST_SECONDS", 1.0)
         needs = on_ray.Needs("workers = 2", 2, None, 64, 0.0, {})  # more cores than there are
-        told = on_ray.Crew(ray, square, [1], print, print, lambda item: True, needs, None, True, 2)
+        told = on_ray.Crew(ray, square, iter([1]), print, print, needs, None, True, 2)
         with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
             told.run(lambda: False)
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]

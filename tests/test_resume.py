@@ -273,7 +273,7 @@ def test_a_small_disk_that_fills(make_clip: Callable[..., Path], tmp_path: Path,
     try:
         source = make_clip(times=tuple(range(0, 40 * 512, 512)))
         settings = Settings(model="nearest", scale=4, codec="ffv1", segment_frames=3)
-        monkeypatch.setattr("vidup.job.need_disk", lambda *_: None)  # the estimate would refuse it at once
+        monkeypatch.setattr("vidup.job.queue.need_disk", lambda *_: None)  # the estimate would refuse it at once
         with pytest.raises(MediaError, match="the disk is full; what is done is kept"):
             vidup.upscale(source, disk / "out.mkv", settings)
         assert segments(disk / "out.mkv.vidup") and not (disk / "out.mkv").exists()

@@ -19,15 +19,8 @@ import pytest
 from vidup.config import Settings
 from vidup.errors import MediaError, ResumeError
 from vidup.job import store as room
-from vidup.job.store import (
-    Segment,
-    disk_full_told,
-    fingerprint_file,
-    need_disk,
-    open_store,
-    plan_segments,
-    write_atomically,
-)
+from vidup.job.disk import disk_full_told, fingerprint_file, need_disk, write_atomically
+from vidup.job.store import Segment, open_store, plan_segments
 
 TIMES = [0, 512, 1024, 1500, 2048, 9000, 9001, 9900]
 

@@ -39,7 +39,7 @@ INSIDE = {
     " interlace decoding timing table probing encoder segment packets sound texts conversion streams delivery"
     " kept thumbnails joining",
     "proof": "findings tracks packets facts likeness faults joined pictures",
-    "job": "progress on_ray execute store plan describe worker rehearse stills",
+    "job": "progress on_ray execute disk store plan describe worker rehearse stills queue",
     "bench": "stopwatch",
 }
 """The files of a wing; each imports only from those before it, and the wing's own `__init__` stands after them."""

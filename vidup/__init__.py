@@ -12,7 +12,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
                         to hold; kept: what was converted
     upscaler            frames in, larger frames out
     proof/              re-read what was written, and prove it
-    job/                upscale(): plan, describe, rehearse; segments by worker, store, execute, on_ray; join, deliver
+    job/                upscale(): plan, describe; rehearse; queue; segments by worker; store, disk; execute, on_ray
     compare, bench/     quality of one video against another; what this machine can do
     terminal            the standard streams and the signals of a command
     cli                 parse, call the library, exit code

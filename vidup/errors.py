@@ -50,7 +50,8 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def system_words(error: OSError) -> str:
-    """The system's own words, in one line: the file, where it names one, and the reason."""
+def system_words(error: OSError, subject: object = None) -> str:
+    """The system's own words, in one line: the file that it names, or else the subject, and the reason."""
     reason = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename}: {reason}" if error.filename else reason
+    subject = error.filename or subject
+    return f"{subject}: {reason}" if subject else reason

@@ -6,14 +6,19 @@ after another, whoever is free first. Nothing of it is left when `execute` ends,
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vidup import engines
+from vidup.config import Runtime
+from vidup.engines.memory import memory_limit
 from vidup.errors import Stopped
 from vidup.job.on_ray import ENVIRONMENT, Crew, Needs, cluster
 
@@ -43,7 +48,6 @@ def execute(
     *,
     on_result: Callable[[Item, Result], Any],
     on_progress: Callable[[int], Any] = lambda units: None,
-    wanted: Callable[[Item], bool] = lambda item: True,
     stop: Callable[[], bool] = lambda: False,
     workers: int = 1,
     address: str | None = None,
@@ -60,9 +64,9 @@ def execute(
 
     Args:
         make: is called once a worker, in its process.
+        items: is asked for the next one, in this thread, when there is somebody to work on it.
         on_result: is called with each item and its result, as they end; in this thread; what it raises ends the job.
         on_progress: likewise with the units done since the last call; less than 0 where a lost worker's are done again.
-        wanted: is asked before an item is begun; those that are not wanted (any more) are left out.
         stop: is asked often. Once true, no item is begun, those in hand end at their next report, and `Stopped` is
             raised. `KeyboardInterrupt` does not wait for that: it ends workers at once.
         workers: items that are in hand at once.
@@ -78,13 +82,14 @@ def execute(
         Stopped: `stop` was true before the last item was done.
     """
     if workers == 1 and address is None:
-        _execute_here(make, items, on_result, on_progress, wanted, stop)
+        _execute_here(make, items, on_result, on_progress, stop)
         return
-    todo = list(items)
-    if not todo:
+    left = iter(items)
+    first = list(islice(left, workers))
+    if not first:
         return
     asked = f"workers = {workers}" if address is None else f"ray = {address!r}"
-    workers = min(workers, len(todo))
+    workers = len(first)
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = max(1, cores // workers) if address is None else 1
@@ -93,7 +98,8 @@ def execute(
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
     needs = Needs(asked, workers, address, threads, gpus_per_worker, environment)
     with cluster(needs) as (ray, runtime_env, started_here):
-        Crew(ray, make, todo, on_result, on_progress, wanted, needs, runtime_env, started_here, retries).run(stop)
+        todo = chain(first, left)
+        Crew(ray, make, todo, on_result, on_progress, needs, runtime_env, started_here, retries).run(stop)
 
 
 def _execute_here(
@@ -101,7 +107,6 @@ def _execute_here(
     items: Iterable[Item],
     on_result: Callable[[Item, Result], Any],
     on_progress: Callable[[int], Any],
-    wanted: Callable[[Item], bool],
     stop: Callable[[], bool],
 ) -> None:
     def report(units: int) -> None:
@@ -111,7 +116,7 @@ def _execute_here(
             raise Stopped
 
     def taken() -> Iterator[Item]:
-        for item in filter(wanted, items):
+        for item in items:
             report(0)
             yield item
 
@@ -120,3 +125,31 @@ def _execute_here(
         with closing(make()(chain([first], todo), report)) as results:
             for item, result in results:
                 on_result(item, result)
+
+
+def is_here(runtime: Runtime) -> bool:
+    """Whether the work is done in this process, which then holds the engine."""
+    return runtime.workers == 1 and runtime.ray is None
+
+
+def located(path: Path, runtime: Runtime) -> Path:
+    """A path as all workers understand it: those of a cluster stand elsewhere."""
+    return path if runtime.ray is None else path.absolute()
+
+
+def shared(runtime: Runtime) -> Runtime:
+    """For one of several workers on this machine: its part of a device's memory."""
+    part = gpus(runtime) or 1 / runtime.workers
+    if runtime.ray is not None or part == 1:
+        return runtime
+    limit = memory_limit(runtime, engines.choose_device(runtime.device))
+    return replace(runtime, max_memory=str(int(limit * part)))
+
+
+def gpus(runtime: Runtime) -> float:
+    """The share of a GPU that a worker of its own process is given; 0 where it is not for Ray to hand them out."""
+    if runtime.ray is not None:  # whose machines may have what this one has not
+        here = engines.devices()[0].startswith("cuda")
+        return 1.0 if runtime.device == "cuda" or (runtime.device == "auto" and here) else 0.0
+    count = sum(name.startswith("cuda") for name in engines.devices()) if runtime.device in ("auto", "cuda") else 0
+    return 1 / math.ceil(runtime.workers / count) if count and runtime.workers > 1 else 0.0

@@ -13,9 +13,10 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from logging.handlers import QueueHandler
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -103,20 +104,20 @@ class Crew:
         self,
         ray: Any,
         make: Any,
-        items: Sequence[Any],
+        items: Iterator[Any],
         on_result: Callable[[Any, Any], Any],
         on_progress: Callable[[int], Any],
-        wanted: Callable[[Any], bool],
         needs: Needs,
         runtime_env: dict[str, Any] | None,
         started_here: bool,
         retries: int,
     ) -> None:
         self._started_here = started_here
-        self._ray, self._items, self._needs, self._retries = ray, items, needs, retries
-        self._on_result, self._on_progress, self._wanted = on_result, on_progress, wanted
+        self._ray, self._todo, self._needs, self._retries = ray, enumerate(items), needs, retries
+        self._on_result, self._on_progress = on_result, on_progress
         self._make = ray.put(make)
-        self._queue, self._losses = deque(range(len(items))), Counter[int]()
+        self._items: dict[int, Any] = {}  # those that were taken and are not done
+        self._queue, self._losses = deque[int](), Counter[int]()
         self._hands: list[_Hand] = []
         self._halted = False
         self._manned = time.monotonic()  # when there was a worker last
@@ -127,6 +128,7 @@ class Crew:
 
     def run(self, stop: Callable[[], bool]) -> None:
         try:
+            self._take()
             while self._queue or self._at_work():
                 if not self._halted and stop():
                     self._halted = True
@@ -137,6 +139,8 @@ class Crew:
                 if not self._halted:
                     self._hand_out()
                 self._gather()
+                if not self._halted:
+                    self._take()
         finally:
             while self._hands:
                 self._kill(self._hands.pop())
@@ -144,8 +148,13 @@ class Crew:
     def _at_work(self) -> list[_Hand]:
         return [hand for hand in self._hands if hand.task is not None]
 
+    def _take(self) -> None:
+        """Take as many items as there are workers with nothing to do, or places for more."""
+        for number, item in islice(self._todo, max(0, self._needs.workers - len(self._items))):
+            self._items[number] = item
+            self._queue.append(number)
+
     def _hand_out(self) -> None:
-        self._queue = deque(number for number in self._queue if self._wanted(self._items[number]))
         while len(self._hands) < min(self._needs.workers, len(self._queue) + len(self._at_work())):
             actor = self._kind.remote(logging.getLogger(_PACKAGE).getEffectiveLevel())
             self._hands.append(_Hand(actor, self._ask(actor.look)))
@@ -216,7 +225,7 @@ class Crew:
         hand.task = None
         self._tell(told)
         self._reach(hand, units)
-        self._on_result(self._items[hand.number], result)
+        self._on_result(self._items.pop(hand.number), result)
 
     def _lose(self, hand: _Hand, error: Exception) -> None:
         """Give the item of a worker that is gone to another."""

@@ -6,17 +6,20 @@ import os
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo
+from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
 from vidup.media import encoder, probing
 from vidup.media.containers import container_of
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, deliver
 from vidup.media.encoder import Encoding
+from vidup.media.opening import check_file
 from vidup.picture import color
 from vidup.picture.geometry import output_size
 
@@ -27,6 +30,16 @@ class Job(Delivery):
 
     output: Path
     encoding: Encoding
+    facts: dict[str, Any]
+    """Of the input's file, as `disk.fingerprint_file` read them before all else."""
+
+    def check_input(self) -> None:
+        """See that the input is what was planned for.
+
+        Raises:
+            MediaError: it is gone, or another file is there.
+        """
+        check_unchanged(Path(self.info.path), self.facts)
 
 
 def span(job: Job, segment: Segment) -> tuple[int, int]:
@@ -40,7 +53,7 @@ def check_paths(source: Path, target: Path, overwrite: bool) -> None:
     """See that the input is there and the output can be.
 
     Raises:
-        ConfigError: the output is a folder, the input, or there already, or its folder is not there.
+        ConfigError: the output is a folder, a device, the input, or there already, or its folder is not there.
         MediaError: the input is not there, or the output's folder cannot be written to.
         OSError: a name that is too long, a folder that must not be entered.
     """
@@ -50,6 +63,8 @@ def check_paths(source: Path, target: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target}: is a folder; give a file name for the output")
     if target.exists() and target.samefile(source):
         raise ConfigError(f"{target}: is the input; give the output another name")
+    if target.exists() and not target.is_file():
+        raise ConfigError(f"{target}: is a pipe or a device; give a file name for the output")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target}: exists; add -y (overwrite) to replace it, or give another name")
     if not target.parent.is_dir():
@@ -66,12 +81,14 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
         MediaError: the input cannot be read.
     """
     container = container_of(target).with_options(settings.muxer_options)
+    check_file(source)
+    facts = fingerprint_file(source)
     info = probing.probe(source, settings.tolerate_errors)
     delivery = deliver(info, container, settings)
     native = engines.native_scale(settings)
     height, width = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
     encoding = encoder.choose(settings, _as_shown(delivery), width, height, container)
-    return Job(**vars(delivery), output=target, encoding=encoding)
+    return Job(**vars(delivery), output=target, encoding=encoding, facts=facts)
 
 
 def _as_shown(delivery: Delivery) -> MediaInfo:

@@ -38,6 +38,14 @@ Sink = Callable[[Progress], Any]
 """Is called with each event. An exception that it raises stops the job within a batch and is raised by the job."""
 
 
+class SinkFailed(Exception):
+    """Carries what a sink raised past those who take errors for those of a file; it is raised again at the top."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class Tracker:
     """Turns what happens to a job, or to several, into events for a sink."""
 
@@ -76,7 +84,11 @@ class Tracker:
         fps = fresh / elapsed if fresh > 0 and elapsed > 0 else 0.0
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
-        self._sink(Progress(state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output))
+        event = Progress(state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output)
+        try:
+            self._sink(event)
+        except Exception as error:
+            raise SinkFailed(error) from None
 
 
 class Bar:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidup import engines
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, first_line
+from vidup.job.disk import beside, deliver
 from vidup.job.progress import Tracker
 from vidup.media.opening import MOST_PIXELS, check_file
 from vidup.picture.geometry import output_size
@@ -139,8 +140,9 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         log.warning("%s: has no transparency: the picture is made opaque", target)
         result = result.convert("RGB")
     quality: dict[str, Any] = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
-    part = target.with_name(f"{target.name}.vidup{target.suffix}")
+    part = beside(target, f".vidup{target.suffix}")
     try:
+        part.unlink(missing_ok=True)  # a link would be written through
         try:
             result.save(part, **quality, **{key: still.about[key] for key in still.about if key in _KEPT[ending]})
         except OSError:
@@ -148,9 +150,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         except Exception as error:  # what a damaged input says of itself
             log.warning("%s: without colour profile, EXIF data and resolution: %s", target, first_line(error))
             result.save(part, **quality)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(target)
+        deliver(part, target, upscaler.runtime.overwrite)
     except OSError as error:
         raise MediaError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -6,23 +6,21 @@ file is the only record of what is done. Nothing is ever deleted in it that does
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from vidup.errors import MediaError, ResumeError, VidupError
+from vidup.job.disk import disk_full_told, fingerprint_file, open_plain, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +31,7 @@ _OWN = re.compile(
 """The names that files of a job bear: lock, record, segments, converted streams, the joined result, the rehearsal's;
 and what of these is not whole."""
 _SEGMENT = re.compile(r"\d{5,}\.seg")
-_EDGE = 1 << 20  # bytes that are hashed at both ends of a file
-_SAMPLES, _SAMPLE = 64, 1 << 16  # and pieces of so many bytes, evenly spread between them
+_MOST_BYTES = 1 << 24  # of a record: presets and prompts have their place
 
 
 @dataclass(frozen=True)
@@ -77,43 +74,14 @@ def plan_segments(times: Sequence[int], length: int, folder: Path, end: int | No
     ]
 
 
-def fingerprint_file(path: Path) -> dict[str, Any]:
-    """What tells a file from another without reading all of it: ``size``, ``mtime_ns``, ``sha256``.
-
-    The hash is of both ends, 1 MiB each, and of 64 pieces of 64 KiB between them; of all of the file up to 6 MiB. Two
-    files of one size that differ only between those pieces are not told apart.
-
-    Raises:
-        MediaError: the file cannot be read, or is no regular file.
-    """
-    digest = hashlib.sha256()
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for its writer
-            raise MediaError(f"{path}: is no regular file, so that a stopped job could not go on; copy it to one")
-        with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            size = facts.st_size
-            if size <= 2 * _EDGE + _SAMPLES * _SAMPLE:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(_EDGE))
-                for index in range(_SAMPLES):
-                    file.seek(_EDGE + (size - 2 * _EDGE - _SAMPLE) * index // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE))
-                file.seek(size - _EDGE)
-                digest.update(file.read(_EDGE))
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return {"size": size, "mtime_ns": facts.st_mtime_ns, "sha256": digest.hexdigest()}
-
-
 class Store:
-    """A job's folder, locked until it is closed. Made by `open_store`."""
+    """A job's folder, locked while it is open. Made by `open_store`; closed, it may be opened again."""
 
-    def __init__(self, folder: Path, lock: BinaryIO, fingerprint: dict[str, Any], choice: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], allowed: Callable[[dict[str, Any]], bool]) -> None:
         self.folder = folder
-        self._lock, self._fingerprint, self._choice = lock, fingerprint, choice
+        self._wanted, self._allowed = fingerprint, allowed
+        self._record: dict[str, Any] = {}
+        self._lock: BinaryIO | None = None
 
     def __enter__(self) -> Store:
         return self
@@ -123,10 +91,31 @@ class Store:
     ) -> None:
         self.close()
 
+    def open(self, restart: bool = False) -> None:
+        """Lock the folder, make it where it is not there, and read its record; raises as `open_store` does."""
+        if self._lock is not None:
+            return
+        self._lock = _enter(self.folder)
+        try:
+            if restart:
+                for path in _own(self.folder):
+                    if path.name != _LOCK:
+                        _remove(path)
+            known = _read(self.folder, self._allowed)
+            if known is None:
+                self._record = {"fingerprint": self._wanted, "choice": {}}
+                self._write()
+            else:
+                _compare(self.folder, known["fingerprint"], self._wanted)
+                self._record = known
+        except BaseException:
+            self.close()
+            raise
+
     @property
     def choice(self) -> dict[str, Any]:
         """What was decided automatically when the job began; empty before `save_choice`."""
-        return dict(self._choice)
+        return dict(self._record["choice"])
 
     def save_choice(self, choice: Mapping[str, Any]) -> None:
         """Record what was decided automatically, so that a resumed job repeats it.
@@ -134,7 +123,12 @@ class Store:
         Args:
             choice: what JSON holds.
         """
-        self._choice = json.loads(json.dumps(choice))
+        self._record["choice"] = json.loads(json.dumps(choice))
+        self._write()
+
+    def save_delivery(self, whole: Path) -> None:
+        """Record what is about to be moved to the output: a kill after that leaves a job that has been delivered."""
+        self._record["delivery"] = fingerprint_file(whole)
         self._write()
 
     def finished(self, segments: Sequence[Segment], check: Callable[[Segment], bool]) -> set[int]:
@@ -164,7 +158,8 @@ class Store:
 
     def delete(self) -> None:
         """Remove the job's files, and the folder if nothing else is in it; closes the store."""
-        for path in _own(self.folder):
+        # The record after all that it tells of: a kill in between must not leave segments that nothing is known of.
+        for path in sorted(_own(self.folder), key=lambda path: path.name == _RECORD):
             if path.name != _LOCK:
                 _remove(path)
         self.close(forget=True)
@@ -173,20 +168,25 @@ class Store:
 
     def close(self, forget: bool = False) -> None:
         """Let another process have the folder; may be called twice."""
-        if not self._lock.closed:
+        if self._lock is not None:
             if forget and sys.platform != "win32":  # there an open file cannot be removed
                 _remove(self.folder / _LOCK)
             self._lock.close()
+            self._lock = None
             if forget and sys.platform == "win32":
                 _remove(self.folder / _LOCK)
 
     def _write(self) -> None:
-        content = {"fingerprint": self._fingerprint, "choice": self._choice}
         with disk_full_told(self.folder):
-            write_atomically(self.folder / _RECORD, json.dumps(content, indent=1).encode())
+            write_atomically(self.folder / _RECORD, json.dumps(self._record, indent=1).encode())
 
 
-def open_store(folder: Path, fingerprint: Mapping[str, Any], restart: bool = False) -> Store:
+def open_store(
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    restart: bool = False,
+    allowed: Callable[[dict[str, Any]], bool] = lambda choice: True,
+) -> Store:
     """Open a job's folder to begin or to go on.
 
     The job on disk is the same if its fingerprint is. Only the input's ``mtime_ns`` may differ where its size and its
@@ -197,14 +197,42 @@ def open_store(folder: Path, fingerprint: Mapping[str, Any], restart: bool = Fal
         fingerprint: all that decides the result, as JSON holds it: ``input`` (of `fingerprint_file`), ``settings``,
             ``engine``, ``version``.
         restart: forget what was done.
+        allowed: whether a stored choice is one that can have been made; a record with another is damaged.
 
     Raises:
         ResumeError: the folder belongs to a job of another input or with other settings (each is named), its record is
             damaged, it holds files of somebody else, or another process works on it.
         MediaError: the folder cannot be written to.
     """
-    wanted = json.loads(json.dumps(fingerprint))
+    store = Store(folder, json.loads(json.dumps(fingerprint)), allowed)
+    store.open(restart)
+    return store
+
+
+def was_delivered(folder: Path, output: Path) -> bool:
+    """Whether the output is what the job of a folder has made: its process was killed before the folder was removed.
+
+    A folder in which nothing is left but the lock of a job that has ended is removed.
+    """
+    with suppress(OSError):
+        if not folder.is_symlink() and {path.name for path in folder.iterdir()} <= {_LOCK}:
+            with suppress(VidupError):
+                _enter(folder).close()
+                _remove(folder / _LOCK)
+                folder.rmdir()
+            return False
+        known = (_load(folder) or {}).get("delivery")
+        if isinstance(known, dict):
+            found = fingerprint_file(output)
+            return all(found[key] == known.get(key) for key in ("size", "sha256"))
+    return False
+
+
+def _enter(folder: Path) -> BinaryIO:
+    """Make a job's folder or see that this is one, and lock it."""
     try:
+        if folder.is_symlink():
+            raise ResumeError(f"{folder}: is a link, expected the folder of a job; move it, or choose another output")
         folder.mkdir(exist_ok=True)
         names = sorted(path.name for path in folder.iterdir())
         foreign = [name for name in names if not _OWN.fullmatch(name)]
@@ -212,37 +240,44 @@ def open_store(folder: Path, fingerprint: Mapping[str, Any], restart: bool = Fal
             raise ResumeError(
                 f"{folder}: is no folder of a job, and is not empty ({foreign[0]}); move it, or choose another output"
             )
+        _check_plain(folder / _LOCK)
         lock = _take_lock(folder)
-    except OSError as error:
-        raise MediaError(f"{folder}: cannot be used: {error.strerror or error}") from error
-    try:
-        if restart:
+        try:
             for path in _own(folder):
-                if path.name != _LOCK:
-                    _remove(path)
-        known = _read(folder)
-        if known is not None:
-            _compare(folder, known["fingerprint"], wanted)
-            return Store(folder, lock, known["fingerprint"], known["choice"])
-        store = Store(folder, lock, wanted, {})
-        store._write()
-        return store
+                _check_plain(path)
+        except BaseException:
+            lock.close()
+            raise
+        return lock
+    except FileExistsError:
+        raise MediaError(f"{folder}: cannot be used: is no folder; move it, or choose another output") from None
     except OSError as error:
-        lock.close()
         raise MediaError(f"{folder}: cannot be used: {error.strerror or error}") from error
-    except BaseException:
-        lock.close()
-        raise
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """The record; None where there is none, and nothing that it would be missed for."""
+def _check_plain(path: Path) -> None:
+    """See that what bears the name of a job's file is one: else what is written goes elsewhere, or waits for ever."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ResumeError(f"{path}: is a link, a folder or a pipe, expected a file of the job; move it")
+
+
+def _load(folder: Path) -> dict[str, Any] | None:
+    """The record as it stands there; None where there is none that can be read."""
     try:
-        known = json.loads((folder / _RECORD).read_bytes())
-        if isinstance(known["fingerprint"], dict) and isinstance(known["choice"], dict):
-            return {"fingerprint": known["fingerprint"], "choice": known["choice"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
+        with open_plain(folder / _RECORD, "rb") as file:
+            known = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def _read(folder: Path, allowed: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """The record; None where there is none, and nothing that it would be missed for."""
+    known = _load(folder) or {}
+    choice = known.get("choice")
+    if isinstance(known.get("fingerprint"), dict) and isinstance(choice, dict) and (not choice or allowed(choice)):
+        return known
     segments = sum(1 for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
     if segments:
         raise ResumeError(
@@ -285,7 +320,7 @@ def _show(value: Any) -> str:
 
 
 def _own(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if _OWN.fullmatch(path.name) and not path.is_dir()]
+    return [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
 
 
 def _remove(path: Path) -> None:
@@ -299,7 +334,7 @@ def _take_lock(folder: Path) -> BinaryIO:
     """An open file that the system has locked for this process: however that ends, the lock ends with it."""
     path = folder / _LOCK
     for _ in range(100):
-        file = path.open("a+b")
+        file = open_plain(path, "a+b")
         try:
             if not _lock(file):
                 file.seek(0)
@@ -340,69 +375,3 @@ def _lock(file: BinaryIO) -> bool:
     except OSError as error:
         log.warning("%s: cannot be locked (%s): see that no other vidup works there", file.name, error.strerror)
     return True
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, it has the old content or the new.
-
-    Raises:
-        OSError: it cannot be written; the old one stands.
-    """
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk itself, where the system can: not on Windows, nor on every network drive."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def need_disk(folder: Path, bytes_needed: int) -> None:
-    """See that a job will find room.
-
-    Args:
-        folder: on the disk in question; need not be there yet.
-
-    Raises:
-        MediaError: less is free.
-    """
-    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
-    try:
-        free = shutil.disk_usage(place).free
-    except OSError as error:
-        raise MediaError(f"{place}: its free space cannot be told: {error.strerror or error}") from error
-    if free < bytes_needed:
-        raise MediaError(
-            f"{place}: about {bytes_needed / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free;"
-            " make room, or choose an output on another disk"
-        )
-
-
-@contextmanager
-def disk_full_told(folder: Path) -> Iterator[None]:
-    """Turn the system's "no space left", and a `MediaError` that it caused, into one that says how to go on.
-
-    Causes do not pickle: in a worker this belongs around the work, not around what fetches its result.
-
-    Raises:
-        MediaError: the disk, or the user's share of it, is full.
-    """
-    try:
-        yield
-    except (OSError, MediaError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise MediaError(
-                f"{folder}: the disk is full; what is done is kept: make room, then give the same command again"
-            ) from error
-        raise

@@ -6,15 +6,16 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
-from vidup.errors import VidupError
+from vidup.errors import MediaError, VidupError, system_words
 from vidup.frame import Frame
+from vidup.job.disk import disk_full_told
 from vidup.job.execute import Report
 from vidup.job.plan import QUEUE_BYTES, Job, span
-from vidup.job.store import Segment, disk_full_told
+from vidup.job.store import Segment
 from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.segment import encode_segment
@@ -28,6 +29,8 @@ class Part(NamedTuple):
 
     file: int
     segment: Segment
+    choice: Choice | None
+    """Of an earlier run or segment; None where the engine has yet to make one."""
 
     def __str__(self) -> str:
         return str(self.segment)
@@ -43,13 +46,12 @@ class Worker:
     def __init__(
         self,
         jobs: list[Job],
-        choices: list[dict[str, Any]],
         settings: Settings,
         runtime: Runtime,
         upscaler: Upscaler | None,
     ) -> None:
         self._jobs, self._upscaler = jobs, upscaler or Upscaler(settings, runtime)
-        self._choices = [Choice(**choice) if choice else None for choice in choices]
+        self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
 
     def __call__(
         self, parts: Iterator[Part], report: Report
@@ -59,18 +61,18 @@ class Worker:
         try:
             for part in parts:
                 if tail is not None and tail.part.file != part.file:  # a whole file is delivered first
-                    yield tail.part, tail.result()
+                    yield tail.part, self._end(tail)
                     tail = None
                 try:
                     begun = self._upscale(part, report if tail is None else tail.watched(report))
-                except VidupError as error:
-                    yield part, error
+                except (VidupError, OSError) as error:
+                    yield part, self._truth(part, error)
                     continue
                 ended, tail = tail, begun
                 if ended is not None:
-                    yield ended.part, ended.result()
+                    yield ended.part, self._end(ended)
             if tail is not None:
-                yield tail.part, tail.result()
+                yield tail.part, self._end(tail)
         except Exception:
             if tail is not None:  # its frames are upscaled: that is not thrown away
                 tail.result()
@@ -82,11 +84,23 @@ class Worker:
     def _upscale(self, part: Part, report: Report) -> _Tail:
         job, upscaler = self._jobs[part.file], self._upscaler
         size = job.turn.size(job.info.height, job.info.width)
-        upscaler.choose(*size, self._choices[part.file])
+        upscaler.choose(*size, self._choices.get(part.file) or part.choice)
         with disk_full_told(part.segment.path.parent):
             encoder = upscale_segment(job, part.segment, upscaler, report)
         choice = self._choices[part.file] = upscaler.choose(*size)  # what it became
         return _Tail(part, choice, encoder)
+
+    def _end(self, tail: _Tail) -> Choice | VidupError:
+        result = tail.result()
+        return self._truth(tail.part, result) if isinstance(result, VidupError) else result
+
+    def _truth(self, part: Part, error: VidupError | OSError) -> VidupError:
+        """What went wrong: where the input is another than it was, that, whatever came of it."""
+        try:
+            self._jobs[part.file].check_input()
+        except VidupError as changed:
+            return changed
+        return error if isinstance(error, VidupError) else MediaError(system_words(error, part.segment.path))
 
 
 @dataclass
@@ -153,6 +167,7 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
             for frame in upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn):
                 encoder.put(replace(frame, pts=frame.pts - job.offset))
                 report(1)
+        job.check_input()  # before the segment's file stands
         encoder.end()
         return encoder
     except BaseException:

@@ -1,0 +1,228 @@
+"""Files on a disk: what tells one from another, how they are written whole and never through a link, and the room."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from vidup.errors import ConfigError, MediaError
+
+log = logging.getLogger(__name__)
+
+_EDGE = 1 << 20  # bytes that are hashed at both ends of a file
+_SAMPLES, _SAMPLE = 64, 1 << 16  # and pieces of so many bytes, evenly spread between them
+_MOST_NAME = 255  # bytes of a file's name, where the system does not tell
+_NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and lets few make links
+
+
+def fingerprint_file(path: Path) -> dict[str, Any]:
+    """What tells a file from another without reading all of it: ``size``, ``mtime_ns``, ``sha256``.
+
+    The hash is of both ends, 1 MiB each, and of 64 pieces of 64 KiB between them; of all of the file up to 6 MiB. Two
+    files of one size that differ only between those pieces are not told apart.
+
+    Raises:
+        MediaError: the file cannot be read, or is no regular file.
+    """
+    digest = hashlib.sha256()
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for its writer
+            raise MediaError(f"{path}: is no regular file, so that a stopped job could not go on; copy it to one")
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            size = facts.st_size
+            if size <= 2 * _EDGE + _SAMPLES * _SAMPLE:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(_EDGE))
+                for index in range(_SAMPLES):
+                    file.seek(_EDGE + (size - 2 * _EDGE - _SAMPLE) * index // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE))
+                file.seek(size - _EDGE)
+                digest.update(file.read(_EDGE))
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return {"size": size, "mtime_ns": facts.st_mtime_ns, "sha256": digest.hexdigest()}
+
+
+def check_unchanged(path: Path, known: dict[str, Any]) -> None:
+    """See that a file is what it was when `fingerprint_file` read it.
+
+    Raises:
+        MediaError: it is gone, or another size or another content is there.
+    """
+    now = fingerprint_file(path)
+    changes = [key for key in ("size", "sha256") if now[key] != known[key]]
+    if changes:
+        told = ", ".join(f"{key}: {_short(known[key])} -> {_short(now[key])}" for key in changes)
+        raise MediaError(
+            f"{path}: was replaced or written to while the job ran ({told}); what was made of it before is kept: bring"
+            " it back and give the same command again, or add --restart to begin with the new one"
+        )
+    if now["mtime_ns"] != known["mtime_ns"]:
+        log.warning("%s: was touched while the job ran; its size and its content are what they were", path)
+        known["mtime_ns"] = now["mtime_ns"]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def followed(output: Path) -> Path:
+    """The file that an output's path leads to: what a link points to, as editors do, whether it is there or not.
+
+    Raises:
+        ConfigError: links that lead in a circle.
+    """
+    if not output.is_symlink():
+        return output
+    try:
+        target = Path(os.path.realpath(output))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    except OSError as error:
+        raise ConfigError(f"{output}: is a link that leads nowhere: {error.strerror or error}") from None
+    log.info("%s: is a link: %s is written", output, target)
+    return target
+
+
+def beside(output: Path, ending: str) -> Path:
+    """A name in the same folder: that of the output with an ending, shortened where it would be too long."""
+    name = output.name + ending
+    try:
+        most = os.pathconf(output.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows; a folder that is not there
+        most = _MOST_NAME
+    if len(os.fsencode(name)) > most:
+        ending = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()[:8]}{ending}"
+        head = os.fsencode(output.name)[: most - len(os.fsencode(ending))]
+        name = head.decode(errors="ignore") + ending
+    return output.with_name(name)
+
+
+def open_plain(path: Path, mode: str) -> BinaryIO:
+    """Open a file of a job in binary mode, but never through a link to somebody else's."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | _NOT_THROUGH_LINKS, 0o666)
+
+    return cast(BinaryIO, open(path, mode, opener=opener))
+
+
+def deliver(whole: Path, output: Path, overwrite: bool) -> None:
+    """Move a finished file into place, in one step.
+
+    Args:
+        overwrite: replace a file that is there.
+
+    Raises:
+        ConfigError: a file has appeared there, and is not to be replaced.
+        MediaError: it cannot be moved.
+    """
+    try:
+        with whole.open("rb+") as file:
+            os.fsync(file.fileno())
+        if overwrite:
+            whole.replace(output)
+        else:
+            _move_to_new(whole, output)
+        sync_folder(output.parent)
+    except FileExistsError:
+        raise ConfigError(
+            f"{output}: has appeared while the job ran, and is left as it is; what is done is kept: move that file"
+            " away, or add -y to replace it, and give the same command again"
+        ) from None
+    except OSError as error:
+        raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def _move_to_new(whole: Path, output: Path) -> None:
+    try:
+        os.link(whole, output)  # unlike a rename it fails where there is a file
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError, NotImplementedError):  # FAT, some network drives, Android have no links
+        os.close(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            whole.replace(output)
+        except OSError:
+            output.unlink()
+            raise
+    else:
+        whole.unlink()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, it has the old content or the new.
+
+    Raises:
+        OSError: it cannot be written; the old one stands.
+    """
+    part = path.with_name(path.name + ".part")
+    with open_plain(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk itself, where the system can: not on Windows, nor on every network drive."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def need_disk(folder: Path, bytes_needed: int) -> None:
+    """See that a job will find room.
+
+    Args:
+        folder: on the disk in question; need not be there yet.
+
+    Raises:
+        MediaError: less is free.
+    """
+    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise MediaError(f"{place}: its free space cannot be told: {error.strerror or error}") from error
+    if free < bytes_needed:
+        raise MediaError(
+            f"{place}: about {bytes_needed / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free;"
+            " make room, or choose an output on another disk"
+        )
+
+
+@contextmanager
+def disk_full_told(folder: Path) -> Iterator[None]:
+    """Turn the system's "no space left", and a `MediaError` that it caused, into one that says how to go on.
+
+    Causes do not pickle: in a worker this belongs around the work, not around what fetches its result.
+
+    Raises:
+        MediaError: the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except (OSError, MediaError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise MediaError(
+                f"{folder}: the disk is full; what is done is kept: make room, then give the same command again"
+            ) from error
+        raise

@@ -1,0 +1,348 @@
+"""Jobs on their way: planned, opened when their turn comes, upscaled in segments, joined, verified, delivered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import vidup
+from vidup import engines, proof
+from vidup.config import Runtime, Settings
+from vidup.engines import Choice
+from vidup.engines.planner import LADDER
+from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
+from vidup.job import describe, plan, rehearse, stills
+from vidup.job.disk import beside, deliver, disk_full_told, followed, need_disk
+from vidup.job.execute import execute, gpus, is_here, shared
+from vidup.job.plan import Job
+from vidup.job.progress import Tracker
+from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
+from vidup.job.worker import Part, Worker
+from vidup.media import joining
+from vidup.media.segment import read_segment
+from vidup.upscaler import Upscaler
+
+log = logging.getLogger(__name__)
+
+FOLDER = ".vidup"
+"""What the name of a job's folder ends in. It lies beside the output: the result moves into place in one step."""
+
+
+@dataclass
+class Outcome:
+    """What became of one input."""
+
+    input: Path
+    output: Path
+    error: VidupError | None = None
+    skipped: bool = False
+    """It was delivered before."""
+
+
+@contextmanager
+def failing(outcome: Outcome) -> Iterator[None]:
+    """An error of vidup's own, or of the system, is the outcome; all others pass."""
+    try:
+        yield
+    except VidupError as error:
+        outcome.error = error
+    except OSError as error:  # a folder that is gone, too many open files
+        outcome.error = MediaError(system_words(error, outcome.output))
+
+
+@dataclass
+class Work:
+    """A job on its way."""
+
+    job: Job
+    outcome: Outcome
+    store: Store
+    segments: list[Segment]
+    left: set[int]
+    """Indexes of the segments that are not done."""
+    in_hand: int = 0
+    """How many of them are being worked on."""
+
+
+def begin(
+    outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitStack, taken: dict[Path, Path]
+) -> Work | None:
+    """Plan a job and see that its folder can be used; None where there is nothing to be queued."""
+    source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
+    if runtime.skip_done and target.is_file():
+        _check_delivered(outcome, upscaler.settings)
+        return None
+    delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
+    try:
+        plan.check_paths(source, target, runtime.overwrite or delivered)
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
+    tracker.enter("loading", target)
+    if stills.is_still(source, target):
+        _take(target, source, taken)
+        stills.upscale_still(upscaler, source, target, tracker)
+        return None
+    job = plan.plan(source, target, upscaler.settings)
+    _take(target, source, taken)  # not before: what is no video, such as subtitles of the same name, takes none
+    for line in describe.describe(job):
+        log.info("%s", line)
+    if runtime.strict and plan.lost(job):
+        raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
+    allowed = partial(_allowed, job, upscaler)
+    store = open_store(beside(target, FOLDER), _fingerprint(job, upscaler), runtime.restart, allowed)
+    stack.callback(_leave, store)
+    if delivered:
+        log.info("%s: was delivered and verified before; only the job's folder was left", target)
+        outcome.skipped = True
+        if not runtime.keep_work:
+            store.delete()
+        return None
+    parts = _segments(job, store.folder)
+    missing = [part.frames for part in parts if not part.path.is_file()]
+    room = plan.disk(job, sum(missing))
+    need_disk(store.folder, room)
+    log.debug(
+        "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
+        *(target, room / 2**30, plan.host_memory(job) / 2**30),
+    )
+    job = rehearse.rehearse(job, store.folder)
+    if runtime.strict and plan.lost(job):
+        raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
+    tracker.expect(len(job.times))
+    store.close()  # until its turn: a system opens only so many files for a process
+    return Work(job, outcome, store, parts, {part.index for part in parts})
+
+
+def _allowed(job: Job, upscaler: Upscaler, stored: dict[str, Any]) -> bool:
+    """Whether a choice that was stored is one that the planner can have made, with this runtime or with another."""
+    names = [field.name for field in fields(Choice)]
+    if sorted(stored) != sorted(names) or any(type(number) is not int for number in stored.values()):
+        return False
+    choice = Choice(**stored)
+    try:
+        Runtime(batch=choice.batch)
+    except ConfigError:
+        return False
+    if not is_here(upscaler.runtime):  # the workers have the engine, and with it the planner
+        tiles = (job.settings.tile,) if job.settings.tile else (0, *LADDER)
+        return choice.batch > 0 and choice.tile in tiles and 1 <= choice.keep <= Choice.keep
+    return choice.batch > 0 and upscaler.planner.allows(replace(choice, batch=1), *_size(job))
+
+
+def _size(job: Job) -> tuple[int, int]:
+    """Height and width of the frames that the engine is given."""
+    return job.turn.size(job.info.height, job.info.width)
+
+
+def _open(work: Work, upscaler: Upscaler, tracker: Tracker) -> None:
+    """Lock a job's folder, and see what of it is done."""
+    job, store = work.job, work.store
+    store.open()
+    done = store.finished(work.segments, partial(_is_whole, job))
+    if done:
+        log.info("%s: %d of %d segments are done already", job.output, len(done), len(work.segments))
+    frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
+    tracker.expect(0, sum(segment.frames for segment in work.segments if segment.index in done) * frames)
+    work.left -= done
+    if is_here(upscaler.runtime):  # before there is anything that follows from it; else the workers have the engine
+        _choose(work, upscaler)
+
+
+def _take(target: Path, source: Path, taken: dict[Path, Path]) -> None:
+    """See that no output is that of two inputs."""
+    first = taken.setdefault(target.resolve(), source)
+    if first is not source:
+        raise ConfigError(f"{source}: its output {target} is that of {first}, too; give it another with -o")
+
+
+def _leave(store: Store) -> None:
+    """Keep a folder only for what a later run can use."""
+    try:
+        if store.folder.is_dir() and not any(store.folder.glob("*.seg")):
+            with suppress(VidupError):  # another process has it meanwhile
+                store.open()
+                store.delete()
+    finally:
+        store.close()
+
+
+def _segments(job: Job, folder: Path) -> list[Segment]:
+    begin, end = job.span
+    times = list(job.info.pts[job.low : job.high])
+    times[0] = times[0] if begin is None else max(times[0], begin)
+    return plan_segments(times, job.settings.segment_frames, folder, end)
+
+
+def run(works: list[Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:
+    """Upscale what is left of all jobs, and deliver each when its last segment stands."""
+    runtime = upscaler.runtime
+    here = is_here(runtime)  # else each worker loads its own engine
+    is_begun = False
+
+    def in_hand() -> Path | None:
+        return next((work.job.output for work in works if work.left and work.outcome.error is None), None)
+
+    def parts() -> Iterator[Part]:
+        """What is left of one job after another, each from the moment when somebody has time for it."""
+        nonlocal is_begun
+        for file, work in enumerate(works):
+            with failing(work.outcome):
+                _open(work, upscaler, tracker)
+                if not work.left:
+                    _deliver(work, tracker, runtime)
+            for segment in work.segments:
+                if segment.index in work.left and work.outcome.error is None:
+                    if not is_begun:
+                        tracker.enter("compiling" if here and upscaler.compiles else "upscaling", work.job.output)
+                        is_begun = True
+                    work.in_hand += 1
+                    choice = work.store.choice
+                    yield Part(file, segment, Choice(**choice) if choice else None)
+            end(work)
+
+    def on_result(part: Part, result: Choice | VidupError) -> None:
+        work = works[part.file]
+        work.in_hand -= 1
+        if isinstance(result, VidupError):
+            work.outcome.error = work.outcome.error or result
+        else:
+            work.left.discard(part.segment.index)
+            with failing(work.outcome):
+                if work.store.choice != asdict(result):
+                    work.store.save_choice(asdict(result))
+                if not work.left:
+                    _deliver(work, tracker, runtime)
+        end(work)
+
+    def end(work: Work) -> None:
+        if not work.in_hand and (work.outcome.error is not None or not work.left):
+            work.store.close()
+
+    execute(
+        partial(Worker, [work.job for work in works], upscaler.settings, shared(runtime), upscaler if here else None),
+        parts(),
+        on_result=on_result,
+        on_progress=lambda frames: tracker.advance(frames, in_hand()),
+        stop=stop,
+        workers=runtime.workers,
+        address=runtime.ray,
+        gpus_per_worker=gpus(runtime),
+    )
+
+
+def _choose(work: Work, upscaler: Upscaler) -> None:
+    """Settle and store what the engine decides by itself, so that a resumed job repeats it."""
+    if work.left and not work.store.choice:
+        size = _size(work.job)
+        choice = upscaler.choose(*size)
+        work.store.save_choice(asdict(choice))
+        log.debug(
+            "%s: about %.2f GiB on %s; %d at a time, %s",
+            *(work.job.output, upscaler.planner.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
+            f"tiles of {choice.tile}" if choice.tile else "whole frames",
+        )
+
+
+def _is_whole(job: Job, segment: Segment) -> bool:
+    """Whether a segment's file holds the pictures that belong there; a damaged input may have had fewer."""
+    try:
+        packets = [packet.pts for packet in read_segment(segment.path)]
+    except (MediaError, OSError):
+        return False
+    found = sorted(int(time * job.encoding.time_base / job.unit) for time in packets)
+    low, high = plan.span(job, segment)
+    expected = job.times[low:high]
+    return set(found) <= set(expected) if job.settings.tolerate_errors else found == list(expected)
+
+
+def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
+    """Join, verify, and move into place."""
+    job, store = work.job, work.store
+    tracker.enter("joining", job.output)
+    job.check_input()
+    paths = [segment.path for segment in work.segments]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise MediaError(f"{gone[0]}: has gone while the job ran; the same command makes it again")
+    whole = store.folder / f"whole{job.output.suffix}"
+    try:
+        with disk_full_told(store.folder), _true_of(job):
+            joined = joining.join(whole, job, job.encoding, paths, store.folder)
+        tracker.enter("verifying", job.output)
+        times: Sequence[int] = job.times
+        if job.settings.tolerate_errors:  # each segment was proved to hold what was decoded for it
+            times = [int(time * job.encoding.time_base / job.unit) for time in joined]
+            if len(times) < len(job.times):
+                log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
+        with disk_full_told(store.folder), _true_of(job):
+            with _kept(whole, "unproved"):
+                proof.check_joined(whole, job, job.encoding, times, paths)
+            job.check_input()
+            store.save_delivery(whole)
+            with _kept(whole, "undelivered"):
+                deliver(whole, job.output, runtime.overwrite)
+    finally:
+        whole.unlink(missing_ok=True)
+    log.info("%s: delivered and verified, %d frames", job.output, len(times))
+    if not runtime.keep_work:
+        store.delete()
+
+
+@contextmanager
+def _kept(whole: Path, name: str) -> Iterator[None]:
+    """Where a file fails that took days, leave it in the job's folder, under a name that says how far it came."""
+    kept = whole.with_stem(name)
+    try:
+        yield
+    except (MediaError, VerifyError) as error:
+        whole.replace(kept)
+        raise type(error)(f"{error}; what was joined is kept as {kept}") from error
+
+
+@contextmanager
+def _true_of(job: Job) -> Iterator[None]:
+    """Where the input is another than it was, that is what went wrong, whatever came of it."""
+    try:
+        yield
+    except VidupError:
+        job.check_input()
+        raise
+
+
+_OF_STREAMS = ("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options")
+
+
+def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
+    """All that decides the segments. What only decides the copied streams may change between two runs."""
+    given = {key: value for key, value in asdict(job.settings).items() if key not in _OF_STREAMS}
+    return {
+        "input": job.facts,
+        "settings": given,
+        "container": job.container.name,
+        "engine": _identity(upscaler),
+        "version": vidup.__version__,
+    }
+
+
+def _identity(upscaler: Upscaler) -> str:
+    settings, runtime = upscaler.settings, upscaler.runtime
+    if is_here(runtime):
+        return upscaler.engine.identity
+    # The workers have the engine, and no GPU may be here. The model's files depend on the precision.
+    half = settings.dtype in ("float16", "bfloat16") or (settings.dtype == "auto" and gpus(runtime) > 0)
+    return engines.identify(settings, half)
+
+
+def _check_delivered(outcome: Outcome, settings: Settings) -> None:
+    try:
+        proof.verify(outcome.input, outcome.output, settings, fast=True)
+    except VidupError as error:
+        raise ConfigError(
+            f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error}); add -y to replace it"
+        ) from error
+    outcome.skipped = True
+    log.info("%s: was delivered before", outcome.output)
