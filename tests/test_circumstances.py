@@ -90,7 +90,7 @@ class TestInput:
     @pytest.mark.parametrize("act", [Path.unlink, lambda path: path.write_bytes(b"")])
     def test_gone_or_emptied(self, source: Path, output: Path, act: Callable[[Path], object]):
         with pytest.raises(MediaError, match=r"clip\.mp4: (was replaced|cannot be read: No such file)"):
-            vidup.upscale(source, output, NEAREST, on_progress=at(4, lambda: act(source)))
+            vidup.upscale(source, output, NEAREST, on_progress=at(9, lambda: act(source)))
         assert not output.exists() and segments(output)
 
     def test_touched(self, source: Path, output: Path, caplog: pytest.LogCaptureFixture):
