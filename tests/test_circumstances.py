@@ -68,7 +68,7 @@ class TestInput:
     """The input is another while the job runs."""
 
     @pytest.mark.parametrize(
-        ("frame", "state", "kept"), [(4, "upscaling", 4), (12, "joining", 4), (12, "verifying", 4)]
+        ("frame", "state", "kept"), [(9, "upscaling", 4), (12, "joining", 4), (12, "verifying", 4)]
     )
     def test_replaced(self, make_clip, source: Path, output: Path, frame: int, state: str, kept: int):
         other = make_clip("other.mp4", draw=lambda index, width, height: pictures(source)[11 - index])
