@@ -70,7 +70,7 @@ def swapped(frames: Iterable[Frame]) -> Iterator[Frame]:
 def test_a_fault_is_found_at_the_first_segment(make_clip: Callable[..., Path], monkeypatch, change: Any, says: str):
     source = make_clip(times=TIMES, sound=False, draw=lambda index, *size: pattern(4 * index, *size))
     upscaled(monkeypatch, change)
-    monkeypatch.setattr("vidup.job._deliver", None)  # it never comes to that
+    monkeypatch.setattr("vidup.job.queue._deliver", None)  # it never comes to that
     with pytest.raises(VerifyError, match=says) as caught:
         vidup.upscale(source, source.with_name("output.mp4"), FAST)
     assert str(caught.value).startswith(str(source.with_name("output.mp4")))
