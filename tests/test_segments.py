@@ -218,7 +218,7 @@ class TestStore:
 
     def test_a_record_that_is_a_folder(self, folder: Path, source: Path):
         (folder / "job.json").mkdir(parents=True)
-        with pytest.raises(MediaError, match=r"cannot be used"):
+        with pytest.raises(ResumeError, match="is a link, a folder or a pipe, expected a file of the job"):
             open_store(folder, fingerprint(source), restart=True)
 
     @pytest.mark.parametrize(
