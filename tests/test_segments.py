@@ -76,8 +76,12 @@ class TestPlan:
             (2048, 9000),
         ]
 
-    def test_an_input_that_tells_no_times_is_one_segment(self):
-        assert plan_segments([], 96, Path("job")) == [Segment(0, None, None, 0, Path("job/00000.seg"))]
+    def test_a_segment_is_led_in_by_the_frames_before_it(self):
+        plan = plan_segments(TIMES[4:], 2, Path("job"), before=TIMES[:4], lead=3)
+        assert [(s.begin, s.lead_in) for s in plan] == [
+            (TIMES[place], TIMES[place - 3]) for place in range(4, len(TIMES), 2)
+        ]
+        assert plan_segments(TIMES, 2, Path("job"), lead=3)[0].lead_in == TIMES[0]
 
 
 class TestFingerprint:

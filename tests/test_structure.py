@@ -32,9 +32,9 @@ WINGS = {
 """What each wing, and each file beside them, may import."""
 
 INSIDE = {
-    "picture": "color geometry tiling noise resample metrics",
+    "picture": "color geometry tiling noise resample metrics temporal",
     "engines": "operators identity claims architecture single_file prompts structure detail memory compiling solver hub"
-    " tiny vae unet windows planner interpolate checkpoint x2 x4",
+    " tiny vae unet windows planner interpolate checkpoint x2 x4 flow relay",
     "media": "containers codecs side_data captions cropping hdr options trial selection origins opening reading"
     " interlace decoding timing table probing encoder segment packets sound texts conversion streams delivery"
     " kept thumbnails joining",

@@ -77,6 +77,13 @@ class Settings:
     anchor: int = option(
         5, "rounds that pull the result back to the input's colours and light; 0 is off", low=0, high=100
     )
+    temporal: Literal["relay", "steady", "off"] = option(
+        "relay",
+        "what is carried along the motion: relay computes only what is new, steady computes every frame and blends,"
+        " off takes each frame alone",
+    )
+    trust: float = option(2.0, "codes of 255 by which what is carried may differ; more is faster", low=0.1, high=32)
+    refresh: int = option(12, "frames within which all of what is carried is refreshed; 0 is never", low=0, high=1000)
     scale: float | None = option(
         None, "size of the result against the input; the model's own where not given", flags=("-s",), low=1, high=16
     )

@@ -43,6 +43,15 @@ class Frame:
     captions: bytes = b""
     """Closed captions that begin with it: constructs of three bytes (CEA-708)."""
 
+    def shows(self, other: Frame) -> bool:
+        """Whether it is the same picture as another frame, whatever their times."""
+        if (self.pix_fmt, self.color, len(self.planes)) != (other.pix_fmt, other.color, len(other.planes)):
+            return False
+        return all(
+            mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes()
+            for mine, theirs in zip(self.planes, other.planes, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class HdrMetadata:

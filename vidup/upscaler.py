@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -19,11 +20,12 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.planner import Planner
+from vidup.engines.relay import Follower, Relay, Step
 from vidup.errors import EngineError, MediaError
 from vidup.frame import Color, Frame
 from vidup.picture import color
 from vidup.picture.resample import anchor, resize
-from vidup.prefetch import batched
+from vidup.prefetch import batched, prefetch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 from vidup.picture.geometry import Turn, output_size
 
 log = logging.getLogger(__name__)
+
+_Read = tuple[Frame, torch.Tensor, Step | None]
+"""A frame, its RGB, and how it comes about where pictures are carried."""
+
+_HOST = torch.device("cpu")
+_AHEAD = 8  # frames whose steps are planned before the engine needs them
 
 MODES = {
     *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"),
@@ -58,6 +66,9 @@ class Upscaler:
     def __init__(self, settings: Settings | None = None, runtime: Runtime | None = None) -> None:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
         self._choices: dict[tuple[int, int], Choice] = {}
+        self._number = 0
+        self._size = (0, 0)
+        self._carried: tuple[Follower, Relay] | None = None
 
     @cached_property
     def engine(self) -> engines.Engine:
@@ -96,15 +107,17 @@ class Upscaler:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def reset(self) -> None:
-        """Begin anew, after a seek or with another file: load the engine if it is not, forget earlier frames.
+    def reset(self, number: int = 0) -> None:
+        """Begin anew, after a seek or with another file: load the engine if it is not, forget what was carried.
 
-        No engine carries anything from frame to frame yet.
+        Args:
+            number: of the frame in its file that comes next.
 
         Raises:
             EngineError: as `engine`.
         """
         _ = self.engine
+        self._number, self._carried = number, None
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
         """How much is done at once for frames of this size: settled once, as given or as the planner finds best.
@@ -146,23 +159,67 @@ class Upscaler:
         first = next(coming, None)
         if first is None:
             return
-        length = self.choose(*turn.size(*first.planes[0].shape)).batch
-        coming = chain([first], coming)
-        del first
-        for clip in batched(coming, length):
-            rgb = turn(torch.stack([color.to_rgb(frame, self.engine.device) for frame in clip]))
-            before, leaving = leaving, []
-            for frame, picture in zip(clip, self._enlarge(rgb, even=True, fill=True), strict=True):
-                target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
-                codes = color.to_codes(picture, target, meaning)
-                leaving.append(_Leaving(replace(frame, pix_fmt=target, color=meaning), codes))
-            del rgb, picture, codes  # or a whole clip would be alive beside the next one
-            # A GPU works on this clip while the one before it is fetched and given away.
-            yield from (one.arrived() for one in before)
-            if self.engine.device.type != "cuda":
-                yield from (one.arrived() for one in leaving)
-                leaving = []
+        size = turn.size(*first.planes[0].shape)
+        length = self.choose(*size).batch
+        if size != self._size:
+            self._size, self._carried = size, None
+        with closing(self._read(chain([first], coming), turn)) as read:
+            del first, coming
+            for clip in batched(read, length):
+                before, leaving = leaving, []
+                for (frame, _, _), picture in zip(clip, self._pictures(clip), strict=True):
+                    target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
+                    codes = color.to_codes(self._sized(picture, size, even=True), target, meaning)
+                    leaving.append(_Leaving(replace(frame, pix_fmt=target, color=meaning), codes))
+                del picture, codes, clip  # or a whole clip would be alive beside the next one
+                # A GPU works on this clip while the one before it is fetched and given away.
+                yield from (one.arrived() for one in before)
+                if self.engine.device.type != "cuda":
+                    yield from (one.arrived() for one in leaving)
+                    leaving = []
         yield from (one.arrived() for one in leaving)
+
+    def _read(self, frames: Iterable[Frame], turn: Turn) -> Generator[_Read, None, None]:
+        """Each frame as RGB; where pictures are carried with its step, which is planned on the host, ahead."""
+        if not (self.engine.invents and engines.carries(self.settings)):
+            for frame in frames:
+                yield frame, turn(color.to_rgb(frame, self.engine.device)), None
+            return
+        follower = self._begin()
+
+        def followed() -> Iterator[_Read]:
+            last: tuple[Frame, torch.Tensor] | None = None
+            for frame in frames:
+                rgb = last[1] if last is not None and frame.shows(last[0]) else turn(color.to_rgb(frame, _HOST))
+                last = frame, rgb
+                yield frame, rgb, follower(rgb)
+
+        whole = False
+        try:
+            yield from prefetch(followed(), _AHEAD)
+            whole = True
+        finally:
+            if not whole:  # steps are planned ahead of what was made: the two no longer stand at one frame
+                self._carried = None
+
+    def _begin(self) -> Follower:
+        """What plans the steps of the frames that come now, and the relay that makes them, where none stands."""
+        if self._carried is None:
+            settings = self.settings
+            follower = Follower(self._number, settings.trust, settings.refresh)
+            relay = Relay(self._window, self.engine.scale, settings.anchor, settings.temporal == "steady")
+            self._carried = follower, relay
+        return self._carried[0]
+
+    def _pictures(self, clip: list[_Read]) -> Iterator[torch.Tensor]:
+        """The results of frames that follow each other, (3, scale * h, scale * w) each."""
+        rgb = torch.stack([picture for _, picture, _ in clip]).to(self.engine.device)
+        if self._carried is None:
+            yield from self._enlarge(rgb, fill=True)
+            return
+        steps = [step for _, _, step in clip if step is not None]
+        with torch.inference_mode(), engines.current(self.engine.device):
+            yield from self._carried[1](rgb, steps)
 
     def image(self, image: Image) -> Image:
         """Upscale one Pillow image; transparency is enlarged by bicubic.
@@ -185,7 +242,7 @@ class Upscaler:
         transparent = "A" in image.getbands() or "transparency" in image.info
         source = image.convert("RGBA" if transparent else "RGB")
         pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1).to(self.engine.device, torch.float32) / 255
-        enlarged = self._enlarge(pixels[None, :3], even=False)[0]
+        enlarged = self._sized(self._enlarge(pixels[None, :3])[0], pixels.shape[-2:], even=False)
         if transparent:
             alpha = resize(pixels[None, 3:], enlarged.shape[-2:])[0]
             enlarged = torch.cat([enlarged, alpha])
@@ -202,17 +259,21 @@ class Upscaler:
         Returns:
             float32 (T, 3, H, W) on the engine's device.
         """
-        return self._enlarge(rgb.to(self.engine.device), even)
+        return self._sized(self._enlarge(rgb.to(self.engine.device)), rgb.shape[-2:], even)
 
-    def _enlarge(self, rgb: torch.Tensor, even: bool, fill: bool = False) -> torch.Tensor:
-        """Pictures of any number; with `fill` each call of the engine has as many as any other."""
-        size = rgb.shape[-2], rgb.shape[-1]
+    def _enlarge(self, rgb: torch.Tensor, fill: bool = False) -> torch.Tensor:
+        """Pictures of any number, each alone; with `fill` each call of the engine has as many as any other."""
+        return self._window(rgb, engines.Place(height=rgb.shape[-2], width=rgb.shape[-1]), fill)
+
+    def _window(self, rgb: torch.Tensor, place: engines.Place, fill: bool = False) -> torch.Tensor:
+        """Windows of frames, all at one place, with what is done when memory runs out."""
+        size = place.height, place.width
         while True:
             choice = self.choose(*size)
             try:
                 with engines.current(self.engine.device):
                     clips = [
-                        self._enlarge_clip(rgb[first : first + choice.batch], choice, even, fill)
+                        self._enlarge_clip(rgb[first : first + choice.batch], place, choice, fill)
                         for first in range(0, len(rgb), choice.batch)
                     ]
                 return clips[0] if len(clips) == 1 else torch.cat(clips)
@@ -243,17 +304,20 @@ class Upscaler:
         )
 
     @torch.inference_mode()
-    def _enlarge_clip(self, rgb: torch.Tensor, choice: Choice, even: bool, fill: bool) -> torch.Tensor:
-        count, _, height, width = rgb.shape
-        clip = rgb
+    def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: bool) -> torch.Tensor:
+        count, clip = len(rgb), rgb
         if fill and count < choice.batch:  # a model gives the same bits for a picture only in batches of one shape
             clip = torch.cat([rgb, rgb[-1:].expand(choice.batch - count, -1, -1, -1)])
-        place = engines.Place(height=height, width=width)
         enlarged = engines.enlarge(self.engine, clip, place, choice)[:count]
-        if self.engine.invents:
-            enlarged = anchor(enlarged, rgb, self.settings.anchor)
-        size = output_size(self.settings, self.engine.scale, height, width, even)
-        return enlarged if size == tuple(enlarged.shape[-2:]) else resize(enlarged, size)
+        return anchor(enlarged, rgb, self.settings.anchor) if self.engine.invents else enlarged
+
+    @torch.inference_mode()
+    def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:
+        """Results, (..., H, W), of frames of this (height, width), brought to the size that is asked for."""
+        size = output_size(self.settings, self.engine.scale, frame[0], frame[1], even)
+        if size == tuple(pictures.shape[-2:]):
+            return pictures
+        return resize(pictures[None], size)[0] if pictures.dim() == 3 else resize(pictures, size)
 
 
 class _Leaving:

@@ -44,6 +44,8 @@ class Family:
     """Of the result against the input; None where the settings or the weights tell it."""
     others: dict[str, str] = field(default_factory=dict)
     """What else ``vidup list`` shows."""
+    invents: bool = True
+    """As `Engine.invents`."""
 
 
 _BASELINE = "baseline: resampling without a model, any scale"
@@ -74,7 +76,7 @@ FAMILIES = (
             " or the x4 upscaler as one file"
         },
     ),
-    Family("interpolate", dict.fromkeys(("nearest", "bilinear", "bicubic", "lanczos"), _BASELINE)),
+    Family("interpolate", dict.fromkeys(("nearest", "bilinear", "bicubic", "lanczos"), _BASELINE), invents=False),
 )
 """The catalogue. The preset that a name brings along is the one of that name, see `config`."""
 
@@ -277,6 +279,15 @@ def native_scale(settings: Settings) -> float:
     """
     found = family(settings).scale
     return float(_file(settings).scale(settings)) if found is None else found
+
+
+LEAD_IN = 12
+"""Frames before a segment that are upscaled and not written, so that at its border nothing but the motion is new."""
+
+
+def carries(settings: Settings) -> bool:
+    """Whether results are carried from frame to frame; where nothing is invented there is nothing to carry."""
+    return settings.temporal != "off" and family(settings).invents
 
 
 def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> int | None:

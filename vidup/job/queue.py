@@ -175,7 +175,8 @@ def _segments(job: Job, folder: Path) -> list[Segment]:
     begin, end = job.span
     times = list(job.info.pts[job.low : job.high])
     times[0] = times[0] if begin is None else max(times[0], begin)
-    return plan_segments(times, job.settings.segment_frames, folder, end)
+    lead = engines.LEAD_IN if engines.carries(job.settings) else 0
+    return plan_segments(times, job.settings.segment_frames, folder, end, job.info.pts[: job.low], lead)
 
 
 def run(works: list[Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:

@@ -47,30 +47,37 @@ class Segment:
     """How many there are; 0 where the input does not tell."""
     path: Path
     """Where its file belongs."""
+    lead_in: int | None = None
+    """From where frames are decoded and upscaled, so that what is carried is there at `begin`; not written."""
 
     def __str__(self) -> str:
         return f"segment {self.index}"
 
 
-def plan_segments(times: Sequence[int], length: int, folder: Path, end: int | None = None) -> list[Segment]:
+def plan_segments(
+    times: Sequence[int], length: int, folder: Path, end: int | None = None, before: Sequence[int] = (), lead: int = 0
+) -> list[Segment]:
     """Cut at every `length` frames. Depends on nothing but the arguments.
 
     Args:
-        times: of the frames, rising, in the input's time base; empty where they are not known.
+        times: of the frames, rising, in the input's time base.
         length: frames in a segment; the last may have fewer.
         folder: where the files belong.
         end: of the last segment, where the job ends before the input does.
+        before: times of the frames of the input that come before these.
+        lead: how many frames before its own a segment is led in by, as far as there are.
 
     Returns:
         Segments whose half-open ranges join without a gap and hold every time once.
     """
-    if not times:
-        return [Segment(0, None, end, 0, folder / "00000.seg")]
-    starts = range(0, len(times), length)
-    begins = [times[start] for start in starts]
+    known, own = [*before, *times], len(before)
+    starts = range(own, len(known), length)
+    ends = [*(known[start] for start in starts[1:]), end]
     return [
-        Segment(index, begin, after, min(length, len(times) - start), folder / f"{index:05}.seg")
-        for index, (start, begin, after) in enumerate(zip(starts, begins, [*begins[1:], end], strict=True))
+        Segment(index, known[start], after, min(length, len(known) - start), folder / f"{index:05}.seg", lead_in)
+        for index, (start, after, lead_in) in enumerate(
+            zip(starts, ends, (known[max(0, start - lead)] if lead else None for start in starts), strict=True)
+        )
     ]
 
 

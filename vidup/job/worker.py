@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -143,10 +144,21 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
         The encoder; once it is done the segment's file stands, and its pictures are those of the source.
     """
     times: list[int] = []  # of the frames that were decoded
+    assert segment.begin is not None
+    begin = segment.begin if segment.lead_in is None else segment.lead_in
+    written = segment.begin * job.info.time_base
+
+    def leads_in(frame: Frame) -> bool:
+        return frame.pts * frame.time_base < written
 
     def decode() -> Iterator[Frame]:
-        for frame in decoding.decode(job.info, segment.begin, segment.end, job.settings):
-            times.append(frame.pts - job.offset)
+        for frame in decoding.decode(job.info, begin, segment.end, job.settings):
+            end = (frame.pts + frame.duration) * frame.time_base
+            if leads_in(frame) and end > written:  # it is shown already when the part begins
+                start = int(written / frame.time_base)
+                frame = replace(frame, pts=start, duration=frame.pts + frame.duration - start)
+            if not leads_in(frame):
+                times.append(frame.pts - job.offset)
             yield frame
 
     def prove(part: Path) -> None:
@@ -162,11 +174,13 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
     # Closed here, not when they are collected: the traceback of an error would keep their threads.
     decoded = prefetch(decode(), QUEUE_BYTES, _bytes)
     encoder = Consumer(encode, QUEUE_BYTES, _bytes)
+    upscaler.reset(bisect_left(job.info.pts, begin) * (len(job.times) // (job.high - job.low)))
     try:
         with closing(decoded):
             for frame in upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn):
-                encoder.put(replace(frame, pts=frame.pts - job.offset))
-                report(1)
+                if not leads_in(frame):
+                    encoder.put(replace(frame, pts=frame.pts - job.offset))
+                    report(1)
         job.check_input()  # before the segment's file stands
         encoder.end()
         return encoder

@@ -1,0 +1,228 @@
+"""What is carried from frame to frame: what is computed, what it looks like, and that segments begin on their own."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import vidup
+from vidup import Color, Frame, Runtime, Settings, Upscaler
+from vidup.engines import Place
+from vidup.engines.relay import HALO, Follower, Relay
+from vidup.media import decoding, probing
+from vidup.picture.resample import anchor, resize
+
+HEIGHT, WIDTH = 64, 96
+
+
+def texture(height: int, width: int, seed: int = 0, coarse: int = 5) -> torch.Tensor:
+    drawn = torch.rand(1, 3, height // coarse + 2, width // coarse + 2, generator=torch.Generator().manual_seed(seed))
+    return functional.interpolate(drawn, (height, width), mode="bicubic", align_corners=False)[0].clamp(0, 1)
+
+
+class Inventor:
+    """Enlarges four times, and invents grain that stays on the glass; counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[int, int, int, int]] = []
+        grain = torch.randn(1, 4 * HEIGHT, 4 * WIDTH, generator=torch.Generator().manual_seed(9))
+        self.grain = 0.08 * grain
+
+    def __call__(self, clip: torch.Tensor, place: Place) -> torch.Tensor:
+        height, width = clip.shape[-2:]
+        self.windows += [(place.top, place.left, height, width)] * len(clip)
+        above = functional.interpolate(clip, scale_factor=4, mode="bicubic", align_corners=False)
+        rows = slice(4 * place.top, 4 * (place.top + height))
+        columns = slice(4 * place.left, 4 * (place.left + width))
+        return anchor(above + self.grain[:, rows, columns], clip, 5)
+
+    @property
+    def pixels(self) -> int:
+        return sum(height * width for *_, height, width in self.windows)
+
+
+def carried(
+    frames: list[torch.Tensor], batch: int = 1, refresh: int = 0, steady: bool = False, number: int = 0
+) -> tuple[list[torch.Tensor], Inventor, Relay]:
+    inventor = Inventor()
+    follower, relay = Follower(number, 2.0, refresh), Relay(inventor, 4, 5, steady)
+    results: list[torch.Tensor] = []
+    for first in range(0, len(frames), batch):
+        clip = frames[first : first + batch]
+        results += list(relay(torch.stack(clip), [follower(frame) for frame in clip]))
+    return results, inventor, relay
+
+
+def pan(count: int, step: int = 2, seed: int = 0) -> list[torch.Tensor]:
+    whole = texture(HEIGHT, WIDTH + step * count, seed)
+    return [whole[:, :, step * index : step * index + WIDTH].contiguous() for index in range(count)]
+
+
+def change(results: list[torch.Tensor], step: int) -> float:
+    """Mean square, in codes, of what changes along a pan beside the motion: flicker."""
+    inner = slice(24, -24)
+    moved = [
+        (after[:, inner, 24 : -24 - 4 * step] - before[:, inner, 24 + 4 * step : -24]).square().mean()
+        for before, after in zip(results, results[1:], strict=False)
+    ]
+    return 255**2 * float(torch.stack(moved).mean())
+
+
+def test_what_is_invented_moves_with_the_picture():
+    frames = pan(8)
+    inventor = Inventor()
+    alone = [inventor(frame[None], Place(height=HEIGHT, width=WIDTH))[0] for frame in frames]
+    results, asked, relay = carried(frames)
+    assert change(results, 2) < 0.1 * change(alone, 2)
+    assert asked.pixels < 0.6 * len(frames) * HEIGHT * WIDTH
+    assert relay.computed == asked.pixels and relay.total == len(frames) * HEIGHT * WIDTH
+    for frame, result in zip(frames, results, strict=True):
+        assert (resize(result[None], frame.shape[-2:])[0] - frame).abs().mean() < 1 / 255
+
+
+def test_what_was_invented_is_kept_not_blurred_away():
+    results, _, _ = carried(pan(12), refresh=12)
+    energy = [float((one[..., 1:] - one[..., :-1]).abs().mean()) for one in results]
+    assert min(energy[1:]) > 0.75 * energy[0]
+
+
+def test_a_still_shot_does_not_change_and_costs_one_frame():
+    frame = texture(HEIGHT, WIDTH)
+    results, asked, _ = carried([frame] * 10, refresh=12)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert asked.pixels == HEIGHT * WIDTH
+
+
+def test_a_cut_begins_anew_and_a_flash_does_not():
+    first, second = pan(3), pan(3, seed=5)
+    flash = [torch.full((3, HEIGHT, WIDTH), 0.97)]
+    _, asked, _ = carried([*first, *second])
+    assert asked.windows.count((0, 0, HEIGHT, WIDTH)) >= 2
+    whole = pan(6)
+    results, asked, _ = carried([*whole[:3], *flash, *whole[3:]])
+    assert asked.windows.count((0, 0, HEIGHT, WIDTH)) == 2  # the first frame, and the flash
+    assert change([results[2], results[4]], 2) < 0.2 * change([results[2], Inventor()(whole[3][None], Place())[0]], 2)
+
+
+def test_a_hidden_place_is_computed_with_a_halo_around_it():
+    """Something passes over a still picture: what it uncovers is new, the rest is not asked for."""
+    ground, thing = texture(HEIGHT, WIDTH), texture(16, 16, seed=7, coarse=2)
+    frames = []
+    for index in range(6):
+        frame = ground.clone()
+        frame[:, 24:40, 8 + 6 * index : 24 + 6 * index] = thing
+        frames.append(frame)
+    _, asked, _ = carried(frames)
+    assert 0 < asked.pixels - HEIGHT * WIDTH < 0.5 * 5 * HEIGHT * WIDTH
+    for top, left, height, width in asked.windows[1:]:
+        assert height >= 16 + HALO and width >= 16 + HALO
+        assert top % 8 == left % 8 == 0
+
+
+def test_windows_leave_no_seam():
+    """The gradient across a window's border is that beside it."""
+    frames = pan(4)
+    results, asked, _ = carried(frames, refresh=1)
+    assert len(asked.windows) >= 4
+    gradient = torch.stack(results[1:]).diff(dim=-1).abs().mean((0, 1, 2))
+    typical = gradient[32:-32].median()
+    assert (gradient[32:-32] < 1.5 * typical).all()
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_batches_decide_nothing(batch: int):
+    frames = [*pan(5), *pan(4, seed=5)]
+    one, _, _ = carried(frames, refresh=12)
+    many, _, _ = carried(frames, batch, refresh=12)
+    torch.testing.assert_close(torch.stack(many), torch.stack(one), atol=1e-5, rtol=0)
+
+
+def test_steady_computes_every_frame_and_changes_less():
+    frames = pan(8)
+    inventor = Inventor()
+    alone = [inventor(frame[None], Place(height=HEIGHT, width=WIDTH))[0] for frame in frames]
+    results, asked, _ = carried(frames, steady=True)
+    assert asked.pixels == len(frames) * HEIGHT * WIDTH
+    assert change(results, 2) < 0.3 * change(alone, 2)
+
+
+def video(frames: list[torch.Tensor]) -> list[Frame]:
+    color = Color(0, full_range=True)
+    codes = [(frame * 255).round().to(torch.uint8).numpy() for frame in frames]
+    return [
+        Frame((c[1], c[2], c[0]), "gbrp", color, pts=index, time_base=Fraction(1, 25)) for index, c in enumerate(codes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    with Upscaler(Settings.preset("mini"), Runtime(device="cpu")) as made:
+        yield made
+
+
+def test_frames_carry_and_reset_forgets(upscaler: Upscaler):
+    frames = video(pan(5))
+    upscaler.reset()
+    whole = [frame.planes[0] for frame in upscaler.frames(frames)]
+    upscaler.reset()
+    parts = [frame.planes[0] for part in (frames[:2], frames[2:]) for frame in upscaler.frames(part)]
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(whole, parts, strict=True))
+    upscaler.reset()
+    (alone,) = upscaler.frames(frames[4:])
+    assert not np.array_equal(alone.planes[0], whole[4])
+
+
+def test_frames_that_are_given_up_begin_anew(upscaler: Upscaler):
+    frames = video(pan(4))
+    upscaler.reset()
+    whole = [frame.planes[0] for frame in upscaler.frames(frames)]
+    upscaler.reset()
+    begun = upscaler.frames(frames)
+    next(begun)
+    begun.close()
+    assert np.array_equal(next(iter(upscaler.frames(frames[:1]))).planes[0], whole[0])
+
+
+def test_equal_planes_are_not_computed_again(upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch):
+    converted: list[int] = []
+    to_rgb = vidup.picture.color.to_rgb
+    monkeypatch.setattr("vidup.picture.color.to_rgb", lambda *given: converted.append(1) or to_rgb(*given))
+    frame = video(pan(1))[0]
+    same = [Frame(tuple(map(np.copy, frame.planes)), "gbrp", frame.color, pts=index) for index in range(5)]
+    upscaler.reset()
+    results = list(upscaler.frames(same))
+    assert len(converted) == 1
+    assert all(np.array_equal(one.planes[0], results[0].planes[0]) for one in results)
+    assert [one.pts for one in results] == list(range(5))
+
+
+def test_off_takes_each_frame_alone():
+    frames = video(pan(3))
+    with Upscaler(Settings.preset("mini", temporal="off"), Runtime(device="cpu")) as alone:
+        together = [frame.planes[0] for frame in alone.frames(frames)]
+        single = [next(iter(alone.frames([frame]))).planes[0] for frame in frames]
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(together, single, strict=True))
+
+
+def test_a_segment_begins_as_the_one_before_it_ends(make_clip: Callable[..., Path], tmp_path: Path):
+    """Led in by the frames before it, a segment shows nearly the picture that one long segment has there."""
+    whole = texture(48, 64 + 34)
+
+    def draw(index: int, width: int, height: int) -> np.ndarray:
+        return (whole[:, :height, index : index + width] * 255).byte().permute(1, 2, 0).numpy()
+
+    source = make_clip("pan.mkv", times=range(0, 34 * 40, 40), time_base=Fraction(1, 1000), sound=False, draw=draw)
+    pictures = {}
+    for length in (96, 17):
+        output = tmp_path / f"{length}.mkv"
+        settings = Settings.preset("mini", segment_frames=length, codec="ffv1")
+        vidup.upscale(source, output, settings, runtime=Runtime(device="cpu"))
+        pictures[length] = [frame.planes[0].astype(float) for frame in decoding.decode(probing.probe(output))]
+    usual = np.mean([np.abs(a - b).mean() for a, b in zip(pictures[96], pictures[96][1:], strict=False)])
+    apart = [np.abs(a - b).mean() for a, b in zip(pictures[96], pictures[17], strict=True)]
+    assert max(apart[:17]) == 0
+    assert 0 < apart[17] < 0.15 * usual

@@ -1,0 +1,248 @@
+"""What is carried from frame to frame: finished pictures along the motion, so that only what is new is computed.
+
+A frame's step is planned on the host from the low-resolution frames alone (`Follower`), ahead in a thread of its own;
+`Relay` holds the results that are carried: the last one, and one that is kept from before a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from vidup.engines import Place, flow
+from vidup.picture import temporal
+from vidup.picture.resample import anchor
+from vidup.picture.temporal import CELL, CUT, FINE, Box, Motion
+
+HALO = 8
+"""Low-resolution pixels around a window that are computed with it and not used."""
+
+_KEPT = 12  # frames for which the picture from before a cut is kept: a flash is over by then
+_BACK = 0.5  # mean trust from which it is taken again
+_WHOLE = 0.7  # of a frame: where windows would take more, all of it is computed
+_FRESH = 0.3  # weight of what is computed anew where a cell is refreshed
+_STEADY = 0.9  # weight of what is carried where every frame is computed
+_FEATHER = 2  # low-resolution pixels over which a window fades into what is around it
+_ROUNDS = 2  # of the anchor on what was carried, which was anchored before
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one frame comes about."""
+
+    motion: Motion | None
+    """From the source of what is carried; None where nothing is: the whole frame is computed."""
+    kept: bool = False
+    """What is carried is the picture from before the last cut."""
+    equal: bool = False
+    """The frame is the one before: so is its result."""
+    keep: bool = False
+    """A cut: the result before it is kept for a while."""
+    boxes: tuple[Box, ...] = ()
+    """What is computed, in low-resolution pixels with the halo: top, left, bottom, right."""
+    fresh: torch.Tensor | None = None
+    """bool, (rows, columns): the cells whose turn it is to be refreshed."""
+
+
+class Follower:
+    """Plans the steps of frames that follow each other, from what is in them alone; runs on the host, ahead.
+
+    Args:
+        number: of the first frame in its file, on which the turns of refreshing depend.
+        tolerance: see `temporal.judge`.
+        refresh: frames within which all of a picture has its turn to be refreshed; 0: never.
+    """
+
+    def __init__(self, number: int, tolerance: float, refresh: int) -> None:
+        self._number, self._tolerance, self._refresh = number, tolerance, refresh
+        self._frame: torch.Tensor | None = None
+        self._fine: torch.Tensor | None = None
+        self._kept: torch.Tensor | None = None
+        self._age = 0
+
+    @torch.inference_mode()
+    def __call__(self, frame: torch.Tensor) -> Step:
+        """The step of the next frame.
+
+        Args:
+            frame: RGB in [0, 1] on the host, (3, h, w), of the size of all others; the same tensor again where a frame
+                is equal to the one before.
+        """
+        number = self._number
+        self._number += 1
+        if frame is self._frame:
+            return Step(None, equal=True)
+        before, self._frame = self._fine, frame
+        self._fine = functional.interpolate(
+            frame[None], scale_factor=FINE, mode="bicubic", align_corners=False
+        )[0].clamp(0, 1)  # fmt: skip
+        self._age += 1
+        if before is None:
+            return Step(None)
+        motion, trust = self._from(before)
+        if trust >= CUT:
+            return self._windows(motion, frame, number)
+        if self._kept is not None and self._age <= _KEPT:
+            motion, trust = self._from(self._kept)
+            if trust > _BACK:
+                self._kept = None
+                return self._windows(motion, frame, number, kept=True)
+        self._kept, self._age = before, 0
+        return Step(None, keep=True)
+
+    def _from(self, before: torch.Tensor) -> tuple[Motion, float]:
+        assert self._fine is not None
+        return temporal.judge(before, self._fine, *flow.both_ways(before, self._fine), self._tolerance)
+
+    def _windows(self, motion: Motion, frame: torch.Tensor, number: int, kept: bool = False) -> Step:
+        height, width = frame.shape[-2:]
+        fresh = temporal.refreshed(motion.cells.shape[0], motion.cells.shape[1], number, self._refresh)
+        boxes = tuple(_grown(box, height, width) for box in temporal.cover(motion.cells | fresh, HALO / CELL))
+        if sum((bottom - top) * (right - left) for top, left, bottom, right in boxes) > _WHOLE * height * width:
+            boxes = ((0, 0, height, width),)
+        return Step(motion, kept, boxes=boxes, fresh=fresh)
+
+
+def _grown(box: Box, height: int, width: int) -> Box:
+    """Cells as pixels, with the halo, inside the frame."""
+    top, left, bottom, right = box
+    return (
+        max(0, top * CELL - HALO),
+        max(0, left * CELL - HALO),
+        min(height, bottom * CELL + HALO),
+        min(width, right * CELL + HALO),
+    )
+
+
+class Relay:
+    """Carries pictures from frame to frame. One thread at a time.
+
+    Args:
+        compute: makes the results of windows of frames, anchored: RGB (T, 3, h, w) and the place that all have, to
+            (T, 3, scale * h, scale * w).
+        scale: of the results.
+        rounds: of the anchor.
+        steady: every frame is computed, and what was carried is blended in.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[torch.Tensor, Place], torch.Tensor],
+        scale: float,
+        rounds: int,
+        steady: bool = False,
+    ) -> None:
+        self._compute, self._scale, self._rounds, self._steady = compute, scale, min(rounds, _ROUNDS), steady
+        self._last: torch.Tensor | None = None
+        self._kept: torch.Tensor | None = None
+        self.computed = self.total = 0
+        """Low-resolution pixels that were computed, halos counted, and that there were."""
+
+    def __call__(self, frames: torch.Tensor, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
+        """The results of frames that follow those before.
+
+        What is computed does not depend on what is carried, so that it is computed for all of these frames at once.
+
+        Args:
+            frames: RGB (T, 3, h, w) on the engine's device.
+            steps: of each.
+
+        Yields:
+            (3, scale * h, scale * w) each.
+        """
+        fresh = self._computed(frames, steps)
+        for frame, step, pieces in zip(frames, steps, fresh, strict=True):
+            self.total += frame.shape[-2] * frame.shape[-1]
+            if not step.equal:
+                self._advance(frame, step, pieces)
+            assert self._last is not None
+            yield self._last
+
+    def _computed(self, frames: torch.Tensor, steps: Sequence[Step]) -> list[list[tuple[Box, torch.Tensor]]]:
+        """Windows of one shape and place are computed together, whichever frame they are of."""
+        height, width = frames.shape[-2:]
+        pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in steps]
+        wanted: dict[Box, list[int]] = {}
+        for index, step in enumerate(steps):
+            whole = step.motion is None or self._steady
+            for box in () if step.equal else ((0, 0, height, width),) if whole else step.boxes:
+                wanted.setdefault(box, []).append(index)
+        for box, indices in wanted.items():
+            top, left, bottom, right = box
+            self.computed += (bottom - top) * (right - left) * len(indices)
+            results = self._compute(frames[indices, :, top:bottom, left:right], Place(top, left, height, width))
+            for index, result in zip(indices, results, strict=True):
+                pieces[index].append((box, result))
+        return pieces
+
+    def _advance(self, frame: torch.Tensor, step: Step, pieces: list[tuple[Box, torch.Tensor]]) -> None:
+        source = self._kept if step.kept else self._last
+        if step.keep:
+            self._kept = self._last
+        if step.motion is None or source is None:
+            (_, self._last), *_ = pieces
+            return
+        size = source.shape[-2:]
+        carried = self._carried(source, step.motion)
+        trust = functional.interpolate(
+            step.motion.trust[None, None].to(frame.device), size, mode="bilinear", align_corners=False
+        )[0]
+        if self._steady:
+            picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
+        else:
+            picture = self._patched(frame, step, pieces, carried, trust)
+        self._last = anchor(picture[None], frame[None], self._rounds)[0]
+
+    def _carried(self, source: torch.Tensor, motion: Motion) -> torch.Tensor:
+        """The source along the motion, with the contrast that the frame has now."""
+        size = (source.shape[-2], source.shape[-1])
+        carried = temporal.warp(source, temporal.resize_flow(motion.flow.to(source.device), size))
+        if motion.gain != 1:
+            mean = temporal.mean(carried, 4 * round(self._scale) + 1)
+            carried = mean + motion.gain * (carried - mean)
+        return carried
+
+    def _patched(
+        self,
+        frame: torch.Tensor,
+        step: Step,
+        pieces: list[tuple[Box, torch.Tensor]],
+        carried: torch.Tensor,
+        trust: torch.Tensor,
+    ) -> torch.Tensor:
+        """What is carried where it is trusted, what was computed elsewhere, and bicubic where neither is."""
+        size = carried.shape[-2:]
+        base = functional.interpolate(frame[None], size, mode="bicubic", align_corners=False)[0]
+        covered = frame.new_zeros(1, *frame.shape[-2:])
+        for box, _ in pieces:
+            covered[_inner(box, *frame.shape[-2:])] = 1
+        weight = _feathered(covered, size)
+        for (top, left, bottom, right), piece in pieces:
+            rows = slice(round(top * self._scale), round(bottom * self._scale))
+            columns = slice(round(left * self._scale), round(right * self._scale))
+            base[:, rows, columns] = torch.lerp(base[:, rows, columns], piece, weight[:, rows, columns])
+        if step.fresh is not None and step.fresh.any():
+            turn = step.fresh.to(frame).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+            turn = turn[None, : frame.shape[-2], : frame.shape[-1]]
+            trust = trust * (1 - _FRESH * _feathered(turn, size))
+        return torch.lerp(base, carried, trust)
+
+
+def _inner(box: Box, height: int, width: int) -> tuple[slice, slice, slice]:
+    """A window without its halo, which it has not at the edges of the frame."""
+    top, left, bottom, right = box
+    return (
+        slice(None),
+        slice(top + HALO if top else 0, bottom - HALO if bottom < height else height),
+        slice(left + HALO if left else 0, right - HALO if right < width else width),
+    )
+
+
+def _feathered(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A mask, (1, h, w), enlarged to `size`, that falls to 0 inside the outer edges of what it covers."""
+    eroded = -functional.max_pool2d(-mask[None], 2 * _FEATHER - 1, 1, _FEATHER - 1)[0]
+    soft = temporal.mean(eroded, 2 * _FEATHER - 1)
+    return functional.interpolate(soft[None], tuple(size), mode="bilinear", align_corners=False)[0]
