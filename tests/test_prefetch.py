@@ -221,12 +221,12 @@ def ends(monkeypatch: pytest.MonkeyPatch, at_the_end: Callable[[Path], None]) ->
     """Call a function with a segment's path when its encoder has all its frames and empties itself."""
     encode = segment.encode_segment
 
-    def slow(frames: Any, encoding: Any, path: Path) -> Any:
+    def slow(frames: Any, encoding: Any, path: Path, *given_on: Any) -> Any:
         def given() -> Any:
             yield from frames
             at_the_end(path)
 
-        return encode(given(), encoding, path)
+        return encode(given(), encoding, path, *given_on)
 
     monkeypatch.setattr("vidup.job.worker.encode_segment", slow)
 

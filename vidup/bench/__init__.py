@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from vidup.config import Runtime, Settings, add_options, from_options
 from vidup.errors import ConfigError
-from vidup.media.containers import MATROSKA
 
 if TYPE_CHECKING:
     from vidup.bench.stopwatch import Estimate, Measured
@@ -183,6 +182,8 @@ def _info(frames: Sequence[Frame], width: int, height: int) -> MediaInfo:
 
 def describe(found: Measured) -> list[str]:
     """What was measured, in lines."""
+    from vidup.media.containers import MATROSKA
+
     (width, height), (wide, tall) = found.size, found.output
     shape = f"tiles of {found.tile}" if found.tile else "whole frames"
     lines = [
