@@ -134,6 +134,7 @@ def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[
     """Frames from the beginning, the middle and the end of what a job takes, and what decoding one of them takes."""
     from vidup.job import plan
     from vidup.media import decoding
+    from vidup.media.containers import MATROSKA
 
     job = plan.plan(source, source.with_suffix(MATROSKA.endings[0]), settings)
     info, places = job.info, min(_PLACES, count)
@@ -154,6 +155,7 @@ def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[
 
 def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Encoding]:
     from vidup.media import encoder
+    from vidup.media.containers import MATROSKA
     from vidup.picture.geometry import output_size
 
     try:
@@ -182,7 +184,6 @@ def _info(frames: Sequence[Frame], width: int, height: int) -> MediaInfo:
 
 def describe(found: Measured) -> list[str]:
     """What was measured, in lines."""
-    from vidup.media.containers import MATROSKA
 
     (width, height), (wide, tall) = found.size, found.output
     shape = f"tiles of {found.tile}" if found.tile else "whole frames"
