@@ -54,6 +54,14 @@ def test_the_flow_of_a_pan_is_found():
     assert (back[inner] + torch.tensor([3.0, 2.0]).view(2, 1, 1)).abs().mean() < 0.3
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 90), (8, 60), (12, 60), (15, 15), (60, 6)])
+def test_the_flow_of_tiny_pictures_is_found(size: tuple[int, int]):
+    """On which OpenCV's search fails, or ends the process."""
+    picture = texture(*size, coarse=2)
+    for found in (*flow.both_ways(picture, picture), flow.accurate(picture[0], picture[0])):
+        assert found.shape == (2, *size) and found.abs().max() < 0.5
+
+
 def test_what_stands_still_is_carried_whole_and_exactly():
     motion, trust = follow(texture(48, 64), texture(48, 64))
     assert trust > 0.99 and motion.trust.min() > 0.99

@@ -10,6 +10,10 @@ import torch
 
 from vidup.picture.metrics import luma
 
+_OPENCV: Any = cv2  # whose types are not whole
+_LEAST = 16
+"""Sides in pixels below which OpenCV's search fails, or ends the process."""
+
 
 def both_ways(previous: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The flow from `current` to `previous`, and back: dense inverse search (Kroeger et al. 2016).
@@ -23,17 +27,41 @@ def both_ways(previous: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tens
         float32 (2, H, W) each: right and down, in pixels, to where a pixel lies in the other picture.
     """
     before, now = _gray(previous), _gray(current)
-    return _flow(now, before, finest=0), _flow(before, now, finest=1)
+    return _fast(now, before, finest=0), _fast(before, now, finest=1)
+
+
+def accurate(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """The flow from one picture to another, for measuring: OpenCV's preset MEDIUM.
+
+    Args:
+        of, to: luma in [0, 1], (H, W), on the host.
+
+    Returns:
+        float32 (2, H, W): right and down, in pixels, to where a pixel of `of` lies in `to`.
+    """
+    return _flow(_codes(of), _codes(to), _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_MEDIUM))
 
 
 def _gray(picture: torch.Tensor) -> np.ndarray:
-    return (luma(picture).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return _codes(luma(picture))
 
 
-def _flow(of: np.ndarray, to: np.ndarray, finest: int) -> torch.Tensor:
-    opencv: Any = cv2  # whose types are not whole
-    search = opencv.DISOpticalFlow_create(opencv.DISOPTICAL_FLOW_PRESET_FAST)
+def _codes(brightness: torch.Tensor) -> np.ndarray:
+    return (brightness.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _fast(of: np.ndarray, to: np.ndarray, finest: int) -> torch.Tensor:
+    search = _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(finest)
     search.setGradientDescentIterations(8)  # half of the preset's, and less refinement: carried pictures are as good
     search.setVariationalRefinementIterations(2)
-    return torch.from_numpy(search.calc(of, to, None)).permute(2, 0, 1).contiguous()
+    return _flow(of, to, search)
+
+
+def _flow(of: np.ndarray, to: np.ndarray, search: Any) -> torch.Tensor:
+    height, width = of.shape
+    if min(height, width) < _LEAST:
+        edges = (0, max(0, _LEAST - height)), (0, max(0, _LEAST - width))
+        of, to = np.pad(of, edges, "edge"), np.pad(to, edges, "edge")
+    found = search.calc(of, to, None)[:height, :width]
+    return torch.from_numpy(found).permute(2, 0, 1).contiguous()
