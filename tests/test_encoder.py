@@ -25,6 +25,7 @@ from vidup.media.containers import MATROSKA, MOV, MP4, WEBM, Container
 from vidup.media.encoder import Encoding, choose, limits, loses, open_context, to_av
 from vidup.media.hdr import dynamic_hdr, read_hdr
 from vidup.media.options import encoder_options
+from vidup.media.segment import decode_segment, encode_segment, read_segment
 from vidup.media.trial import objections
 
 FAST = {
@@ -87,6 +88,27 @@ def encoded(encoding: Encoding, path: Path, count: int = 4) -> Path:
             container.mux(stream.encode(to_av(frame, encoding)))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.mark.parametrize("unit", [Fraction(1, 1000), Fraction(1, 10**9), Fraction(1, 2**31 - 1)])
+@pytest.mark.parametrize("codec", [name for name in DEFAULTS if not name.endswith("_nvenc")])
+def test_times_of_any_unit_come_back_exactly(codec: str, unit: Fraction, tmp_path: Path):
+    steps = [Fraction(1, 30) + Fraction(index * index, 1009) for index in range(5)] + [3 * unit, 3 * unit]
+    times = [int(sum(steps[:count]) / unit) for count in range(len(steps) + 1)]
+    encoding = chosen(codec, info=info_of(time_base=unit, pts=tuple(times)))
+    form = encoder.planar(encoding.pix_fmt)
+    planes = tuple(
+        np.full((plane.height, plane.width), 64, np.uint8 if "p1" not in form else np.uint16)
+        for plane in av.VideoFrame(encoding.width, encoding.height, form).planes
+    )
+    frames = [Frame(planes, form, encoding.color, time, index + 1, unit) for index, time in enumerate(times)]
+    path = tmp_path / "00000.seg"
+    assert len(list(encode_segment(frames, encoding, path))) == len(times)
+    scale = unit / encoding.time_base
+    written = sorted((packet.pts, packet.duration) for packet in read_segment(path))
+    assert written == [(time * scale, (index + 1) * scale) for index, time in enumerate(times)]
+    decoded = [picture.pts for picture in decode_segment(path, encoding)]
+    assert decoded == [time * scale for time in times]
 
 
 def first_frame(path: Path) -> Any:

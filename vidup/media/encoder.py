@@ -34,7 +34,7 @@ THREADS = 8
 """Fixed, because x264's result depends on it: the same job gives the same file on every machine."""
 
 _FINEST = 1_000_000
-"""Units of a second that encoders and muxers count in without overflow."""
+"""Units of a second that encoders and muxers count in without overflow or rounding (libvpx counts in 0.1 us)."""
 
 _FRAME_FLAGS = (
     av.codec.context.Flags.frame_duration | av.codec.context.Flags.global_header | av.codec.context.Flags.closed_gop
@@ -60,6 +60,11 @@ class Encoding:
     sample_aspect_ratio: Fraction
     hdr: HdrMetadata | None = None
     """Of the source; it is among the options where the encoder can be told."""
+
+    @property
+    def encoder_time_base(self) -> Fraction:
+        """Seconds in one unit of the times that the encoder is given: no finer than all of them keep exactly."""
+        return max(self.time_base, Fraction(1, _FINEST))
 
 
 def choose(settings: Settings, info: MediaInfo, width: int, height: int, container: Container) -> Encoding:
@@ -209,7 +214,7 @@ def open_context(context: Any, encoding: Encoding) -> Any:
 def _set_up(context: Any, encoding: Encoding) -> Any:
     """All of a codec context but its options."""
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
-    context.time_base, context.framerate = encoding.time_base, encoding.rate
+    context.time_base, context.framerate = encoding.encoder_time_base, encoding.rate
     context.flags |= _FRAME_FLAGS
     context.thread_count = THREADS
     context.sample_aspect_ratio = encoding.sample_aspect_ratio

@@ -81,34 +81,37 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
         checksum = zlib.crc32(data, checksum)
         file.write(data)
 
-    # Encoders change or forget durations; by the time of its frame each packet gets its own back.
-    durations: dict[int, int] = {}
-    captions: dict[int, bytes] = {}
+    # Encoders change or forget durations, and round what is too fine for them: by the time that they were given for its
+    # frame each packet gets the frame's own time and duration back.
+    waiting: dict[int, tuple[int, int, bytes]] = {}
     encoded = 0
 
     def write_packets(packets: list[Any]) -> None:
         nonlocal encoded
         for packet in packets:
-            if packet.pts not in durations:
+            if packet.pts not in waiting:
                 raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
-            data = with_captions(bytes(packet), encoding.codec, captions.pop(packet.pts, b""))
-            write(_PACKET.pack(packet.pts, durations.pop(packet.pts), len(data), packet.is_keyframe) + data)
+            pts, duration, captions = waiting.pop(packet.pts)
+            data = with_captions(bytes(packet), encoding.codec, captions)
+            write(_PACKET.pack(pts, duration, len(data), packet.is_keyframe) + data)
             encoded += 1
 
     extradata = context.extradata or b""
     head = json.dumps({"extradata": extradata.hex(), "tag": context.codec_tag}).encode()
     write(_MAGIC + len(head).to_bytes(4, "little") + head)
-    count = 0
+    unit, count, given = encoding.encoder_time_base, 0, -(2**62)
+    scale = encoding.time_base / unit
     for frame in frames:
         picture = to_av(frame, encoding)
-        durations[picture.pts] = picture.duration
-        if frame.captions and carries(encoding.codec):
-            captions[picture.pts] = frame.captions
+        own = picture.pts, picture.duration
+        given = max(round(own[0] * scale), given + 1)
+        picture.pts, picture.duration, picture.time_base = given, round(own[1] * scale), unit
+        waiting[given] = (*own, frame.captions if carries(encoding.codec) else b"")
         write_packets(context.encode(picture))
         count += 1
         yield frame
     write_packets(context.encode(None))
-    if durations or encoded != count:
+    if waiting or encoded != count:
         raise MediaError(f"{encoding.codec} took {count} frames and gave {encoded} pictures")
     file.write(_CHECKSUM.pack(count, checksum))
 
