@@ -1,5 +1,6 @@
 """Planes to RGB and back: against formulas written out here, and round trips of every layout, file to file too."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 import vidup
 from vidup.config import Settings
 from vidup.errors import MediaError
-from vidup.frame import Color, Frame
-from vidup.picture.color import BT601, BT709, MATRIX_NAMES, RGB, UNSPECIFIED, YCGCO, from_rgb, layout, resolve, to_rgb
+from vidup.frame import Color, Frame, layout
+from vidup.picture.color import BT601, BT709, MATRIX_NAMES, RGB, UNSPECIFIED, YCGCO, from_rgb, resolve, to_rgb
 
 MATRICES = {
     1: (0.2126, 0.0722),
@@ -306,7 +307,7 @@ def test_values_are_rounded_and_then_clipped():
 def test_formats_that_are_not_converted_are_refused(pix_fmt: str):
     plane = np.zeros((4, 4), np.uint8)
     with pytest.raises(MediaError, match=pix_fmt):
-        to_rgb(Frame((plane, plane, plane), pix_fmt, Color(BT709)))
+        Frame((plane, plane, plane), pix_fmt, Color(BT709))
     with pytest.raises(MediaError, match=pix_fmt):
         from_rgb(torch.zeros(3, 4, 4), pix_fmt, Color(BT709))
 
@@ -354,3 +355,53 @@ def test_the_matrix_can_be_said(setting: str, matrix: int):
 def test_the_range_can_be_said(pix_fmt: str, tagged: bool):
     for setting, full in (("limited", False), ("full", True), ("auto", tagged)):
         assert resolve(Color(2, full_range=tagged), pix_fmt, 64, 48, "auto", setting).full_range == full
+
+
+PLANES = {"y": np.zeros((5, 7), np.uint8), "uv": np.zeros((3, 4), np.uint8), "deep": np.zeros((5, 7), np.uint16)}
+
+
+@pytest.mark.parametrize(
+    ("planes", "pix_fmt", "said"),
+    [
+        (["y"], "yuv420p", "number of 3, not 1"),
+        (["y", "uv", "uv", "y", "y"], "yuva420p", "number of 3, not 5"),
+        (["y", "y", "uv"], "yuv420p", r"plane 1 of yuv420p is of shape \(5, 7\), expected \(3, 4\)"),
+        (["y", "uv", "uv", "uv"], "yuva420p", "plane 3 of yuva420p"),
+        (["y", "y", "uv"], "gbrp", "plane 2 of gbrp"),
+        (["deep"], "gray", "of uint8, not uint16"),
+        (["y"], "gray10le", "of uint16, not uint8"),
+        (["float"], "gray", "of uint8, not float32"),
+        (["signed"], "gray", "of uint8, not int8"),
+        (["colours"], "gray", r"of shape \(5, 7, 3\), expected \(height, width\)"),
+        (["empty"], "gray", r"of shape \(0, 7\), expected \(height, width\)"),
+    ],
+)
+def test_a_frame_refuses_planes_that_do_not_fit(planes: list[str], pix_fmt: str, said: str):
+    wrong = {
+        **PLANES,
+        "float": np.zeros((5, 7), np.float32),
+        "signed": np.zeros((5, 7), np.int8),
+        "colours": np.zeros((5, 7, 3), np.uint8),
+        "empty": np.zeros((0, 7), np.uint8),
+    }
+    with pytest.raises(MediaError, match=said):
+        Frame(tuple(wrong[name] for name in planes), pix_fmt, Color(BT709))
+
+
+def test_frames_are_compared_and_shown():
+    y, uv = PLANES["y"], PLANES["uv"]
+    frame, same = (Frame((y.copy(), uv, uv), "yuv420p", Color(BT709), 7, 1, Fraction(1, 25)) for _ in range(2))
+    assert frame == same and frame != replace(same, pts=8) and frame != "a frame"
+    assert frame != replace(same, planes=(y + 1, uv, uv)) and frame.shows(replace(same, pts=8))
+    assert repr(frame).startswith("Frame(7x5 yuv420p, pts=7, duration=1, time_base=1/25, Color(matrix=1,")
+    assert Frame((y, uv, uv, y), "yuva420p", Color(BT709)) != Frame((y, uv, uv), "yuva420p", Color(BT709))
+
+
+@pytest.mark.parametrize("matrix", [UNSPECIFIED, RGB, 10])
+def test_planes_of_yuv_want_a_matrix_that_is_known(matrix: int):
+    frame = Frame((PLANES["y"], PLANES["uv"], PLANES["uv"]), "yuv420p", Color(matrix))
+    with pytest.raises(MediaError, match=f"colour matrix {matrix}"):
+        to_rgb(frame)
+    with pytest.raises(MediaError, match=f"colour matrix {matrix}"):
+        from_rgb(torch.zeros(3, 4, 4), "yuv420p", Color(matrix))
+    assert from_rgb(torch.ones(3, 4, 4), "gray", Color(matrix))[0].max() == 235

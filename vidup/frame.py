@@ -1,10 +1,14 @@
-"""What flows: a frame with its time and its colour, and what a file holds. No behaviour."""
+"""What flows: a frame with its planes, its time and its colour, and what a file holds."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Literal
+
+from vidup.errors import MediaError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +29,53 @@ class Color:
     """True where 8-bit black and white are 0 and 255, False where luma has 16 and 235."""
 
 
+_NAME = re.compile(r"(?P<family>yuva?j?|gray|gbra?p?)(?P<sampling>4\d\d|)p?(?P<bits>\d+|)(?:le|)$")
+_SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2), "411": (4, 1), "410": (4, 4)}
+
+
 @dataclass(frozen=True)
+class Layout:
+    """How the planes of a pixel format lie."""
+
+    family: str
+    """``yuv``, ``gray`` or ``gbr``."""
+    bits: int
+    """Significant bits of a sample, in the low bits of uint8 or uint16."""
+    chroma_x: int
+    """Luma columns for one chroma column."""
+    chroma_y: int
+    """Luma rows for one chroma row."""
+    alpha: bool = False
+    """The format has a plane of transparency behind the others, which a frame may leave out."""
+
+    @property
+    def planes(self) -> int:
+        """Number of planes that hold colour."""
+        return 1 if self.family == "gray" else 3
+
+
+@cache
+def layout(pix_fmt: str) -> Layout | None:
+    """The layout of a planar format by its ffmpeg name; None where it is none that vidup converts itself."""
+    match = _NAME.match(pix_fmt)
+    if match is None or pix_fmt.endswith("be"):
+        return None
+    family = re.sub("[aj]", "", match["family"]).removesuffix("p") if match["family"] != "gray" else "gray"
+    if family not in ("yuv", "gray", "gbr") or (family == "yuv") != bool(match["sampling"]):
+        return None
+    chroma = _SUBSAMPLING.get(match["sampling"], (1, 1)) if family == "yuv" else (1, 1)
+    bits = int(match["bits"] or 8)
+    alpha = family != "gray" and "a" in match["family"]
+    return Layout(family, bits, *chroma, alpha) if 8 <= bits <= 16 else None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Frame:
-    """One picture, its planes as decoded, and the time at which it is shown."""
+    """One picture, its planes as decoded, and the time at which it is shown.
+
+    Raises:
+        MediaError: the planes do not fit the pixel format in number, shape or dtype, or vidup does not know the format.
+    """
 
     planes: tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]
     """Y, U, V (or Y alone; or G, B, R), each (height, width) of its own size, uint8 or uint16."""
@@ -42,6 +90,41 @@ class Frame:
     """Seconds in one unit of `pts`."""
     captions: bytes = b""
     """Closed captions that begin with it: constructs of three bytes (CEA-708)."""
+
+    def __post_init__(self) -> None:
+        kind = layout(self.pix_fmt)
+        if kind is None:
+            raise MediaError(f"frame: pixel format {self.pix_fmt!r} is not planar YUV, gray or RGB of 8 to 16 bits")
+        count = len(self.planes)
+        if count != kind.planes and count != kind.planes + kind.alpha:
+            raise MediaError(f"frame: {self.pix_fmt} has planes to the number of {kind.planes}, not {count}")
+        bytes_each = 1 if kind.bits == 8 else 2
+        height, width = first = self.planes[0].shape if self.planes[0].ndim == 2 else (0, 0)
+        chroma = -(-height // kind.chroma_y), -(-width // kind.chroma_x)
+        for index, plane in enumerate(self.planes):
+            if plane.dtype.kind != "u" or plane.dtype.itemsize != bytes_each:
+                raise MediaError(
+                    f"frame: plane {index} of {self.pix_fmt} is of uint{8 * bytes_each}, not {plane.dtype}"
+                )
+            expected = chroma if index in (1, 2) else first
+            if plane.shape != expected or not plane.size:
+                raise MediaError(
+                    f"frame: plane {index} of {self.pix_fmt} is of shape {plane.shape}, expected"
+                    f" {expected if all(expected) else '(height, width)'}"
+                )
+
+    def __repr__(self) -> str:
+        height, width = self.planes[0].shape
+        time = f"pts={self.pts}, duration={self.duration}, time_base={self.time_base}"
+        return f"Frame({width}x{height} {self.pix_fmt}, {time}, {self.color})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Frame):
+            return NotImplemented
+        mine, theirs = ((one.pts, one.duration, one.time_base, one.captions) for one in (self, other))
+        return mine == theirs and self.shows(other)
+
+    __hash__ = None  # type: ignore[assignment]  # planes can be written to
 
     def shows(self, other: Frame) -> bool:
         """Whether it is the same picture as another frame, whatever their times."""

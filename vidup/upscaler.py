@@ -170,7 +170,7 @@ class Upscaler:
                 for (frame, _, _), picture in zip(clip, self._pictures(clip), strict=True):
                     target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
                     codes = color.to_codes(self._sized(picture, size, even=True), target, meaning)
-                    leaving.append(_Leaving(replace(frame, pix_fmt=target, color=meaning), codes))
+                    leaving.append(_Leaving(frame, target, meaning, codes))
                 del picture, codes, clip  # or a whole clip would be alive beside the next one
                 # A GPU works on this clip while the one before it is fetched and given away.
                 yield from (one.arrived() for one in before)
@@ -323,8 +323,8 @@ class Upscaler:
 class _Leaving:
     """A frame whose planes are on their way from the device into pinned memory."""
 
-    def __init__(self, frame: Frame, codes: tuple[torch.Tensor, ...]) -> None:
-        self.frame, self.codes = frame, codes
+    def __init__(self, frame: Frame, pix_fmt: str, color: Color, codes: tuple[torch.Tensor, ...]) -> None:
+        self.frame, self.pix_fmt, self.color, self.codes = frame, pix_fmt, color, codes
         self.event: torch.cuda.Event | None = None
         if codes[0].device.type == "cuda":
             pinned = tuple(torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in codes)
@@ -339,4 +339,5 @@ class _Leaving:
             self.event.synchronize()
         # Copied, so that the pinned memory serves the next frame.
         planes = color.planes_of(self.codes)
-        return replace(self.frame, planes=planes if self.event is None else tuple(map(np.copy, planes)))
+        own = planes if self.event is None else tuple(plane.copy() for plane in planes)
+        return replace(self.frame, planes=own, pix_fmt=self.pix_fmt, color=self.color)

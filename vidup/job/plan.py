@@ -11,7 +11,7 @@ from typing import Any
 from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError
-from vidup.frame import MediaInfo
+from vidup.frame import MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
 from vidup.media import encoder, probing
@@ -20,7 +20,6 @@ from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, deliver
 from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
-from vidup.picture import color
 from vidup.picture.geometry import output_size
 
 
@@ -116,7 +115,7 @@ def host_memory(job: Job) -> int:
     One queue before the engine, one behind it, and what the encoder looks ahead; these two again for the segment
     before, which may not be written yet; and what its proof decodes.
     """
-    kind = color.layout(planar(job.encoding.pix_fmt))
+    kind = layout(planar(job.encoding.pix_fmt))
     assert kind is not None
     samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y)
     frame = job.encoding.width * job.encoding.height * samples * (1 if kind.bits == 8 else 2)

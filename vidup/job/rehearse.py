@@ -17,13 +17,12 @@ import numpy as np
 
 from vidup import proof
 from vidup.errors import ConfigError, MediaError, VerifyError
-from vidup.frame import Frame
+from vidup.frame import Frame, layout
 from vidup.job.plan import NOT_IN_PART, Job
 from vidup.media import decoding, joining, kept, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
 from vidup.media.segment import encode_segment
-from vidup.picture import color
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def _times(job: Job) -> list[int]:
 
 
 def _blank(job: Job, times: list[int]) -> list[Frame]:
-    kind, size = color.layout(planar(job.encoding.pix_fmt)), (job.encoding.height, job.encoding.width)
+    kind, size = layout(planar(job.encoding.pix_fmt)), (job.encoding.height, job.encoding.width)
     assert kind is not None
     chroma = -(-size[0] // kind.chroma_y), -(-size[1] // kind.chroma_x)
     blank = np.uint8 if kind.bits == 8 else np.uint16

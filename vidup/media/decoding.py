@@ -16,12 +16,12 @@ import numpy as np
 
 from vidup.config import Settings
 from vidup.errors import MediaError
-from vidup.frame import Color, Frame, MediaInfo
+from vidup.frame import Color, Frame, MediaInfo, layout
 from vidup.media import interlace
 from vidup.media.captions import read_captions
 from vidup.media.opening import clock
 from vidup.media.reading import timed_frames
-from vidup.picture.color import layout, resolve
+from vidup.picture.color import resolve
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from vidup.config import Settings
 from vidup.errors import ConfigError
-from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
+from vidup.frame import Color, Frame, HdrMetadata, Layout, MediaInfo, layout
 from vidup.media import side_data
 from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
 from vidup.media.containers import Container
@@ -277,7 +277,7 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
 
 def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     """What of the picture's format the encoding does not keep, in words."""
-    source, target = color.layout(planar(info.pix_fmt)), color.layout(planar(encoding.pix_fmt))
+    source, target = layout(planar(info.pix_fmt)), layout(planar(encoding.pix_fmt))
     assert source is not None and target is not None
     lost = []
     components = av.VideoFormat(info.pix_fmt).components
@@ -318,14 +318,14 @@ def limits(encoding: Encoding) -> list[str]:
 
 def _nearest(source: str, offered: list[str], codec: str) -> str:
     """The offered format that loses least of `source`, and among those the one that adds least."""
-    wanted = color.layout(source)
+    wanted = layout(source)
     assert wanted is not None
     kept = codec in _MASTERING or wanted.family == "yuv"
     if not kept:  # RGB and gray are delivered as what players play: 4:2:0
-        wanted = color.Layout("yuv", wanted.bits, 2, 2)
+        wanted = Layout("yuv", wanted.bits, 2, 2)
 
     def loss(name: str) -> tuple[bool, int, int, int, int]:
-        have = color.layout(planar(name))
+        have = layout(planar(name))
         assert have is not None
         fewer = max(0, wanted.bits - have.bits)
         coarser = max(0, have.chroma_x - wanted.chroma_x) + max(0, have.chroma_y - wanted.chroma_y)
@@ -346,7 +346,7 @@ def _nearest(source: str, offered: list[str], codec: str) -> str:
 
 def _output_color(info: MediaInfo, settings: Settings, target: str, defaults: Defaults) -> Color:
     tags = color.resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
-    kind = color.layout(target)
+    kind = layout(target)
     assert kind is not None
     if kind.family == "gbr":
         return Color(color.RGB, tags.primaries, tags.transfer, True)

@@ -6,9 +6,7 @@ HEVC have it unless they say otherwise. Transfer and primaries are carried, neve
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vidup.errors import MediaError
-from vidup.frame import Color, Frame
+from vidup.frame import Color, Frame, Layout, layout
 
 UNSPECIFIED, RGB, BT709, BT601, BT2020, YCGCO = 2, 0, 1, 6, 9, 8
 
@@ -48,40 +46,6 @@ _LUMA = {
     9: (0.2627, 0.0593),
 }
 
-_NAME = re.compile(r"(?P<family>yuva?j?|gray|gbra?p?)(?P<sampling>4\d\d|)p?(?P<bits>\d+|)(?:le|)$")
-_SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2), "411": (4, 1), "410": (4, 4)}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the planes of a pixel format lie."""
-
-    family: str
-    """``yuv``, ``gray`` or ``gbr``."""
-    bits: int
-    """Significant bits of a sample, in the low bits of uint8 or uint16."""
-    chroma_x: int
-    """Luma columns for one chroma column."""
-    chroma_y: int
-    """Luma rows for one chroma row."""
-
-    @property
-    def planes(self) -> int:
-        return 1 if self.family == "gray" else 3
-
-
-def layout(pix_fmt: str) -> Layout | None:
-    """The layout of a planar format by its ffmpeg name; None where it is none that vidup converts itself."""
-    match = _NAME.match(pix_fmt)
-    if match is None or pix_fmt.endswith("be"):
-        return None
-    family = re.sub("[aj]", "", match["family"]).removesuffix("p") if match["family"] != "gray" else "gray"
-    if family not in ("yuv", "gray", "gbr") or (family == "yuv") != bool(match["sampling"]):
-        return None
-    chroma = _SUBSAMPLING.get(match["sampling"], (1, 1)) if family == "yuv" else (1, 1)
-    bits = int(match["bits"] or 8)
-    return Layout(family, bits, *chroma) if 8 <= bits <= 16 else None
-
 
 def resolve(
     color: Color, pix_fmt: str, width: int, height: int, matrix_setting: str = "auto", range_setting: str = "auto"
@@ -101,12 +65,8 @@ def resolve(
         matrix = RGB
     elif matrix in (UNSPECIFIED, RGB):
         matrix = BT709 if height >= 720 or width >= 1280 else BT601
-    elif matrix not in _LUMA and matrix != YCGCO:
-        name = f" ({MATRIX_NAMES[matrix]})" if matrix in MATRIX_NAMES else ""
-        raise MediaError(
-            f"colour matrix {matrix} of ITU-T H.273{name} is not supported: convert the video to BT.709 first,"
-            " or say with --matrix what it truly is"
-        )
+    else:
+        matrix = _known(matrix)
     full = color.full_range or pix_fmt.startswith("yuvj") or matrix == RGB
     if range_setting != "auto":
         full = range_setting == "full"
@@ -121,7 +81,7 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
         are kept.
 
     Raises:
-        MediaError: the pixel format is not planar YUV, gray or RGB of 8 to 16 bits.
+        MediaError: the planes are YUV, and the matrix is unspecified or none that vidup converts.
     """
     kind = _layout(frame.pix_fmt)
     # Decoders' planes are read-only and padded; the copy is neither, and it goes up in its smallest form.
@@ -137,7 +97,7 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     height, width = luma.shape
     chroma = [_enlarge(plane.sub_(middle).div_(swing), kind, height, width) for plane in planes[1:]]
     rgb: torch.Tensor = torch.tensordot(
-        _to_rgb_matrix(frame.color.matrix, luma.device), torch.stack([luma, *chroma]), 1
+        _to_rgb_matrix(_known(frame.color.matrix), luma.device), torch.stack([luma, *chroma]), 1
     )
     return rgb
 
@@ -161,6 +121,9 @@ def to_codes(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[torch.Tenso
 
     Returns:
         Each (height, width) of its own size, on the device of `rgb`: uint8 for 8 bits, int32 above.
+
+    Raises:
+        MediaError: the pixel format is none that vidup converts, or is YUV without such a matrix.
     """
     kind = _layout(pix_fmt)
     rgb = rgb.to(torch.float32)
@@ -175,13 +138,36 @@ def to_codes(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[torch.Tenso
     if kind.family == "gbr":
         red, green, blue = rgb
         return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes)
-    known = color.matrix in _LUMA or color.matrix == YCGCO
-    to_ycc = _to_ycc_on(color.matrix if known else BT709, rgb.device)
-    if kind.family == "gray":
-        return (codes(torch.tensordot(to_ycc[0], rgb, 1), *luma_codes),)
-    ycc = torch.tensordot(to_ycc, rgb, 1)
+    if kind.family == "gray":  # pictures that were RGB may have no other matrix
+        to_gray = _to_ycc_on(color.matrix if _converts(color.matrix) else BT709, rgb.device)[0]
+        return (codes(torch.tensordot(to_gray, rgb, 1), *luma_codes),)
+    ycc = torch.tensordot(_to_ycc_on(_known(color.matrix), rgb.device), rgb, 1)
     chroma = _reduce(ycc[1:], kind)
     return codes(ycc[0], *luma_codes), codes(chroma[0], *chroma_codes), codes(chroma[1], *chroma_codes)
+
+
+def _converts(matrix: int) -> bool:
+    return matrix in _LUMA or matrix == YCGCO
+
+
+def _known(matrix: int) -> int:
+    """The matrix of planes of YUV.
+
+    Raises:
+        MediaError: it is none that vidup converts; unspecified and RGB are none.
+    """
+    if _converts(matrix):
+        return matrix
+    if matrix in (UNSPECIFIED, RGB):
+        raise MediaError(
+            f"colour matrix {matrix} ({MATRIX_NAMES.get(matrix, 'unspecified')}) says nothing of planes of YUV:"
+            f" give Color({BT709}) for BT.709, Color({BT601}) for BT.601"
+        )
+    name = f" ({MATRIX_NAMES[matrix]})" if matrix in MATRIX_NAMES else ""
+    raise MediaError(
+        f"colour matrix {matrix} of ITU-T H.273{name} is not supported: convert the video to BT.709 first,"
+        " or say with --matrix what it truly is"
+    )
 
 
 def planes_of(codes: Iterable[torch.Tensor]) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
