@@ -23,7 +23,7 @@ WINGS = {
     "upscaler": {"errors", "frame", "config", "prefetch", "picture", "engines"},
     "proof": {"errors", "frame", "config", "prefetch", "picture", "media"},
     "job": {"errors", "frame", "config", "prefetch", "picture", "engines", "media", "upscaler", "proof"},
-    "compare": {"errors", "frame", "picture", "media"},
+    "compare": {"errors", "frame", "picture", "engines", "media"},
     "bench": {"errors", "frame", "config", "prefetch", "picture", "engines", "media", "upscaler", "proof", "job"},
     "terminal": {"errors"},
     "cli": {"errors", "config", "terminal", "engines", "media", "upscaler", "proof", "job", "compare", "bench"},
@@ -32,7 +32,7 @@ WINGS = {
 """What each wing, and each file beside them, may import."""
 
 INSIDE = {
-    "picture": "color geometry tiling noise resample metrics temporal",
+    "picture": "color geometry tiling noise resample metrics temporal flicker",
     "engines": "operators identity claims architecture single_file prompts structure detail memory compiling solver hub"
     " tiny vae unet windows planner interpolate checkpoint x2 x4 flow relay",
     "media": "containers codecs side_data captions cropping hdr options trial selection origins opening reading"

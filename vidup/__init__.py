@@ -4,7 +4,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
 
     errors, frame       what can go wrong, and what flows: frames, colours, facts of a file
     prefetch, config    the only thread code; settings and presets
-    picture/            tensors in, tensors out: color, geometry, tiling, noise, resample, metrics
+    picture/            tensors in, tensors out: color, geometry, tiling, noise, resample, metrics, temporal,
+                        flicker
     engines/            what makes the picture: x4 (mini too), x2, checkpoint, interpolate; how models are run
     media/              PyAV, in: opening, interlace, decoding, probing; out: containers, codecs, options, trial,
                         encoder, segment, joining; beside the pictures: side_data, captions, cropping, hdr; the other

@@ -147,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="measure a video against the truth",
         description="Measure a video against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
-        " energy (1 is the truth's), and the change between frames where the truth's are equal.",
+        " energy (1 is the truth's); flicker: E*warp in squared codes of 255, along the truth's motion, beside that of"
+        " bicubic (made from the truth, 4 times smaller) and of the truth itself (the flow's error), tOF in pixels, and"
+        " the deviation over time, in codes, where the truth stands still; the change between equal frames.",
     )
     compare.add_argument("truth", metavar="TRUTH")
     compare.add_argument("other", metavar="OTHER")
@@ -297,14 +299,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         # JSON has no infinity, which PSNR is for equal frames
         rows = [
-            {key: value if isfinite(value) else None for key, value in asdict(f).items()}
+            {key: value if value is not None and isfinite(value) else None for key, value in asdict(f).items()}
             for f in (mean, *result.frames)
         ]
         del rows[0]["time"]
         table = {"mean": rows[0], "missing": result.missing, "change_between_equal": result.change_between_equal}
         terminal.put(json.dumps(table | {"frames": rows[1:]}))
         return 0
-    terminal.put("  time s   PSNR dB     SSIM     GMSD   energy")
+    terminal.put("  time s   PSNR dB     SSIM     GMSD   energy   E*warp  bicubic    truth      tOF    still")
     for frame in result.frames:
         terminal.put(f"{frame.time:8.3f}  {_figures(frame)}")
     terminal.put(f"    mean  {_figures(mean)}")
@@ -320,7 +322,15 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _figures(frame: FrameFigures) -> str:
-    return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}"
+    over_time = (
+        frame.warp_error,
+        frame.warp_error_bicubic,
+        frame.warp_error_truth,
+        frame.flow_distance,
+        frame.still_deviation,
+    )
+    told = "".join("        -" if figure is None else f" {figure:8.3f}" for figure in over_time)
+    return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}{told}"
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from statistics import fmean
+from typing import Any
 
-import numpy as np
+import torch
 
+from vidup.engines import flow
 from vidup.errors import MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
-from vidup.picture import color
+from vidup.picture import color, flicker
 from vidup.picture.metrics import gmsd, gradient_energy, luma, psnr, ssim
+from vidup.picture.resample import resize
 
 BORDER = 8
 """Pixels at every side that `compare` leaves out."""
+REDUCED = 4
+"""How many times smaller the truth is made for what the input would be, of which bicubic makes its picture."""
 _SAME = Fraction(1, 1000)  # seconds
 
 
@@ -35,6 +40,17 @@ class FrameFigures:
     """Gradient magnitude similarity deviation; 0 is best."""
     gradient_energy: float
     """As a share of the truth's; below 1 is softer, above 1 sharper or noisier."""
+    warp_error: float | None = None
+    """E*warp (Lai et al. 2018) along the truth's motion from the frame before, in squared codes of 255: flicker. None,
+    as all below, where the frame before is not there, and at a cut."""
+    warp_error_bicubic: float | None = None
+    """That of bicubic, enlarged from the truth made 4 times smaller: what is blurred flickers little."""
+    warp_error_truth: float | None = None
+    """That of the truth itself: the error of the flow, below which nothing can be told."""
+    flow_distance: float | None = None
+    """tOF (Chu et al. 2020): mean distance in pixels between the flows of the video and of the truth."""
+    still_deviation: float | None = None
+    """Standard deviation over time, in codes of 255, where the truth made 4 times smaller does not change."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +64,17 @@ class Comparison:
     """Largest change, in 8-bit steps, between neighbouring frames where the truth's are equal; None without such."""
 
     def mean(self) -> FrameFigures:
-        """The mean of each figure over the frames."""
-        names = [field.name for field in fields(FrameFigures)]
-        return FrameFigures(**{name: fmean(getattr(frame, name) for frame in self.frames) for name in names})
+        """The mean of each figure over the frames that have it."""
+        return mean(self.frames)
+
+
+def mean(frames: Sequence[FrameFigures]) -> FrameFigures:
+    """The mean of each figure over the frames that have it; None where none has."""
+    means: dict[str, Any] = {}
+    for name in (field.name for field in fields(FrameFigures)):
+        known = [value for frame in frames if (value := getattr(frame, name)) is not None]
+        means[name] = fmean(known) if known else None
+    return FrameFigures(**means)
 
 
 def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Comparison:
@@ -70,26 +94,69 @@ def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Com
     if min(first.width, first.height) < 2 * BORDER + 11:
         raise MediaError(f"{first.path}: frames of {first.width}x{first.height} are too small to compare")
     figures, changes, missing = [], [], 0
-    previous: tuple[Frame, Frame] | None = None
+    previous: Frame | None = None
+    before: tuple[torch.Tensor, torch.Tensor] | None = None
     for time, one, two in _aligned(first, second):
         if one is None or two is None:
             missing += 1
-            previous = None
+            previous = before = None
             continue
-        if previous is not None and all(map(np.array_equal, previous[0].planes, one.planes)):
-            changes.append(255 * float((color.to_rgb(previous[1]) - color.to_rgb(two)).abs().max()))
-        previous = one, two
-        figures.append(_figures(float(time), one, two))
+        pair = color.to_rgb(one), color.to_rgb(two)
+        if previous is not None and before is not None and one.shows(previous):
+            changes.append(255 * float((before[1] - pair[1]).abs().max()))
+        figures.append(measure(float(time), *pair, before))
+        previous, before = one, pair
     if not figures:
         raise MediaError(f"{second.path}: no frame is shown when one of {first.path} is")
     return Comparison(tuple(figures), missing, max(changes) if changes else None)
 
 
-def _figures(time: float, one: Frame, two: Frame) -> FrameFigures:
-    a, b = (luma(color.to_rgb(frame).clamp(0, 1))[BORDER:-BORDER, BORDER:-BORDER] for frame in (one, two))
+def measure(
+    time: float, truth: torch.Tensor, other: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> FrameFigures:
+    """Measure one picture against the truth.
+
+    Args:
+        time: of the frame in seconds, for the result.
+        truth, other: RGB, float32 (3, H, W) on the host, nominally in [0, 1]; sides of ``2 * BORDER + 11`` or more.
+        before: the same two of the frame before.
+    """
+    one, two = (luma(picture.clamp(0, 1)) for picture in (truth, other))
+    a, b = (brightness[BORDER:-BORDER, BORDER:-BORDER] for brightness in (one, two))
     sharpness = gradient_energy(a)
     energy = gradient_energy(b) / sharpness if sharpness else 1.0
-    return FrameFigures(time, psnr(a, b), ssim(a, b), gmsd(a, b), energy)
+    alone = FrameFigures(time, psnr(a, b), ssim(a, b), gmsd(a, b), energy)
+    return alone if before is None else replace(alone, **_over_time((truth, other), before))
+
+
+def _over_time(now: tuple[torch.Tensor, torch.Tensor], before: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
+    """The figures of `FrameFigures` that tell of a frame and the one before: of each the truth and the video, RGB."""
+    (truth, other), (truth_before, other_before) = ((luma(x.clamp(0, 1)) for x in pair) for pair in (now, before))
+    reduced, reduced_before = _reduced(now[0]), _reduced(before[0])
+    bicubic, bicubic_before = (
+        luma(resize(small[None], truth.shape)[0].clamp(0, 1)) for small in (reduced, reduced_before)
+    )
+    motion = flow.accurate(truth, truth_before)
+    inner = torch.zeros(truth.shape, dtype=torch.bool)
+    inner[BORDER:-BORDER, BORDER:-BORDER] = True
+    where = flicker.followed(motion, flow.accurate(truth_before, truth)) & inner
+    distance = None
+    if where.float().mean() >= flicker.LEAST:
+        distance = flicker.flow_distance(motion[:, inner], flow.accurate(other, other_before)[:, inner])
+    still = flicker.unchanged(reduced_before, reduced, (truth.shape[0], truth.shape[1])) & inner
+    return {
+        "warp_error": flicker.warp_error(other_before, other, motion, where),
+        "warp_error_bicubic": flicker.warp_error(bicubic_before, bicubic, motion, where),
+        "warp_error_truth": flicker.warp_error(truth_before, truth, motion, where),
+        "flow_distance": distance,
+        "still_deviation": flicker.deviation(other_before, other, still),
+    }
+
+
+def _reduced(truth: torch.Tensor) -> torch.Tensor:
+    """The truth made smaller, of 8 bits, as an input would be: RGB (3, h, w)."""
+    height, width = (max(1, side // REDUCED) for side in truth.shape[-2:])
+    return (resize(truth[None], (height, width))[0].clamp(0, 1) * 255).round() / 255
 
 
 def _aligned(first: MediaInfo, second: MediaInfo) -> Iterator[tuple[Fraction, Frame | None, Frame | None]]:
