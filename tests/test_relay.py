@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import vidup
 from vidup import Color, Frame, Runtime, Settings, Upscaler
-from vidup.engines import Place
+from vidup.engines import LEAD_IN, Place
 from vidup.engines.relay import HALO, Follower, Relay
 from vidup.media import decoding, probing
 from vidup.picture.resample import anchor, resize
@@ -46,10 +46,15 @@ class Inventor:
 
 
 def carried(
-    frames: list[torch.Tensor], batch: int = 1, refresh: int = 0, steady: bool = False, number: int = 0
+    frames: list[torch.Tensor],
+    batch: int = 1,
+    refresh: int = 0,
+    steady: bool = False,
+    number: int = 0,
+    span: tuple[int, int] | None = None,
 ) -> tuple[list[torch.Tensor], Inventor, Relay]:
     inventor = Inventor()
-    follower, relay = Follower(number, 2.0, refresh), Relay(inventor, 4, 5, steady)
+    follower, relay = Follower(number, 2.0, refresh, span), Relay(inventor, 4, 5, steady)
     results: list[torch.Tensor] = []
     for first in range(0, len(frames), batch):
         clip = frames[first : first + batch]
@@ -133,6 +138,20 @@ def test_windows_leave_no_seam():
     assert (gradient[32:-32] < 1.5 * typical).all()
 
 
+@pytest.mark.parametrize("length", [20, 5])
+def test_a_segment_ends_as_the_next_one_begins(length: int):
+    """What a segment shows at its end is what the next one, which sees the last frames alone, carries on from."""
+    frames, begin = pan(27), 0 if length == 20 else 15
+    first = max(0, begin - LEAD_IN)
+    ours, _, _ = carried(frames[first:20], refresh=12, number=first, span=(begin, 20))
+    theirs, _, _ = carried(frames[20 - LEAD_IN :], refresh=12, number=20 - LEAD_IN)
+    alone, _, _ = carried(frames, refresh=12)
+    torch.testing.assert_close(ours[-1], theirs[LEAD_IN - 1], atol=1e-5, rtol=0)
+    usual = change(alone[18:22], 2)
+    assert change([ours[-1], theirs[LEAD_IN]], 2) < 1.05 * usual
+    assert change([alone[19], theirs[LEAD_IN]], 2) > 2 * usual  # as it would be without
+
+
 @pytest.mark.parametrize("batch", [2, 3])
 def test_batches_decide_nothing(batch: int):
     frames = [*pan(5), *pan(4, seed=5)]
@@ -209,7 +228,7 @@ def test_off_takes_each_frame_alone():
 
 
 def test_a_segment_begins_as_the_one_before_it_ends(make_clip: Callable[..., Path], tmp_path: Path):
-    """Led in by the frames before it, a segment shows nearly the picture that one long segment has there."""
+    """Led in by the frames before it, and the one before fading into it, a segment's border does not show."""
     whole = texture(48, 64 + 34)
 
     def draw(index: int, width: int, height: int) -> np.ndarray:
@@ -222,7 +241,9 @@ def test_a_segment_begins_as_the_one_before_it_ends(make_clip: Callable[..., Pat
         settings = Settings.preset("mini", segment_frames=length, codec="ffv1")
         vidup.upscale(source, output, settings, runtime=Runtime(device="cpu"))
         pictures[length] = [frame.planes[0].astype(float) for frame in decoding.decode(probing.probe(output))]
-    usual = np.mean([np.abs(a - b).mean() for a, b in zip(pictures[96], pictures[96][1:], strict=False)])
-    apart = [np.abs(a - b).mean() for a, b in zip(pictures[96], pictures[17], strict=True)]
-    assert max(apart[:17]) == 0
-    assert 0 < apart[17] < 0.15 * usual
+    steps = {
+        length: [np.abs(a - b).mean() for a, b in zip(shown, shown[1:], strict=False)]
+        for length, shown in pictures.items()
+    }
+    assert [np.array_equal(a, b) for a, b in zip(pictures[96], pictures[17], strict=True)][:5] == [True] * 5
+    assert steps[17][16] < 1.1 * np.mean(steps[96][14:19])

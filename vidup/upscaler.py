@@ -67,6 +67,7 @@ class Upscaler:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
         self._choices: dict[tuple[int, int], Choice] = {}
         self._number = 0
+        self._span: tuple[int, int] | None = None
         self._size = (0, 0)
         self._carried: tuple[Follower, Relay] | None = None
 
@@ -107,17 +108,19 @@ class Upscaler:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def reset(self, number: int = 0) -> None:
+    def reset(self, number: int = 0, span: tuple[int, int] | None = None) -> None:
         """Begin anew, after a seek or with another file: load the engine if it is not, forget what was carried.
 
         Args:
             number: of the frame in its file that comes next.
+            span: of a segment that another one follows, the numbers of its first frame and of the first that is the
+                other's: what comes now goes over into that, which begins with what it sees of the last frames alone.
 
         Raises:
             EngineError: as `engine`.
         """
         _ = self.engine
-        self._number, self._carried = number, None
+        self._number, self._span, self._carried = number, span, None
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
         """How much is done at once for frames of this size: settled once, as given or as the planner finds best.
@@ -165,13 +168,18 @@ class Upscaler:
             self._size, self._carried = size, None
         with closing(self._read(chain([first], coming), turn)) as read:
             del first, coming
+            last: torch.Tensor | None = None
+            codes: tuple[torch.Tensor, ...] = ()
             for clip in batched(read, length):
                 before, leaving = leaving, []
                 for (frame, _, _), picture in zip(clip, self._pictures(clip), strict=True):
                     target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
-                    codes = color.to_codes(self._sized(picture, size, even=True), target, meaning)
+                    if picture is last:  # an equal frame: its own copy, or to write into one would change the other
+                        codes = tuple(plane.clone() for plane in codes)
+                    else:
+                        last, codes = picture, color.to_codes(self._sized(picture, size, even=True), target, meaning)
                     leaving.append(_Leaving(frame, target, meaning, codes))
-                del picture, codes, clip  # or a whole clip would be alive beside the next one
+                del picture, clip  # or a whole clip would be alive beside the next one
                 # A GPU works on this clip while the one before it is fetched and given away.
                 yield from (one.arrived() for one in before)
                 if self.engine.device.type != "cuda":
@@ -206,7 +214,7 @@ class Upscaler:
         """What plans the steps of the frames that come now, and the relay that makes them, where none stands."""
         if self._carried is None:
             settings = self.settings
-            follower = Follower(self._number, settings.trust, settings.refresh)
+            follower = Follower(self._number, settings.trust, settings.refresh, self._span)
             relay = Relay(self._window, self.engine.scale, settings.anchor, settings.temporal == "steady")
             self._carried = follower, relay
         return self._carried[0]

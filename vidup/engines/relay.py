@@ -7,12 +7,12 @@ A frame's step is planned on the host from the low-resolution frames alone (`Fol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
-from vidup.engines import Place, flow
+from vidup.engines import LEAD_IN, Place, flow
 from vidup.picture import temporal
 from vidup.picture.resample import anchor
 from vidup.picture.temporal import CELL, CUT, FINE, Box, Motion
@@ -45,6 +45,10 @@ class Step:
     """What is computed, in low-resolution pixels with the halo: top, left, bottom, right."""
     fresh: torch.Tensor | None = None
     """bool, (rows, columns): the cells whose turn it is to be refreshed."""
+    opens: bool = False
+    """The segment that comes after this one is led in from here: all of the frame is computed."""
+    fade: float = 0.0
+    """How far the picture has gone over into that of the segment that comes after this one."""
 
 
 class Follower:
@@ -54,10 +58,11 @@ class Follower:
         number: of the first frame in its file, on which the turns of refreshing depend.
         tolerance: see `temporal.judge`.
         refresh: frames within which all of a picture has its turn to be refreshed; 0: never.
+        span: numbers of the first frame of the segment, and of the first of the one that comes after it.
     """
 
-    def __init__(self, number: int, tolerance: float, refresh: int) -> None:
-        self._number, self._tolerance, self._refresh = number, tolerance, refresh
+    def __init__(self, number: int, tolerance: float, refresh: int, span: tuple[int, int] | None = None) -> None:
+        self._number, self._tolerance, self._refresh, self._span = number, tolerance, refresh, span
         self._frame: torch.Tensor | None = None
         self._fine: torch.Tensor | None = None
         self._kept: torch.Tensor | None = None
@@ -73,8 +78,14 @@ class Follower:
         """
         number = self._number
         self._number += 1
-        if frame is self._frame:
-            return Step(None, equal=True)
+        step = Step(None, equal=True) if frame is self._frame else self._changed(frame, number)
+        if self._span is None:
+            return step
+        begin, end = self._span
+        first = max(begin, end - LEAD_IN)
+        return replace(step, opens=number == end - LEAD_IN, fade=max(0.0, (number + 1 - first) / (end - first)))
+
+    def _changed(self, frame: torch.Tensor, number: int) -> Step:
         before, self._frame = self._fine, frame
         self._fine = functional.interpolate(
             frame[None], scale_factor=FINE, mode="bicubic", align_corners=False
@@ -117,6 +128,13 @@ def _grown(box: Box, height: int, width: int) -> Box:
     )
 
 
+class _Results:
+    """What is carried: the last result, and the one from before the last cut; (3, H, W) each."""
+
+    last: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+
+
 class Relay:
     """Carries pictures from frame to frame. One thread at a time.
 
@@ -136,8 +154,8 @@ class Relay:
         steady: bool = False,
     ) -> None:
         self._compute, self._scale, self._rounds, self._steady = compute, scale, min(rounds, _ROUNDS), steady
-        self._last: torch.Tensor | None = None
-        self._kept: torch.Tensor | None = None
+        self._own = _Results()
+        self._next: _Results | None = None
         self.computed = self.total = 0
         """Low-resolution pixels that were computed, halos counted, and that there were."""
 
@@ -156,10 +174,17 @@ class Relay:
         fresh = self._computed(frames, steps)
         for frame, step, pieces in zip(frames, steps, fresh, strict=True):
             self.total += frame.shape[-2] * frame.shape[-1]
-            if not step.equal:
-                self._advance(frame, step, pieces)
-            assert self._last is not None
-            yield self._last
+            self._advance(self._own, frame, step, pieces)
+            if step.opens:  # as the next segment begins, which knows nothing of what was before
+                self._next = _Results()
+                self._next.last = pieces[0][1]
+            elif self._next is not None:
+                self._advance(self._next, frame, step, pieces)
+            picture = self._own.last
+            assert picture is not None
+            if step.fade and self._next is not None and self._next.last is not None:
+                picture = torch.lerp(picture, self._next.last, step.fade)
+            yield picture
 
     def _computed(self, frames: torch.Tensor, steps: Sequence[Step]) -> list[list[tuple[Box, torch.Tensor]]]:
         """Windows of one shape and place are computed together, whichever frame they are of."""
@@ -167,8 +192,8 @@ class Relay:
         pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in steps]
         wanted: dict[Box, list[int]] = {}
         for index, step in enumerate(steps):
-            whole = step.motion is None or self._steady
-            for box in () if step.equal else ((0, 0, height, width),) if whole else step.boxes:
+            whole = step.opens or (not step.equal and (step.motion is None or self._steady))
+            for box in ((0, 0, height, width),) if whole else step.boxes:
                 wanted.setdefault(box, []).append(index)
         for box, indices in wanted.items():
             top, left, bottom, right = box
@@ -178,12 +203,16 @@ class Relay:
                 pieces[index].append((box, result))
         return pieces
 
-    def _advance(self, frame: torch.Tensor, step: Step, pieces: list[tuple[Box, torch.Tensor]]) -> None:
-        source = self._kept if step.kept else self._last
+    def _advance(
+        self, results: _Results, frame: torch.Tensor, step: Step, pieces: list[tuple[Box, torch.Tensor]]
+    ) -> None:
+        if step.equal:
+            return
+        source = results.kept if step.kept else results.last
         if step.keep:
-            self._kept = self._last
-        if step.motion is None or source is None:
-            (_, self._last), *_ = pieces
+            results.kept = results.last
+        if step.motion is None or source is None:  # that nothing was kept is known here alone: what there is is shown
+            results.last = pieces[0][1] if step.motion is None else results.last
             return
         size = source.shape[-2:]
         carried = self._carried(source, step.motion)
@@ -194,7 +223,7 @@ class Relay:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
             picture = self._patched(frame, step, pieces, carried, trust)
-        self._last = anchor(picture[None], frame[None], self._rounds)[0]
+        results.last = anchor(picture[None], frame[None], self._rounds)[0]
 
     def _carried(self, source: torch.Tensor, motion: Motion) -> torch.Tensor:
         """The source along the motion, with the contrast that the frame has now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -174,7 +174,7 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
     # Closed here, not when they are collected: the traceback of an error would keep their threads.
     decoded = prefetch(decode(), QUEUE_BYTES, _bytes)
     encoder = Consumer(encode, QUEUE_BYTES, _bytes)
-    upscaler.reset(bisect_left(job.info.pts, begin) * (len(job.times) // (job.high - job.low)))
+    upscaler.reset(*_numbers(job, segment, begin))
     try:
         with closing(decoded):
             for frame in upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn):
@@ -187,6 +187,16 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
     except BaseException:
         encoder.close()
         raise
+
+
+def _numbers(job: Job, segment: Segment, begin: int) -> tuple[int, tuple[int, int] | None]:
+    """For `Upscaler.reset`: the number of the frame at `begin`, and, where another segment follows, its span."""
+    each, pts = len(job.times) // (job.high - job.low), job.info.pts
+    number = bisect_right(pts, begin) - 1
+    if segment.end is None or segment.lead_in is None or segment.end == job.span[1]:  # nothing follows
+        return number * each, None
+    assert segment.begin is not None
+    return number * each, ((bisect_right(pts, segment.begin) - 1) * each, bisect_left(pts, segment.end) * each)
 
 
 def _bytes(frame: Frame) -> int:
