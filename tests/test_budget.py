@@ -21,7 +21,7 @@ from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, mem
 from vidup.engines.planner import Planner, trace_unet
 from vidup.engines.vae import Decoder, Limits
 from vidup.engines.x4 import DiffusionX4
-from vidup.job import _shared
+from vidup.job.crew import OnRay
 from vidup.picture import color
 
 META = torch.device("meta")
@@ -245,7 +245,8 @@ class TestMemory:
 
     def test_workers_share_what_a_device_has(self) -> None:
         runtime = Runtime(device="cpu", max_memory="8G", workers=2)
-        shared, alone = (memory_limit(one, torch.device("cpu")) for one in (_shared(runtime), runtime))
+        plain, cpu = Settings(model="nearest"), torch.device("cpu")
+        shared, alone = (memory_limit(one, cpu) for one in (OnRay(plain, runtime)._of_worker(), runtime))
         assert shared == alone // 2
         for one in (replace(runtime, workers=1), replace(runtime, ray="auto")):  # a cluster's machines have their own
-            assert _shared(one) is one
+            assert OnRay(plain, one)._of_worker() is one

@@ -149,7 +149,7 @@ class TestContract:
         model = request.node.callspec.params["engine"]
         identity = engine.engine.identity
         assert identity and identity == make_engine(model, seed=5).engine.identity
-        assert identity == identify(engine.settings, half=False)
+        assert identity == identify(engine.settings, torch.device("cpu"))
         assert identity != make_engine("nearest" if model != "nearest" else "bicubic").engine.identity
 
 
@@ -388,8 +388,11 @@ class TestCatalogue:
     def test_the_identity_is_read_without_loading(self, tiny_x4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from vidup.engines import hub
 
+        cpu = torch.device("cpu")
         monkeypatch.setattr(hub, "load_module", lambda *_: pytest.fail("a module was loaded"))
-        assert identify(Settings(model="mini"), half=True) != identify(Settings(model=str(tiny_x4)), half=True)
+        assert identify(Settings(model="mini", dtype="float16"), cpu) != identify(
+            Settings(model=str(tiny_x4), dtype="float16"), cpu
+        )
 
 
 class TestLoading:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import vidup
 from vidup import bench, terminal
@@ -90,60 +90,79 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add, run in (
+        (_add_upscale, _upscale),
+        (_add_probe, _probe),
+        (_add_verify, _verify),
+        (_add_compare, _compare),
+        (bench.add_command, _bench),
+        (_add_list, _list),
+    ):
+        command = add(commands)
+        command.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
+        command.set_defaults(command=run)
+    return parser
 
-    upscale = commands.add_parser(
+
+def _add_upscale(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
         "upscale",
         help="upscale videos or still images",
         description=(
             "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."
         ),
     )
-    upscale.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, or several with -o FOLDER")
-    upscale.add_argument(
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, or several with -o FOLDER")
+    command.add_argument(
         "-o",
         "--output",
         metavar="PATH",
         help="the output file, or a folder for many inputs; the ending chooses the container: .mp4, .mov, .mkv, .webm",
     )
-    presets = f"{', '.join(preset_names())}, or the path of a .toml"
-    upscale.add_argument("-p", "--preset", metavar="NAME", help=presets)
-    upscale.add_argument(
+    command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
+    command.add_argument(
         "--progress",
         choices=("bar", "json", "none"),
         default="bar",
         help="a bar, or one JSON object a line on standard output (default: bar)",
     )
-    add_options(upscale, Settings)
-    add_options(upscale, Runtime)
-    upscale.set_defaults(command=_upscale)
+    add_options(command, Settings)
+    add_options(command, Runtime)
+    return command
 
-    probe = commands.add_parser(
+
+def _add_probe(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
         "probe",
         help="tell what is in a file, and what would become of it",
         description="Tell what is in a file, and what would become of each stream with these settings.",
     )
-    probe.add_argument("input", metavar="INPUT")
-    probe.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
-    probe.add_argument("-p", "--preset", metavar="NAME", help=presets)
-    probe.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(probe, Settings)
-    add_options(probe, Runtime, only=("device", "batch", "compile", "max_memory", "offload"))
-    probe.set_defaults(command=_probe)
+    command.add_argument("input", metavar="INPUT")
+    command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
+    command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(command, Settings)
+    add_options(command, Runtime, only=("device", "batch", "compile", "max_memory", "offload"))
+    return command
 
-    verify = commands.add_parser(
+
+def _add_verify(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
         "verify",
         help="prove that an upscaled file holds all that its source holds",
         description="Prove that an upscaled file, whoever made it, holds all that its source holds: every frame at its"
         " time and with its picture, every packet of sound, subtitles, chapters, tags. Prints a receipt.",
     )
-    verify.add_argument("source", metavar="SOURCE")
-    verify.add_argument("output", metavar="OUTPUT")
-    verify.add_argument("--fast", action="store_true", help="compare samples of the pictures instead of all")
-    verify.add_argument("--json", action="store_true", help="print the receipt, or the error, as one JSON object")
-    add_options(verify, Settings, only=DELIVERY)
-    verify.set_defaults(command=_verify)
+    command.add_argument("source", metavar="SOURCE")
+    command.add_argument("output", metavar="OUTPUT")
+    command.add_argument("--fast", action="store_true", help="compare samples of the pictures instead of all")
+    command.add_argument("--json", action="store_true", help="print the receipt, or the error, as one JSON object")
+    add_options(command, Settings, only=DELIVERY)
+    return command
 
-    compare = commands.add_parser(
+
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
         "compare",
         help="measure a video against the truth",
         description="Measure a video against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
@@ -151,26 +170,25 @@ def _parser() -> argparse.ArgumentParser:
         " bicubic (made from the truth, 4 times smaller) and of the truth itself (the flow's error), tOF in pixels, and"
         " the deviation over time, in codes, where the truth stands still; the change between equal frames.",
     )
-    compare.add_argument("truth", metavar="TRUTH")
-    compare.add_argument("other", metavar="OTHER")
-    compare.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
-    compare.set_defaults(command=_compare)
+    command.add_argument("truth", metavar="TRUTH")
+    command.add_argument("other", metavar="OTHER")
+    command.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
+    return command
 
-    benchmark = bench.add_command(commands)
-    benchmark.set_defaults(command=_bench)
 
-    listing = commands.add_parser(
+def _add_list(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
         "list",
         help="list engines, presets, encoders and devices",
         description="List engines, presets, encoders and devices.",
     )
-    listing.add_argument("what", nargs="?", choices=("engines", "presets", "encoders", "devices"))
-    listing.add_argument("--json", action="store_true", help="print one JSON object")
-    listing.set_defaults(command=_list)
+    command.add_argument("what", nargs="?", choices=("engines", "presets", "encoders", "devices"))
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
 
-    for command in (upscale, probe, verify, compare, benchmark, listing):
-        command.add_argument("-v", "--verbose", action="store_true", help="tell more, and show tracebacks")
-    return parser
+
+def _presets() -> str:
+    return f"{', '.join(preset_names())}, or the path of a .toml"
 
 
 def _upscale(arguments: argparse.Namespace) -> int:

@@ -18,12 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import report
 
-from vidup.job.execute import Report, Worker, execute, one_by_one
+from vidup.job import on_ray
+from vidup.job.cluster import Wanted
+from vidup.job.crew import Report, Worker
 
 UNITS = 20
 """What a sleeping segment reports, one by one."""
@@ -32,13 +35,14 @@ UNITS = 20
 def sleeper(seconds: float) -> Worker[int, int]:
     """A worker that takes so many seconds for a segment."""
 
-    def work(item: int, report: Report) -> int:
-        for _ in range(UNITS):
-            time.sleep(seconds / UNITS)
-            report(1)
-        return item
+    def worker(items: Iterator[int], report: Report) -> Generator[tuple[int, int], None, None]:
+        for item in items:
+            for _ in range(UNITS):
+                time.sleep(seconds / UNITS)
+                report(1)
+            yield item, item
 
-    return one_by_one(work)
+    return worker
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ def sleeping(workers: int, segments: int, seconds: float) -> Times:
     def now() -> float:
         return time.perf_counter() - began
 
-    execute(
+    on_ray.run(
         functools.partial(sleeper, seconds),
         range(segments),
-        workers=workers,
-        threads=1,
+        Wanted(f"workers = {workers}", workers, threads=1),
+        stop=lambda: False,
         on_result=lambda item, result: results.append(now()),
         on_progress=lambda units: stamps.append((now(), units)),
     )

@@ -19,6 +19,7 @@ from vidup.job import plan
 from vidup.media.segment import encode_segment
 from vidup.picture import color
 from vidup.picture.geometry import Turn
+from vidup.prefetch import batched
 
 if TYPE_CHECKING:
     from vidup.frame import Frame
@@ -141,10 +142,7 @@ def measure(
     engine, turn = upscaler.engine, turn or Turn()
     height, width = turn.size(*frames[0].planes[0].shape)
     choice = upscaler.choose(height, width)
-    length = choice.batch
-    clock = _Clock(engine.device)
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    clock, warm = _Clock(engine.device), (list(frames) * choice.batch)[: choice.batch]
 
     def enlarge(clip: Sequence[Frame]) -> list[Frame]:
         with clock.of("to RGB"):
@@ -157,28 +155,14 @@ def measure(
 
     with _watched(engine, clock):
         for _ in range(3 if upscaler.compiles else 1):  # compiled by the first call, recorded by the second
-            enlarge((list(frames) * length)[:length])
+            enlarge(warm)
         clock.seconds.clear()
-        whole = [frames[index : index + length] for index in range(0, len(frames), length)]
-        whole = [clip for clip in whole if len(clip) == length] or [(list(frames) * length)[:length]]
+        whole = [clip for clip in batched(frames, choice.batch) if len(clip) == len(warm)] or [warm]
         results = [frame for clip in whole for frame in enlarge(clip)]
     count = len(results)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.seg"
-        with clock.of("encode"):
-            for _ in encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(results)), encoding, path):
-                pass
-        encoded = path.stat().st_size
-    seconds = {stage: total / count for stage, total in clock.seconds.items()}
-    whole_engine = seconds.pop("engine")
-    inner: dict[str, float] = {stage: seconds.pop(stage) for stage in ("UNet", "VAE") if stage in seconds}
-    model = sum(inner.values()) or whole_engine
-    stages = {} if decode_seconds is None else {"decode": decode_seconds}
-    rest = (
-        {"the engine's rest, anchor, size": whole_engine - model} if inner else {"engine, anchor, size": whole_engine}
-    )
-    stages |= {"to RGB": seconds["to RGB"], **inner, **rest}
-    stages |= {"to planes": seconds["to planes"], "encode": seconds["encode"]}
+    with clock.of("encode"):
+        encoded = _encoded(results, encoding)
+    stages, model = _stages({stage: total / count for stage, total in clock.seconds.items()}, decode_seconds)
     device_bytes = _peak_on(upscaler)  # before anything else is asked of the engine
     flops, evaluations = engine.flops(height, width, choice)
     return Measured(
@@ -202,6 +186,26 @@ def measure(
     )
 
 
+def _encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
+    """Bytes of a segment of these frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.seg"
+        for _ in encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(frames)), encoding, path):
+            pass
+        return path.stat().st_size
+
+
+def _stages(seconds: dict[str, float], decode: float | None) -> tuple[dict[str, float], float]:
+    """Seconds a frame of each stage that a frame goes through, in order; and those of the model among them."""
+    engine = seconds["engine"]
+    inner: dict[str, float] = {stage: seconds[stage] for stage in ("UNet", "VAE") if stage in seconds}
+    model = sum(inner.values()) or engine
+    stages: dict[str, float] = {} if decode is None else {"decode": decode}
+    stages |= {"to RGB": seconds["to RGB"], **inner}
+    stages |= {"the engine's rest, anchor, size": engine - model} if inner else {"engine, anchor, size": engine}
+    return stages | {"to planes": seconds["to planes"], "encode": seconds["encode"]}, model
+
+
 def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
     """What a job takes, from what some of its frames took."""
     frames = len(job.times)
@@ -222,7 +226,9 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
 
 @contextmanager
 def _watched(engine: Any, clock: _Clock) -> Iterator[None]:
-    """The UNet and the decoder of an engine that has them under a clock."""
+    """Count memory anew, with the UNet and the decoder of an engine that has them under a clock."""
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
     names = {"UNet": "unet", "VAE": "decoder"}
     parts = {stage: getattr(engine, name, None) for stage, name in names.items()}
     if not all(map(callable, parts.values())):

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,6 +16,9 @@ from vidup.config import Runtime, Settings
 from vidup.engines import operators
 from vidup.engines.memory import is_out_of_memory, keep_to_limit
 from vidup.errors import EngineError, VidupError, first_line
+
+if TYPE_CHECKING:
+    from vidup.engines.planner import Planner
 
 log = logging.getLogger(__name__)
 
@@ -239,15 +242,16 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
         return engine
 
 
-def identify(settings: Settings, half: bool) -> str:
+def identify(settings: Settings, device: torch.device) -> str:
     """An engine's `identity`, without loading its weights.
 
     Args:
-        half: whether it will work in half precision, for which some models have weights of their own.
+        device: where it will work; for half precision some models have weights of their own.
 
     Raises:
         EngineError: the model is not to be had.
     """
+    half = settings.dtype in ("float16", "bfloat16") or (settings.dtype == "auto" and device.type == "cuda")
     found: str = _file(settings).identity(settings, half)
     return found
 
@@ -290,8 +294,8 @@ def carries(settings: Settings) -> bool:
     return settings.temporal != "off" and family(settings).invents
 
 
-def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> int | None:
-    """Bytes on the device that a job with frames of this size will take; None where only the loaded model tells.
+def foresee(settings: Settings, runtime: Runtime) -> Planner | None:
+    """The planner of a model that is not loaded, by its configuration; None where only the loaded model tells.
 
     Raises:
         EngineError: the device is not there.
@@ -301,8 +305,7 @@ def foresee(settings: Settings, runtime: Runtime, height: int, width: int) -> in
         return None
     from vidup.engines.planner import Planner
 
-    planner = Planner(needs, settings, runtime)
-    return planner.memory(planner.choose(height, width), height, width)
+    return Planner(needs, settings, runtime)
 
 
 def choose_device(name: str) -> torch.device:

@@ -189,10 +189,7 @@ def load_parts(
         if tokenizer is not None:
             raise EngineError(f"tokenizer = {tokenizer!r}: {folder} has its own; leave it out")
         index = claims.read_table(folder / "model_index.json")
-        named = index.get("vae")
-        autoencoder = _AUTOENCODERS.get((str(named[0]), str(named[-1]))) if named and isinstance(named, list) else None
-        if autoencoder is None:
-            raise EngineError(f"model {folder}: its vae is {named}; expected AutoencoderKL of diffusers")
+        autoencoder = _autoencoder(folder, index.get("vae"))
         ddim = schedule(folder, "scheduler", solver.variance_preserving)
         ddpm = schedule(folder, "low_res_scheduler", _noise_levels)
         unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
@@ -217,6 +214,13 @@ def load_parts(
             raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {len(known)}")
         hashed = identity(folder, unet_dtype != torch.float32)
         return Parts(unet, vae, positive, negative, ddim, ddpm, level, hashed)
+
+
+def _autoencoder(folder: Path, named: Any) -> Any:
+    found = _AUTOENCODERS.get((str(named[0]), str(named[-1]))) if named and isinstance(named, list) else None
+    if found is None:
+        raise EngineError(f"model {folder}: its vae is {named}; expected AutoencoderKL of diffusers")
+    return found
 
 
 def quiet() -> None:

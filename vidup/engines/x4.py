@@ -187,7 +187,12 @@ def needs(
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs | None:
-    """The memory of the hub's model, as its architecture tells it, or of `mini`, which is loaded in no time."""
+    """The memory of the hub's model, as its architecture tells it, or of `mini`, which is loaded in no time.
+
+    Of another model, or with another decoder, only what is loaded tells.
+    """
+    if settings.vae is not None and settings.model in HOMES:
+        return None
     if settings.model not in HOMES:
         return load(settings, runtime, device).needs if settings.model in hub.SHIPPED else None
     dtype, vae_dtype = precisions(settings.dtype, device)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vidup import engines
 from vidup.config import Runtime, Settings
+from vidup.job import crew as crews
 from vidup.job import stills
-from vidup.job.execute import located
 from vidup.job.progress import Sink, SinkFailed, Tracker
 from vidup.job.queue import Outcome as Outcome
 from vidup.job.queue import begin, failing, run
@@ -77,16 +77,17 @@ def upscale_files(
     try:
         with ExitStack() as stack:
             upscaler = stack.enter_context(Upscaler(settings, runtime))
+            crew = crews.choose(upscaler)
             for source, target in files:
-                name = located(Path(source), runtime)
-                output = default_output(name, settings) if target is None else located(Path(target), runtime)
+                name = crew.located(Path(source))
+                output = default_output(name, settings) if target is None else crew.located(Path(target))
                 outcome = Outcome(name, output)
                 outcomes.append(outcome)
                 with failing(outcome):
-                    work = begin(outcome, upscaler, tracker, stack, taken)
+                    work = begin(outcome, upscaler, crew, tracker, stack, taken)
                     works += [work] if work is not None else []
             if works:
-                run(works, upscaler, tracker, stop)
+                run(works, runtime, crew, tracker, stop)
         tracker.enter("done")
     except SinkFailed as failed:
         raise failed.error from None

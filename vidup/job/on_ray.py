@@ -1,45 +1,32 @@
-"""Workers on Ray: processes that are given items one after another. Knows no video."""
+"""Workers on Ray: processes that are given items one after another. Knows no video.
+
+A worker is a process of its own on this machine or on a cluster. It makes its function once and is then given one item
+after another, whoever is free first. Nothing of it is left when `run` ends, in whichever way.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-import shutil
-import signal
-import socket
-import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from logging.handlers import QueueHandler
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import psutil
-
-from vidup.errors import ConfigError, EngineError, Stopped
+from vidup.errors import EngineError, Stopped
+from vidup.job.cluster import PATIENCE_SECONDS, Cluster, Wanted, cluster
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2  # how often progress is fetched from the workers, and `stop` is looked at
-_CONNECT_SECONDS = 5.0
-_SOME_SECONDS = 30.0  # without a worker: it is told
 _MOST_SECONDS = 300.0  # without a worker of our own Ray: it has failed
-_LONGEST = 39  # bytes of a temporary folder's name: Ray adds up to 68, and a socket's name has 107 at the most
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-_SETTINGS = b"\x04"
-"""What a client of gRPC, which Ray speaks, says first, and the type of the frame that answers it: RFC 9113, 3.4."""
-
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker that asks Ray for no GPU keeps those that it sees
-}
+_RETRIES = 2  # times that an item is done again because its worker was lost
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -97,36 +84,62 @@ class _Hand:
     units: int = 0  # of that item, as far as they were told
 
 
-class Crew:
-    """Workers on Ray: hands out items and gathers results until all are done."""
+def run(
+    make: Callable[[], Any],
+    items: Iterable[Any],
+    wanted: Wanted,
+    *,
+    on_result: Callable[[Any, Any], Any],
+    on_progress: Callable[[int], Any],
+    stop: Callable[[], bool],
+) -> None:
+    """Have all items worked on by workers on Ray; as `crew.Crew.run`, where `make`, items and results must pickle.
+
+    A lost worker (killed, its machine gone) is replaced and its item done again. An error of the worker's ends all, and
+    is raised here as it was there. What workers log comes out of this process's loggers.
+
+    Raises:
+        ConfigError: Ray is not installed, does not answer, or has no room for the workers.
+        EngineError: an item's worker was lost more than twice, or all machines were.
+        Stopped: `stop` was true before the last item was done.
+    """
+    left = iter(items)
+    first = list(islice(left, wanted.workers))
+    if not first:
+        return
+    with cluster(wanted.for_items(len(first))) as found:
+        Pool(found, make, chain(first, left), on_result, on_progress).run(stop)
+
+
+class Pool:
+    """The workers: hands out items and gathers results until all are done."""
 
     def __init__(
         self,
-        ray: Any,
-        make: Any,
-        items: Iterator[Any],
+        cluster: Cluster,
+        make: Callable[[], Any],
+        items: Iterable[Any],
         on_result: Callable[[Any, Any], Any],
         on_progress: Callable[[int], Any],
-        needs: Needs,
-        runtime_env: dict[str, Any] | None,
-        started_here: bool,
-        retries: int,
     ) -> None:
-        self._started_here = started_here
-        self._ray, self._todo, self._needs, self._retries = ray, enumerate(items), needs, retries
-        self._on_result, self._on_progress = on_result, on_progress
-        self._make = ray.put(make)
+        self._cluster, self._ray, self._wanted = cluster, cluster.ray, cluster.wanted
+        self._todo, self._on_result, self._on_progress = enumerate(items), on_result, on_progress
+        self._make = self._ray.put(make)
         self._items: dict[int, Any] = {}  # those that were taken and are not done
         self._queue, self._losses = deque[int](), Counter[int]()
         self._hands: list[_Hand] = []
         self._halted = False
         self._manned = time.monotonic()  # when there was a worker last
         self._told = False  # that there is none
-        self._kind = ray.remote(concurrency_groups={"control": 1})(_Member).options(
-            num_cpus=needs.threads, num_gpus=needs.gpus, max_restarts=0, runtime_env=runtime_env
+        self._kind = self._ray.remote(concurrency_groups={"control": 1})(_Member).options(
+            num_cpus=self._wanted.threads,
+            num_gpus=self._wanted.gpus,
+            max_restarts=0,
+            runtime_env=cluster.environment,
         )
 
     def run(self, stop: Callable[[], bool]) -> None:
+        """Until the last item is done; raises as `run` does."""
         try:
             self._take()
             while self._queue or self._at_work():
@@ -150,12 +163,12 @@ class Crew:
 
     def _take(self) -> None:
         """Take as many items as there are workers with nothing to do, or places for more."""
-        for number, item in islice(self._todo, max(0, self._needs.workers - len(self._items))):
+        for number, item in islice(self._todo, max(0, self._wanted.workers - len(self._items))):
             self._items[number] = item
             self._queue.append(number)
 
     def _hand_out(self) -> None:
-        while len(self._hands) < min(self._needs.workers, len(self._queue) + len(self._at_work())):
+        while len(self._hands) < min(self._wanted.workers, len(self._queue) + len(self._at_work())):
             actor = self._kind.remote(logging.getLogger(_PACKAGE).getEffectiveLevel())
             self._hands.append(_Hand(actor, self._ask(actor.look)))
         for hand in self._hands:
@@ -191,9 +204,9 @@ class Crew:
             self._manned, self._told = time.monotonic(), False
             return
         waited = time.monotonic() - self._manned
-        if waited > _MOST_SECONDS and self._started_here:
+        if waited > _MOST_SECONDS and self._cluster.is_ours:
             raise EngineError(f"ray has made no worker for {waited:.0f} s; take --workers 1, which does without it")
-        if waited > _SOME_SECONDS and not self._told:
+        if waited > PATIENCE_SECONDS and not self._told:
             self._told = True
             log.warning("ray has had no place for a worker for %.0f s; waiting", waited)
 
@@ -239,10 +252,10 @@ class Crew:
         if self._halted:
             return
         self._losses[hand.number] = losses = self._losses[hand.number] + 1
-        if losses > self._retries:
+        if losses > _RETRIES:
             hint = "if memory ran out, take fewer workers or a smaller batch, then give the same command again"
             raise EngineError(f"{subject} was killed or crashed, try {losses} of {losses}; {hint}") from error
-        if self._needs.places(self._ray) == 0:
+        if self._wanted.places(self._ray) == 0:
             raise EngineError("ray was killed or has no machine left; give the same command again") from error
         log.warning("%s was killed or crashed; another takes its place", subject)
 
@@ -256,122 +269,3 @@ class Crew:
         if hand.ready:
             with suppress(self._ray.exceptions.RayError):
                 self._ray.kill(actor)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What is wanted of Ray."""
-
-    asked: str  # the setting that asks for it, as errors name it
-    workers: int
-    address: str | None
-    threads: int  # of a worker
-    gpus: float  # of a worker
-    environment: dict[str, str]  # of a worker's process
-
-    def places(self, ray: Any) -> int:
-        """How many workers the machines that are there could hold."""
-        known = (process.info for process in psutil.process_iter(["ppid", "name", "status"]))
-        if {"ppid": os.getpid(), "name": "raylet", "status": psutil.STATUS_ZOMBIE} in known:
-            return 0  # Ray would take another 15 s to see that its process for this machine is dead
-        total = 0
-        for node in ray.nodes():
-            if node["Alive"]:
-                has = node["Resources"]
-                rooms = [has.get("CPU", 0) / self.threads] + ([has.get("GPU", 0) / self.gpus] if self.gpus else [])
-                total += math.floor(min(rooms) + 1e-6)  # 1 / 0.1 and the like
-        return total
-
-
-@contextmanager
-def cluster(needs: Needs) -> Iterator[tuple[Any, dict[str, Any] | None, bool]]:
-    """The module ``ray``, connected, the runtime environment for its workers, and whether it was started here."""
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(f'{needs.asked}: needs ray: pip install "vidup[ray]"') from None
-    is_ours, folder = not ray.is_initialized(), None
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    terminate = signal.getsignal(signal.SIGTERM) if is_main else None
-    try:
-        if is_ours:
-            folder = _connect(ray, needs)
-            if callable(terminate):
-                signal.signal(signal.SIGTERM, terminate)  # Ray put its own there, which exits in order
-        places = needs.places(ray)
-        each = f"{needs.threads} CPU cores" + (f" and {needs.gpus:g} GPU" if needs.gpus else "")
-        if places == 0:
-            raise ConfigError(f"{needs.asked}: ray has no machine with room for a worker of {each}")
-        if places < needs.workers:
-            log.warning("%s: ray has room for %d of %d workers of %s", needs.asked, places, needs.workers, each)
-        # What we started has its environment from this process.
-        yield ray, None if folder else {"env_vars": needs.environment}, folder is not None
-    finally:
-        if is_ours:
-            _leave(ray)
-            if terminate is not None:
-                signal.signal(signal.SIGTERM, terminate)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _connect(ray: Any, needs: Needs) -> str | None:
-    """Start Ray on this machine, or reach a cluster. The folder that it made for its logs, where it did."""
-    address = needs.address
-    given: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "configure_logging": False}
-    if address is not None:
-        _check_address(address)
-    else:
-        given |= {"num_cpus": needs.workers * needs.threads, "num_gpus": None if needs.gpus else 0}  # None counts them
-        given |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}  # little is in it; 75 MiB is the least
-        is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST
-        if os.name == "posix" and is_long and "RAY_TMPDIR" not in os.environ:
-            given["_temp_dir"] = "/tmp/ray"  # where Ray puts its things by itself on a plain POSIX system
-    logger, level = logging.getLogger("ray"), logging.getLogger("ray").level
-    before = {key: os.environ.get(key) for key in needs.environment}
-    os.environ.update(needs.environment)
-    logger.setLevel(logging.ERROR)
-    waiting = threading.Timer(_SOME_SECONDS, log.warning, ["ray has not answered for %.0f s; waiting", _SOME_SECONDS])
-    waiting.daemon = True
-    waiting.start()
-    try:
-        context = ray.init(**given)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # of which ConnectionError is one
-        raise ConfigError(f"{needs.asked}: ray cannot be used: {' '.join(str(error).split())}") from error
-    finally:
-        waiting.cancel()
-        logger.setLevel(level)
-        for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
-    return None if address else str(context.address_info["session_dir"])
-
-
-def _leave(ray: Any) -> None:
-    """Disconnect, and end what was started: workers may outlive Ray's own process by some seconds."""
-    processes: list[Any] = []
-    with suppress(psutil.Error):
-        for child in psutil.Process().children():
-            processes += child.children(recursive=True) if child.name().startswith("raylet") else []
-    ray.shutdown()
-    for process in psutil.wait_procs(processes, timeout=1)[1]:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(processes, timeout=1)
-
-
-def _check_address(address: str) -> None:
-    """See that Ray may be at ``host:port`` or ``ray://host:port``: it would itself try for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdecimal():
-        return  # "auto", or what only Ray understands
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") in ("0", "false", ""):
-                connection.sendall(_PREFACE)
-                head, end = b"", time.monotonic() + _CONNECT_SECONDS
-                while len(head) < 9 and time.monotonic() < end and (more := connection.recv(9 - len(head))):
-                    head += more
-                if head[3:4] != _SETTINGS or head[5:] != bytes(4):
-                    raise OSError("what answers is not Ray")
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"ray = {address!r}: no cluster answers there: {error}") from None

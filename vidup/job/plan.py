@@ -43,7 +43,6 @@ class Job(Delivery):
 
 def span(job: Job, segment: Segment) -> tuple[int, int]:
     """The places in `job.times` of a segment's frames: low <= place < high."""
-    assert segment.begin is not None  # times are always known
     low = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
     return low, low + segment.frames * (len(job.times) // (job.high - job.low))
 
@@ -124,7 +123,8 @@ def host_memory(job: Job) -> int:
 
 def device_memory(job: Job, runtime: Runtime) -> int | None:
     """Bytes of the device that the model will take; None where only the loaded model tells."""
-    return engines.foresee(job.settings, runtime, *job.turn.size(job.info.height, job.info.width))
+    planner, size = engines.foresee(job.settings, runtime), job.turn.size(job.info.height, job.info.width)
+    return planner.memory(planner.choose(*size), *size) if planner is not None else None
 
 
 def disk(job: Job, frames: int) -> int:

@@ -17,8 +17,8 @@ from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
 from vidup.job import describe, plan, rehearse, stills
+from vidup.job.crew import Crew
 from vidup.job.disk import beside, deliver, disk_full_told, followed, need_disk
-from vidup.job.execute import execute, gpus, is_here, shared
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
@@ -70,7 +70,7 @@ class Work:
 
 
 def begin(
-    outcome: Outcome, upscaler: Upscaler, tracker: Tracker, stack: ExitStack, taken: dict[Path, Path]
+    outcome: Outcome, upscaler: Upscaler, crew: Crew, tracker: Tracker, stack: ExitStack, taken: dict[Path, Path]
 ) -> Work | None:
     """Plan a job and see that its folder can be used; None where there is nothing to be queued."""
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
@@ -93,8 +93,8 @@ def begin(
         log.info("%s", line)
     if runtime.strict and plan.lost(job):
         raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
-    allowed = partial(_allowed, job, upscaler)
-    store = open_store(beside(target, FOLDER), _fingerprint(job, upscaler), runtime.restart, allowed)
+    allowed = partial(_allowed, job, crew)
+    store = open_store(beside(target, FOLDER), _fingerprint(job, crew), runtime.restart, allowed)
     stack.callback(_leave, store)
     if delivered:
         log.info("%s: was delivered and verified before; only the job's folder was left", target)
@@ -102,6 +102,7 @@ def begin(
         if not runtime.keep_work:
             store.delete()
         return None
+    _ = crew.planner  # a model that cannot be had stops the job here, and not after the join was rehearsed
     parts = _segments(job, store.folder)
     missing = [part.frames for part in parts if not part.path.is_file()]
     room = plan.disk(job, sum(missing))
@@ -118,7 +119,7 @@ def begin(
     return Work(job, outcome, store, parts, {part.index for part in parts})
 
 
-def _allowed(job: Job, upscaler: Upscaler, stored: dict[str, Any]) -> bool:
+def _allowed(job: Job, crew: Crew, stored: dict[str, Any]) -> bool:
     """Whether a choice that was stored is one that the planner can have made, with this runtime or with another."""
     names = [field.name for field in fields(Choice)]
     if sorted(stored) != sorted(names) or any(type(number) is not int for number in stored.values()):
@@ -128,10 +129,11 @@ def _allowed(job: Job, upscaler: Upscaler, stored: dict[str, Any]) -> bool:
         Runtime(batch=choice.batch)
     except ConfigError:
         return False
-    if not is_here(upscaler.runtime):  # the workers have the engine, and with it the planner
+    planner = crew.planner
+    if planner is None:  # the workers have it
         tiles = (job.settings.tile,) if job.settings.tile else (0, *LADDER)
         return choice.batch > 0 and choice.tile in tiles and 1 <= choice.keep <= Choice.keep
-    return choice.batch > 0 and upscaler.planner.allows(replace(choice, batch=1), *_size(job))
+    return choice.batch > 0 and planner.allows(replace(choice, batch=1), *_size(job))
 
 
 def _size(job: Job) -> tuple[int, int]:
@@ -139,7 +141,7 @@ def _size(job: Job) -> tuple[int, int]:
     return job.turn.size(job.info.height, job.info.width)
 
 
-def _open(work: Work, upscaler: Upscaler, tracker: Tracker) -> None:
+def _open(work: Work, crew: Crew, tracker: Tracker) -> None:
     """Lock a job's folder, and see what of it is done."""
     job, store = work.job, work.store
     store.open()
@@ -149,8 +151,7 @@ def _open(work: Work, upscaler: Upscaler, tracker: Tracker) -> None:
     frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
     tracker.expect(0, sum(segment.frames for segment in work.segments if segment.index in done) * frames)
     work.left -= done
-    if is_here(upscaler.runtime):  # before there is anything that follows from it; else the workers have the engine
-        _choose(work, upscaler)
+    _choose(work, crew)
 
 
 def _take(target: Path, source: Path, taken: dict[Path, Path]) -> None:
@@ -179,10 +180,8 @@ def _segments(job: Job, folder: Path) -> list[Segment]:
     return plan_segments(times, job.settings.segment_frames, folder, end, job.info.pts[: job.low], lead)
 
 
-def run(works: list[Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[[], bool]) -> None:
+def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop: Callable[[], bool]) -> None:
     """Upscale what is left of all jobs, and deliver each when its last segment stands."""
-    runtime = upscaler.runtime
-    here = is_here(runtime)  # else each worker loads its own engine
     is_begun = False
 
     def in_hand() -> Path | None:
@@ -193,13 +192,14 @@ def run(works: list[Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[
         nonlocal is_begun
         for file, work in enumerate(works):
             with failing(work.outcome):
-                _open(work, upscaler, tracker)
+                _open(work, crew, tracker)
                 if not work.left:
                     _deliver(work, tracker, runtime)
             for segment in work.segments:
                 if segment.index in work.left and work.outcome.error is None:
                     if not is_begun:
-                        tracker.enter("compiling" if here and upscaler.compiles else "upscaling", work.job.output)
+                        compiles = crew.planner is not None and crew.planner.needs.compiled
+                        tracker.enter("compiling" if compiles else "upscaling", work.job.output)
                         is_begun = True
                     work.in_hand += 1
                     choice = work.store.choice
@@ -224,27 +224,29 @@ def run(works: list[Work], upscaler: Upscaler, tracker: Tracker, stop: Callable[
         if not work.in_hand and (work.outcome.error is not None or not work.left):
             work.store.close()
 
-    execute(
-        partial(Worker, [work.job for work in works], upscaler.settings, shared(runtime), upscaler if here else None),
+    crew.run(
+        partial(Worker, [work.job for work in works]),
         parts(),
         on_result=on_result,
         on_progress=lambda frames: tracker.advance(frames, in_hand()),
         stop=stop,
-        workers=runtime.workers,
-        address=runtime.ray,
-        gpus_per_worker=gpus(runtime),
     )
 
 
-def _choose(work: Work, upscaler: Upscaler) -> None:
-    """Settle and store what the engine decides by itself, so that a resumed job repeats it."""
-    if work.left and not work.store.choice:
-        size = _size(work.job)
-        choice = upscaler.choose(*size)
+def _choose(work: Work, crew: Crew) -> None:
+    """Settle and store how much is done at once, so that all workers and a resumed job do the same.
+
+    Where only a worker's model tells, the first that is done says what it chose.
+    """
+    size, planner = _size(work.job), crew.planner
+    if not work.left or work.store.choice or planner is None:
+        return
+    choice = crew.choose(*size)
+    if choice is not None:
         work.store.save_choice(asdict(choice))
         log.debug(
             "%s: about %.2f GiB on %s; %d at a time, %s",
-            *(work.job.output, upscaler.planner.memory(choice, *size) / 2**30, upscaler.engine.device, choice.batch),
+            *(work.job.output, planner.memory(choice, *size) / 2**30, crew.device, choice.batch),
             f"tiles of {choice.tile}" if choice.tile else "whole frames",
         )
 
@@ -317,25 +319,16 @@ def _true_of(job: Job) -> Iterator[None]:
 _OF_STREAMS = ("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options")
 
 
-def _fingerprint(job: Job, upscaler: Upscaler) -> dict[str, object]:
+def _fingerprint(job: Job, crew: Crew) -> dict[str, object]:
     """All that decides the segments. What only decides the copied streams may change between two runs."""
     given = {key: value for key, value in asdict(job.settings).items() if key not in _OF_STREAMS}
     return {
         "input": job.facts,
         "settings": given,
         "container": job.container.name,
-        "engine": _identity(upscaler),
+        "engine": engines.identify(job.settings, crew.device),
         "version": vidup.__version__,
     }
-
-
-def _identity(upscaler: Upscaler) -> str:
-    settings, runtime = upscaler.settings, upscaler.runtime
-    if is_here(runtime):
-        return upscaler.engine.identity
-    # The workers have the engine, and no GPU may be here. The model's files depend on the precision.
-    half = settings.dtype in ("float16", "bfloat16") or (settings.dtype == "auto" and gpus(runtime) > 0)
-    return engines.identify(settings, half)
 
 
 def _check_delivered(outcome: Outcome, settings: Settings) -> None:

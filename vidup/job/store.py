@@ -39,12 +39,12 @@ class Segment:
     """Frames that are encoded on their own: those with ``begin <= pts < end``."""
 
     index: int
-    begin: int | None
-    """In the input's time base; None where the input tells no times, and there is one segment."""
+    begin: int
+    """In the input's time base."""
     end: int | None
     """In the input's time base; None for the last: all that follows."""
     frames: int
-    """How many there are; 0 where the input does not tell."""
+    """How many there are."""
     path: Path
     """Where its file belongs."""
     lead_in: int | None = None

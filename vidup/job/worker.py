@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.errors import MediaError, VidupError, system_words
 from vidup.frame import Frame
+from vidup.job.crew import Report
 from vidup.job.disk import disk_full_told
-from vidup.job.execute import Report
 from vidup.job.plan import QUEUE_BYTES, Job, span
 from vidup.job.store import Segment
 from vidup.media import decoding
@@ -44,14 +43,8 @@ class Worker:
     at the end of a segment, nor while the segment is proved: the next one is upscaled meanwhile, until that fails.
     """
 
-    def __init__(
-        self,
-        jobs: list[Job],
-        settings: Settings,
-        runtime: Runtime,
-        upscaler: Upscaler | None,
-    ) -> None:
-        self._jobs, self._upscaler = jobs, upscaler or Upscaler(settings, runtime)
+    def __init__(self, jobs: list[Job], upscaler: Upscaler) -> None:
+        self._jobs, self._upscaler = jobs, upscaler
         self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
 
     def __call__(
@@ -144,7 +137,6 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
         The encoder; once it is done the segment's file stands, and its pictures are those of the source.
     """
     times: list[int] = []  # of the frames that were decoded
-    assert segment.begin is not None
     begin = segment.begin if segment.lead_in is None else segment.lead_in
     written = segment.begin * job.info.time_base
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import av
 
@@ -49,20 +49,11 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
         stream = container.streams[index]
         rate, troubles = stream.average_rate or stream.guessed_rate, list[str]()
         decoded = decode_stream(container, stream, troubles.append, tolerate_errors)
-        frames = list(islice(decoded, _LOOKED_AT))
-        if not frames:
-            why = f"cannot be decoded ({troubles[-1]})" if troubles else "gives no frame"
-            raise MediaError(f"{path}: its {codec_name(stream)} video {why}")
-        first, notes = frames[0], table.notes
+        frames = list(islice(decoded, _LOOKED_AT)) or _no_frame(path, stream, troubles)
+        first = frames[0]
         table.check(frames)
         table.settle(Fraction(rate or 25))
         matrix = side_data.side_data(first).get("DISPLAYMATRIX")
-        shown = cropping.shown_size(Path(path), family(container.format.name), stream.id, (first.width, first.height))
-        if shown is not None:
-            notes.append(
-                f"the file says that only {shown[0]}x{shown[1]} of {first.width}x{first.height} pixels are to be shown"
-                " (clean aperture): that is lost, all will be shown"
-            )
         return MediaInfo(
             path=str(path),
             container=container.format.name,
@@ -92,11 +83,28 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
             chapters=len(container.chapters()),
             side_data=side_data.kinds(frames, stream),
             stereo_mode=side_data.stereo_mode(first),
-            notes=tuple(notes),
+            notes=(*table.notes, *_cropped(path, container, stream, first)),
             tolerant=tolerate_errors,
             faulty=table.faulty,
             unlisted=streams != tuple(_stream_info(s) for s in container.streams),
         )
+
+
+def _no_frame(path: str | Path, stream: Any, troubles: list[str]) -> NoReturn:
+    why = f"cannot be decoded ({troubles[-1]})" if troubles else "gives no frame"
+    raise MediaError(f"{path}: its {codec_name(stream)} video {why}")
+
+
+def _cropped(path: str | Path, container: Any, stream: Any, first: Any) -> list[str]:
+    """A line where the file says that only a part of its pictures is to be shown."""
+    coded = first.width, first.height
+    shown = cropping.shown_size(Path(path), family(container.format.name), stream.id, coded)
+    if shown is None:
+        return []
+    return [
+        f"the file says that only {shown[0]}x{shown[1]} of {coded[0]}x{coded[1]} pixels are to be shown (clean"
+        " aperture): that is lost, all will be shown"
+    ]
 
 
 def _color(frame: Any) -> Color:

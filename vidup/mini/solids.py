@@ -30,6 +30,38 @@ def _box(origin: Array, rays: Array, centre: Array, half: Array) -> Array:
     return np.where((near < far) & (near > 1e-3), near, np.inf).astype(np.float32)
 
 
+Things = list[tuple[bool, Array, Any]]
+"""Whether each is a ball, its centre, and its radius or half its sides."""
+
+
+def _things(rng: Rng, turn: float) -> Things:
+    """Balls and boxes on the floor, about where the camera looks."""
+    things: Things = []
+    for _ in range(int(rng.integers(4, 12))):
+        away, aside = rng.uniform(2, 9), rng.normal(0, 0.4)
+        reach = rng.uniform(0.2, 1.1)
+        place = np.array([away * np.sin(turn + aside), reach, away * np.cos(turn + aside)], np.float32)
+        if rng.random() < 0.5:
+            things.append((True, place, reach))
+        else:
+            half = rng.uniform(0.15, 1.2, 3).astype(np.float32)
+            place[1] = half[1]
+            things.append((False, place, half))
+    return things
+
+
+def _hit(things: Things, origin: Array, rays: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Distance along each ray to what it meets first, and what that is: 0 the floor, -1 nothing."""
+    nearest = np.where(rays[..., 1] < -1e-4, -origin[..., 1] / np.minimum(rays[..., 1], -1e-4), np.inf)
+    nearest = np.where(nearest > 1e-3, nearest, np.inf).astype(np.float32)
+    which = np.where(np.isfinite(nearest), 0, -1)
+    for index, (ball, place, reach) in enumerate(things, 1):
+        distance = _ball(origin, rays, place, reach) if ball else _box(origin, rays, place, reach)
+        closer = distance < nearest
+        nearest, which = np.where(closer, distance, nearest), np.where(closer, index, which)
+    return nearest, which
+
+
 def solids(rng: Rng, size: int) -> Image.Image:
     """A scene lit by one lamp and the sky, (size, size) RGB."""
     colours = palette(rng) / 255
@@ -47,29 +79,8 @@ def solids(rng: Rng, size: int) -> Image.Image:
     lamp[1] = abs(lamp[1]) + 0.3
     lamp /= np.linalg.norm(lamp)
 
-    things: list[tuple[bool, Array, Any]] = []
-    for _ in range(int(rng.integers(4, 12))):
-        away, aside = rng.uniform(2, 9), rng.normal(0, 0.4)
-        reach = rng.uniform(0.2, 1.1)
-        place = np.array([away * np.sin(turn + aside), reach, away * np.cos(turn + aside)], np.float32)
-        if rng.random() < 0.5:
-            things.append((True, place, reach))
-        else:
-            half = rng.uniform(0.15, 1.2, 3).astype(np.float32)
-            place[1] = half[1]
-            things.append((False, place, half))
-
-    def hit(origin: Array, rays: Array) -> tuple[Array, NDArray[np.int64]]:
-        nearest = np.where(rays[..., 1] < -1e-4, -origin[..., 1] / np.minimum(rays[..., 1], -1e-4), np.inf)
-        nearest = np.where(nearest > 1e-3, nearest, np.inf).astype(np.float32)
-        which = np.where(np.isfinite(nearest), 0, -1)
-        for index, (ball, place, reach) in enumerate(things, 1):
-            distance = _ball(origin, rays, place, reach) if ball else _box(origin, rays, place, reach)
-            closer = distance < nearest
-            nearest, which = np.where(closer, distance, nearest), np.where(closer, index, which)
-        return nearest, which
-
-    distance, which = hit(np.broadcast_to(eye, rays.shape), rays)
+    things = _things(rng, turn)
+    distance, which = _hit(things, np.broadcast_to(eye, rays.shape), rays)
     sky = which < 0
     points = eye + rays * np.where(sky, 0, distance)[..., None]
     texture = surface(rng, size)
@@ -96,7 +107,7 @@ def solids(rng: Rng, size: int) -> Image.Image:
     albedo = albedo * (1 + depth * texture[along.astype(int) % size, across.astype(int) % size])[..., None]
 
     start = points + normal * 2e-3
-    shadow = np.isfinite(hit(start, np.broadcast_to(lamp, rays.shape))[0])
+    shadow = np.isfinite(_hit(things, start, np.broadcast_to(lamp, rays.shape))[0])
     sun = np.clip((normal * lamp).sum(-1), 0, 1) * ~shadow
     bounce = rays - 2 * (rays * normal).sum(-1, keepdims=True) * normal
     shine = rng.uniform(0, 0.8) * np.clip((bounce * lamp).sum(-1), 0, 1) ** rng.uniform(8, 90) * ~shadow

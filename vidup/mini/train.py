@@ -294,7 +294,7 @@ def measured_on(training: Training, folder: Path, count: int) -> dict[str, dict[
     return {path.stem: measure(training.average, training.vae, frames(path, count), WAYS) for path in clips(folder)}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vidup.mini.train", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
@@ -333,7 +333,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add("--card", type=Path, default=CARD, help="where the figures are written (default: the package's README.md)")
     add("--frames", type=int, default=3, help="frames measured of each clip (default %(default)s)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
     recipe = Recipe(options.iterations, options.batch, options.crop, options.learning_rate, options.cooldown,
                     options.seed, options.pictures)  # fmt: skip
     torch.set_num_threads(options.threads)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,46 @@ from typing import Any
 import psutil
 import pytest
 
+import vidup
+from vidup.config import Runtime, Settings
+from vidup.engines import Choice
 from vidup.errors import ConfigError, EngineError, MediaError, Stopped
-from vidup.job import on_ray
-from vidup.job.execute import Report, Worker, execute, one_by_one
+from vidup.job import cluster, crew, on_ray
+from vidup.job.crew import Report, Worker
+from vidup.upscaler import Upscaler
 
 UNITS = 5
 """What each item reports, one by one."""
+
+
+def one_by_one(work: Callable[[Any, Report], Any]) -> Worker[Any, Any]:
+    """A worker that is done with an item before it takes the next."""
+
+    def worker(items: Iterator[Any], report: Report) -> Generator[tuple[Any, Any], None, None]:
+        for item in items:
+            yield item, work(item, report)
+
+    return worker
+
+
+def execute(
+    make: Callable[[], Worker[Any, Any]],
+    items: Iterable[Any],
+    *,
+    on_result: Callable[[Any, Any], None],
+    on_progress: Callable[[int], None] = lambda units: None,
+    stop: Callable[[], bool] = lambda: False,
+    workers: int = 1,
+    address: str | None = None,
+    threads: int = 0,
+) -> None:
+    """Run `make` here, or by workers on Ray where several are wanted, or a cluster."""
+    calls: Any = {"on_result": on_result, "on_progress": on_progress, "stop": stop}
+    if workers == 1 and address is None:
+        crew.Here(Upscaler()).run(lambda upscaler: make(), items, **calls)
+    else:
+        setting = f"workers = {workers}" if address is None else f"ray = {address!r}"
+        on_ray.run(make, items, cluster.Wanted(setting, workers, address, threads), **calls)
 
 
 def square(pause: float = 0.0) -> Worker[int, int]:
@@ -49,11 +83,14 @@ def unmakeable() -> Worker[int, int]:
     raise EngineError("there is no such model")
 
 
-def whereabouts(folder: Path, pause: float) -> Worker[int, tuple[int, int, str | None]]:
-    """A worker that leaves its process id and the number of its factory's calls."""
+def whereabouts(folder: Path, pause: float, together: int = 1) -> Worker[int, tuple[int, int, str | None]]:
+    """A worker that leaves its process id and the number of its factory's calls, and waits until so many are made."""
     (folder / f"made-{os.getpid()}").touch(exist_ok=False)
 
     def work(item: int, report: Report) -> tuple[int, int, str | None]:
+        end = time.monotonic() + 60
+        while len(list(folder.glob("made-*"))) < together and time.monotonic() < end:
+            time.sleep(0.02)
         (folder / f"item-{item}").write_text(str(os.getpid()))
         for _ in range(UNITS):
             time.sleep(pause)
@@ -233,11 +270,61 @@ class TestHere:
         assert Collected()(square, [], workers=2).results == {}
 
 
+class TestChoosing:
+    """Who works is chosen once, and so is how much is done at once, without a model where its configuration tells."""
+
+    @pytest.mark.parametrize(
+        ("runtime", "kind"),
+        [
+            (Runtime(device="cpu"), crew.Here),
+            (Runtime(device="cpu", workers=2), crew.OnRay),
+            (Runtime(device="cpu", ray="auto"), crew.OnRay),
+        ],
+    )
+    def test_by_the_runtime_alone(self, runtime: Runtime, kind: type):
+        assert type(crew.choose(Upscaler(Settings(model="nearest"), runtime))) is kind
+
+    @pytest.mark.parametrize("model", ["nearest", "mini"])
+    def test_workers_do_as_much_at_once_as_one_would(self, model: str):
+        settings = Settings.preset("mini") if model == "mini" else Settings(model=model)
+        runtime = Runtime(device="cpu", max_memory="4G", workers=2)
+        one = crew.Here(Upscaler(settings, Runtime(device="cpu", max_memory="2G")))
+        workers = crew.OnRay(settings, runtime)
+        for size in ((48, 64), (1080, 1920)):
+            assert workers.choose(*size) == one.choose(*size) is not None
+        assert workers.planner is not None and workers.planner.limit == one.planner.limit == 2 * 2**30
+
+    def test_where_only_the_loaded_model_tells_the_workers_choose(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Upscaler, "engine", property(lambda self: pytest.fail("a model was loaded")))
+        for settings, runtime in (
+            (Settings(model="x2"), Runtime(device="cpu", workers=2)),
+            (Settings(model="nearest"), Runtime(device="cpu", ray="auto")),  # its machines' memory is not known here
+            (Settings(model="x4", vae="someone/else"), Runtime(device="cpu", workers=2)),
+        ):
+            assert crew.OnRay(settings, runtime).choose(48, 64) is None
+
+    def test_the_choice_is_stored_before_the_first_segment(
+        self, make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ):
+        given = []
+
+        def run(make: Any, items: Iterable[Any], wanted: cluster.Wanted, **calls: Any) -> None:
+            given.append(next(iter(items)).choice)
+            raise Stopped
+
+        monkeypatch.setattr(on_ray, "run", run)
+        source = make_clip()
+        runtime = Runtime(device="cpu", workers=2, keep_work=True)
+        with pytest.raises(Stopped):
+            vidup.upscale(source, source.with_name("out.mp4"), Settings(model="nearest", scale=2), runtime=runtime)
+        assert given == [Choice(4, 0)]
+
+
 @pytest.fixture(scope="class")
 def ray() -> Iterator[None]:
     """Ray with two cores, started once for the tests that only use it."""
     module = pytest.importorskip("ray")
-    with on_ray.cluster(on_ray.Needs("workers = 2", 2, None, 1, 0.0, {})):
+    with cluster.cluster(cluster.Wanted("workers = 2", 2, None, 1)):
         yield
     assert not module.is_initialized()
 
@@ -252,7 +339,7 @@ class TestOnRay:
         assert gone(workers_alive())
 
     def test_a_worker_is_made_once_and_whoever_is_free_is_next(self, tmp_path: Path):
-        got = Collected()(functools.partial(whereabouts, tmp_path, 0.02), range(6), workers=2, threads=1)
+        got = Collected()(functools.partial(whereabouts, tmp_path, 0.02, 2), range(6), workers=2, threads=1)
         processes = {pid for _, pid, _ in got.results.values()}
         made = {int(path.name.removeprefix("made-")) for path in tmp_path.glob("made-*")}
         assert processes == made
@@ -318,7 +405,8 @@ class TestOnRay:
         assert sum(steps) == 3 * UNITS
         assert "0: its worker was killed or crashed; another takes its place" in caplog.text
 
-    def test_an_item_that_always_kills_its_worker_is_given_up(self, tmp_path: Path):
+    def test_an_item_that_always_kills_its_worker_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(on_ray, "_RETRIES", 1)
         steps: list[int] = []
 
         def look(units: int) -> None:
@@ -331,7 +419,6 @@ class TestOnRay:
                 functools.partial(suicidal, tmp_path),
                 [7],
                 workers=2,
-                retries=1,
                 on_result=lambda item, result: pytest.fail("no result"),
                 on_progress=look,
             )
@@ -372,19 +459,19 @@ class TestOnRay:
     def test_where_ray_is_its_address_is_taken(self):
         import ray
 
-        on_ray._check_address(ray.get_runtime_context().gcs_address)
+        cluster._check_address(ray.get_runtime_context().gcs_address)
 
     def test_ray_that_makes_no_worker_is_told_and_given_up(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
         import ray
 
-        monkeypatch.setattr(on_ray, "_SOME_SECONDS", 0.2)
+        monkeypatch.setattr(on_ray, "PATIENCE_SECONDS", 0.2)
         monkeypatch.setattr(on_ray, "_MOST_SECONDS", 1.0)
-        needs = on_ray.Needs("workers = 2", 2, None, 64, 0.0, {})  # more cores than there are
-        told = on_ray.Crew(ray, square, iter([1]), print, print, needs, None, True, 2)
+        wanted = cluster.Wanted("workers = 2", 2, None, 64)  # more cores than there are
+        pool = on_ray.Pool(cluster.Cluster(ray, wanted, None, True), square, [1], print, print)
         with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
-            told.run(lambda: False)
+            pool.run(lambda: False)
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]
 
     def test_no_room_for_a_worker(self):
@@ -402,8 +489,7 @@ import functools, signal, sys
 from pathlib import Path
 import psutil
 sys.path[:0] = {path!r}
-from test_execute import whereabouts
-from vidup.job.execute import execute
+from test_crew import execute, whereabouts
 
 def told(item, result):
     print("result", item, result[2], *[each.pid for each in psutil.Process().children(recursive=True)], flush=True)
@@ -448,7 +534,7 @@ def test_an_address_where_something_else_listens_is_told(
     banner: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("ray")
-    monkeypatch.setattr(on_ray, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
     with port(banner) as address, pytest.raises(ConfigError, match=f"^ray = '{address}': no cluster .*{message}"):
         Collected()(square, range(2), address=address)
 
