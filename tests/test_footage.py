@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,7 +18,7 @@ import vidup
 from vidup import Settings
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.media import decoding, probing
+from vidup.media import decoding, probing, reading
 from vidup.media.timing import fill
 
 WHOLE = Settings(deinterlace="off")
@@ -34,9 +35,24 @@ def in_parts(info: MediaInfo, length: int = 5) -> list[tuple[int, bytes]]:
     return [one for part in zip(begins, begins[1:], strict=False) for one in frames(info, *part)]
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The times of all frames that decoders give from now on."""
+    given: list[int | None] = []
+    whole = reading.decode_packets
+
+    def counted(*args: Any) -> Iterator[Any]:
+        for frame in whole(*args):
+            given.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(reading, "decode_packets", counted)
+    return given
+
+
 def elementary(path: Path, codec: str, count: int = 40, **options: str) -> Path:
     """An elementary or program stream of one video."""
-    kind = {".m2v": "mpeg2video", ".m1v": "mpeg1video", ".m4v": "m4v", ".264": "h264"}.get(path.suffix, path.suffix[1:])
+    kind = {".m2v": "mpeg2video", ".m1v": "mpeg1video", ".m4v": "m4v", ".264": "h264", ".mkv": "matroska", ".ts": "mpegts"}.get(path.suffix, path.suffix[1:])
     with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream(codec, rate=24)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -293,3 +309,39 @@ def test_an_avif_sequence_moves(tmp_path: Path):
     assert len(info.pts) == 6 and in_parts(info, 2) == frames(info)
     output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2))
     assert len(vidup.probe(output).pts) == 6
+
+
+@pytest.mark.parametrize("name", ["a.264", "a.m2v", "a.mkv", "a.avi", "a.ts"])
+def test_a_decoder_stays_open_from_part_to_part(name: str, tmp_path: Path, decoded: list[int | None]):
+    path = tmp_path / name
+    elementary(path, "mpeg2video" if path.suffix == ".m2v" else "libx264")
+    info = probing.probe(path)
+    whole = frames(info)
+    readers = reading.Readers(info)
+    begun = len(decoded)
+    for low in range(0, len(info.pts), 5):
+        first, last = max(0, low - 4), min(len(info.pts) - 1, low + 9)  # parts that overlap
+        read = list(decoding.decode(info, info.pts[first], info.pts[last], WHOLE, readers))
+        expected = [one for one in whole if info.pts[first] <= one[0] < info.pts[last]]
+        assert [(one.pts, b"".join(map(np.ndarray.tobytes, one.planes))) for one in read] == expected
+    assert len(decoded) - begun <= len(whole) + 3  # some were decoded to find an entry
+    readers.close()
+
+
+def test_what_is_behind_an_open_decoder_is_read_anew(tmp_path: Path):
+    info = probing.probe(elementary(tmp_path / "a.264", "libx264"))
+    whole, readers = frames(info), reading.Readers(info)
+    for low, high in ((20, 25), (2, 6), (30, 38), (0, 40), (7, 9)):
+        end = info.pts[high] if high < len(info.pts) else None
+        read = list(decoding.decode(info, info.pts[low], end, WHOLE, readers))
+        assert [(one.pts, b"".join(map(np.ndarray.tobytes, one.planes))) for one in read] == whole[low:high]
+    readers.close()
+
+
+def test_a_job_decodes_a_file_once_for_its_pictures_and_once_for_their_proof(tmp_path: Path, decoded: list[int | None]):
+    source = elementary(tmp_path / "a.264", "libx264")
+    probing.probe(source)
+    probed = len(decoded)
+    settings = Settings(model="nearest", scale=2, segment_frames=4, encoder_options={"preset": "ultrafast"})
+    vidup.upscale(source, tmp_path / "out.mkv", settings)
+    assert len(decoded) - probed <= probed + 2 * 40 + 2 * 10  # probed once more; the output's own first frames

@@ -20,6 +20,7 @@ from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, deliver
 from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
+from vidup.media.reading import KEPT, KEPT_BYTES
 from vidup.picture.geometry import output_size
 
 
@@ -112,13 +113,15 @@ def host_memory(job: Job) -> int:
     """Bytes of the host's memory that frames take on their way.
 
     One queue before the engine, one behind it, and what the encoder looks ahead; these two again for the segment
-    before, which may not be written yet; and what its proof decodes.
+    before, which may not be written yet; what its proof decodes; and the last frames of the source of the two decoders
+    that stay open from one segment to the next.
     """
     kind = layout(planar(job.encoding.pix_fmt))
     assert kind is not None
     samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y)
     frame = job.encoding.width * job.encoding.height * samples * (1 if kind.bits == 8 else 2)
-    return round(3 * QUEUE_BYTES + frame * (2 * _ENCODER_FRAMES + _DECODER_FRAMES))
+    kept = min(KEPT * frame * job.info.width * job.info.height / (job.encoding.width * job.encoding.height), KEPT_BYTES)
+    return round(3 * QUEUE_BYTES + frame * (2 * _ENCODER_FRAMES + _DECODER_FRAMES) + 2 * kept)
 
 
 def device_memory(job: Job, runtime: Runtime) -> int | None:

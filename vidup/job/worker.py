@@ -18,6 +18,7 @@ from vidup.job.plan import QUEUE_BYTES, Job, span
 from vidup.job.store import Segment
 from vidup.media import decoding
 from vidup.media.decoding import planar
+from vidup.media.reading import Readers
 from vidup.media.segment import encode_segment
 from vidup.prefetch import Consumer, prefetch
 from vidup.proof.pictures import check_segment
@@ -45,6 +46,7 @@ class Worker:
 
     def __init__(self, jobs: list[Job], upscaler: Upscaler) -> None:
         self._jobs, self._upscaler = jobs, upscaler
+        self._readers: dict[int, Readers] = {}  # of the file in hand
         self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
 
     def __call__(
@@ -57,6 +59,9 @@ class Worker:
                 if tail is not None and tail.part.file != part.file:  # a whole file is delivered first
                     yield tail.part, self._end(tail)
                     tail = None
+                if part.file not in self._readers:
+                    self._close_readers()
+                    self._readers[part.file] = Readers(self._jobs[part.file].info)
                 try:
                     begun = self._upscale(part, report if tail is None else tail.watched(report))
                 except (VidupError, OSError) as error:
@@ -74,13 +79,18 @@ class Worker:
         finally:
             if tail is not None:
                 tail.encoder.close()
+            self._close_readers()
+
+    def _close_readers(self) -> None:
+        while self._readers:
+            self._readers.popitem()[1].close()
 
     def _upscale(self, part: Part, report: Report) -> _Tail:
         job, upscaler = self._jobs[part.file], self._upscaler
         size = job.turn.size(job.info.height, job.info.width)
         upscaler.choose(*size, self._choices.get(part.file) or part.choice)
         with disk_full_told(part.segment.path.parent):
-            encoder = upscale_segment(job, part.segment, upscaler, report)
+            encoder = upscale_segment(job, part.segment, upscaler, report, self._readers[part.file])
         choice = self._choices[part.file] = upscaler.choose(*size)  # what it became
         return _Tail(part, choice, encoder)
 
@@ -130,7 +140,9 @@ class _Tail:
             self.error = error
 
 
-def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None]) -> Consumer[Frame]:
+def upscale_segment(
+    job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None], readers: Readers
+) -> Consumer[Frame]:
     """A frame's way: decode -> upscale -> encode -> prove. The same function on this machine and on a cluster.
 
     Returns:
@@ -144,7 +156,7 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
         return frame.pts * frame.time_base < written
 
     def decode() -> Iterator[Frame]:
-        for frame in decoding.decode(job.info, begin, segment.end, job.settings):
+        for frame in decoding.decode(job.info, begin, segment.end, job.settings, readers):
             end = (frame.pts + frame.duration) * frame.time_base
             if leads_in(frame) and end > written:  # it is shown already when the part begins
                 start = int(written / frame.time_base)
@@ -157,7 +169,7 @@ def upscale_segment(job: Job, segment: Segment, upscaler: Upscaler, report: Call
         # By the plan, not by what came: only damage that the user tolerates may cost frames.
         expected, places = (times, (0, len(times))) if job.settings.tolerate_errors else (job.times, span(job, segment))
         fast = upscaler.runtime.verify == "fast"
-        check_segment(job.output, part, job.encoding, job, expected, places, fast)
+        check_segment(job.output, part, job.encoding, job, expected, places, fast, readers)
 
     def encode(frames: Iterator[Frame]) -> None:
         for _ in encode_segment(frames, job.encoding, segment.path, prove):

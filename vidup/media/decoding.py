@@ -20,7 +20,7 @@ from vidup.frame import Color, Frame, MediaInfo, layout
 from vidup.media import interlace
 from vidup.media.captions import read_captions
 from vidup.media.opening import clock
-from vidup.media.reading import timed_frames
+from vidup.media.reading import Readers, timed_frames
 from vidup.picture.color import resolve
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,11 @@ _LEAD_IN = 2  # frames before a part that a deinterlacer looks back to
 
 
 def decode(
-    info: MediaInfo, begin: int | None = None, end: int | None = None, settings: Settings | None = None
+    info: MediaInfo,
+    begin: int | None = None,
+    end: int | None = None,
+    settings: Settings | None = None,
+    readers: Readers | None = None,
 ) -> Generator[Frame, None, None]:
     """Decode the frames that are shown from `begin` to `end`, in the order of their times.
 
@@ -41,13 +45,14 @@ def decode(
     Args:
         begin, end: in units of `info.time_base`; all frames where not given.
         settings: its `matrix`, `range`, `deinterlace` and `tolerate_errors` are used; without, the picture is as it is.
+        readers: of the file, where part after part is read.
 
     Raises:
         MediaError: the stream is damaged: a frame cannot be decoded, or comes at a time at which none is expected.
     """
     settings = settings or Settings(deinterlace="off")
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
-    with closing(pictures(info, begin, end, settings)) as read:
+    with closing(pictures(info, begin, end, settings, readers)) as read:
         for picture in read:
             (converted,) = _in_planes([picture], info)
             frame = _frame(converted, planar(info.pix_fmt), color)
@@ -55,7 +60,9 @@ def decode(
             yield replace(frame, captions=captions) if captions and _is_own(picture, info) else frame
 
 
-def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Settings) -> Generator[Any, None, None]:
+def pictures(
+    info: MediaInfo, begin: int | None, end: int | None, settings: Settings, readers: Readers | None = None
+) -> Generator[Any, None, None]:
     """The frames that `decode` gives, as PyAV's and in the decoder's own format, each with its time and duration."""
     low, high = places(info, settings, begin, end)
     if low >= high:
@@ -65,7 +72,8 @@ def pictures(info: MediaInfo, begin: int | None, end: int | None, settings: Sett
     deinterlacing = deinterlaces(info, settings)
     ahead, behind = (_LEAD_IN, 1) if deinterlacing else (0, 0)
     last = next(reversed(spans))
-    with closing(_pictures(info, max(0, low - ahead), min(high + behind, len(info.pts)), settings)) as found:
+    around = max(0, low - ahead), min(high + behind, len(info.pts))
+    with closing(_pictures(info, *around, settings, readers)) as found:
         read: Iterator[Any] = found
         if deinterlacing:
             mode: Literal["frame", "field"] = "field" if settings.deinterlace == "field" else "frame"
@@ -111,7 +119,9 @@ def deinterlaces(info: MediaInfo, settings: Settings) -> bool:
     return info.field_order != "progressive" and settings.deinterlace != "off"
 
 
-def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Generator[Any, None, None]:
+def _pictures(
+    info: MediaInfo, low: int, high: int, settings: Settings, readers: Readers | None
+) -> Generator[Any, None, None]:
     """The source's frames with the places `low` to `high` in `info.pts`, as PyAV's, each at the time that is there."""
     place, resized = low, False
     troubles: list[str] = []
@@ -128,27 +138,30 @@ def _pictures(info: MediaInfo, low: int, high: int, settings: Settings) -> Gener
             raise MediaError(f"{info.path}: {what}; --tolerate-errors upscales what can be decoded")
         log.warning("%s: %s", info.path, what)
 
-    for frame in timed_frames(info, low, tell, settings.tolerate_errors):
-        if place >= high:
-            return
-        if frame.pts < info.pts[place]:
-            continue  # before the part
-        if frame.pts != info.pts[place]:
-            lost(info.pts[place])
-            place = bisect_left(info.pts, frame.pts)
+    exact = settings.tolerate_errors
+    frames = timed_frames(info, low, tell, exact) if readers is None else readers.frames(low, tell, exact)
+    with closing(frames):
+        for frame in frames:
             if place >= high:
                 return
-        if frame.is_corrupt:
-            tell(f"its frame at {clock(frame.pts, info.time_base)} is damaged: taken as the decoder conceals it")
-        place += 1
-        if (frame.width, frame.height) != (info.width, info.height) and not resized:
-            log.warning(
-                "%s: the frame size changes from %dx%d to %dx%d at %s: such frames are brought to the first size",
-                *(info.path, info.width, info.height, frame.width, frame.height),
-                clock(frame.pts, info.time_base),
-            )
-            resized = True
-        yield frame
+            if frame.pts < info.pts[place]:
+                continue  # before the part
+            if frame.pts != info.pts[place]:
+                lost(info.pts[place])
+                place = bisect_left(info.pts, frame.pts)
+                if place >= high:
+                    return
+            if frame.is_corrupt:
+                tell(f"its frame at {clock(frame.pts, info.time_base)} is damaged: taken as the decoder conceals it")
+            place += 1
+            if (frame.width, frame.height) != (info.width, info.height) and not resized:
+                log.warning(
+                    "%s: the frame size changes from %dx%d to %dx%d at %s: such frames are brought to the first size",
+                    *(info.path, info.width, info.height, frame.width, frame.height),
+                    clock(frame.pts, info.time_base),
+                )
+                resized = True
+            yield frame
     if place < high:
         lost(info.pts[place])
 

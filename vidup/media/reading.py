@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import zlib
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
+from threading import Lock
 from typing import Any, cast
 
 import av
@@ -19,6 +21,10 @@ log = logging.getLogger(__name__)
 
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _ABOVE = 2**32  # more than any CRC-32
+
+KEPT, KEPT_BYTES = 16, 2**27
+"""Frames that an open decoder's last ones are kept of, at the most, and how much memory they may take: by so much the
+parts of a job overlap, with what leads in and what a proof looks at beside."""
 
 
 def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
@@ -81,7 +87,82 @@ def own_time(frame: Any) -> int | None:
     return cast("int | None", frame.pts if frame.pts is not None else frame.dts)
 
 
-def timed_frames(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool) -> Iterator[Any]:
+class Readers:
+    """Decoders of one file that stay open from one part of it to the next.
+
+    Whoever reads part after part finds the decoder where it stopped: it is not opened and sought again, and frames that
+    are counted from the head are not decoded again for each part. Threads may read at once, a decoder each.
+    """
+
+    def __init__(self, info: MediaInfo) -> None:
+        self._info, self._lock = info, Lock()
+        self._idle: list[_Reader] = []
+
+    def frames(self, low: int, tell: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
+        """The same as `timed_frames`; what is read is given back when the generator is closed."""
+        with self._lock:
+            reader = next((one for one in self._idle if one.reaches(low, exact)), None)
+            if reader is not None:
+                self._idle.remove(reader)
+        reader = reader or _Reader(self._info, low, exact)
+        try:
+            yield from reader.frames(self._info.pts[low], tell)
+        except GeneratorExit:
+            with self._lock:
+                left, self._idle = self._idle[:-1], [*self._idle[-1:], reader]
+            reader = left[0] if left else None
+            raise
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def close(self) -> None:
+        """Close what nobody reads from."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for reader in idle:
+            reader.close()
+
+
+class _Reader:
+    """A decoder, and the last frames that came of it: parts overlap."""
+
+    def __init__(self, info: MediaInfo, low: int, exact: bool) -> None:
+        self._info, self._exact = info, exact
+        self._kept: deque[tuple[int, Any]] = deque()
+        self._tell: Callable[[str], None] = log.debug
+        self._decoded = timed_frames(info, low, lambda what: self._tell(what), exact)
+
+    def reaches(self, low: int, exact: bool) -> bool:
+        """Whether it is the way to a place: the frames there are kept or follow, and no seek is shorter."""
+        if exact != self._exact or not self._kept or self._kept[0][0] > self._info.pts[low]:
+            return False
+        return self._info.timing != "packets" or self._kept[-1][0] >= self._info.pts[max(0, low - 1)]
+
+    def frames(self, begin: int, tell: Callable[[str], None]) -> Iterator[Any]:
+        self._tell = tell
+        for pts, frame in list(self._kept):
+            if pts >= begin:
+                frame.pts, frame.time_base = pts, self._info.time_base  # whoever had it before may have changed them
+                yield frame
+        for frame in self._decoded:
+            self._keep(frame)
+            yield frame
+
+    def _keep(self, frame: Any) -> None:
+        self._kept.append((frame.pts, frame))
+        size = sum(plane.buffer_size for plane in frame.planes)
+        while len(self._kept) > 1 and (len(self._kept) > KEPT or len(self._kept) * size > KEPT_BYTES):
+            self._kept.popleft()
+
+    def close(self) -> None:
+        self._kept.clear()
+        self._decoded.close()
+
+
+def timed_frames(
+    info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool
+) -> Generator[Any, None, None]:
     """Decoded frames from the place `low` in `info.pts` on or a little before it, each with its time.
 
     Args:

@@ -21,6 +21,7 @@ from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
+from vidup.media.reading import Readers
 from vidup.media.segment import decode_segment, read_segment
 from vidup.media.thumbnails import thumbnails
 from vidup.picture.color import resolve
@@ -70,7 +71,7 @@ def check_pictures(output: Path, made: MediaInfo, delivery: Delivery, times: Seq
         end = made.pts[high] if high < len(made.pts) else None
         with closing(decoding.pictures(made, made.pts[low], end, Settings(deinterlace="off"))) as frames:
             found = _found(output, frames, color, delivery)
-            result += _compare(output, found, delivery, times, low, high)
+            result += _compare(output, found, _Source(delivery, times, low, high), times)
     return result
 
 
@@ -82,6 +83,7 @@ def check_segment(
     times: Sequence[int],
     span: tuple[int, int],
     fast: bool = False,
+    readers: Readers | None = None,
 ) -> Compared:
     """`check_pictures` for a segment's file alone, and see that each picture has its time.
 
@@ -90,6 +92,7 @@ def check_segment(
         times: when the output's frames are shown, in `delivery.unit`.
         span: the places of the segment's frames in `times`: low <= place < high.
         fast: the first few only.
+        readers: of the source, where segment after segment is proved.
     """
     low, high = span
     scale = delivery.unit / encoding.time_base
@@ -106,7 +109,7 @@ def check_segment(
     high = min(high, low + _RUN) if fast else high
     with closing(decode_segment(segment, encoding)) as frames:
         found = _found(output, frames, encoding.color, delivery)
-        return _compare(output, found, delivery, times, low, high)
+        return _compare(output, found, _Source(delivery, times, low, high, readers), times)
 
 
 def _runs(count: int, fast: bool) -> Iterator[tuple[int, int]]:
@@ -118,12 +121,10 @@ def _runs(count: int, fast: bool) -> Iterator[tuple[int, int]]:
         yield low, low + _RUN
 
 
-def _compare(
-    output: Path, found: Iterator[Picture], delivery: Delivery, times: Sequence[int], low: int, high: int
-) -> Compared:
-    """Compare the pictures of the places `low` to `high` in `times` with the source's there and those beside."""
+def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Sequence[int]) -> Compared:
+    """Compare the pictures of a source's places in `times` with the source's there and those beside."""
+    delivery, low, high = source.delivery, source.low, source.high
     tolerant = delivery.settings.tolerate_errors
-    source = _Source(delivery, times, low, high)
     fine = 0.0
     with closing(source.pictures), closing(prefetch(batched(found, _BATCH))) as batches:
         pictures = chain.from_iterable(batches)
@@ -164,12 +165,16 @@ class _Source:
         times: as of `check_pictures`; low, high: the places in it that are compared.
     """
 
-    def __init__(self, delivery: Delivery, times: Sequence[int], low: int, high: int) -> None:
+    def __init__(
+        self, delivery: Delivery, times: Sequence[int], low: int, high: int, readers: Readers | None = None
+    ) -> None:
+        self.delivery, self.low, self.high = delivery, low, high
+        self._readers = readers
         self._size, self._turn = _small_size(delivery), delivery.turn
         begin, end = max(0, low - REACH), min(len(times), high + REACH)
         self._places = {times[place] + delivery.offset: place for place in range(begin, end)}
         self._window: dict[int, Picture] = {}
-        self.pictures = prefetch(batched(self._read(delivery, times[begin], times[end - 1]), _BATCH))
+        self.pictures = prefetch(batched(self._read(times[begin], times[end - 1]), _BATCH))
         self._last = -1
 
     def around(self, first: int, last: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
@@ -187,14 +192,15 @@ class _Source:
             np.array([place in self._window for place in places]),
         )
 
-    def _read(self, delivery: Delivery, first: int, last: int) -> Iterator[tuple[int, Picture]]:
+    def _read(self, first: int, last: int) -> Iterator[tuple[int, Picture]]:
+        delivery = self.delivery
         info, given = delivery.info, delivery.settings
         names = ("matrix", "range", "deinterlace", "tolerate_errors")
         settings = replace(Settings(), **{name: getattr(given, name) for name in names})
         color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, given.matrix, given.range)
         scale = info.time_base / delivery.unit  # 2 where fields became frames
         begin, end = (int((time + delivery.offset) // scale) for time in (first, last))
-        with closing(decoding.pictures(info, begin, end + 1, settings)) as frames:
+        with closing(decoding.pictures(info, begin, end + 1, settings, self._readers)) as frames:
             for pts, picture in thumbnails(frames, color, *self._size):
                 if pts in self._places:
                     yield self._places[pts], self._turned(picture)
