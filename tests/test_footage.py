@@ -52,7 +52,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
 
 def elementary(path: Path, codec: str, count: int = 40, **options: str) -> Path:
     """An elementary or program stream of one video."""
-    kind = {".m2v": "mpeg2video", ".m1v": "mpeg1video", ".m4v": "m4v", ".264": "h264", ".mkv": "matroska", ".ts": "mpegts"}.get(path.suffix, path.suffix[1:])
+    kinds = {".m2v": "mpeg2video", ".m1v": "mpeg1video", ".264": "h264", ".mkv": "matroska", ".ts": "mpegts"}
+    kind = kinds.get(path.suffix, path.suffix[1:])
     with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream(codec, rate=24)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
