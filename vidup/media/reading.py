@@ -160,9 +160,7 @@ class _Reader:
         self._decoded.close()
 
 
-def timed_frames(
-    info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool
-) -> Generator[Any, None, None]:
+def timed_frames(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
     """Decoded frames from the place `low` in `info.pts` on or a little before it, each with its time.
 
     Args:
