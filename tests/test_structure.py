@@ -31,18 +31,25 @@ WINGS = {
 }
 """What each wing, and each file beside them, may import."""
 
-INSIDE = {
-    "picture": "color geometry tiling noise resample metrics temporal flicker",
-    "engines": "operators identity claims architecture single_file prompts structure detail memory compiling solver hub"
-    " tiny vae unet windows planner interpolate checkpoint x2 x4 flow relay",
-    "media": "containers codecs side_data captions cropping hdr options trial selection origins opening reading"
-    " interlace decoding timing table probing encoder segment packets sound texts conversion streams delivery"
-    " kept thumbnails joining",
-    "proof": "findings tracks packets facts likeness faults joined pictures",
-    "job": "progress cluster on_ray crew disk store plan describe worker rehearse stills queue",
-    "bench": "stopwatch",
-}
-"""The files of a wing; each imports only from those before it, and the wing's own `__init__` stands after them."""
+
+def files_of_wings() -> dict[str, list[str]]:
+    """The files of each wing in the order of the map in `vidup/__init__.py`."""
+    found: dict[str, list[str]] = {}
+    wing = ""
+    for line in (
+        ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) or ""
+    ).splitlines():
+        names = re.split("  +", line.strip())[0].split(", ")
+        if re.match(" {4}\\w", line) and names[-1].endswith("/"):
+            wing = names[-1].removesuffix("/")
+            found[wing] = []
+        elif re.match(" {8}\\w", line):
+            found[wing] += names
+    return found
+
+
+INSIDE = files_of_wings()
+"""Each file imports only from those before it, and the wing's own `__init__` stands after them."""
 
 ONLY_IN = {
     "av": {"media", "mini"},
@@ -85,16 +92,16 @@ def test_imports(path: Path):
         if top != "vidup" or not rest or me in ("__init__", "mini") or rest[0] == "__version__":
             continue
         assert rest[0] in (me, *WINGS[me]), f"{path.name} imports {module}, which is not below it"
-        order = INSIDE.get(me, "").split()
-        if (
-            rest[0] == me and len(rest) > 1 and inside != "__init__" and rest[1] in order
-        ):  # else a name of the wing's own
+        order = INSIDE.get(me, [])
+        # A name that is no file is one of the wing's own.
+        if rest[0] == me and len(rest) > 1 and inside != "__init__" and rest[1] in order:
             assert order.index(rest[1]) < order.index(inside), f"{path.name} imports {module}, which is not above it"
 
 
-def test_the_lists_of_files_are_whole():
+def test_the_map_names_every_file():
+    assert INSIDE.keys() == {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"mini"}
     for wing, files in INSIDE.items():
-        assert {path.stem for path in (PACKAGE / wing).glob("*.py")} == {"__init__", *files.split()}
+        assert sorted([*files, "__init__"]) == sorted(path.stem for path in (PACKAGE / wing).glob("*.py")), wing
     wings = {room(path) for path in FILES} - {"__init__", "mini"}
     assert wings == WINGS.keys()
 

@@ -1,22 +1,54 @@
 """Upscale video: a file goes in, the same file comes out larger, every frame at its own time, the sound untouched.
 
-The map of the code, from the bottom up. A wing, and in a wing a file, imports only from lines above its own:
+The map of the code, from the bottom up. A wing, and in a wing a file, imports only from lines above its own; a wing's
+`__init__`, where it holds something, stands last in it. `.github/ARCHITECTURE.md` says where to put what.
 
-    errors, frame       what can go wrong, and what flows: frames, colours, facts of a file
-    prefetch, config    the only thread code; settings and presets
-    picture/            tensors in, tensors out: color, geometry, tiling, noise, resample, metrics, temporal,
-                        flicker
-    engines/            what makes the picture: x4 (mini too), x2, checkpoint, interpolate; how models are run
-    media/              PyAV, in: opening, interlace, decoding, probing; out: containers, codecs, options, trial,
-                        encoder, segment, joining; beside the pictures: side_data, captions, cropping, hdr; the other
-                        streams: selection, packets, sound, texts, conversion, streams; delivery: what an output has
-                        to hold; kept: what was converted
-    upscaler            frames in, larger frames out
-    proof/              re-read what was written, and prove it
-    job/                upscale(): plan, describe; rehearse; queue; segments by worker; store, disk; execute, on_ray
-    compare, bench/     quality of one video against another; what this machine can do
-    terminal            the standard streams and the signals of a command
-    cli                 parse, call the library, exit code
+    errors, frame                       what can go wrong, and what flows: frames, colours, facts of a file
+    prefetch, config                    the only thread code; settings, presets and the options made from them
+    picture/                            tensors in, tensors out
+        color, geometry                     planes <-> RGB; how pictures are turned, and how large they become
+        tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
+        metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
+    engines/                            what makes the picture; the protocol and the catalogue of models
+        operators, identity, claims         torchvision's operators; fingerprints of weights; what files claim
+        architecture, single_file           the x4 model: its configuration, its weights in one file
+        prompts                             from a prompt to embeddings
+        structure, detail                   how a VAE is built; the fixed autoencoder of `mini`
+        memory, compiling                   a device's memory; torch.compile
+        solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
+        hub                                 find and load weights: a hub id, a folder, a file
+        tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; the UNet at speed
+        windows, planner                    the one loop over tiles; the choice of batch and tiles
+        interpolate, checkpoint, x2, x4     the families of models
+        flow, relay                         optical flow; what is carried from frame to frame
+    media/                              PyAV
+        containers, codecs                  a record for each output container, and for each encoder
+        side_data, captions, cropping, hdr  what stands beside the pictures
+        options, trial                      what an encoder is given, and its objections
+        selection, origins                  which streams are kept; clocks that begin anew
+        opening, reading                    open a file, read its packets; decoded frames from anywhere in it
+        interlace, decoding                 deinterlacing; the frames as a stream
+        timing, table, probing              when each frame is shown; what is in a file
+        encoder, segment                    choose and open an encoder; encoded frames in a file of their own
+        packets, sound, texts, conversion   the other streams: read, decoded, encoded anew
+        streams, delivery                   what a container takes of them; what an output has to hold
+        kept, thumbnails, joining           streams converted ahead; small pictures; all into a container
+    upscaler                            frames in, larger frames out
+    proof/                              re-read what was written, and prove it
+        findings, tracks                    what is found wrong; fingerprints of streams
+        packets, facts                      the other streams; size, colour, chapters, tags
+        likeness, faults                    how like pictures are; which are broken
+        joined, pictures                    a joined file against its segments; each picture against its source
+    job/                                upscale(): the main path
+        progress                            events, and where they go
+        cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
+        disk, store                         files written whole; a job's folder, its segments, resuming
+        plan, describe                      all that is decided before the first frame, and that in words
+        worker                              a frame's way: decode, upscale, encode, prove
+        rehearse, stills, queue             the join without pictures; still images; jobs one after another
+    compare, bench/                     quality of one video against another; what this machine can do
+        stopwatch                           the stages of a frame's way, timed
+    terminal, cli                       standard streams and signals; parse, call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->
 upscale -> encode. The decoder runs ahead in a thread of its own, the encoder behind in another; the engine stays in
