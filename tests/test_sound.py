@@ -358,3 +358,13 @@ def renumber(data: bytearray, place: int) -> None:
         for _ in range(8):
             value = (value << 1 ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
     data[table + 3 + length - 4 : table + 3 + length] = value.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("codec", ["wavpack", "tta", "flac"])
+def test_a_part_begins_within_a_packet_that_does_not_say_its_length(codec: str, tmp_path: Path):
+    source = Material(sounds=(Sound(codec, rate=44100, seconds=Fraction(3)),), frames=75).write(tmp_path / "source.mkv")
+    before = packets_of(source)[1]
+    start = Fraction(2, 5)
+    reaching = [data for (begin, _, data), (end, *_) in zip(before, [*before[1:], (99,)], strict=True) if end > start]
+    output = vidup.upscale(source, tmp_path / "out.mkv", Settings(model="nearest", scale=2, start=float(start)))
+    assert [data for _, _, data in packets_of(output)[1]] == reaching

@@ -48,12 +48,18 @@ def kept_packets(
         raise MediaError(f"{source.name.removeprefix('file:')}: {what}; --tolerate-errors leaves out what is damaged")
 
     tell, last = damaged or refuse, dict[int, tuple[int, int]]()
-    spread = set[int]()
+    spread, waiting = set[int](), dict[int, Any]()
     transport = source.format.name == "mpegts"
     for packet in tolerant_demux(source, [source.streams[index] for index in indices], tell):
         if not packet.size:
             continue
         index, kind = packet.stream.index, packet.stream.type
+        if index in waiting and trim is not None:
+            before = waiting.pop(index)
+            before.duration = _until(packet, before)
+            if _shift(before, trim):
+                yield before
+        is_long = kind == "audio" and not packet.duration and not _frame(packet)
         if packet.dts is not None and kind in ("audio", "video"):
             if kind == "audio" and not packet.duration:
                 packet.duration = _length(packet, last.get(index))
@@ -68,15 +74,29 @@ def kept_packets(
         if transport and kind == "audio" and not _adts_holds(packet):
             tell(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is damaged")
             continue
-        if trim is None or _shift(packet, trim):
+        if is_long and trim is not None and packet.dts is not None and packet.dts * packet.time_base < trim.begin:
+            waiting[index] = packet  # whether it reaches into the part only the next one tells
+        elif trim is None or _shift(packet, trim):
             yield packet
+    yield from (packet for packet in waiting.values() if trim is not None and _shift(packet, trim))
+
+
+def _until(packet: Any, before: Any) -> int:
+    """How long a packet of sound lasts that does not say it: until the next one."""
+    apart = (packet.dts if packet.dts is not None else packet.pts or 0) - before.dts
+    return int(apart if apart > 0 else before.duration)
+
+
+def _frame(packet: Any) -> int:
+    """Samples in every packet of a stream of sound; 0 where they differ, or that is not known."""
+    context = packet.stream.codec_context
+    return int(context.frame_size) if context is not None and context.sample_rate else 0
 
 
 def _length(packet: Any, last: tuple[int, int] | None) -> int:
     """Of a packet of sound that does not say it, the last of a Matroska file: without it mp4 hides the packet."""
-    context = packet.stream.codec_context
-    if context is not None and context.sample_rate and context.frame_size:
-        packets_a_second = Fraction(context.sample_rate, context.frame_size)
+    if samples := _frame(packet):
+        packets_a_second = Fraction(packet.stream.codec_context.sample_rate, samples)
         return round(1 / (packets_a_second * cast(Fraction, packet.time_base)))
     apart = 0 if last is None else int(packet.dts - last[0])
     return apart if 0 < apart * packet.time_base < 1 else 0
