@@ -379,7 +379,7 @@ def test_options_that_cannot_be_parsed(options: list[str], capsys: pytest.Captur
         main(["upscale", *(["in.mp4", *options] if options else [])])
     assert done.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(("vidup upscale: ", "vidup: ")) and line.endswith("--help tells the options")
+    assert line.startswith(("vidup upscale: ", "vidup: ")) and line.endswith("--help lists the options")
     assert (options[-1] if options else "INPUT") in line
 
 

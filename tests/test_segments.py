@@ -19,7 +19,7 @@ import pytest
 from vidup.config import Settings
 from vidup.errors import MediaError, ResumeError
 from vidup.job import store as room
-from vidup.job.disk import disk_full_told, fingerprint_file, need_disk, write_atomically
+from vidup.job.disk import disk_full_named, fingerprint_file, need_disk, write_atomically
 from vidup.job.store import Segment, open_store, plan_segments
 
 TIMES = [0, 512, 1024, 1500, 2048, 9000, 9001, 9900]
@@ -332,12 +332,12 @@ class TestDisk:
     def test_a_full_disk_says_how_to_go_on(self, tmp_path: Path, number: int):
         with (
             pytest.raises(MediaError, match=r"the disk is full; .* give the same command again"),
-            disk_full_told(tmp_path),
+            disk_full_named(tmp_path),
         ):
             raise OSError(number, "full")
 
     def test_also_where_it_was_told_as_a_media_error(self, tmp_path: Path):
-        with pytest.raises(MediaError, match="the disk is full"), disk_full_told(tmp_path):
+        with pytest.raises(MediaError, match="the disk is full"), disk_full_named(tmp_path):
             try:
                 raise OSError(errno.ENOSPC, "full")
             except OSError as error:
@@ -345,7 +345,7 @@ class TestDisk:
 
     @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), MediaError("damaged"), KeyboardInterrupt()])
     def test_other_errors_pass(self, tmp_path: Path, error: BaseException):
-        with pytest.raises(type(error)) as caught, disk_full_told(tmp_path):
+        with pytest.raises(type(error)) as caught, disk_full_named(tmp_path):
             raise error
         assert caught.value is error
 
@@ -353,7 +353,7 @@ class TestDisk:
     def test_a_disk_that_is_full_for_true(self, tmp_path: Path):
         with (
             pytest.raises(MediaError, match="the disk is full"),
-            disk_full_told(tmp_path),
+            disk_full_named(tmp_path),
             Path("/dev/full").open("w") as f,
         ):
             f.write("x")

@@ -65,13 +65,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, where argparse would print all options first."""
+    """A parser that says what is wrong in one line, where argparse would print all options first."""
 
     def error(self, message: str) -> NoReturn:
         known = [name for parser in (self, *self._commands()) for name in parser._option_string_actions]
         word = message.rpartition("unrecognized arguments: ")[2].split(" ")[0].split("=")[0]
         near = difflib.get_close_matches(word, known, 1, 0.75) if "unrecognized arguments: " in message else []
-        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help tells the options"
+        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
         if any(argument.startswith("-") and Path(argument).exists() for argument in sys.argv[1:]):
             hint = "a file whose name begins with - is given as ./-NAME"
         self.exit(2, f"{self.prog}: {message}; {hint}\n")
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="vidup",
         description="Upscale video: every frame at its own time, the original sound untouched.",
-        epilog="vidup COMMAND --help tells the options of a command.",
+        epilog="vidup COMMAND --help lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -134,8 +134,8 @@ def _add_upscale(commands: Any) -> argparse.ArgumentParser:
 def _add_probe(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "probe",
-        help="tell what is in a file, and what would become of it",
-        description="Tell what is in a file, and what would become of each stream with these settings.",
+        help="show what is in a file, and what would become of it",
+        description="Show what is in a file, and what would become of each stream with these settings.",
     )
     command.add_argument("input", metavar="INPUT")
     command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")

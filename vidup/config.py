@@ -113,14 +113,14 @@ class Settings:
     deinterlace: Literal["frame", "field", "off"] = option(
         "frame", "for interlaced input: a picture a frame, a picture a field (double rate), or as it is"
     )
-    bake_rotation: bool = option(False, "turn the pictures themselves instead of telling players to")
+    bake_rotation: bool = option(False, "turn the pictures themselves instead of keeping the display matrix")
     streams: str | None = option(
         None, "streams to keep beside the picture, by ffmpeg's specifiers: a:0,s:m:language:eng; all where not given"
     )
     drop_streams: str | None = option(None, "streams to leave out, by ffmpeg's specifiers: d,s:1")
     no_audio: bool = option(False, "leave all sound out")
     no_subtitles: bool = option(False, "leave all subtitles out")
-    tolerate_errors: bool = option(False, "upscale what can be decoded of a damaged input, and tell what was lost")
+    tolerate_errors: bool = option(False, "upscale what can be decoded of a damaged input, and warn of what is lost")
     segment_frames: int = option(
         96, "frames that are encoded on their own: what a stopped job loses at most", low=1, high=100_000
     )

@@ -5,7 +5,7 @@
     ├── MediaError      an input that cannot be read, an output that cannot be written
     ├── EngineError     a model that cannot be loaded or run
     ├── ResumeError     a job on disk that does not belong to this command
-    └── VerifyError     what was written is not what was asked for
+    └── VerifyError     what was written is not what was requested
 
 Each message is one line: what is wrong, which value, and what to do.
 """
@@ -37,11 +37,11 @@ class ResumeError(VidupError):
 
 
 class VerifyError(VidupError):
-    """What was written is not what was asked for."""
+    """What was written is not what was requested."""
 
 
 class Stopped(Exception):
-    """The job was told to stop before its end; what is done is kept."""
+    """The job was stopped before its end; what is done is kept."""
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 _SECONDS = 1.0
-"""How long a wait lasts before its condition is looked at again: Windows tells Ctrl-C only between waits."""
+"""How long a wait lasts before its condition is looked at again: Windows delivers Ctrl-C only between waits."""
 
 
 class _Channel(Generic[T]):
@@ -35,7 +35,7 @@ class _Channel(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Wait for room; False where nobody takes items any more."""
+        """Wait for space in the queue; False where nobody takes items any more."""
         amount = self._size(item)
         while True:
             with self._lock:
@@ -167,7 +167,7 @@ class Consumer(Generic[T]):
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Hand over an item; waits for room, and raises what the function raised."""
+        """Hand over an item; waits for space in the queue, and raises what the function raised."""
         if not self._channel.put(item):
             self.wait()
 

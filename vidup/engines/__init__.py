@@ -44,7 +44,7 @@ class Family:
     homes: dict[str, str] = field(default_factory=dict)
     """The hub id that a name stands for."""
     scale: float | None = None
-    """Of the result against the input; None where the settings or the weights tell it."""
+    """Of the result against the input; None where the settings or the weights decide it."""
     others: dict[str, str] = field(default_factory=dict)
     """What else ``vidup list`` shows."""
     invents: bool = True
@@ -92,7 +92,7 @@ def family(settings: Settings) -> Family:
     """The family of the settings' model, by its name or by what it is.
 
     Raises:
-        EngineError: it is no model that vidup runs, or the hub, which alone tells, does not answer.
+        EngineError: it is no model that vidup runs, or the hub, which alone knows it, does not answer.
     """
     found = next((one for one in FAMILIES if settings.model in one.names), None)
     if found is None:
@@ -161,7 +161,7 @@ class Needs:
     decoder: Callable[[int, int, int], float] | None = None
     """At the peak of decoding one frame of (height, width), keeping layers up to a scale."""
     keeps: tuple[int, ...] = (8,)
-    """The scales that the decoder can be told to keep, from large to small."""
+    """The scales that the decoder can keep, from large to small."""
     weights: tuple[int, int] = (0, 0)
     """Of what works on windows, and of what decodes."""
     loading: int = 0
@@ -207,7 +207,7 @@ class Engine(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """The memory that it takes; measured when it is first asked for."""
+        """The memory that it takes; measured at first use."""
 
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         """Enlarge a clip.
@@ -256,12 +256,12 @@ def identify(settings: Settings, device: torch.device) -> str:
     return found
 
 
-def tell_unused(settings: Settings, model: str, absent: Iterable[str], unused: Iterable[str]) -> None:
-    """Tell of settings that a model has no use for.
+def warn_unused(settings: Settings, model: str, absent: Iterable[str], unused: Iterable[str]) -> None:
+    """Refuse, or warn of, settings that a model has no use for.
 
     Args:
         absent: parts that it does not have: to name one is an error.
-        unused: what it does not read: to change one is told in a line.
+        unused: what it does not read: a changed one is a warning.
 
     Raises:
         EngineError: a part is named that it does not have.
@@ -279,7 +279,7 @@ def native_scale(settings: Settings) -> float:
     """How much the model of the settings enlarges, found out without loading it where that can be.
 
     Raises:
-        EngineError: a file with weights, which alone tell it, cannot be read.
+        EngineError: a file with weights, which alone decide it, cannot be read.
     """
     found = family(settings).scale
     return float(_file(settings).scale(settings)) if found is None else found
@@ -295,7 +295,7 @@ def carries(settings: Settings) -> bool:
 
 
 def foresee(settings: Settings, runtime: Runtime) -> Planner | None:
-    """The planner of a model that is not loaded, by its configuration; None where only the loaded model tells.
+    """The planner of a model that is not loaded, by its configuration; None where only a loaded one has it.
 
     Raises:
         EngineError: the device is not there.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, claims, tell_unused, windows
+from vidup.engines import Choice, Needs, Place, claims, warn_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory
@@ -43,7 +43,7 @@ def identity(settings: Settings, half: bool) -> str:
 
 
 def scale(settings: Settings) -> int:
-    """How much the model enlarges, which its weights alone tell.
+    """How much the model enlarges, which is known from its weights alone.
 
     Raises:
         EngineError: as `Checkpoint`.
@@ -53,7 +53,7 @@ def scale(settings: Settings) -> int:
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
-    """Only the loaded model tells."""
+    """None: the needs are known of the loaded model alone."""
 
 
 class Checkpoint:
@@ -62,7 +62,7 @@ class Checkpoint:
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
         self.settings, self.device = settings, device
         path = Path(settings.model)
-        tell_unused(
+        warn_unused(
             settings, path.name, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
         )
         self.model = _describe(path)
@@ -120,12 +120,12 @@ class Checkpoint:
         return len(plan.origins) * int(counter.get_total_flops()) or None, 0.0
 
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
-        with self._telling(batch), self._seeded():
+        with self._model_errors(batch), self._seeded():
             enlarged: torch.Tensor = self.run(batch)
         return enlarged
 
     @contextmanager
-    def _telling(self, batch: torch.Tensor) -> Iterator[None]:
+    def _model_errors(self, batch: torch.Tensor) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -162,7 +162,7 @@ class Checkpoint:
         side = max(_PROBE, self.model.size_requirements.minimum)
         side += -side % self.multiple
         picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
-        with torch.inference_mode(), self._telling(picture), self._seeded(), LiveBytes() as live:
+        with torch.inference_mode(), self._model_errors(picture), self._seeded(), LiveBytes() as live:
             self.model(picture)
         return float(live.peak / side**2 * _SCRATCH)
 

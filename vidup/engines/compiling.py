@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 COMPILER: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
 """What torch.compile is given: one graph for a shape, on CUDA recorded and replayed as one launch."""
 
-_SHAPES = 64  # compiled for at most; torch gives up after 8 where it is not told
+_SHAPES = 64  # compiled for at most; torch gives up after 8 by itself
 
 
 class Compiled:
@@ -33,7 +33,8 @@ class Compiled:
 
     Args:
         function: takes the batch first; whatever else it takes is of no concern.
-        wish: ``off`` leaves it as it is; with ``auto`` what fails is told and left, with ``on`` it is an error.
+        wish: ``off`` leaves it as it is; with ``auto`` a failure is a warning and the model runs
+            uncompiled, with ``on`` it is an error.
         module: what the function runs; its weights are laid out in `memory_format`, as batches should be.
     """
 

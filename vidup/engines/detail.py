@@ -1,6 +1,6 @@
 """The fixed autoencoder of the `mini` checkpoint: nothing in it is learned by gradient, and it is exact.
 
-A picture is split into what its own quarter-size version already tells, `up(down(x))`, and the detail that is missing,
+A picture is split into what its own quarter-size version already holds, `up(down(x))`, and the detail that is missing,
 `x - up(down(x))`. Only the detail is encoded: space to depth by 4, then principal component analysis of the 48 values
 with every component scaled to unit variance, so that the noise of a diffusion process reaches all of them alike.
 """
@@ -31,7 +31,7 @@ def up(x: torch.Tensor) -> torch.Tensor:
 class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
     """Whitened space-to-depth of the detail that bicubic enlargement cannot give.
 
-    `config.residual` tells the engine that the decoded picture lacks its low frequencies: the bicubic enlargement of
+    `config.residual` says to the engine that the decoded picture lacks its low frequencies: the bicubic enlargement of
     the low-resolution input has to be added. As everywhere in diffusers, latents are divided by
     `config.scaling_factor` before decoding: below 1 it amplifies the detail.
     """

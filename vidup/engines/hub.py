@@ -84,7 +84,7 @@ def pipeline(model: str, revision: str | None) -> str:
         _check_id(model, model)
         with _answering(model, model):
             index = _cached_or_fetched(model, revision)
-    with telling(path):
+    with load_errors(path):
         return str(claims.read_table(index).get("_class_name"))
 
 
@@ -176,7 +176,7 @@ def load_parts(
     """
     quiet()
     texts = prompt, negative_prompt
-    with telling(folder):
+    with load_errors(folder):
         if folder.is_file():
             file = single_file.load(folder, device, unet_dtype, vae_dtype)
             encode = prompts.single_file_tokens(tokenizer)
@@ -230,7 +230,7 @@ def quiet() -> None:
 
 
 @contextmanager
-def telling(folder: Path) -> Iterator[None]:
+def load_errors(folder: Path) -> Iterator[None]:
     """Turn what goes wrong in loading a model into an EngineError that names it."""
     try:
         yield
@@ -253,7 +253,7 @@ def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int]
     config = claims.check_schedule(path)
     try:
         found = [str(steps(config, sampler, 2)) for sampler in solver.SAMPLERS]
-    except Exception as error:  # as in `telling`
+    except Exception as error:  # as in `load_errors`
         raise EngineError(f"{path}: no steps can be made of it: {first_line(error)}") from error
     if any("nan" in text or "inf" in text for text in found):
         raise EngineError(f"{path}: its noise levels are no numbers")
@@ -295,7 +295,7 @@ def precisions(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtyp
 
 
 def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """One module of a layout on its device, ready to be asked; the fp16 variant where half precision is wanted."""
+    """One module of a layout on its device, ready to be called; the fp16 variant where half precision is wanted."""
     half = dtype in (torch.float16, torch.bfloat16)
     variant = _variant(_files(folder), part, half)
     weights = [

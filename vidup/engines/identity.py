@@ -1,4 +1,4 @@
-"""What tells one set of weights from another."""
+"""Identities of models: a hash of samples of their weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PIECE, _PIECES = 16 * 2**10, 256
 def fingerprint(paths: Iterable[Path]) -> str:
     """A hash of files: their names, sizes and content, of which large ones are sampled from head to tail.
 
-    Gigabytes are told apart in milliseconds; a change of a few bytes between the samples goes unseen.
+    Gigabytes are distinguished in milliseconds; a change of a few bytes between the samples goes unseen.
 
     Args:
         paths: files, in an order that does not depend on the machine; the folders that they lie in do not count.

@@ -10,14 +10,14 @@ from PIL import Image
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, tell_unused
+from vidup.engines import Choice, Needs, Place, warn_unused
 
 log = logging.getLogger(__name__)
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> Interpolation:
-    """The baseline of the settings' name, which tells of what it has no use for."""
-    tell_unused(
+    """The baseline of the settings' name; a warning names settings that it has no use for."""
+    warn_unused(
         settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
     )
     for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
@@ -31,7 +31,7 @@ def identity(settings: Settings, half: bool) -> str:
 
 
 def scale(settings: Settings) -> float:
-    """What is asked for."""
+    """The requested scale."""
     return settings.scale or 4
 
 

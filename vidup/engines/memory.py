@@ -38,9 +38,9 @@ def keep_to_limit(runtime: Runtime, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, is want of memory.
+    """Whether an error, or one of its causes, is that memory ran out.
 
-    CUDA has a type for it; its libraries, MPS and the CPU's allocator tell it in words.
+    CUDA has a type for it; its libraries, MPS and the CPU's allocator say it in their messages.
     """
     words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "Invalid buffer size")
     while error is not None:

@@ -1,4 +1,4 @@
-"""The plan: batch, tiles, and what the decoder keeps, so that a frame fits the memory that there is.
+"""The choice of batch, tiles and what the decoder keeps, so that a frame fits the device's memory.
 
 What a UNet takes is not guessed at: its architecture is run once on torch's meta device, which costs a quarter of a
 second and no memory, while the bytes that are alive together are counted. They are proportional to pixels and batch.
@@ -33,7 +33,7 @@ LADDER = (4096, 3072, 2048, 1536, 1024, 768, 640, 512, 448, 384, 320, 256, 192, 
 SMALLEST = 128
 
 _BATCHES = (8, 4, 2, 1)
-_LAZY = 2  # bands that rows worked out again hold at once
+_LAZY = 2  # bands that recomputed rows hold at once
 _PROBE = 64  # side of the picture that is traced
 
 
@@ -147,18 +147,18 @@ def trace_unet(unet: Any, tokens: int, guided: bool) -> float:
     Args:
         unet: a `UNet2DConditionModel`; its configuration is built again on the meta device.
     """
-    asked, batch, when = _unet_twin(unet, tokens, _PROBE, _PROBE)
-    asked.conditions(1, guided)
+    twin, batch, when = _unet_twin(unet, tokens, _PROBE, _PROBE)
+    twin.conditions(1, guided)
     with torch.inference_mode(), LiveBytes() as live:
-        asked(batch, when, guided)
+        twin(batch, when, guided)
     return float(live.peak) / _PROBE**2
 
 
 def unet_flops(unet: Any, tokens: int, height: int, width: int) -> int:
     """FLOP of one evaluation of one window with one text."""
-    asked, batch, when = _unet_twin(unet, tokens, height, width)
+    twin, batch, when = _unet_twin(unet, tokens, height, width)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        asked(batch, when, False)
+        twin(batch, when, False)
     return int(counter.get_total_flops())
 
 
@@ -171,7 +171,7 @@ def decoder_flops(decoder: Decoder, height: int, width: int, limits: Limits) -> 
 
 
 def _unet_twin(unet: Any, tokens: int, height: int, width: int) -> tuple[Unet, torch.Tensor, torch.Tensor]:
-    """The same architecture on the meta device, and what it is asked."""
+    """The same architecture on the meta device, and the arguments that it is called with."""
     dtype, meta = next(unet.parameters()).dtype, torch.device("meta")
     with meta:
         twin = type(unet).from_config(unet.config)

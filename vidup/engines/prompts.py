@@ -23,7 +23,7 @@ Tokens = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 
 def tokens(folder: Path) -> Tokens:
-    """What a layout's tokenizer makes of a text; one that is cut is told of."""
+    """What a layout's tokenizer makes of a text; a warning names one that is cut."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
     except Exception as error:  # transformers raises what the library below it does

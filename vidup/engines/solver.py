@@ -1,6 +1,6 @@
-"""The solver: the scalars of every step prepared once, then one short loop over the model's answers.
+"""Samplers (DPM++ 2M, UniPC, DDIM): the scalars of every step, then one short loop over the model's answers.
 
-Everything is told in the terms of Karras et al. 2022 and k-diffusion. A noisy sample of the noise level sigma is
+Everything is in the terms of Karras et al. 2022 and k-diffusion. A noisy sample of the noise level sigma is
 x = signal * (x0 + sigma * noise); `signal` is 1 / sqrt(sigma^2 + 1) for models that keep the variance, else 1.
 A network is preconditioned: x0 = skip * x + out * network(scale * x, time). From one noise level to the next
 x / signal follows a flow whose exact solution, were x0 constant, is after / now * x + (1 - after / now) * x0. A sampler
@@ -36,7 +36,7 @@ class Step:
 
     sigma: float
     time: float
-    """What the network is told of the noise: its timestep, or log(sigma) / 4."""
+    """The network's argument for the noise: its timestep, or log(sigma) / 4."""
     scale: float
     skip: float
     out: float

@@ -1,4 +1,4 @@
-"""The UNet at speed: texts' keys and values worked out once, compiled where that pays, weights moved if they must."""
+"""The UNet at speed: the texts' keys and values computed once, compiled where that pays, weights moved if they must."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ of rows after the other. What a band needs of its neighbours, one row a convolut
 stands before the next begins. What needs the whole frame is gathered over it: the mean and the variance of each group
 norm, and the keys and values of the middle attention, which takes its queries in portions.
 
-Where memory is scarce, the layers of the largest scales do not stand: their rows are worked out again, each time that
+Where memory is scarce, the layers of the largest scales do not stand: their rows are recomputed, each time that
 they are wanted, from the last layer that does. The result is the same.
 """
 
@@ -45,7 +45,7 @@ class Limits:
     scores: int
     """Bytes of a portion of attention's scores, in float32."""
     keep: int = 8
-    """The largest scale, against the latents, whose layers are kept: 1, 2, 4. Others are worked out when wanted."""
+    """The largest scale, against the latents, whose layers are kept: 1, 2, 4. Others are recomputed when wanted."""
 
 
 def limits(device: torch.device, keep: int = 8) -> Limits:
@@ -53,7 +53,7 @@ def limits(device: torch.device, keep: int = 8) -> Limits:
     mebi = 2**20
     if device.type == "cpu":
         return Limits(32 * mebi, 32 * mebi, keep)
-    share = 1 if keep >= 4 else 4  # where layers are not kept for want of memory, bands are smaller, too
+    share = 1 if keep >= 4 else 4  # where layers are not kept where memory is scarce, bands are smaller, too
     return Limits(256 * mebi // share, 512 * mebi // share, keep)
 
 
@@ -110,7 +110,7 @@ class Decoder:
 
 
 def scale_shift_silu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """silu(x * scale + shift), worked out in float32, in x's dtype. x (N, C, h, w), scale and shift (N, C, 1, 1)."""
+    """silu(x * scale + shift), computed in float32, in x's dtype. x (N, C, h, w), scale and shift (N, C, 1, 1)."""
     return functional.silu((x * scale).add_(shift), inplace=True).to(x.dtype)
 
 
@@ -154,9 +154,9 @@ class _Layer:
     height: int
     width: int
     rows: Callable[[int, int], torch.Tensor]
-    """Rows `first` to `last`: cut from what is kept, or worked out."""
+    """Rows `first` to `last`: cut from what is kept, or computed."""
     source: int = 0
-    """Channels of what they are worked out from."""
+    """Channels of what they are computed from."""
 
 
 def _kept(x: torch.Tensor) -> _Layer:
@@ -225,7 +225,7 @@ class _Frame:
         return result
 
     def _lazy_resnet(self, resnet: Any, source: _Layer) -> _Layer:
-        """A resnet whose rows are worked out when they are wanted; only the statistics of its norms are kept."""
+        """A resnet whose rows are computed when they are wanted; only the statistics of its norms are kept."""
         outer = self._statistics(resnet.norm1, source)
         inner = _Layer(
             resnet.conv1.out_channels,

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, hub, planner, prompts, solver, tell_unused, windows
+from vidup.engines import Choice, Needs, Place, hub, planner, prompts, solver, warn_unused, windows
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.unet import Moved, at_work
 from vidup.engines.vae import Decoder, limits
@@ -46,7 +46,7 @@ def identity(settings: Settings, half: bool) -> str:
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
-    """Only the loaded model tells."""
+    """None: the needs are known of the loaded model alone."""
 
 
 class LatentX2:
@@ -58,8 +58,8 @@ class LatentX2:
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
         self.settings, self.device = settings, device
-        told = replace(settings, noise_level=settings.noise_level or Settings.noise_level)  # 0 is what it has
-        tell_unused(told, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
+        read = replace(settings, noise_level=settings.noise_level or Settings.noise_level)  # 0 is what it has
+        warn_unused(read, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
         if 0 < settings.tile < 2 * self.multiple:
             raise EngineError(
                 f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
@@ -236,7 +236,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
     half = unet_dtype != torch.float32
     folder = hub.locate(settings.model, settings.revision, half, "x2")
     hub.quiet()
-    with hub.telling(folder):
+    with hub.load_errors(folder):
         scheduler = hub.schedule(folder, "scheduler", solver.variance_exploding)
         unet = hub.load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
         vae = hub.load_module(AutoencoderKL, folder, "vae", vae_dtype, device)

@@ -136,7 +136,7 @@ class DiffusionX4:
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         once = planner.unet_flops(self.unet.module, self._tokens, plan.tile_height, plan.tile_width)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
-        # In few bands, however many there will be: what they share is worked out once here, as in the whole frame.
+        # In few bands, however many there will be: what they share is computed once here, as in the whole frame.
         decoding = planner.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
@@ -187,9 +187,9 @@ def needs(
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs | None:
-    """The memory of the hub's model, as its architecture tells it, or of `mini`, which is loaded in no time.
+    """The memory of the hub's model, by its architecture, or of `mini`, which is loaded in no time.
 
-    Of another model, or with another decoder, only what is loaded tells.
+    None for another model, or with another decoder, whose needs are known once they are loaded.
     """
     if settings.vae is not None and settings.model in HOMES:
         return None

@@ -40,7 +40,7 @@ def upscale(
         settings: what decides the result.
         runtime: where and how it runs; ``overwrite`` allows to replace the output.
         on_progress: is called with each `Progress` event.
-        stop: is asked often; once true, the batch in hand is finished and `Stopped` is raised.
+        stop: polled often; once true, the batch in hand is finished and `Stopped` is raised.
 
     Returns:
         The path of the output.

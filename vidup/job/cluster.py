@@ -77,8 +77,8 @@ class Wanted:
         for node in ray.nodes():
             if node["Alive"]:
                 has = node["Resources"]
-                rooms = [has.get("CPU", 0) / self.threads] + ([has.get("GPU", 0) / self.gpus] if self.gpus else [])
-                total += math.floor(min(rooms) + 1e-6)  # 1 / 0.1 and the like
+                counts = [has.get("CPU", 0) / self.threads] + ([has.get("GPU", 0) / self.gpus] if self.gpus else [])
+                total += math.floor(min(counts) + 1e-6)  # 1 / 0.1 and the like
         return total
 
 

@@ -67,11 +67,11 @@ class Crew(Protocol):
 
         Args:
             make: is called once a worker, in its process, with the upscaler that is to be used.
-            items: is asked for the next one, in this thread, when a worker is free for it.
+            items: iterated in this thread, one step whenever a worker is free.
             on_result: is called with each item and its result, as they end, in this thread; what it raises ends all.
             on_progress: likewise, with the units done since the last call; less than 0 where a lost worker's are done
                 again.
-            stop: is asked often. Once true, no item is begun, those in hand end at their next report, and `Stopped` is
+            stop: polled often. Once true, no item is begun, those in hand end at their next report, and `Stopped` is
                 raised. `KeyboardInterrupt` does not wait for that: it ends workers at once.
 
         Raises:
@@ -147,14 +147,14 @@ class OnRay:
 
     @property
     def device(self) -> torch.device:
-        """That of this machine, or what a cluster's machines are asked for."""
+        """That of this machine, or what is requested of a cluster's machines."""
         if self._runtime.ray is None:
             return engines.choose_device(self._runtime.device)
         return torch.device("cuda" if self._gpus else "cpu")
 
     @cached_property
     def planner(self) -> Planner | None:
-        """Where the workers are on this machine, and the model's configuration tells what it takes."""
+        """Where the workers are on this machine, and the model's memory is known from its configuration."""
         return engines.foresee(self._settings, self._of_worker()) if self._runtime.ray is None else None
 
     def choose(self, height: int, width: int) -> Choice | None:

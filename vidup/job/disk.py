@@ -1,4 +1,4 @@
-"""Files on a disk: what tells one from another, how they are written whole and never through a link, and the room."""
+"""Files on a disk: their fingerprints, how they are written whole and never through a link, and free space."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 _EDGE = 1 << 20  # bytes that are hashed at both ends of a file
 _SAMPLES, _SAMPLE = 64, 1 << 16  # and pieces of so many bytes, evenly spread between them
-_MOST_NAME = 255  # bytes of a file's name, where the system does not tell
+_MOST_NAME = 255  # bytes of a file's name, where the system does not say
 _NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and lets few make links
 
 
 def fingerprint_file(path: Path) -> dict[str, Any]:
-    """What tells a file from another without reading all of it: ``size``, ``mtime_ns``, ``sha256``.
+    """A fingerprint of a file without reading all of it: ``size``, ``mtime_ns``, ``sha256``.
 
     The hash is of both ends, 1 MiB each, and of 64 pieces of 64 KiB between them; of all of the file up to 6 MiB. Two
-    files of one size that differ only between those pieces are not told apart.
+    files of one size that differ only between those pieces have one fingerprint.
 
     Raises:
         MediaError: the file cannot be read, or is no regular file.
@@ -188,7 +188,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def need_disk(folder: Path, bytes_needed: int) -> None:
-    """See that a job will find room.
+    """See that there is free space for a job.
 
     Args:
         folder: on the disk in question; need not be there yet.
@@ -200,7 +200,7 @@ def need_disk(folder: Path, bytes_needed: int) -> None:
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
-        raise MediaError(f"{place}: its free space cannot be told: {error.strerror or error}") from error
+        raise MediaError(f"{place}: its free space cannot be read: {error.strerror or error}") from error
     if free < bytes_needed:
         raise MediaError(
             f"{place}: about {bytes_needed / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free;"
@@ -209,7 +209,7 @@ def need_disk(folder: Path, bytes_needed: int) -> None:
 
 
 @contextmanager
-def disk_full_told(folder: Path) -> Iterator[None]:
+def disk_full_named(folder: Path) -> Iterator[None]:
     """Turn the system's "no space left", and a `MediaError` that it caused, into one that says how to go on.
 
     Causes do not pickle: in a worker this belongs around the work, not around what fetches its result.

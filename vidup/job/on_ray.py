@@ -37,10 +37,10 @@ class _Member:
         self._worker: Any = None
         self._progress = (-1, 0)
         self._halted = threading.Event()
-        self._told: SimpleQueue[logging.LogRecord] = SimpleQueue()
+        self._records: SimpleQueue[logging.LogRecord] = SimpleQueue()
         logger = logging.getLogger(_PACKAGE)
         logger.setLevel(level)
-        logger.addHandler(QueueHandler(self._told))
+        logger.addHandler(QueueHandler(self._records))
 
     def work(self, number: int, item: Any, make: Callable[[], Any] | None) -> tuple[Any, int, list[Any]]:
         """An item's result, its units, and what was logged since the last look. `make` comes with the first item."""
@@ -56,11 +56,11 @@ class _Member:
 
     def look(self) -> tuple[int, int, list[Any]]:
         """The number of the item in hand, its units, and what was logged since the last look."""
-        told: list[logging.LogRecord] = []
+        records: list[logging.LogRecord] = []
         with suppress(Empty):  # not by its size: `work` and the driver may look at the same moment
             while True:
-                told.append(self._told.get_nowait())
-        return *self._progress, told
+                records.append(self._records.get_nowait())
+        return *self._progress, records
 
     def halt(self) -> None:
         self._halted.set()
@@ -77,11 +77,11 @@ class _Hand:
     """A worker, seen from here."""
 
     actor: Any
-    look: Any  # the answer to `_Member.look` that is awaited; None where none was asked for
+    look: Any  # the answer to `_Member.look` that is awaited; None where none is pending
     ready: bool = False  # once it has answered: before, it may have no place yet, and is given nothing to do
     task: Any = None  # the result that is awaited; None while it is free
     number: int = -1  # of the last item that it was given; -1 before the first
-    units: int = 0  # of that item, as far as they were told
+    units: int = 0  # of that item, as far as they are known here
 
 
 def run(
@@ -130,7 +130,7 @@ class Pool:
         self._hands: list[_Hand] = []
         self._halted = False
         self._manned = time.monotonic()  # when there was a worker last
-        self._told = False  # that there is none
+        self._warned = False  # that there is none
         self._kind = self._ray.remote(concurrency_groups={"control": 1})(_Member).options(
             num_cpus=self._wanted.threads,
             num_gpus=self._wanted.gpus,
@@ -181,8 +181,8 @@ class Pool:
         """Wait for an event, but not long; then take in all that there is, and ask those at work how far they are."""
         events = [hand.task or hand.look for hand in self._hands if hand.task is not None or not hand.ready]
         self._ray.wait(events, timeout=_POLL_SECONDS)
-        asked = [each for hand in self._hands for each in (hand.task, hand.look) if each is not None]
-        there = set(self._ray.wait(asked, num_returns=len(asked), timeout=0)[0])
+        awaited = [each for hand in self._hands for each in (hand.task, hand.look) if each is not None]
+        there = set(self._ray.wait(awaited, num_returns=len(awaited), timeout=0)[0])
         lost = self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError
         for hand in list(self._hands):
             try:
@@ -201,24 +201,24 @@ class Pool:
     def _see_that_there_is_one(self) -> None:
         """A cluster may have a place later; Ray of our own has it at once, or something is wrong with it."""
         if any(hand.ready for hand in self._hands):
-            self._manned, self._told = time.monotonic(), False
+            self._manned, self._warned = time.monotonic(), False
             return
         waited = time.monotonic() - self._manned
         if waited > _MOST_SECONDS and self._cluster.is_ours:
             raise EngineError(f"ray has made no worker for {waited:.0f} s; take --workers 1, which does without it")
-        if waited > PATIENCE_SECONDS and not self._told:
-            self._told = True
+        if waited > PATIENCE_SECONDS and not self._warned:
+            self._warned = True
             log.warning("ray has had no place for a worker for %.0f s; waiting", waited)
 
     def _hear(self, hand: _Hand) -> None:
-        number, units, told = self._ray.get(hand.look)
+        number, units, records = self._ray.get(hand.look)
         hand.look, hand.ready = None, True
-        self._tell(told)
+        self._log(records)
         if hand.task is not None and number == hand.number:  # else it is of an item that has ended
             self._reach(hand, units)
 
-    def _tell(self, told: list[logging.LogRecord]) -> None:
-        for record in told:
+    def _log(self, records: list[logging.LogRecord]) -> None:
+        for record in records:
             logging.getLogger(record.name).handle(record)
 
     def _reach(self, hand: _Hand, units: int) -> None:
@@ -228,7 +228,7 @@ class Pool:
 
     def _settle(self, hand: _Hand) -> None:
         try:
-            result, units, told = self._ray.get(hand.task)
+            result, units, records = self._ray.get(hand.task)
         except self._ray.exceptions.RayTaskError as error:
             if not (self._halted and isinstance(error.cause, Stopped)):
                 raise error.cause from None
@@ -236,7 +236,7 @@ class Pool:
             self._queue.append(hand.number)
             return
         hand.task = None
-        self._tell(told)
+        self._log(records)
         self._reach(hand, units)
         self._on_result(self._items.pop(hand.number), result)
 

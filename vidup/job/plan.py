@@ -125,7 +125,7 @@ def host_memory(job: Job) -> int:
 
 
 def device_memory(job: Job, runtime: Runtime) -> int | None:
-    """Bytes of the device that the model will take; None where only the loaded model tells."""
+    """Bytes of the device that the model will take; None where it is known of the loaded model alone."""
     planner, size = engines.foresee(job.settings, runtime), job.turn.size(job.info.height, job.info.width)
     return planner.memory(planner.choose(*size), *size) if planner is not None else None
 
@@ -145,7 +145,7 @@ NOT_IN_PART = "nothing of it lies in the part that is kept"
 
 
 def lost(job: Job) -> list[str]:
-    """The streams that do not arrive, though nobody asked for that, in words."""
+    """The streams that do not arrive, though nobody requested that, in words."""
     return [
         f"stream {stream.index} ({stream.name}) would be left out: {stream.reason}"
         for stream in job.streams

@@ -30,7 +30,7 @@ class Progress:
     fps: float
     """Frames a second since this run began to upscale."""
     eta: float | None
-    """Seconds left; None before there is a rate to tell it from."""
+    """Seconds left; None before the rate is known."""
     output: str
 
 
@@ -72,7 +72,7 @@ class Tracker:
         """So many frames more are upscaled; less than 0 where they have to be done again."""
         if output is not None:
             self._output = str(output)
-        if self._compiling:  # that is over with the first frame, which tells nothing of the speed of the others
+        if self._compiling:  # that is over with the first frame, whose time says nothing of the others
             self._compiling, self._began, self._before = False, time.monotonic(), self._frame + frames
         self._frame += frames
         self._send("upscaling")
@@ -141,6 +141,6 @@ def unread(sink: Sink) -> Sink:
             except (OSError, ValueError) as error:
                 is_read = False
                 reason = getattr(error, "strerror", None) or error
-                log.warning("progress cannot be told (%s): the job goes on without", reason)
+                log.warning("progress cannot be written (%s): the job goes on without", reason)
 
     return write

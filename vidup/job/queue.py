@@ -18,7 +18,7 @@ from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
 from vidup.job import describe, plan, rehearse, stills
 from vidup.job.crew import Crew
-from vidup.job.disk import beside, deliver, disk_full_told, followed, need_disk
+from vidup.job.disk import beside, deliver, disk_full_named, followed, need_disk
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
@@ -105,11 +105,11 @@ def begin(
     _ = crew.planner  # a model that cannot be had stops the job here, and not after the join was rehearsed
     parts = _segments(job, store.folder)
     missing = [part.frames for part in parts if not part.path.is_file()]
-    room = plan.disk(job, sum(missing))
-    need_disk(store.folder, room)
+    size = plan.disk(job, sum(missing))
+    need_disk(store.folder, size)
     log.debug(
         "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
-        *(target, room / 2**30, plan.host_memory(job) / 2**30),
+        *(target, size / 2**30, plan.host_memory(job) / 2**30),
     )
     job = rehearse.rehearse(job, store.folder)
     if runtime.strict and plan.lost(job):
@@ -236,7 +236,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
 def _choose(work: Work, crew: Crew) -> None:
     """Settle and store how much is done at once, so that all workers and a resumed job do the same.
 
-    Where only a worker's model tells, the first that is done says what it chose.
+    Where that needs the loaded model, the first worker that ends a segment says what it chose.
     """
     size, planner = _size(work.job), crew.planner
     if not work.left or work.store.choice or planner is None:
@@ -273,7 +273,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
         raise MediaError(f"{gone[0]}: has gone while the job ran; the same command makes it again")
     whole = store.folder / f"whole{job.output.suffix}"
     try:
-        with disk_full_told(store.folder), _true_of(job):
+        with disk_full_named(store.folder), _with_input_unchanged(job):
             joined = joining.join(whole, job, job.encoding, paths, store.folder)
         tracker.enter("verifying", job.output)
         times: Sequence[int] = job.times
@@ -281,7 +281,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
             times = [int(time * job.encoding.time_base / job.unit) for time in joined]
             if len(times) < len(job.times):
                 log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
-        with disk_full_told(store.folder), _true_of(job):
+        with disk_full_named(store.folder), _with_input_unchanged(job):
             with _kept(whole, "unproved"):
                 proof.check_joined(whole, job, job.encoding, times, paths)
             job.check_input()
@@ -307,7 +307,7 @@ def _kept(whole: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _true_of(job: Job) -> Iterator[None]:
+def _with_input_unchanged(job: Job) -> Iterator[None]:
     """Where the input is another than it was, that is what went wrong, whatever came of it."""
     try:
         yield

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _CHEAP = 2**28  # bytes of an input, whose sound is converted in seconds
 _PICTURES = "rehearsal.packets"
 _TOLD = ("tag ", "marks ", "chapters", "pixel aspect")
-"""Beginnings of the subjects of the proof that are told, and then expected as the container says them."""
+"""Beginnings of the subjects of the proof that are logged, and then expected as the container says them."""
 
 
 def rehearse(job: Job, folder: Path) -> Job:
@@ -133,8 +133,8 @@ def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], f
     whole = folder / f"rehearsal{job.output.suffix}"
     try:
         joining.join(whole, job, job.encoding, [folder / _PICTURES], folder)
-        _, found, told = proof.findings(whole, job, job.encoding, times)
-        return {subject: fault.replace(f"{whole}: ", "") for subject, fault in found.items()}, float(told.shift)
+        _, found, kept = proof.findings(whole, job, job.encoding, times)
+        return {subject: fault.replace(f"{whole}: ", "") for subject, fault in found.items()}, float(kept.shift)
     except VerifyError as error:
         raise ConfigError(_refusal(job, error, whole)) from error
     except MediaError as error:

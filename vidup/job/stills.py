@@ -41,7 +41,7 @@ _KEPT = {
     **dict.fromkeys((".tif", ".tiff"), ("icc_profile", "exif", "dpi")),
     **dict.fromkeys((".jpg", ".jpeg"), ("icc_profile", "exif", "dpi", "xmp")),
 }
-"""What a format has room for, beside the pixels."""
+"""What a format can hold, beside the pixels."""
 _NAMES = {"icc_profile": "colour profile", "exif": "EXIF data", "dpi": "resolution", "xmp": "XMP data"}
 
 

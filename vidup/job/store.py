@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from vidup.errors import MediaError, ResumeError, VidupError
-from vidup.job.disk import disk_full_told, fingerprint_file, open_plain, write_atomically
+from vidup.job.disk import disk_full_named, fingerprint_file, open_plain, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Store:
         """The indexes of those whose file stands and is sound. Damaged ones and what was left half-written go.
 
         Args:
-            check: reads a segment's file and tells whether it is whole and holds the frames that it should; a
+            check: reads a segment's file and returns whether it is whole and holds the frames that it should; a
                 `VidupError` counts as no.
         """
         for path in _own(self.folder):
@@ -165,7 +165,7 @@ class Store:
 
     def delete(self) -> None:
         """Remove the job's files, and the folder if nothing else is in it; closes the store."""
-        # The record after all that it tells of: a kill in between must not leave segments that nothing is known of.
+        # The record after all that it describes: a kill in between must not leave segments that nothing is known of.
         for path in sorted(_own(self.folder), key=lambda path: path.name == _RECORD):
             if path.name != _LOCK:
                 _remove(path)
@@ -184,7 +184,7 @@ class Store:
                 _remove(self.folder / _LOCK)
 
     def _write(self) -> None:
-        with disk_full_told(self.folder):
+        with disk_full_named(self.folder):
             write_atomically(self.folder / _RECORD, json.dumps(self._record, indent=1).encode())
 
 

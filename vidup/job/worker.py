@@ -13,7 +13,7 @@ from vidup.engines import Choice
 from vidup.errors import MediaError, VidupError, system_words
 from vidup.frame import Frame
 from vidup.job.crew import Report
-from vidup.job.disk import disk_full_told
+from vidup.job.disk import disk_full_named
 from vidup.job.plan import QUEUE_BYTES, Job, span
 from vidup.job.store import Segment
 from vidup.media import decoding
@@ -89,7 +89,7 @@ class Worker:
         job, upscaler = self._jobs[part.file], self._upscaler
         size = job.turn.size(job.info.height, job.info.width)
         upscaler.choose(*size, self._choices.get(part.file) or part.choice)
-        with disk_full_told(part.segment.path.parent):
+        with disk_full_named(part.segment.path.parent):
             encoder = upscale_segment(job, part.segment, upscaler, report, self._readers[part.file])
         choice = self._choices[part.file] = upscaler.choose(*size)  # what it became
         return _Tail(part, choice, encoder)
@@ -134,7 +134,7 @@ class _Tail:
 
     def _look(self, seconds: float | None) -> None:
         try:
-            with disk_full_told(self.part.segment.path.parent):
+            with disk_full_named(self.part.segment.path.parent):
                 self.encoder.wait(seconds)
         except VidupError as error:
             self.error = error

@@ -1,4 +1,4 @@
-"""The encoders that vidup has defaults for: what they are given, what they hold, and how large their formats are."""
+"""A record for each video encoder (x264, x265, SVT-AV1, VP9, FFV1 ...): its defaults, its limits, its pixel formats."""
 
 from __future__ import annotations
 

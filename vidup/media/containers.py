@@ -32,7 +32,7 @@ class Container:
     below_zero: Literal["hidden", "shifted"]
     """What becomes of times below zero: players hide such pictures, or the muxer moves all streams."""
     codec: str
-    """The video encoder where none is asked for."""
+    """The video encoder where none is given."""
     deep_codec: str
     """The same, for pictures of more than 8 bits: what plays H.264 of 10 bits is rare outside of computers."""
     text: str
@@ -171,7 +171,7 @@ OWN_TAGS = (
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
     *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
 )
-"""Beginnings of tags that muxers write themselves, or that tell of the old encoding."""
+"""Beginnings of tags that muxers write themselves, or that describe the old encoding."""
 
 
 def is_cover(stream: Any) -> bool:

@@ -70,8 +70,8 @@ def deliver(info: MediaInfo, container: Container, settings: Settings) -> Delive
     """What has to be in an output.
 
     Raises:
-        ConfigError: no frame lies in the part that is asked for.
-        MediaError: its colours cannot be told.
+        ConfigError: no frame lies in the requested part.
+        MediaError: its colours are not known.
     """
     if "Dolby Vision" in info.dynamic_hdr and not info.color_tagged and settings.matrix == "auto":
         raise MediaError(
@@ -109,7 +109,7 @@ def lost_tags(delivery: Delivery) -> list[str]:
 
 
 def _part(settings: Settings, info: MediaInfo) -> Trim:
-    """The part that is asked for: from a frame to a frame; or to a moment, where a frame is shown for long."""
+    """The requested part: from a frame to a frame; or to a moment, where a frame is shown for long."""
     asked = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
     until = None
     if settings.duration is not None:

@@ -59,7 +59,7 @@ class Encoding:
     color: Color
     sample_aspect_ratio: Fraction
     hdr: HdrMetadata | None = None
-    """Of the source; it is among the options where the encoder can be told."""
+    """Of the source; it is among the options where the encoder has one for it."""
 
     @property
     def encoder_time_base(self) -> Fraction:

@@ -1,4 +1,4 @@
-"""Interlaced video: tell it from progressive, and turn its fields into pictures with FFmpeg's bwdif filter."""
+"""Interlaced video: detect it, and turn its fields into pictures with FFmpeg's bwdif filter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAY_BE_WOVEN = {
 }
 _LEAST_HEIGHT = 288
 
-_TAGGED = 8  # frames that are asked for their flag
+_TAGGED = 8  # frames whose flag is read
 _LOOKED_AT = 60  # frames that are compared with their neighbours, where flags do not say enough
 _CLEAR = 8  # frames that must speak for one order, and
 _AGAINST = 10  # how many times as many as speak for another, or for none
@@ -199,6 +199,6 @@ def _compare(frames: Iterable[Any]) -> str | None:
 
 
 def _readable(frames: Iterable[Any]) -> Iterator[Any]:
-    """Frames up to the first that cannot be decoded: damage is told where the file is read for good."""
+    """Frames up to the first that cannot be decoded: damage is reported where the file is read for good."""
     with suppress(av.error.FFmpegError, IndexError):
         yield from frames

@@ -94,7 +94,7 @@ def _muxer_options(source: Any, converted: Iterable[Any], encoding: Encoding, co
 
 def _add_video(target: Any, source: Any, encoding: Encoding, container: Container, variable_rate: bool) -> Any:
     stream = target.add_stream(encoding.codec, rate=encoding.rate)
-    context = stream.codec_context  # never fed: it tells the muxer size, colour and extradata
+    context = stream.codec_context  # never fed: the muxer reads size, colour and extradata from it
     if variable_rate and container.family == "matroska":
         # Without a rate, else mkv states a constant frame duration; the extradata are those of the true rate.
         open_context(context, replace(encoding, rate=Fraction(0), time_base=Fraction(1, 25)))

@@ -130,7 +130,7 @@ def check_file(path: str | Path) -> None:
 
 
 def video_context(stream: Any) -> Any:
-    """The stream's decoder, not yet open, told how many pixels a frame may have."""
+    """The stream's decoder, not yet open, limited to the pixels that a frame may have."""
     context = stream.codec_context
     if not context.is_open:
         context.options = {"max_pixels": str(MOST_PIXELS)}
@@ -169,7 +169,7 @@ def channels(context: Any) -> Channels:
 
 
 def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
-    """The packets of a stream, or of all; an error is told to `damaged`, and where that returns reading goes on.
+    """The packets of a stream, or of all; an error is passed to `damaged`, and where that returns reading goes on.
 
     Where the file's clock begins anew, the times go on as on the clock of its first part.
     """

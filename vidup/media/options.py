@@ -39,10 +39,10 @@ def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None, ste
     options |= given
     if defaults.params is not None:
         name, ours = defaults.params
-        told = hdr_params(codec, hdr) if hdr is not None else None
+        of_hdr = hdr_params(codec, hdr) if hdr is not None else None
         packing = FRAME_PACKING.get(stereo_mode) if codec == "libx264" else None
         views = f"frame-packing={packing}" if packing is not None else ""
-        parts = [part for part in (ours, *(told or []), views, given.get(name)) if part]
+        parts = [part for part in (ours, *(of_hdr or []), views, given.get(name)) if part]
         if parts:
             options[name] = ":".join(parts)
     return options

@@ -31,7 +31,7 @@ class _Part:
 def find(packets: Iterable[Any]) -> tuple[Origin, ...]:
     """The places at which the clock of a file begins anew; none in most files.
 
-    Sound and video tell: their decode times rise. A part follows the one before without a gap in the stream that lasts
+    Decode times of sound and video rise. A part follows the one before without a gap in the stream that lasts
     longest.
 
     Args:

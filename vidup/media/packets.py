@@ -35,8 +35,8 @@ def kept_packets(
     """The packets of some streams of an open input, those that overlap `trim`, moved to begin with it at 0.
 
     Args:
-        damaged: is told what is wrong; where it returns, what cannot be read or put in any container is left out.
-        mended: is told, once a stream, where packets of sound had no times of their own.
+        damaged: called with what is wrong; where it returns, what cannot be read or put in any container is left out.
+        mended: called, once a stream, where packets of sound had no times of their own.
 
     Raises:
         MediaError: the input is damaged, and there is no `damaged`.

@@ -33,10 +33,10 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
     """Read a file's headers, the times of its packets, and its first frames.
 
     All of the file is read once, which takes seconds for a film, and once more where its streams are not listed at its
-    head; only where packets do not tell the times of frames is it decoded as well.
+    head; only where packets do not bear the times of frames is it decoded as well.
 
     Args:
-        tolerate_errors: make the best of a damaged file; what is wrong with it is told in `MediaInfo.notes`.
+        tolerate_errors: make the best of a damaged file; what is wrong with it stands in `MediaInfo.notes`.
 
     Raises:
         MediaError: no media file, no video stream, a codec that cannot be decoded, a file that is damaged or cut short.

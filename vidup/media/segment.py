@@ -120,7 +120,7 @@ def read_segment(path: Path) -> Iterator[Packet]:
     """The packets of a segment, in the order of decoding.
 
     Raises:
-        MediaError: the file is damaged (told at its end).
+        MediaError: the file is damaged, which may be found at its end alone.
     """
     with path.open("rb") as file:
         checksum, left, count = 0, path.stat().st_size - _CHECKSUM.size, 0

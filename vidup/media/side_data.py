@@ -26,7 +26,7 @@ _WORDS = {
     "GOP_TIMECODE": "timecodes of groups of pictures",
     "SEI_UNREGISTERED": "user data in SEI messages",
 }
-"""The kinds that are told by name where they do not arrive. The display matrix and HDR are told elsewhere."""
+"""The kinds that a note names where they do not arrive. The display matrix and HDR have notes of their own."""
 
 _ENCODERS = (
     bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef"),  # x264 and x265 write their options so

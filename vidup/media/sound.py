@@ -27,7 +27,7 @@ _AUDIBLE = 0.001  # of full scale: -60 dB
 def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[Any, None, None]:
     """The frames of a stream of sound, each with its time in samples: what is damaged is left out, and nothing else.
 
-    A decoder tells a time where it knows one: of a packet that holds several frames only the first has it, and what
+    A decoder gives a time where it knows one: of a packet that holds several frames only the first has it, and what
     comes before the first time is counted back from it.
 
     Args:
@@ -62,7 +62,7 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
                 if trim is None or _shift(ready, trim):
                     yield ready
             held.clear()
-    for frame in held:  # no packet has a time: not one that the decoder tells of
+    for frame in held:  # no packet has a time: not one that the decoder gives
         end = first or Fraction(0) if end is None else end
         end = _place(frame, None, end)
         if trim is None or _shift(frame, trim):
@@ -174,7 +174,7 @@ class Heard:
 
 
 def heard(info: MediaInfo, index: int, name: str, trim: Trim | None) -> Heard | None:
-    """Decode a stream of sound, and tell what is heard of it; None where nothing can be decoded."""
+    """Decode a stream of sound, and give the form of what is heard; None where nothing can be decoded."""
     begin = end = None
     audible = frame_length = Fraction(0)
     with open_input(info.path, whole=info.unlisted) as source:

@@ -109,7 +109,7 @@ def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str)
 
 
 def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool | None:
-    """Whether a conversion works, as far as its first packet tells; None where no sound comes of it."""
+    """Whether a conversion works, as far as its first packet shows; None where no sound comes of it."""
     with suppress(OSError), io.BytesIO() as nowhere:
         target = av.open(nowhere, "w", format=container.name)
         try:
@@ -283,7 +283,7 @@ def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, 
     """A stream's tags as an output's muxer wants them.
 
     Args:
-        encoded: the stream is encoded anew; what tells of the old encoding is left out.
+        encoded: the stream is encoded anew; tags of the old encoding are left out.
     """
     stale = (
         ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id", "alpha_mode")

@@ -28,7 +28,7 @@ from vidup.media.timing import fill, usual_step
 # Codecs that draw on the picture before, whatever their containers say of where decoding can begin.
 _BUILT_UP = ("apng", "gif")
 
-# Containers that state a duration in their header, so that a file cut short can be told.
+# Containers that state a duration in their header, so that a file cut short is found.
 _STATE_DURATION = {"matroska", "webm", "mov", "mp4", "avi", "flv", "asf"}
 _SHORT_SECONDS = Fraction(1, 2)  # how far streams may end before the stated duration
 
@@ -113,7 +113,7 @@ class Table:
         self._check_whole(container, stream, total, last)
         if parts := len(find_origins(container)):
             self.notes.append(f"its clock begins anew {parts} times: what follows is moved to go on without a gap")
-        # Fields or parts of frames, some without a time, two at one, or a clock that steps back: only the frames tell.
+        # Fields or parts of frames, some without a time, two at one, or a clock that steps back: only frames show it.
         self.bears_none = bool(container.format.flags & av.format.Flags.no_timestamps.value)
         if len(shown) < self.count or not is_rising or parts or self.bears_none:
             self.decode(moved=bool(parts))

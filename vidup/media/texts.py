@@ -91,7 +91,7 @@ def words(packet: Any) -> str:
 
 
 def decoded(packets: Iterable[Any], name: str) -> Iterator[Shown]:
-    """The texts of a stream's packets; one that cannot be read is told, and left out.
+    """The texts of a stream's packets; one that cannot be read is reported, and left out.
 
     Args:
         name: of the stream, in words.

@@ -56,7 +56,7 @@ def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> 
         )
         planes = [_samples(plane, height, width) for plane in small.planes]
         picture = _from_ycgco(*planes) if ycgco else np.stack([planes[2], planes[0], planes[1]])
-        # The scaler takes these formats as full range, whatever it is told.
+        # The scaler takes these formats as full range, whatever is set.
         if not color.full_range and kind.name.startswith(("gray", "ya", "yuvj")):
             picture = _expanded(picture)
         yield Thumbnail(frame.pts, picture)

@@ -38,8 +38,8 @@ def fill(times: Sequence[int | None], durations: Sequence[int], step: int) -> li
 
 
 def _rising(times: Sequence[int | None]) -> list[int]:
-    """The places of as many known times as rise together, with room for the frames between them; the earliest such."""
-    # A time less its place does not fall where there is room: the longest sequence that does not fall, by patience,
+    """The places of as many known times as rise together, with some for the frames between; the earliest such."""
+    # A time less its place does not fall where there are enough: the longest sequence that does not fall, by patience,
     # from the end on. Of equal times the first counts, so that the next is filled in behind it.
     first = {time: place for place, time in reversed(list(enumerate(times))) if time is not None}
     tops: list[int] = []
@@ -64,6 +64,6 @@ def _time(times: Sequence[int | None], place: int) -> int:
 
 
 def usual_step(times: Sequence[int | None]) -> int:
-    """How far frames are apart as a rule, in units of their times; 0 where no two of them tell."""
+    """How far frames are apart as a rule, in units of their times; 0 where there are no two."""
     steps = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
     return int(median(steps)) if steps else 0

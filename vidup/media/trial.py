@@ -40,10 +40,10 @@ def _objections(codec: str, options: tuple[tuple[str, str], ...], width: int, he
     lines = done.stderr.splitlines()  # to which x265 and SVT-AV1 write themselves
     if done.returncode:
         return [f"it ends the process that opens it (exit code {done.returncode}) {' '.join(lines[-1:])}".strip()]
-    told = json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(done.stdout.splitlines()[-1])
     own = [line for line in lines if "[error]" in line or ("[warning]" in line and _IGNORED.search(line))]
-    said = [text.strip() for level, text in told["log"] if level <= av.logging.ERROR or _IGNORED.search(text)]
-    if not told["opened"]:
+    said = [text.strip() for level, text in answer["log"] if level <= av.logging.ERROR or _IGNORED.search(text)]
+    if not answer["opened"]:
         return own + said or ["it does not say why"]
     return [line for line in own + said if _IGNORED.search(line)]
 

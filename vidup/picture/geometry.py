@@ -27,7 +27,7 @@ class Turn:
 
     @classmethod
     def of(cls, matrix: tuple[int, ...] | None) -> Turn:
-        """The turn that a display matrix tells players to make (ISO/IEC 14496-12, 6.2.2).
+        """The turn that players make by a display matrix (ISO/IEC 14496-12, 6.2.2).
 
         Raises:
             ConfigError: it is no quarter turn.

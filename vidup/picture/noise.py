@@ -22,7 +22,7 @@ def field(seed: int, stream: int, channels: int, height: int, width: int, top: i
 
     Args:
         seed: 0 to 2**63 - 1.
-        stream: tells apart fields that must be independent, such as latents and low-resolution noise.
+        stream: a number for each of the fields that must be independent, such as latents and low-resolution noise.
         channels, height, width: the size of the window.
         top, left: its place, 0 or more.
 

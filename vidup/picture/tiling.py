@@ -1,4 +1,4 @@
-"""The plan: the whole frame, or equal tiles that overlap, and the weights with which they are blended."""
+"""Tiles: the whole frame, or equal tiles that overlap, and the weights with which they are blended."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Receipt:
     """Of the output file."""
 
 
-class Told(NamedTuple):
+class Kept(NamedTuple):
     """What was found beside the pictures."""
 
     streams: tuple[str, ...]
@@ -72,7 +72,7 @@ def verify(
     info = probing.probe(Path(source), settings.tolerate_errors)
     container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
     delivery, times = deliver(info, container, settings), None
-    if settings.tolerate_errors:  # which frames can be decoded only decoding tells
+    if settings.tolerate_errors:  # which frames can be decoded is known after decoding
         decoded = decoding.decode(info, *delivery.span, settings)
         times = [frame.pts - delivery.offset for frame in decoded]
     return check(output, delivery, times=times, fast=fast)
@@ -95,7 +95,7 @@ def check(
         VerifyError: names the first difference.
     """
     expected = delivery.times if times is None else times
-    made, found, told = findings(output, delivery, encoding, expected)
+    made, found, kept = findings(output, delivery, encoding, expected)
     for fault in found.values():
         raise VerifyError(fault)
     compared = pictures.check_pictures(output, made, delivery, expected, fast)
@@ -106,8 +106,8 @@ def check(
         compared=compared.pictures,
         least_likeness=compared.least_likeness,
         size=(made.height, made.width),
-        streams=told.streams,
-        chapters=told.chapters,
+        streams=kept.streams,
+        chapters=kept.chapters,
         sha256=_sha256(output),
     )
 
@@ -133,7 +133,7 @@ def check_joined(
 
 def findings(
     output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int]
-) -> tuple[MediaInfo, Findings, Told]:
+) -> tuple[MediaInfo, Findings, Kept]:
     """The part of `check` that decodes no pictures: times, streams, packets, chapters, tags.
 
     Returns:
@@ -149,9 +149,9 @@ def findings(
     found = Findings(delivery.accepted)
     facts.check_picture(output, made, delivery, encoding, found)
     shift = packets.check_times(output, made, times, delivery)
-    told, places = packets.check_streams(output, made, delivery, shift, found)
+    kept, places = packets.check_streams(output, made, delivery, shift, found)
     chapters = facts.check_facts(output, made, delivery, shift, places, found)
-    return made, found, Told(tuple(told), chapters, shift)
+    return made, found, Kept(tuple(kept), chapters, shift)
 
 
 def _sha256(path: Path) -> str:

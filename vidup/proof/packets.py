@@ -83,7 +83,7 @@ def check_streams(
     others = [s.index for s in made.streams if s.index != made.video_index and s.kind != "attachment"]
     there = tracks(made, others, None)
     kinds = {index: made.streams[index].kind for index in there}
-    told = []
+    kept = []
     # Without a packet in this part a stream may be left out by a muxer.
     places = _counterparts([plan for plan in plans if here[plan.index].pts], here, there, kinds)
     for plan in delivery.streams:
@@ -94,11 +94,11 @@ def check_streams(
                 found = places.get(plan.index)
                 if found is None:
                     raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is missing")
-                told.append(_check_stream(made, delivery, plan, here[plan.index], (found, there[found]), shift))
+                kept.append(_check_stream(made, delivery, plan, here[plan.index], (found, there[found]), shift))
         elif plan.action == "drop":
-            told.append(f"{plan.name}: left out: {plan.reason}")
+            kept.append(f"{plan.name}: left out: {plan.reason}")
     _check_attachments(output, delivery, findings)
-    return told, places
+    return kept, places
 
 
 def _check_stream(

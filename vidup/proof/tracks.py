@@ -49,7 +49,7 @@ class Track:
 
 def _payload(packet: Any, codec: str) -> bytes:
     """The packet without what belongs to its container: of AAC in a transport stream the ADTS header; of H.264 and
-    H.265 the start codes there, and the lengths elsewhere, with which the units of a picture are told apart.
+    H.265 the start codes there, and the lengths elsewhere, with which the units of a picture are separated.
     """
     data = bytes(packet)
     if codec == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
