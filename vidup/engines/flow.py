@@ -31,7 +31,7 @@ def both_ways(previous: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tens
 
 
 def accurate(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-    """The flow from one picture to another, for measuring: OpenCV's preset MEDIUM.
+    """The flow from one picture to another, for measuring: OpenCV's preset MEDIUM, at full size.
 
     Args:
         of, to: luma in [0, 1], (H, W), on the host.
@@ -39,7 +39,9 @@ def accurate(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 (2, H, W): right and down, in pixels, to where a pixel of `of` lies in `to`.
     """
-    return _flow(_codes(of), _codes(to), _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_MEDIUM))
+    search = _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setFinestScale(0)  # the preset stops at half the size, with twice the error
+    return _flow(_codes(of), _codes(to), search)
 
 
 def _gray(picture: torch.Tensor) -> np.ndarray:

@@ -27,6 +27,8 @@ _WORTH = 8.0  # contrast in codes at which a place that is not trusted counts ha
 _RECOMPUTED = 0.1  # mean importance from which a cell is computed again
 _STILL = 0.3  # codes by which a flow must be better than standing still
 _MOST_NOISE = 6.0  # codes; a cut is no noise
+_FIRM = 4.0  # codes by which standing still must be better, for something to stand where all else moves
+_EDGE = 4  # pixels beside it that hold its edges
 _HIDDEN = 0.7  # of the contrast around it, which hides a difference
 _APART = 2.0  # squared pixels by which flow there and back may differ, beside what their length allows
 _CALL = 4.0  # cells that a call of the model costs beside its area
@@ -179,7 +181,24 @@ def judge(
     # What became sharper, as when blur of motion ends, is not what was carried.
     sharper = (around - gain * before) / (1 + _SHARPER * around)
     trust = smooth(trust * (2 - sharper).clamp(0, 1))
-    return Motion(flow, trust[0], gain, recomputed(trust, around)), cut
+    cells = recomputed(trust, around)
+    # So narrow a fringe is not worth computing again: it is bicubic's.
+    fringe = _beside(standing & (moved > stood + _FIRM), flow)
+    return Motion(flow, (trust * (1 - mean(fringe, 3)))[0], gain, cells), cut
+
+
+def _beside(firm: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """What moves past something that stands, such as a caption: it would take the rings at its edges along.
+
+    Args:
+        firm: bool, (1, H, W): what stands though all around it moves.
+        flow: (2, H, W), 0 there.
+
+    Returns:
+        1 or 0, (1, H, W).
+    """
+    near = functional.max_pool2d(firm[None].float(), 2 * _EDGE + 1, 1, _EDGE)[0]
+    return (((near + warp(near, flow, "bilinear")) > 0) & flow.any(0, keepdim=True)).float()
 
 
 def noise(missed: torch.Tensor, around: torch.Tensor) -> float:
@@ -193,7 +212,7 @@ def _gain(before: torch.Tensor, around: torch.Tensor, trust: torch.Tensor) -> fl
     textured = (before > _TEXTURE) & (trust > 0.5)
     if textured.float().mean() < 0.02:
         return 1.0
-    gain = (around[textured] / before[textured]).median().clamp(0.5, 1.5).item()
+    gain = (around[textured] / before[textured]).median().clamp(0.25, 1.5).item()
     return gain if abs(gain - 1) > _FADE else 1.0
 
 
