@@ -104,3 +104,20 @@ def test_options_are_joined_to_ours_or_replace_them():
     assert MP4.with_options({"movflags": "+frag_keyframe"}).options["movflags"] == "+faststart+frag_keyframe"
     assert MP4.with_options({"movflags": "frag_keyframe"}).options["movflags"] == "frag_keyframe"
     assert MP4.with_options({}) is MP4
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+@pytest.mark.parametrize("target", ["mp4", "mov", "mkv"])
+def test_tags_that_are_no_utf_8_arrive(ending: str, target: str, tmp_path: Path):
+    word, latin = b"Caf# No#l", "Café Noël".encode("latin-1")
+    told = word.decode()
+    source = Material(
+        sounds=(Sound("aac"),), chapters=((0, 700, told),), tags={"title": told}, video_tags={"title": told}
+    ).write(tmp_path / f"source.{ending}")
+    data = source.read_bytes()
+    assert data.count(word) >= 3
+    source.write_bytes(data.replace(word, latin))
+    output = tmp_path / f"output.{target}"
+    vidup.upscale(source, output, Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}))
+    assert output.read_bytes().count(latin) >= 3
+    assert vidup.verify(source, output).chapters == 1

@@ -146,7 +146,9 @@ class Container:
         every = "use_metadata_tags" in self.tag_options(tags).get("movflags", "")
         with io.BytesIO() as file:
             options = {"fflags": "+bitexact", **({"movflags": "use_metadata_tags"} if every else {})}
-            with av.open(file, "w", format=self.name, container_options=options) as target:
+            with av.open(
+                file, "w", format=self.name, container_options=options, metadata_errors="surrogateescape"
+            ) as target:
                 stream = target.add_stream("mpeg4", rate=25)
                 stream.codec_context.width = stream.codec_context.height = 16
                 target.metadata.update(tags)
