@@ -22,7 +22,7 @@ from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
 from vidup.media import encoder
 from vidup.media.codecs import DEFAULTS
 from vidup.media.containers import MATROSKA, MOV, MP4, WEBM, Container
-from vidup.media.encoder import Encoding, choose, limits, loses, open_context, to_av
+from vidup.media.encoder import Encoding, choose_encoding, limits, loses, open_context, to_av
 from vidup.media.hdr import dynamic_hdr, read_hdr
 from vidup.media.options import encoder_options
 from vidup.media.segment import decode_segment, encode_segment, read_segment
@@ -64,7 +64,7 @@ def info_of(**given: Any) -> MediaInfo:
 
 def chosen(codec: str, size: tuple[int, int] = (128, 96), info: MediaInfo | None = None, **settings: Any) -> Encoding:
     options = FAST.get(codec, {}) | settings.pop("encoder_options", {})
-    return choose(
+    return choose_encoding(
         Settings(codec=codec, encoder_options=options, **settings), info or info_of(), *size, container=MATROSKA
     )
 
@@ -629,7 +629,7 @@ def _rows(plane: Any, kind: Any) -> np.ndarray:
     ],
 )
 def test_the_codec_where_none_is_asked_for(container: Container, source: str, settings: dict[str, Any], codec: str):
-    assert choose(Settings(**settings), info_of(pix_fmt=source), 128, 96, container).codec == codec
+    assert choose_encoding(Settings(**settings), info_of(pix_fmt=source), 128, 96, container).codec == codec
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mov"])

@@ -166,7 +166,7 @@ def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Enc
         raise ConfigError(f"size = {size!r}: must be 8x8 to 16384x16384 pixels")
     frames = synthetic(width, height, count)
     tall, wide = output_size(upscaler.settings, upscaler.engine.scale, height, width, even=True)
-    return frames, encoder.choose(upscaler.settings, _info(frames, width, height), wide, tall, MATROSKA)
+    return frames, encoder.choose_encoding(upscaler.settings, _info(frames, width, height), wide, tall, MATROSKA)
 
 
 def _info(frames: Sequence[Frame], width: int, height: int) -> MediaInfo:

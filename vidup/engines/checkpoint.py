@@ -146,7 +146,7 @@ class Checkpoint:
             torch.manual_seed(self.settings.seed)
             yield
 
-    def _make_weights(self, plan: tiling.Plan) -> torch.Tensor:
+    def _make_weights(self, plan: tiling.Tiles) -> torch.Tensor:
         if plan.whole:
             return torch.ones(1, device=self.device)
         log.info(

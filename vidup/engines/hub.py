@@ -1,4 +1,4 @@
-"""Find and load the parts of an upscaler: a hub id, a folder in its layout, a file. Weights are safetensors only."""
+"""Find and load the weights of a diffusion model (hub id, folder, file), part by part; safetensors only."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Planner:
         graphs = needs.compiled and needs.device.type == "cuda"
         return first + second + round(max(needs.loading, working + decoding if graphs else max(working, decoding)))
 
-    def cut(self, choice: Choice, height: int, width: int) -> tiling.Plan:
+    def cut(self, choice: Choice, height: int, width: int) -> tiling.Tiles:
         """The windows of a frame."""
         return windows.cut(choice, height, width, self.settings.tile_overlap, self.needs.multiple)
 
@@ -131,11 +131,11 @@ class Planner:
             return fits[:1] or falling[-1:]
         return falling
 
-    def _working(self, choice: Choice, plan: tiling.Plan) -> float:
+    def _working(self, choice: Choice, plan: tiling.Tiles) -> float:
         window = plan.tile_height * plan.tile_width * self.needs.window
         return choice.batch * (plan.height * plan.width * self.needs.frame + window)
 
-    def _decoding(self, choice: Choice, plan: tiling.Plan) -> float:
+    def _decoding(self, choice: Choice, plan: tiling.Tiles) -> float:
         pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others
         held = pictures * plan.height * plan.width * self.needs.decoded
         return held + (self.needs.decoder(plan.height, plan.width, choice.keep) if self.needs.decoder else 0)

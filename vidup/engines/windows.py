@@ -10,7 +10,7 @@ from vidup.engines import Choice
 from vidup.picture import tiling
 
 
-def cut(choice: Choice, height: int, width: int, overlap: int, multiple: int) -> tiling.Plan:
+def cut(choice: Choice, height: int, width: int, overlap: int, multiple: int) -> tiling.Tiles:
     """The windows of a frame, its sides rounded up to the multiple."""
     height, width = (side + -side % multiple for side in (height, width))
     return tiling.plan(height, width, choice.tile and max(choice.tile, multiple), overlap, multiple)
@@ -19,8 +19,8 @@ def cut(choice: Choice, height: int, width: int, overlap: int, multiple: int) ->
 def blend(
     model: Callable[[torch.Tensor], torch.Tensor],
     frames: torch.Tensor,
-    source: tiling.Plan,
-    target: tiling.Plan,
+    source: tiling.Tiles,
+    target: tiling.Tiles,
     weights: torch.Tensor,
     batch: int,
 ) -> torch.Tensor:

@@ -155,7 +155,7 @@ class LatentX2:
         return evaluations * int(counter.get_total_flops()) + decoding, float(evaluations)
 
     def _sample(
-        self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Plan, weights: torch.Tensor, batch: int
+        self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Tiles, weights: torch.Tensor, batch: int
     ) -> torch.Tensor:
         guides = iter(self.guides)
 
@@ -193,7 +193,7 @@ class LatentX2:
         half = torch.ones(len(pooled), _NOISE_EMBEDDING // 2, dtype=pooled.dtype, device=self.device)
         return text, torch.cat([half, torch.zeros_like(half), pooled], 1)
 
-    def _make_weights(self, plan: tiling.Plan, overlap: int) -> torch.Tensor:
+    def _make_weights(self, plan: tiling.Tiles, overlap: int) -> torch.Tensor:
         return torch.ones(1, device=self.device) if plan.whole else tiling.weights(plan, overlap).to(self.device)
 
     def _make_field(self, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
@@ -204,10 +204,10 @@ class LatentX2:
         return planner.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
 
 
-def _divided(plan: tiling.Plan, factor: int) -> tiling.Plan:
+def _divided(plan: tiling.Tiles, factor: int) -> tiling.Tiles:
     """The same plan for a picture that is `factor` times smaller."""
     origins = tuple((top // factor, left // factor) for top, left in plan.origins)
-    return tiling.Plan(
+    return tiling.Tiles(
         plan.height // factor, plan.width // factor, plan.tile_height // factor, plan.tile_width // factor, origins
     )
 

@@ -140,7 +140,7 @@ class DiffusionX4:
         decoding = planner.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
-    def _make_weights(self, plan: tiling.Plan) -> torch.Tensor:
+    def _make_weights(self, plan: tiling.Tiles) -> torch.Tensor:
         if plan.whole:
             return torch.ones(1, device=self.device)
         log.info(

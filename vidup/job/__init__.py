@@ -1,4 +1,4 @@
-"""The main job, for one file or for many."""
+"""`upscale`: the main job, for one file or for many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who upscales: this process, or workers on Ray. Chosen once; what follows does not know which it is."""
+"""Where the work is done, here or by workers on Ray: one protocol, chosen once, so that a job does not know which."""
 
 from __future__ import annotations
 

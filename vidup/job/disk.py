@@ -119,7 +119,7 @@ def open_plain(path: Path, mode: str) -> BinaryIO:
     return cast(BinaryIO, open(path, mode, opener=opener))
 
 
-def deliver(whole: Path, output: Path, overwrite: bool) -> None:
+def put_in_place(whole: Path, output: Path, overwrite: bool) -> None:
     """Move a finished file into place, in one step.
 
     Args:

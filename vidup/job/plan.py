@@ -17,7 +17,7 @@ from vidup.job.store import Segment
 from vidup.media import encoder, probing
 from vidup.media.containers import container_of
 from vidup.media.decoding import planar
-from vidup.media.delivery import Delivery, deliver
+from vidup.media.delivery import Delivery, plan_delivery
 from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
 from vidup.media.reading import KEPT, KEPT_BYTES
@@ -83,10 +83,10 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     check_file(source)
     facts = fingerprint_file(source)
     info = probing.probe(source, settings.tolerate_errors)
-    delivery = deliver(info, container, settings)
+    delivery = plan_delivery(info, container, settings)
     native = engines.native_scale(settings)
     height, width = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
-    encoding = encoder.choose(settings, _as_shown(delivery), width, height, container)
+    encoding = encoder.choose_encoding(settings, _as_shown(delivery), width, height, container)
     return Job(**vars(delivery), output=target, encoding=encoding, facts=facts)
 
 

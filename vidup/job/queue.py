@@ -18,11 +18,11 @@ from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
 from vidup.job import describe, plan, rehearse, stills
 from vidup.job.crew import Crew
-from vidup.job.disk import beside, deliver, disk_full_named, followed, need_disk
+from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
-from vidup.job.worker import Part, Worker
+from vidup.job.worker import Task, Worker
 from vidup.media import joining
 from vidup.media.segment import read_segment
 from vidup.upscaler import Upscaler
@@ -94,7 +94,7 @@ def begin(
     if runtime.strict and plan.lost(job):
         raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
     allowed = partial(_allowed, job, crew)
-    store = open_store(beside(target, FOLDER), _fingerprint(job, crew), runtime.restart, allowed)
+    store = open_store(beside(target, FOLDER), _made_from(job, crew), runtime.restart, allowed)
     stack.callback(_leave, store)
     if delivered:
         log.info("%s: was delivered and verified before; only the job's folder was left", target)
@@ -187,7 +187,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
     def in_hand() -> Path | None:
         return next((work.job.output for work in works if work.left and work.outcome.error is None), None)
 
-    def parts() -> Iterator[Part]:
+    def tasks() -> Iterator[Task]:
         """What is left of one job after another, each from the moment when somebody has time for it."""
         nonlocal is_begun
         for file, work in enumerate(works):
@@ -203,16 +203,16 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
                         is_begun = True
                     work.in_hand += 1
                     choice = work.store.choice
-                    yield Part(file, segment, Choice(**choice) if choice else None)
+                    yield Task(file, segment, Choice(**choice) if choice else None)
             end(work)
 
-    def on_result(part: Part, result: Choice | VidupError) -> None:
-        work = works[part.file]
+    def on_result(task: Task, result: Choice | VidupError) -> None:
+        work = works[task.file]
         work.in_hand -= 1
         if isinstance(result, VidupError):
             work.outcome.error = work.outcome.error or result
         else:
-            work.left.discard(part.segment.index)
+            work.left.discard(task.segment.index)
             with failing(work.outcome):
                 if work.store.choice != asdict(result):
                     work.store.save_choice(asdict(result))
@@ -226,7 +226,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
 
     crew.run(
         partial(Worker, [work.job for work in works]),
-        parts(),
+        tasks(),
         on_result=on_result,
         on_progress=lambda frames: tracker.advance(frames, in_hand()),
         stop=stop,
@@ -287,7 +287,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
             job.check_input()
             store.save_delivery(whole)
             with _kept(whole, "undelivered"):
-                deliver(whole, job.output, runtime.overwrite)
+                put_in_place(whole, job.output, runtime.overwrite)
     finally:
         whole.unlink(missing_ok=True)
     log.info("%s: delivered and verified, %d frames", job.output, len(times))
@@ -319,7 +319,7 @@ def _with_input_unchanged(job: Job) -> Iterator[None]:
 _OF_STREAMS = ("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options")
 
 
-def _fingerprint(job: Job, crew: Crew) -> dict[str, object]:
+def _made_from(job: Job, crew: Crew) -> dict[str, object]:
     """All that decides the segments. What only decides the copied streams may change between two runs."""
     given = {key: value for key, value in asdict(job.settings).items() if key not in _OF_STREAMS}
     return {

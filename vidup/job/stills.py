@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidup import engines
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, first_line
-from vidup.job.disk import beside, deliver
+from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
 from vidup.media.opening import MOST_PIXELS, check_file
 from vidup.picture.geometry import output_size
@@ -150,7 +150,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         except Exception as error:  # what a damaged input says of itself
             log.warning("%s: without colour profile, EXIF data and resolution: %s", target, first_line(error))
             result.save(part, **quality)
-        deliver(part, target, upscaler.runtime.overwrite)
+        put_in_place(part, target, upscaler.runtime.overwrite)
     except OSError as error:
         raise MediaError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -27,7 +27,7 @@ from vidup.proof.pictures import check_segment
 from vidup.upscaler import Upscaler
 
 
-class Part(NamedTuple):
+class Task(NamedTuple):
     """What a worker is given."""
 
     file: int
@@ -52,28 +52,28 @@ class Worker:
         self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
 
     def __call__(
-        self, parts: Iterator[Part], report: Report
-    ) -> Generator[tuple[Part, Choice | VidupError], None, None]:
-        """Each part with the choice that the engine made, or that it became when memory ran out."""
+        self, tasks: Iterator[Task], report: Report
+    ) -> Generator[tuple[Task, Choice | VidupError], None, None]:
+        """Each task with the choice that the engine made, or that it became when memory ran out."""
         tail: _Tail | None = None
         try:
-            for part in parts:
-                if tail is not None and tail.part.file != part.file:  # a whole file is delivered first
-                    yield tail.part, self._end(tail)
+            for task in tasks:
+                if tail is not None and tail.task.file != task.file:  # a whole file is delivered first
+                    yield tail.task, self._end(tail)
                     tail = None
-                if part.file not in self._readers:
+                if task.file not in self._readers:
                     self._close_readers()
-                    self._readers[part.file] = Readers(self._jobs[part.file].info)
+                    self._readers[task.file] = Readers(self._jobs[task.file].info)
                 try:
-                    begun = self._upscale(part, report if tail is None else tail.watched(report))
+                    begun = self._upscale(task, report if tail is None else tail.watched(report))
                 except (VidupError, OSError) as error:
-                    yield part, self._truth(part, error)
+                    yield task, self._truth(task, error)
                     continue
                 ended, tail = tail, begun
                 if ended is not None:
-                    yield ended.part, self._end(ended)
+                    yield ended.task, self._end(ended)
             if tail is not None:
-                yield tail.part, self._end(tail)
+                yield tail.task, self._end(tail)
         except Exception:
             if tail is not None:  # its frames are upscaled: that is not thrown away
                 tail.result()
@@ -87,41 +87,41 @@ class Worker:
         while self._readers:
             self._readers.popitem()[1].close()
 
-    def _upscale(self, part: Part, report: Report) -> _Tail:
-        job, upscaler = self._jobs[part.file], self._upscaler
+    def _upscale(self, task: Task, report: Report) -> _Tail:
+        job, upscaler = self._jobs[task.file], self._upscaler
         size = job.turn.size(job.info.height, job.info.width)
-        upscaler.choose(*size, self._choices.get(part.file) or part.choice)
-        with disk_full_named(part.segment.path.parent):
-            encoder = upscale_segment(job, part.segment, upscaler, report, self._readers[part.file])
-        choice = self._choices[part.file] = upscaler.choose(*size)  # what it became
-        return _Tail(part, choice, encoder)
+        upscaler.choose(*size, self._choices.get(task.file) or task.choice)
+        with disk_full_named(task.segment.path.parent):
+            encoder = upscale_segment(job, task.segment, upscaler, report, self._readers[task.file])
+        choice = self._choices[task.file] = upscaler.choose(*size)  # what it became
+        return _Tail(task, choice, encoder)
 
     def _end(self, tail: _Tail) -> Choice | VidupError:
         result = tail.result()
         if (trim := _malloc_trim()) is not None:
             trim(0)
-        return self._truth(tail.part, result) if isinstance(result, VidupError) else result
+        return self._truth(tail.task, result) if isinstance(result, VidupError) else result
 
-    def _truth(self, part: Part, error: VidupError | OSError) -> VidupError:
+    def _truth(self, task: Task, error: VidupError | OSError) -> VidupError:
         """What went wrong: where the input is another than it was, that, whatever came of it."""
         try:
-            self._jobs[part.file].check_input()
+            self._jobs[task.file].check_input()
         except VidupError as changed:
             return changed
-        return error if isinstance(error, VidupError) else MediaError(system_words(error, part.segment.path))
+        return error if isinstance(error, VidupError) else MediaError(system_words(error, task.segment.path))
 
 
 @dataclass
 class _Tail:
-    """What is left of a part whose frames are upscaled: the encoder holds some of them yet, and then it is proved."""
+    """What is left of a task whose frames are upscaled: the encoder holds some of them yet, and then it is proved."""
 
-    part: Part
+    task: Task
     choice: Choice
     encoder: Consumer[Frame]
     error: VidupError | None = None
 
     def watched(self, report: Report) -> Report:
-        """`report` that raises what this part fails with meanwhile: what follows in its file would be for nothing."""
+        """`report` that raises what this task fails with meanwhile: what follows in its file would be for nothing."""
 
         def watch(units: int) -> None:
             report(units)
@@ -138,7 +138,7 @@ class _Tail:
 
     def _look(self, seconds: float | None) -> None:
         try:
-            with disk_full_named(self.part.segment.path.parent):
+            with disk_full_named(self.task.segment.path.parent):
                 self.encoder.wait(seconds)
         except VidupError as error:
             self.error = error
@@ -169,11 +169,11 @@ def upscale_segment(
                 times.append(frame.pts - job.offset)
             yield frame
 
-    def prove(part: Path) -> None:
+    def prove(path: Path) -> None:
         # By the plan, not by what came: only damage that the user tolerates may cost frames.
         expected, places = (times, (0, len(times))) if job.settings.tolerate_errors else (job.times, span(job, segment))
         fast = upscaler.runtime.verify == "fast"
-        check_segment(job.output, part, job.encoding, job, expected, places, fast, readers)
+        check_segment(job.output, path, job.encoding, job, expected, places, fast, readers)
 
     def encode(frames: Iterator[Frame]) -> None:
         for _ in encode_segment(frames, job.encoding, segment.path, prove):

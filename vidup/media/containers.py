@@ -1,4 +1,4 @@
-"""The containers that are written: all that is known of each stands in its record."""
+"""The output containers (mp4, mov, mkv, webm): a record for each holds all that is known of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convert sound and text that an output container does not take as they are."""
+"""Convert sound and subtitles that an output container does not take as they are."""
 
 from __future__ import annotations
 

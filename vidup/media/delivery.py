@@ -1,4 +1,4 @@
-"""What an output has to hold."""
+"""What an output has to hold: which frames at which times, and which of the other streams; for maker and prover alike."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Delivery:
         return Turn.of(self.info.display_matrix) if self.settings.bake_rotation else Turn()
 
 
-def deliver(info: MediaInfo, container: Container, settings: Settings) -> Delivery:
+def plan_delivery(info: MediaInfo, container: Container, settings: Settings) -> Delivery:
     """What has to be in an output.
 
     Raises:

@@ -67,7 +67,7 @@ class Encoding:
         return max(self.time_base, Fraction(1, _FINEST))
 
 
-def choose(settings: Settings, info: MediaInfo, width: int, height: int, container: Container) -> Encoding:
+def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int, container: Container) -> Encoding:
     """The encoding of `info`'s frames at a new size, for a container.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiles:
     """Windows of one size that cover a frame."""
 
     height: int
@@ -25,15 +25,15 @@ class Plan:
     def whole(self) -> bool:
         return len(self.origins) == 1
 
-    def scaled(self, factor: int) -> Plan:
+    def scaled(self, factor: int) -> Tiles:
         """The same plan for a picture that is `factor` times larger."""
         origins = tuple((top * factor, left * factor) for top, left in self.origins)
-        return Plan(
+        return Tiles(
             self.height * factor, self.width * factor, self.tile_height * factor, self.tile_width * factor, origins
         )
 
 
-def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Plan:
+def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Tiles:
     """Cover a frame with as few tiles as it takes, fitted to the frame so that none is a sliver.
 
     Args:
@@ -47,7 +47,7 @@ def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Pla
     """
     rows, tile_height = _cover(height, tile, overlap, multiple)
     columns, tile_width = _cover(width, tile, overlap, multiple)
-    return Plan(height, width, tile_height, tile_width, tuple((top, left) for top in rows for left in columns))
+    return Tiles(height, width, tile_height, tile_width, tuple((top, left) for top in rows for left in columns))
 
 
 def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[int], int]:
@@ -63,7 +63,7 @@ def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[in
     return [span * index // (count - 1) // multiple * multiple for index in range(count - 1)] + [span], side
 
 
-def weights(plan: Plan, overlap: int, margin: int = 0) -> torch.Tensor:
+def weights(plan: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
     """How much each window counts at each pixel.
 
     A window's weight falls as a raised cosine over `overlap` pixels towards the sides that have a neighbour, as in
@@ -105,7 +105,7 @@ def _ramp(length: int, side: int, start: int, overlap: int, margin: int) -> torc
     return weight
 
 
-def crop(canvas: torch.Tensor, plan: Plan, index: int) -> torch.Tensor:
+def crop(canvas: torch.Tensor, plan: Tiles, index: int) -> torch.Tensor:
     """The view of window `index` in `canvas`, (..., height, width)."""
     top, left = plan.origins[index]
     return canvas[..., top : top + plan.tile_height, left : left + plan.tile_width]

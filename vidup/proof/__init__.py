@@ -14,7 +14,7 @@ from vidup.config import Settings
 from vidup.errors import VerifyError
 from vidup.frame import MediaInfo
 from vidup.media import containers, decoding, probing
-from vidup.media.delivery import Delivery, deliver
+from vidup.media.delivery import Delivery, plan_delivery
 from vidup.media.encoder import Encoding
 from vidup.proof import facts, joined, packets, pictures
 from vidup.proof.findings import Findings
@@ -71,7 +71,7 @@ def verify(
     settings, output = settings or Settings(), Path(output)
     info = probing.probe(Path(source), settings.tolerate_errors)
     container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
-    delivery, times = deliver(info, container, settings), None
+    delivery, times = plan_delivery(info, container, settings), None
     if settings.tolerate_errors:  # which frames can be decoded is known after decoding
         decoded = decoding.decode(info, *delivery.span, settings)
         times = [frame.pts - delivery.offset for frame in decoded]
