@@ -1,4 +1,4 @@
-"""The video encoders (x264, x265, SVT-AV1, VP9, FFV1, ProRes, NVENC ...): a record for each with defaults and limits."""
+"""The video encoders (x264, x265, SVT-AV1, VP9, FFV1, ProRes, NVENC ...): a record each, with defaults and limits."""
 
 from __future__ import annotations
 

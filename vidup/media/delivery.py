@@ -1,4 +1,4 @@
-"""What an output has to hold: which frames at which times, and which of the other streams; for maker and prover alike."""
+"""What an output has to hold: which frames, when, and which of the other streams; for maker and prover alike."""
 
 from __future__ import annotations
 
