@@ -346,3 +346,16 @@ def test_a_job_decodes_a_file_once_for_its_pictures_and_once_for_their_proof(tmp
     settings = Settings(model="nearest", scale=2, segment_frames=4, encoder_options={"preset": "ultrafast"})
     vidup.upscale(source, tmp_path / "out.mkv", settings)
     assert len(decoded) - probed <= probed + 2 * 40 + 2 * 10  # probed once more; the output's own first frames
+
+
+@pytest.mark.parametrize("cut", [1, 2000, 4612])
+def test_y4m_that_is_cut_within_its_last_frame_is_told(cut: int, tmp_path: Path):
+    """Its demuxer drops such a frame without a word."""
+    path, frame = tmp_path / "a.y4m", b"FRAME\n" + bytes(64 * 48 * 3 // 2)
+    path.write_bytes(b"YUV4MPEG2 W64 H48 F25:1 Ip A1:1 C420jpeg\n" + 5 * frame)
+    assert probing.probe(path).frames == 5
+    path.write_bytes(path.read_bytes()[:-cut])
+    rest = len(frame) - cut
+    with pytest.raises(MediaError, match=rf"is cut short: its last {rest} bytes are no whole frame"):
+        probing.probe(path)
+    assert probing.probe(path, tolerate_errors=True).frames == 4

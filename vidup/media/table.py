@@ -77,7 +77,7 @@ class Table:
         """Fill `pts` from the times of the packets, as far as they have any; False where there is none."""
         shown: dict[int, int] = {}
         corrupt: list[int] = []
-        total = 0
+        total = reached = 0
         last = Fraction(0)
         is_rising = True
         for packet in tolerant_demux(container, None, self.damaged):
@@ -89,6 +89,7 @@ class Table:
             if packet.stream is not stream:
                 continue
             total += 1
+            reached = max(reached, (packet.pos or 0) + packet.size)
             if packet.is_corrupt:
                 self.note(f"its packet at {clock(begins, packet.time_base)} is damaged or cut short")
                 corrupt += [begins] if begins is not None else []
@@ -110,7 +111,7 @@ class Table:
             self.length = shown[self.pts[-1]] if len(set(shown.values())) == 1 else None
             if not shown[self.pts[-1]] and self.pts[-1] * self.unit >= last:  # how long it is shown is not said
                 last += max((b - a for a, b in pairwise(self.pts)), default=0) * self.unit
-        self._check_whole(container, stream, total, last)
+        self._check_whole(container, stream, total, last, reached)
         if parts := len(find_origins(container)):
             self.notes.append(f"its clock begins anew {parts} times: what follows is moved to go on without a gap")
         # Fields or parts of frames, some without a time, two at one, or a clock that steps back: only frames show it.
@@ -213,12 +214,14 @@ class Table:
         if self.timing == "made":
             self.notes.append(f"the stream bears no times: taken as {float(self.rate):.3f} frames a second")
 
-    def _check_whole(self, container: Any, stream: Any, total: int, last: Fraction) -> None:
+    def _check_whole(self, container: Any, stream: Any, total: int, last: Fraction, reached: int) -> None:
         formats = set(container.format.name.split(","))
         end = f"{float(last):.3f} s"
         if "mov" in formats and total < (held := self._indexed(container, stream)):
             self.damaged(f"is cut short: it says {held} frames and holds {total}; what is there ends at {end}")
             return
+        if "yuv4mpegpipe" in formats and (rest := self.path.stat().st_size - reached) > 0:
+            self.damaged(f"is cut short: its last {rest} bytes are no whole frame; what is there ends at {end}")
         missing = _missing(self.path) if "matroska" in formats else None
         if missing:
             self.damaged(f"is cut short: its last {missing} bytes are missing; what is there ends at {end}")
