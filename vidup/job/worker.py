@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from vidup.engines import Choice
 from vidup.errors import MediaError, VidupError, system_words
@@ -98,8 +96,6 @@ class Worker:
 
     def _end(self, tail: _Tail) -> Choice | VidupError:
         result = tail.result()
-        if (trim := _malloc_trim()) is not None:
-            trim(0)
         return self._truth(tail.task, result) if isinstance(result, VidupError) else result
 
     def _truth(self, task: Task, error: VidupError | OSError) -> VidupError:
@@ -205,19 +201,6 @@ def _numbers(job: Job, segment: Segment, begin: int) -> tuple[int, tuple[int, in
         return number * each, None
     assert segment.begin is not None
     return number * each, ((bisect_right(pts, segment.begin) - 1) * each, bisect_left(pts, segment.end) * each)
-
-
-@cache
-def _malloc_trim() -> Callable[[int], object] | None:
-    """What gives freed memory back to the system, where its C library has it (glibc); None elsewhere.
-
-    Each segment has threads of its own, encoders' and decoders', and what these free stays with their part of the heap:
-    without it a long job would hold more and more that nobody uses.
-    """
-    try:
-        return cast("Callable[[int], object]", ctypes.CDLL(None).malloc_trim)
-    except (AttributeError, OSError, TypeError):
-        return None
 
 
 def _bytes(frame: Frame) -> int:
