@@ -1,5 +1,6 @@
 """What is carried from frame to frame: what is computed, what it looks like, and that segments begin on their own."""
 
+import logging
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -227,7 +228,9 @@ def test_off_takes_each_frame_alone():
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(together, single, strict=True))
 
 
-def test_a_segment_begins_as_the_one_before_it_ends(make_clip: Callable[..., Path], tmp_path: Path):
+def test_a_segment_begins_as_the_one_before_it_ends(
+    make_clip: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     """Led in by the frames before it, and the one before fading into it, a segment's border does not show."""
     whole = texture(48, 64 + 34)
 
@@ -239,7 +242,11 @@ def test_a_segment_begins_as_the_one_before_it_ends(make_clip: Callable[..., Pat
     for length in (96, 17):
         output = tmp_path / f"{length}.mkv"
         settings = Settings.preset("mini", segment_frames=length, codec="ffv1")
-        vidup.upscale(source, output, settings, runtime=Runtime(device="cpu"))
+        events: list[vidup.Progress] = []
+        with caplog.at_level(logging.INFO, "vidup"):
+            vidup.upscale(source, output, settings, runtime=Runtime(device="cpu"), on_progress=events.append)
+        assert 0 < events[-1].computed < 1
+        assert f"{events[-1].computed:.0%} of the pixels computed" in caplog.text
         pictures[length] = [frame.planes[0].astype(float) for frame in decoding.decode(probing.probe(output))]
     steps = {
         length: [np.abs(a - b).mean() for a, b in zip(shown, shown[1:], strict=False)]
@@ -247,3 +254,13 @@ def test_a_segment_begins_as_the_one_before_it_ends(make_clip: Callable[..., Pat
     }
     assert [np.array_equal(a, b) for a, b in zip(pictures[96], pictures[17], strict=True)][:5] == [True] * 5
     assert steps[17][16] < 1.1 * np.mean(steps[96][14:19])
+
+
+def test_what_is_carried_is_planned_for():
+    """Its memory is that of whole results, whatever the batch."""
+    plans = {}
+    for temporal in ("off", "relay"):
+        with Upscaler(Settings.preset("mini", temporal=temporal), Runtime(device="cpu", batch=1)) as made:
+            plans[temporal] = made.planner.memory(made.choose(64, 96), 64, 96)
+    result = 3 * 4 * (4 * 64) * (4 * 96)
+    assert plans["relay"] - plans["off"] == 5 * result

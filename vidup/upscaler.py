@@ -83,7 +83,8 @@ class Upscaler:
     @cached_property
     def planner(self) -> Planner:
         """What decides how much is done at once; the engine is loaded for it."""
-        return Planner(self.engine.needs, self.settings, self.runtime)
+        needs = engines.with_carried(self.engine.needs, self.settings, self.engine.scale)
+        return Planner(needs, self.settings, self.runtime)
 
     @property
     def compiles(self) -> bool:
@@ -121,6 +122,14 @@ class Upscaler:
         """
         _ = self.engine
         self._number, self._span, self._carried = number, span, None
+
+    @property
+    def computed(self) -> tuple[int, int]:
+        """Pixels of the input that were computed since `reset`, halos counted, and that there were.
+
+        (0, 0) where nothing is carried.
+        """
+        return (0, 0) if self._carried is None else (self._carried[1].computed, self._carried[1].total)
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
         """How much is done at once for frames of this size: settled once, as given or as the planner finds best.

@@ -16,7 +16,7 @@ import report
 import torch
 
 from vidup import Runtime, Settings
-from vidup.engines import architecture, x4
+from vidup.engines import architecture, with_carried, x4
 from vidup.engines.planner import Planner
 from vidup.engines.vae import Decoder
 
@@ -36,7 +36,7 @@ def planned(width: int, height: int, prompt: str, compiled: str, options: dict[s
     unet, vae = architecture.random_unet(META, torch.float16), architecture.random_vae(META, torch.bfloat16)
     texts = architecture.TOKENS, 2 * architecture.TEXT_PARAMETERS
     needs = x4.needs(CUDA, unet, Decoder(vae), texts, bool(prompt), compiled == "on")
-    planner = Planner(needs, Settings(), runtime)
+    planner = Planner(with_carried(needs, Settings(), 4), Settings(), runtime)
     choice = planner.choose(height, width)
     shape = f"tiles of {choice.tile}" if choice.tile else f"{choice.batch} at a time"
     return f"{planner.memory(choice, height, width) / 1e9:.1f} GB, {shape}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -174,6 +174,8 @@ class Needs:
     """Input pixels in one call that keep the device busy: a larger batch gains nothing."""
     tiles: bool = True
     """Whether frames may be cut where nobody asks for it."""
+    carried: float = 0.0
+    """Held for each input pixel of a frame by what is carried from frame to frame; see `with_carried`."""
     compiled: bool = False
     """The first clip takes the time that compiling takes; on CUDA graphs keep their memory while frames are decoded."""
 
@@ -294,6 +296,15 @@ def carries(settings: Settings) -> bool:
     return settings.temporal != "off" and family(settings).invents
 
 
+_CARRIED = 5  # results at once: two that are carried, a segment's next, one that is being warped, and one blended
+
+
+def with_carried(needs: Needs, settings: Settings, scale: float) -> Needs:
+    """What a model takes, and what is carried from frame to frame beside it."""
+    bytes_each = 3 * torch.float32.itemsize * scale**2
+    return replace(needs, carried=_CARRIED * bytes_each) if carries(settings) else needs
+
+
 def foresee(settings: Settings, runtime: Runtime) -> Planner | None:
     """The planner of a model that is not loaded, by its configuration; None where only a loaded one has it.
 
@@ -305,7 +316,7 @@ def foresee(settings: Settings, runtime: Runtime) -> Planner | None:
         return None
     from vidup.engines.planner import Planner
 
-    return Planner(needs, settings, runtime)
+    return Planner(with_carried(needs, settings, native_scale(settings)), settings, runtime)
 
 
 def choose_device(name: str) -> torch.device:

@@ -90,7 +90,8 @@ class Planner:
         """Bytes on the device at the peak of loading, of working on windows or of decoding, weights included."""
         needs, plan = self.needs, self.cut(choice, height, width)
         first, second = needs.weights
-        working, decoding = self._working(choice, plan), self._decoding(choice, plan)
+        carried = height * width * needs.carried
+        working, decoding = self._working(choice, plan) + carried, self._decoding(choice, plan) + carried
         if self.runtime.offload:
             return round(max(first + working, second + decoding))
         graphs = needs.compiled and needs.device.type == "cuda"

@@ -32,6 +32,8 @@ class Progress:
     eta: float | None
     """Seconds left; None before the rate is known."""
     output: str
+    computed: float | None = None
+    """Share of the pixels that were computed and not carried, as far as segments ended; None before the first did."""
 
 
 Sink = Callable[[Progress], Any]
@@ -52,6 +54,7 @@ class Tracker:
     def __init__(self, sink: Sink | None) -> None:
         self._sink, self._output = sink, ""
         self._frame = self._frames = self._before = 0
+        self._computed = self._pixels = 0
         self._began, self._compiling = time.monotonic(), False
 
     def expect(self, frames: int, done: int = 0) -> None:
@@ -77,6 +80,11 @@ class Tracker:
         self._frame += frames
         self._send("upscaling")
 
+    def count(self, computed: int, pixels: int) -> None:
+        """A segment ended: so many of its pixels were computed."""
+        self._computed += computed
+        self._pixels += pixels
+
     def _send(self, state: State) -> None:
         if self._sink is None:
             return
@@ -84,7 +92,8 @@ class Tracker:
         fps = fresh / elapsed if fresh > 0 and elapsed > 0 else 0.0
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
-        event = Progress(state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output)
+        share = round(self._computed / self._pixels, 3) if self._pixels else None
+        event = Progress(state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share)
         try:
             self._sink(event)
         except Exception as error:
@@ -106,6 +115,8 @@ class Bar:
         if self._bar is None:
             self._bar = tqdm(total=event.frames or None, unit="frame", file=self._stream, disable=None, leave=True)
         self._bar.set_description(event.state, refresh=False)
+        if event.computed is not None and event.computed != 1:
+            self._bar.set_postfix_str(f"{event.computed:.0%} computed", refresh=False)
         self._bar.update(event.frame - self._bar.n)
         if event.state == "done":
             self.close()

@@ -22,7 +22,7 @@ from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
-from vidup.job.worker import Task, Worker
+from vidup.job.worker import Done, Task, Worker
 from vidup.media import joining
 from vidup.media.segment import read_segment
 from vidup.upscaler import Upscaler
@@ -67,6 +67,9 @@ class Work:
     """Indexes of the segments that are not done."""
     in_hand: int = 0
     """How many of them are being worked on."""
+    computed: int = 0
+    """Pixels of the input that were computed and not carried in this run, and how many there were."""
+    pixels: int = 0
 
 
 def begin(
@@ -206,16 +209,19 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
                     yield Task(file, segment, Choice(**choice) if choice else None)
             end(work)
 
-    def on_result(task: Task, result: Choice | VidupError) -> None:
+    def on_result(task: Task, result: Done | VidupError) -> None:
         work = works[task.file]
         work.in_hand -= 1
         if isinstance(result, VidupError):
             work.outcome.error = work.outcome.error or result
         else:
             work.left.discard(task.segment.index)
+            work.computed += result.computed
+            work.pixels += result.pixels
+            tracker.count(result.computed, result.pixels)
             with failing(work.outcome):
-                if work.store.choice != asdict(result):
-                    work.store.save_choice(asdict(result))
+                if work.store.choice != asdict(result.choice):
+                    work.store.save_choice(asdict(result.choice))
                 if not work.left:
                     _deliver(work, tracker, runtime)
         end(work)
@@ -290,7 +296,8 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
                 put_in_place(whole, job.output, runtime.overwrite)
     finally:
         whole.unlink(missing_ok=True)
-    log.info("%s: delivered and verified, %d frames", job.output, len(times))
+    share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
+    log.info("%s: delivered and verified, %d frames%s", job.output, len(times), share)
     if not runtime.keep_work:
         store.delete()
 

@@ -37,6 +37,17 @@ class Task(NamedTuple):
         return str(self.segment)
 
 
+class Done(NamedTuple):
+    """What became of a task whose segment stands."""
+
+    choice: Choice
+    """As the engine made it, or what it became when memory ran out."""
+    computed: int
+    """Pixels of the input that were computed, halos and the lead-in counted."""
+    pixels: int
+    """That there were."""
+
+
 class Worker:
     """Upscales segments, in this process or in one of its own; the engine is loaded once.
 
@@ -49,10 +60,8 @@ class Worker:
         self._readers: dict[int, Readers] = {}  # of the file in hand
         self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
 
-    def __call__(
-        self, tasks: Iterator[Task], report: Report
-    ) -> Generator[tuple[Task, Choice | VidupError], None, None]:
-        """Each task with the choice that the engine made, or that it became when memory ran out."""
+    def __call__(self, tasks: Iterator[Task], report: Report) -> Generator[tuple[Task, Done | VidupError], None, None]:
+        """Each task with what became of it."""
         tail: _Tail | None = None
         try:
             for task in tasks:
@@ -92,9 +101,9 @@ class Worker:
         with disk_full_named(task.segment.path.parent):
             encoder = upscale_segment(job, task.segment, upscaler, report, self._readers[task.file])
         choice = self._choices[task.file] = upscaler.choose(*size)  # what it became
-        return _Tail(task, choice, encoder)
+        return _Tail(task, Done(choice, *upscaler.computed), encoder)
 
-    def _end(self, tail: _Tail) -> Choice | VidupError:
+    def _end(self, tail: _Tail) -> Done | VidupError:
         result = tail.result()
         return self._truth(tail.task, result) if isinstance(result, VidupError) else result
 
@@ -127,10 +136,10 @@ class _Tail:
 
         return watch
 
-    def result(self) -> Choice | VidupError:
+    def result(self) -> Done | VidupError:
         """Wait for the encoder and the proof."""
         self._look(None)
-        return self.error or self.choice
+        return self.error or self.done
 
     def _look(self, seconds: float | None) -> None:
         try:
