@@ -91,7 +91,7 @@ class TestBudget:
     @pytest.mark.parametrize(("batch", "tile"), [(1, 0), (2, 0), (2, 104)])
     @pytest.mark.parametrize("guided", [False, True])
     def test_it_is_within_15_percent_of_a_run(self, engine: Any, batch: int, tile: int, guided: bool) -> None:
-        one = engine(steps=2, guidance_scale=5.0 if guided else 1.0)
+        one = engine(steps=2, guidance_scale=5.0 if guided else 1.0, temporal="off")
         choice = one.choose(40, 160, Choice(batch, tile))
         planned = one.planner.memory(choice, 40, 160)  # first: the planner's own tracing would be counted, too
         clip = torch.rand(batch, 3, 40, 160)
@@ -103,7 +103,7 @@ class TestBudget:
         model = parts(torch.bfloat16, torch.bfloat16)
         assert sum(parameter.numel() for parameter in model.unet.parameters()) == 473_398_020
         assert sum(parameter.numel() for parameter in model.vae.parameters()) == 55_325_927
-        settings = Settings(prompt="a", steps=1, dtype="bfloat16", guidance_scale=1.0)
+        settings = Settings(prompt="a", steps=1, dtype="bfloat16", guidance_scale=1.0, temporal="off")
         one = Upscaler(settings, Runtime(compile="off", max_memory="999G"))
         one.__dict__["engine"] = DiffusionX4(settings, one.runtime, META, model)
         planned = one.planner.memory(one.choose(272, 480, Choice(1, 0)), 272, 480)
@@ -134,12 +134,12 @@ class TestBudget:
         assert taken(compiled=True) == pytest.approx(working + decoding, rel=1e-6)
 
     def test_the_limit_is_kept_and_what_is_given_too(self, engine: Any) -> None:
-        free = engine(Runtime(device="cpu", max_memory="999G"))
+        free = engine(Runtime(device="cpu", max_memory="999G"), temporal="off")
         whole = free.choose(1080, 1920)
         assert whole == Choice(1, 0, 4)
         need = free.planner.memory(whole, 1080, 1920)
         for share in (0.8, 0.5, 0.35):
-            tight = engine(Runtime(device="cpu", max_memory=str(int(share * need))))
+            tight = engine(Runtime(device="cpu", max_memory=str(int(share * need))), temporal="off")
             choice = tight.choose(1080, 1920)
             assert tight.planner.memory(choice, 1080, 1920) <= share * need
         assert choice.tile > 0
