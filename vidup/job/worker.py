@@ -121,7 +121,7 @@ class _Tail:
     """What is left of a task whose frames are upscaled: the encoder holds some of them yet, and then it is proved."""
 
     task: Task
-    choice: Choice
+    done: Done
     encoder: Consumer[Frame]
     error: VidupError | None = None
 
