@@ -75,7 +75,13 @@ def test_a_queue_does_not_name_a_file_that_failed(
 
 
 def test_compiling_is_told(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Upscaler, "compiles", True)
+    make = Interpolation.__init__
+
+    def compiled(self, *given):
+        make(self, *given)
+        self.needs = replace(self.needs, compiled=True)
+
+    monkeypatch.setattr(Interpolation, "__init__", compiled)
     source, events = make_clip(), []
     vidup.upscale(source, source.with_name("out.mp4"), NEAREST, on_progress=events.append)
     states = [event.state for event in events]
