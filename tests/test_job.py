@@ -1,5 +1,6 @@
 """Whole jobs from Python: progress, cancelling, failures, still images, the library's names, settings."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -79,7 +80,7 @@ def test_compiling_is_told(make_clip: Callable[..., Path], monkeypatch: pytest.M
 
     def compiled(self, *given):
         make(self, *given)
-        self.needs = replace(self.needs, compiled=True)
+        self.needs = dataclasses.replace(self.needs, compiled=True)
 
     monkeypatch.setattr(Interpolation, "__init__", compiled)
     source, events = make_clip(), []
