@@ -90,6 +90,7 @@ class Recording:
 
     def __init__(self, packets: list[tuple[int | None, list[int | None]]]) -> None:
         self.streams = [self]
+        self.format = av.ContainerFormat("matroska")
         self.codec_context = av.CodecContext.create("pcm_s16le", "r")
         self.codec_context.layout = "mono"
         self.packets = packets
