@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,16 @@ def pattern(index: int, width: int, height: int) -> np.ndarray:
     green = 128 + 90 * np.cos(y / 7 - index / 6)
     blue = np.where(x + 2 * index > width / 2, 200, 40) + 15 * np.sin(x * 1.3) * np.sin(y * 1.1)
     return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def same_log() -> Iterator[None]:
+    """The command line leaves a handler with the stream of its test, which is closed for those after it."""
+    log = logging.getLogger("vidup")
+    before = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.propagate = before[0], before[2]
+    log.setLevel(before[1])
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,10 @@
 """The command line: what it prints where, its exit codes, and one clear line for every kind of bad input."""
 
 import json
-import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,16 +18,6 @@ import vidup
 from vidup.cli import main
 
 BASELINE = ["--model", "nearest", "--scale", "2", "-e", "preset=ultrafast"]
-
-
-@pytest.fixture(autouse=True)
-def logger() -> Iterator[None]:
-    """`main` sets up the package's logger; the other tests want it as it was."""
-    log = logging.getLogger("vidup")
-    before = log.handlers, log.level, log.propagate
-    yield
-    log.handlers, log.propagate = before[0], before[2]
-    log.setLevel(before[1])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
@@ -91,7 +80,7 @@ def test_progress_as_json_lines(make_clip: Callable[..., Path], capsys: pytest.C
     output = source.with_name("out.mp4")
     assert main(["upscale", str(source), "-o", str(output), "--progress", "json", *BASELINE]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert all(set(event) == {"state", "frame", "frames", "fps", "eta", "output"} for event in events)
+    assert all(set(event) == {"state", "frame", "frames", "fps", "eta", "output", "computed"} for event in events)
     assert [event["frame"] for event in events if event["state"] == "upscaling"] == list(range(13))
     assert (events[0]["state"], events[-1]["state"], events[-1]["output"]) == ("loading", "done", str(output))
 

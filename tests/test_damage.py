@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import os
 import random
 import re
@@ -13,7 +12,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,16 +30,6 @@ from vidup.media.encoder import same_priority
 
 NEAREST = Settings(model="nearest", scale=2, codec="libx264", encoder_options={"preset": "ultrafast"})
 BASELINE = ["--model", "nearest", "--scale", "2", "--codec", "libx264", "-e", "preset=ultrafast", "--progress", "none"]
-
-
-@pytest.fixture(autouse=True)
-def logger() -> Iterator[None]:
-    """`main` sets up the package's logger; the other tests want it as it was."""
-    log = logging.getLogger("vidup")
-    before = log.handlers, log.level, log.propagate
-    yield
-    log.handlers, log.propagate = before[0], before[2]
-    log.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -169,9 +169,9 @@ def test_offload_changes_nothing_but_the_memory(tiny_x2: Path) -> None:
 
 
 def test_a_large_frame_is_decoded_in_the_room_that_there_is(tiny_x2: Path) -> None:
-    free = make(tiny_x2)
+    free = make(tiny_x2, temporal="off")
     need = free.planner.memory(Choice(1, 0), 2160, 3840)
-    tight = make(tiny_x2, Runtime(device="cpu", max_memory=str(need * 4 // 5)))
+    tight = make(tiny_x2, Runtime(device="cpu", max_memory=str(need * 4 // 5)), temporal="off")
     choice = tight.choose(2160, 3840)
     assert choice.tile == 0 and choice.keep < 8 and tight.planner.memory(choice, 2160, 3840) <= need * 4 // 5
 

@@ -237,7 +237,7 @@ def test_an_engine_that_fails_is_gone_on_from(make_clip: Callable[..., Path], mo
             return enlarge(self, clip, place, choice)
 
         patch.setattr(Interpolation, "__call__", fail)
-        with pytest.raises(type(error), match=str(error)):
+        with pytest.raises(EngineError, match=str(error)):
             vidup.upscale(source, output, NEAREST)
     assert segments(output.with_name("out.mp4.vidup")) == ["00000.seg", "00001.seg"] and not output.exists()
     assert content(vidup.upscale(source, output, NEAREST)) == content(whole)

@@ -56,7 +56,7 @@ def test_progress_that_nobody_reads_ends_no_job(make_clip: Callable[..., Path], 
     reason = getattr(error, "strerror", None) or str(error)
     if make is Bar and isinstance(error, ValueError):
         return  # tqdm itself lets go of a file that is closed
-    assert told == [f"progress cannot be told ({reason}): the job goes on without"]
+    assert told == [f"progress cannot be written ({reason}): the job goes on without"]
 
 
 def test_data_that_cannot_be_written_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
