@@ -197,7 +197,8 @@ def _beside(firm: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     Returns:
         1 or 0, (1, H, W).
     """
-    near = functional.max_pool2d(firm[None].float(), 2 * _EDGE + 1, 1, _EDGE)[0]
+    rows = functional.max_pool2d(firm[None].float(), (2 * _EDGE + 1, 1), 1, (_EDGE, 0))
+    near = functional.max_pool2d(rows, (1, 2 * _EDGE + 1), 1, (0, _EDGE))[0]
     return (((near + warp(near, flow, "bilinear")) > 0) & flow.any(0, keepdim=True)).float()
 
 
