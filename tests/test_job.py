@@ -15,9 +15,10 @@ from PIL import Image
 
 import vidup
 from vidup import Color, ConfigError, EngineError, Frame, MediaError, Progress, Runtime, Settings, Upscaler
-from vidup.config import from_options, preset_names
+from vidup.config import preset_names
 from vidup.engines.interpolate import Interpolation
 from vidup.job import default_output
+from vidup.options import from_options
 
 NEAREST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
 

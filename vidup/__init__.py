@@ -4,7 +4,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
 `__init__`, where it holds something, stands last in it. `.github/ARCHITECTURE.md` says where to put what.
 
     errors, frame                       what can go wrong, and what flows: frames, colours, facts of a file
-    prefetch, config                    the only thread code; settings, presets and the options made from them
+    prefetch, config                    the only thread code; settings and presets
+    options                             the command line's options, made from the settings
     picture/                            tensors in, tensors out
         color, geometry                     planes <-> RGB; how pictures are turned, and how large they become
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
@@ -48,7 +49,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         rehearse, stills, queue             the join without pictures; still images; jobs one after another
     compare, bench/                     quality of one video against another; what this machine can do
         stopwatch                           the stages of a frame's way, timed
-    terminal, cli                       standard streams and signals; parse, call the library, exit code
+    terminal                            standard streams and signals
+    arguments, cli                      what can be typed; call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->
 upscale -> encode. The decoder runs ahead in a thread of its own, the encoder behind in another; the engine stays in

@@ -6,20 +6,20 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-import vidup
 from vidup import bench, terminal
-from vidup.config import DELIVERY, Runtime, Settings, add_options, from_options, preset_names
+from vidup.arguments import parser
+from vidup.config import Runtime, Settings, preset_names
 from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
+from vidup.options import from_options
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         terminal.open_streams()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser(_COMMANDS).parse_args(argv)
     finally:  # --help and --version end here
         with suppress(MediaError, BrokenPipeError):
             terminal.flush()
@@ -62,133 +62,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     except OSError as error:  # too many open files, a folder that is gone: the system's, and no fault of the code
         return _fail(MediaError(system_words(error)), arguments.verbose, 1)
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, where argparse would print all options first."""
-
-    def error(self, message: str) -> NoReturn:
-        known = [name for parser in (self, *self._commands()) for name in parser._option_string_actions]
-        word = message.rpartition("unrecognized arguments: ")[2].split(" ")[0].split("=")[0]
-        near = difflib.get_close_matches(word, known, 1, 0.75) if "unrecognized arguments: " in message else []
-        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
-        if any(argument.startswith("-") and Path(argument).exists() for argument in sys.argv[1:]):
-            hint = "a file whose name begins with - is given as ./-NAME"
-        self.exit(2, f"{self.prog}: {message}; {hint}\n")
-
-    def _commands(self) -> Iterator[argparse.ArgumentParser]:
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                yield from action.choices.values()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="vidup",
-        description="Upscale video: every frame at its own time, the original sound untouched.",
-        epilog="vidup COMMAND --help lists the options of a command.",
-    )
-    parser.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add, run in (
-        (_add_upscale, _upscale),
-        (_add_probe, _probe),
-        (_add_verify, _verify),
-        (_add_compare, _compare),
-        (bench.add_command, _bench),
-        (_add_list, _list),
-    ):
-        command = add(commands)
-        command.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
-        command.set_defaults(command=run)
-    return parser
-
-
-def _add_upscale(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "upscale",
-        help="upscale videos or still images",
-        description=(
-            "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."
-        ),
-    )
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, or several with -o FOLDER")
-    command.add_argument(
-        "-o",
-        "--output",
-        metavar="PATH",
-        help="the output file, or a folder for many inputs; the ending chooses the container: .mp4, .mov, .mkv, .webm",
-    )
-    command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
-    command.add_argument(
-        "--progress",
-        choices=("bar", "json", "none"),
-        default="bar",
-        help="a bar, or one JSON object a line on standard output (default: bar)",
-    )
-    add_options(command, Settings)
-    add_options(command, Runtime)
-    return command
-
-
-def _add_probe(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "probe",
-        help="show what is in a file, and what would become of it",
-        description="Show what is in a file, and what would become of each stream with these settings.",
-    )
-    command.add_argument("input", metavar="INPUT")
-    command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
-    command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(command, Settings)
-    add_options(command, Runtime, only=("device", "batch", "compile", "max_memory", "offload"))
-    return command
-
-
-def _add_verify(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "verify",
-        help="prove that an upscaled file holds all that its source holds",
-        description="Prove that an upscaled file, whoever made it, holds all that its source holds: every frame at its"
-        " time and with its picture, every packet of sound, subtitles, chapters, tags. Prints a receipt.",
-    )
-    command.add_argument("source", metavar="SOURCE")
-    command.add_argument("output", metavar="OUTPUT")
-    command.add_argument("--fast", action="store_true", help="compare samples of the pictures instead of all")
-    command.add_argument("--json", action="store_true", help="print the receipt, or the error, as one JSON object")
-    add_options(command, Settings, only=DELIVERY)
-    return command
-
-
-def _add_compare(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="measure a video against the truth",
-        description="Measure a video against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
-        " energy (1 is the truth's); flicker: E*warp in squared codes of 255, along the truth's motion, beside that of"
-        " bicubic (made from the truth, 4 times smaller) and of the truth itself (the flow's error), tOF in pixels, and"
-        " the deviation over time, in codes, where the truth stands still; the change between equal frames.",
-    )
-    command.add_argument("truth", metavar="TRUTH")
-    command.add_argument("other", metavar="OTHER")
-    command.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
-    return command
-
-
-def _add_list(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "list",
-        help="list engines, presets, encoders and devices",
-        description="List engines, presets, encoders and devices.",
-    )
-    command.add_argument("what", nargs="?", choices=("engines", "presets", "encoders", "devices"))
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    return command
-
-
-def _presets() -> str:
-    return f"{', '.join(preset_names())}, or the path of a .toml"
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
@@ -379,6 +252,16 @@ def _preset_line(name: str) -> str:
         f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
         f" noise level {settings.noise_level}"
     )
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "upscale": _upscale,
+    "probe": _probe,
+    "verify": _verify,
+    "compare": _compare,
+    "bench": _bench,
+    "list": _list,
+}
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -1,4 +1,4 @@
-"""Settings (what decides a pixel), Runtime (what does not), presets, and the command line's options made from them.
+"""Settings (what decides a pixel), Runtime (what does not), and presets. `options` makes the command line's of them.
 
 One frozen dataclass is the only source of a name, its default, its range and its help. One name everywhere:
 `noise_level` is the keyword, the TOML key and ``--noise-level``.
@@ -6,14 +6,13 @@ One frozen dataclass is the only source of a name, its default, its range and it
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import stat
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -159,7 +158,7 @@ class Settings:
         Raises:
             ConfigError: no such preset, a file that is no TOML, an unknown key, a value out of range.
         """
-        return cls(**_layered(preset, _known(overrides, "settings")))
+        return cls(**layered(preset, _known(overrides, "settings")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,58 +214,8 @@ DELIVERY: tuple[str, ...] = (
 """The settings that decide what has to be in the output, however large its pictures are."""
 
 
-def add_options(parser: argparse.ArgumentParser, config: type[Config], only: tuple[str, ...] | None = None) -> None:
-    """Add one option for each field of `config`, or for some; only those that are typed appear in the namespace."""
-    hints = get_type_hints(config)
-    group = parser.add_argument_group(config.__name__.lower())
-    for spec in fields(config):
-        if only is not None and spec.name not in only:
-            continue
-        hint, many = _scalar(hints[spec.name]), spec.metadata
-        shown = "" if _default(spec) in (None, "", {}, False) else f" (default: {_default(spec)})"
-        keywords: dict[str, Any] = {
-            "dest": spec.name,
-            "default": argparse.SUPPRESS,
-            "help": (many["help"] + shown).replace("%", "%%"),
-        }
-        if hint is bool:
-            keywords["action"] = "store_true"
-        elif get_origin(hint) is Literal:
-            keywords["choices"] = get_args(hint)
-        elif get_origin(hint) is dict:
-            keywords |= {"action": _KeyValue, "metavar": many["metavar"]}
-        else:
-            keywords |= {"type": hint, "metavar": hint.__name__.upper()}
-        names = ["--" + spec.name.replace("_", "-")]
-        group.add_argument(*many["flags"], *names, **keywords)
-
-
-class _KeyValue(argparse.Action):
-    """Collects ``-e KEY=VALUE`` into one dictionary."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        key, equals, value = str(values).partition("=")
-        if not key or not equals:
-            parser.error(f"{option_string} {values}: expected KEY=VALUE")
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
-
-
-def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
-    """Defaults, then the preset that the model brings along, then the one that was given, then what was typed."""
-    names = {spec.name for spec in fields(config)}
-    given = {key: value for key, value in typed.items() if key in names}
-    if config is Settings:
-        given = _layered(preset, given)
-    return config(**given)
-
-
-def _layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
+def layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset that the model brings along, then the one that is given, then `over`, which is not checked."""
     table = {**(_read_preset(preset) if preset is not None else {}), **over}
     model = str(table.get("model"))
     own = [name for name in preset_names() if model in _brought_by(name)]
@@ -366,19 +315,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _scalar(hint: Any) -> Any:
+def scalar(hint: Any) -> Any:
     """The type of a value that is given: `float` of ``float | None``."""
     return get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
 def _describe(hint: Any) -> str:
-    hint = _scalar(hint)
+    hint = scalar(hint)
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
     if get_origin(hint) is dict:
         return "a table of texts"
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
-
-
-def _default(spec: Field[Any]) -> Any:
-    return {} if spec.default_factory is not None and spec.metadata["metavar"] == "KEY=VALUE" else spec.default

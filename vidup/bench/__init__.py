@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidup.config import Runtime, Settings, add_options, from_options
+from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError
+from vidup.options import add_options, from_options
 
 if TYPE_CHECKING:
     from vidup.bench.stopwatch import Estimate, Measured
