@@ -15,7 +15,7 @@ import torch
 from vidup import bench
 from vidup.bench.stopwatch import Measured
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, architecture, load, planner
+from vidup.engines import Choice, Place, architecture, load, tracing
 from vidup.engines.vae import Decoder, limits
 from vidup.errors import ConfigError
 
@@ -136,7 +136,7 @@ def test_flops_are_those_of_a_run() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     engine = bench.random_engine(Settings(prompt="a", steps=1), Runtime(device="cpu"), narrower=8)
-    counted = planner.unet_flops(engine.unet.module, architecture.TOKENS, 24, 32)
+    counted = tracing.unet_flops(engine.unet.module, architecture.TOKENS, 24, 32)
     batch = torch.zeros(1, 7, 24, 32)
     # By matrix products: torch up to 2.13 does not count the CPU's fused attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -149,7 +149,7 @@ def test_flops_are_those_of_a_run() -> None:
     decoder = Decoder(vae)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         decoder(torch.zeros(1, 4, 24, 32), torch.device("cpu"), limits(torch.device("meta")))
-    assert planner.decoder_flops(decoder, 24, 32, limits(torch.device("meta"))) == counter.get_total_flops()
+    assert tracing.decoder_flops(decoder, 24, 32, limits(torch.device("meta"))) == counter.get_total_flops()
 
 
 def test_made_up_frames_move_and_repeat() -> None:

@@ -18,7 +18,8 @@ from vidup.bench import random_engine
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, hub
 from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, memory_limit
-from vidup.engines.planner import Planner, trace_unet
+from vidup.engines.planner import Planner
+from vidup.engines.tracing import trace_unet
 from vidup.engines.vae import Decoder, Limits
 from vidup.engines.x4 import DiffusionX4
 from vidup.job.crew import OnRay

@@ -166,3 +166,37 @@ def test_size_and_dangers(path: Path):
                 assert given.get("weights_only") == "True", f"{path.name}:{node.lineno} loads pickles"
                 assert me in ("mini", "engines"), f"{path.name}:{node.lineno} loads weights"
     assert not {"pickle", "marshal", "shelve", "dill"} & {module.partition(".")[0] for module in imports(path)}
+
+
+HEAVY = {"diffusers", "transformers", "accelerate", "huggingface_hub", "spandrel", "torchvision", "ray", "skimage"}
+
+
+def module_level(path: Path) -> set[str]:
+    """What comes with a file: the modules that it imports outside of functions and of what only types need."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_a_job_without_a_diffusion_model_imports_none_of_its_libraries():
+    """They take longer to import than torch does."""
+    left = ["vidup.cli", "vidup.job", "vidup.upscaler", "vidup.engines.interpolate", "vidup.engines.checkpoint"]
+    seen: set[str] = set()
+    while left:
+        name = left.pop()
+        path = PACKAGE.parent.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        imported = module_level(path)
+        heavy = {module.partition(".")[0] for module in imported} & HEAVY
+        assert not heavy, f"{name} imports {', '.join(sorted(heavy))}"
+        left += [module for module in imported if module.partition(".")[0] == "vidup"]
+        left.append(name.rpartition(".")[0])
+    assert {"vidup.job.worker", "vidup.engines.planner", "vidup.proof.pictures"} <= seen

@@ -19,6 +19,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
         hub                                 find and load weights: a hub id, a folder, a file
         tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; the UNet at speed
+        tracing                             what UNet and decoder take: bytes and FLOP
         windows, planner                    the one loop over tiles; the choice of batch and tiles
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame

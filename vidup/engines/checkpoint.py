@@ -19,7 +19,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, claims, warn_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
-from vidup.engines.memory import LiveBytes, is_out_of_memory
+from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
 from vidup.errors import EngineError, first_line
 from vidup.picture import tiling
 
@@ -84,12 +84,11 @@ class Checkpoint:
     @cached_property
     def needs(self) -> Needs:
         """A small picture is enlarged for it."""
-        parameters = [*self.model.model.parameters(), *self.model.model.buffers()]
         return Needs(
             self.device,
             frame=12.0 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
             window=self._measure(),
-            weights=(sum(tensor.numel() * tensor.element_size() for tensor in parameters), 0),
+            weights=(weight_bytes(self.model.model), 0),
             multiple=self.multiple,
             tiles=self.model.tiling.name != "INTERNAL",
             compiled=self.run.active,

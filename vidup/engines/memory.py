@@ -50,6 +50,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def weight_bytes(module: Any) -> int:
+    """Bytes of a module's parameters and buffers."""
+    return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Counts the bytes of all tensors that come to be while it is active and are alive together.
 

@@ -1,29 +1,14 @@
-"""The choice of batch, tiles and what the decoder keeps, so that a frame fits the device's memory.
-
-What a UNet takes is not guessed at: its architecture is run once on torch's meta device, which costs a quarter of a
-second and no memory, while the bytes that are alive together are counted. They are proportional to pixels and batch.
-What the decoder in bands keeps follows from its widths.
-"""
+"""The choice of batch, tiles and what the decoder keeps, so that a frame fits the device's memory."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL
-from safetensors import safe_open
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, single_file, windows
-from vidup.engines.memory import LiveBytes, memory_limit
-from vidup.engines.unet import Unet
-from vidup.engines.vae import Decoder, Limits, fused
+from vidup.engines import Choice, Needs, windows
+from vidup.engines.memory import memory_limit
 from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
@@ -33,8 +18,6 @@ LADDER = (4096, 3072, 2048, 1536, 1024, 768, 640, 512, 448, 384, 320, 256, 192, 
 SMALLEST = 128
 
 _BATCHES = (8, 4, 2, 1)
-_LAZY = 2  # bands that recomputed rows hold at once
-_PROBE = 64  # side of the picture that is traced
 
 
 @dataclass(frozen=True)
@@ -140,134 +123,3 @@ class Planner:
         pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others
         held = pictures * plan.height * plan.width * self.needs.decoded
         return held + (self.needs.decoder(plan.height, plan.width, choice.keep) if self.needs.decoder else 0)
-
-
-def trace_unet(unet: Any, tokens: int, guided: bool) -> float:
-    """Bytes alive at the peak of an evaluation for each pixel of a window, its batch of two texts included.
-
-    Args:
-        unet: a `UNet2DConditionModel`; its configuration is built again on the meta device.
-    """
-    twin, batch, when = _unet_twin(unet, tokens, _PROBE, _PROBE)
-    twin.conditions(1, guided)
-    with torch.inference_mode(), LiveBytes() as live:
-        twin(batch, when, guided)
-    return float(live.peak) / _PROBE**2
-
-
-def unet_flops(unet: Any, tokens: int, height: int, width: int) -> int:
-    """FLOP of one evaluation of one window with one text."""
-    twin, batch, when = _unet_twin(unet, tokens, height, width)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(batch, when, False)
-    return int(counter.get_total_flops())
-
-
-def decoder_flops(decoder: Decoder, height: int, width: int, limits: Limits) -> int:
-    """FLOP of decoding one frame of latents."""
-    twin, latents = _decoder_twin(decoder, height, width)
-    with FlopCounterMode(display=False) as counter:
-        twin(latents, latents.device, limits)
-    return int(counter.get_total_flops())
-
-
-def _unet_twin(unet: Any, tokens: int, height: int, width: int) -> tuple[Unet, torch.Tensor, torch.Tensor]:
-    """The same architecture on the meta device, and the arguments that it is called with."""
-    dtype, meta = next(unet.parameters()).dtype, torch.device("meta")
-    with meta:
-        twin = type(unet).from_config(unet.config)
-    twin = torch.nn.Module.to(twin, dtype).eval().requires_grad_(False)
-    text = torch.empty(1, tokens, unet.config.cross_attention_dim, dtype=dtype, device=meta)
-    batch = torch.empty(1, unet.config.in_channels, height, width, dtype=dtype, device=meta)
-    return Unet(twin, text, text, 2.0, 0, meta), batch, torch.zeros((), dtype=torch.long, device=meta)
-
-
-def _decoder_twin(decoder: Decoder, height: int, width: int) -> tuple[Decoder, torch.Tensor]:
-    dtype, meta = next(decoder.vae.parameters()).dtype, torch.device("meta")
-    with meta:
-        twin = type(decoder.vae).from_config(decoder.vae.config)
-    twin = torch.nn.Module.to(twin, dtype).eval().requires_grad_(False)
-    latents = torch.empty(1, decoder.vae.config.latent_channels, height, width, device=meta)
-    return Decoder(twin, decoder.windowed), latents
-
-
-def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.device, limits: Limits) -> float:
-    """Bytes alive at the peak of decoding one frame of latents, without its picture, which the caller holds.
-
-    Args:
-        height, width: of the latents.
-        device: where it will work; attention holds scores on some.
-    """
-    if decoder.unknown or not isinstance(decoder.vae, AutoencoderKL):
-        return _trace_decoder(decoder, height, width, limits)
-    size = next(decoder.vae.parameters()).element_size()
-    peak, lasting = 0.0, 0.0
-    for layer in _layers(decoder.vae.decoder):
-        tall, wide = height * layer.scale, width * layer.scale
-        rows = min(tall, max(1, limits.band // (4 * layer.wide * wide)) + 2)
-        # A band in float32 while it is normed, in the model's precision, and what the convolution makes of it.
-        band = rows * wide * layer.wide * (8 if size == 4 else 4 + 2 * size)
-        if layer.scale <= limits.keep:
-            lasting = layer.result * size * tall * wide
-            peak = max(peak, layer.kept * size * tall * wide + band)
-        else:  # rows of the layers between the last that is kept and this one, too
-            peak = max(peak, lasting + _LAZY * band)
-    for attention in decoder.vae.decoder.mid_block.attentions:
-        if attention is None:
-            continue
-        channels, pixels = attention.to_q.out_features, height * width
-        portion, scores = min(limits.band, 4 * channels * pixels), 0
-        if not fused(device, channels // attention.heads):
-            # In the model's precision, in float32 after the softmax, and back.
-            scores = 2 * min(limits.scores, 4 * attention.heads * pixels**2)
-        peak = max(peak, 3 * channels * size * pixels + portion * (1 + size / 4) + scores)
-    return peak
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """What stands while one layer is worked on, in channels at its scale."""
-
-    scale: int
-    kept: float
-    result: float
-    wide: int
-
-
-def _layers(decoder: Any) -> list[_Standing]:
-    scale, found = 1, []
-    for block in (decoder.mid_block, *decoder.up_blocks):
-        for resnet in block.resnets:
-            channels, result = resnet.conv1.in_channels, resnet.conv2.out_channels
-            extra = result if result > channels else 0  # elsewhere it is written over its input
-            found.append(_Standing(scale, channels + resnet.conv1.out_channels + extra, result, max(channels, result)))
-        for upsampler in getattr(block, "upsamplers", None) or ():
-            scale *= 2
-            source, result = upsampler.conv.in_channels, upsampler.conv.out_channels
-            found.append(_Standing(scale, source / 4 + result, result, max(source, result)))
-    return found
-
-
-def _trace_decoder(decoder: Decoder, height: int, width: int, limits: Limits) -> float:
-    twin, latents = _decoder_twin(decoder, height, width)
-    with LiveBytes() as live:
-        twin(latents, latents.device, limits)
-    return float(live.peak)
-
-
-def weight_bytes(module: Any) -> int:
-    """Bytes of a module's parameters and buffers."""
-    return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
-
-
-def text_bytes(place: Path, size: int) -> int:
-    """Bytes of the text encoder in a layout or a single file, at `size` bytes a number; 0 where there is none."""
-    files = [place] if place.is_file() else sorted((place / "text_encoder").glob("*.safetensors"))
-    prefix = single_file.TEXT if place.is_file() else ""
-    half = [path for path in files if ".fp16" in path.name]
-    total = 0
-    for path in [one for one in files if one not in half] or half:
-        with safe_open(str(path), "pt") as weights:
-            names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
-            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names) * size
-    return total

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, hub, planner, prompts, solver, warn_unused, windows
+from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, warn_unused, windows
 from vidup.engines.compiling import Compiled, compiles
+from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, at_work
 from vidup.engines.vae import Decoder, limits
 from vidup.errors import EngineError
@@ -102,7 +103,7 @@ class LatentX2:
             decoded=frame,
             decoder=self._decoder_bytes,
             keeps=(8, 4, 2, 1),
-            weights=(planner.weight_bytes(self.unet.module), planner.weight_bytes(self.vae)),
+            weights=(weight_bytes(self.unet.module), weight_bytes(self.vae)),
             loading=self._text_bytes,
             multiple=self.multiple,
             batch=4 if self.device.type == "cuda" else 1,
@@ -151,7 +152,7 @@ class LatentX2:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             twin(batch, time, encoder_hidden_states=text, timestep_cond=condition)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
-        decoding = planner.decoder_flops(self.decoder, plan.height, plan.width, limits(meta))
+        decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(meta))
         return evaluations * int(counter.get_total_flops()) + decoding, float(evaluations)
 
     def _sample(
@@ -201,7 +202,7 @@ class LatentX2:
 
     def _count_decoder_bytes(self, height: int, width: int, keep: int) -> float:
         tall, wide = (self.scale * side // self.factor for side in (height, width))
-        return planner.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
+        return tracing.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
 
 
 def _divided(plan: tiling.Tiles, factor: int) -> tiling.Tiles:
@@ -259,5 +260,5 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
             prompts.check_known(ids, encoder)
             answer = encoder(ids, output_hidden_states=True)
         text, pooled = answer.hidden_states[-1].to(unet_dtype), answer.pooler_output.to(unet_dtype)
-        size = planner.text_bytes(folder, unet_dtype.itemsize)
+        size = tracing.text_bytes(folder, unet_dtype.itemsize)
         return Parts(unet, vae, text, pooled, scheduler, hub.identity(folder, half), size)

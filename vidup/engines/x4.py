@@ -15,9 +15,10 @@ import torch
 from diffusers import DDPMScheduler
 
 from vidup.config import Runtime, Settings
-from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, planner, solver, tiny, windows
+from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
 from vidup.engines.compiling import compiles
 from vidup.engines.hub import Parts, load_parts, locate, precisions
+from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work
 from vidup.engines.vae import Decoder, limits
 from vidup.errors import EngineError
@@ -63,7 +64,7 @@ class DiffusionX4:
             parts = load_parts(
                 folder, home, self.dtype, vae_dtype, settings.prompt, settings.negative_prompt, settings.tokenizer
             )
-            text_bytes = planner.text_bytes(folder, self.dtype.itemsize)
+            text_bytes = tracing.text_bytes(folder, self.dtype.itemsize)
         if settings.noise_level > parts.max_noise_level:
             raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
         self.identity = parts.identity
@@ -134,10 +135,10 @@ class DiffusionX4:
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP for one frame, and evaluations of one window with one text."""
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        once = planner.unet_flops(self.unet.module, self._tokens, plan.tile_height, plan.tile_width)
+        once = tracing.unet_flops(self.unet.module, self._tokens, plan.tile_height, plan.tile_width)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
         # In few bands, however many there will be: what they share is computed once here, as in the whole frame.
-        decoding = planner.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
+        decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
     def _make_weights(self, plan: tiling.Tiles) -> torch.Tensor:
@@ -168,16 +169,16 @@ def needs(
 
     @lru_cache(maxsize=32)
     def decoding(height: int, width: int, keep: int) -> float:
-        return planner.decoder_bytes(decoder, height, width, device, limits(device, keep))
+        return tracing.decoder_bytes(decoder, height, width, device, limits(device, keep))
 
     return Needs(
         device,
         frame=4.0 * _LOOP,
-        window=planner.trace_unet(unet, texts[0], guided),
+        window=tracing.trace_unet(unet, texts[0], guided),
         decoded=4.0 * _DECODED,
         decoder=decoding,
         keeps=(4, 2, 1),
-        weights=(planner.weight_bytes(unet), planner.weight_bytes(decoder.vae)),
+        weights=(weight_bytes(unet), weight_bytes(decoder.vae)),
         loading=texts[1],
         multiple=DiffusionX4.multiple,
         batch=8 if device.type == "cuda" else 1,
