@@ -10,10 +10,11 @@ from typing import Any
 
 import av
 import pytest
+from conftest import audio_packets
 from material import MILLISECOND, Material, Sound, Text, packets_of
 
 import vidup
-from vidup import ConfigError, Progress, Runtime, Settings, Stopped, cli
+from vidup import ConfigError, Progress, Runtime, Settings, Stopped, VerifyError, cli
 from vidup.job import rehearse
 from vidup.media import kept
 
@@ -79,6 +80,42 @@ def test_a_copy_that_would_come_early_is_converted_and_told(tmp_path: Path, capl
     assert told.startswith(f"{output}: stream 1 (audio vorbis) is converted to aac: packet 0 is -0.0")
     assert vidup.probe(output).streams[1].codec == "aac"
     assert "audio vorbis: converted" in vidup.verify(source, output, settings).streams
+
+
+def test_verify_says_what_the_job_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """What the rehearsal of a job accepts, because its container cannot say it, is no fault of the file."""
+    chapters = ((0, 100, "First"), (2**31, 2**31 + 100, "After 24 days"), (2**31 + 100, 2**31 + 200, "x" * 70_000))
+    source = Material(sounds=(Sound("aac"), Sound("vorbis")), chapters=chapters).write(tmp_path / "source.mkv")
+    settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, drop_streams="1")
+    with caplog.at_level(logging.WARNING):
+        output = vidup.upscale(source, tmp_path / "output.mp4", settings)
+        told = [record.message for record in caplog.records]
+        caplog.clear()
+        assert vidup.verify(source, output, settings).streams == (
+            "audio aac: left out: as asked for",
+            f"audio vorbis: {len(audio_packets(source, 1))} packets equal",
+        )
+    assert [record.message for record in caplog.records] == told
+    (line,) = told
+    assert line.startswith(f"{output}: mp4 cannot say it otherwise: chapter 1 is ") and len(line) < 400
+    assert cli.main(["verify", "--json", "--fast", "--drop-streams", "1", str(source), str(output)]) == 0
+    with pytest.raises(VerifyError, match=r"stream 1 \(audio aac.* is missing"):
+        vidup.verify(source, output)
+    # It is a rehearsal of what the container can say, not of what somebody made of it.
+    other = tmp_path / "other.mp4"
+    with av.open(str(output)) as before, av.open(str(other), "w") as target:
+        video, sound = before.streams.video[0], target.add_stream("aac", rate=48000)
+        copied = target.add_stream_from_template(video, opaque=True)
+        for frame in before.decode(audio=0):
+            target.mux(sound.encode(frame))
+        target.mux(sound.encode(None))
+        before.seek(0)
+        for packet in before.demux(video):
+            if packet.size:
+                packet.stream = copied
+                target.mux(packet)
+    with pytest.raises(VerifyError, match=r"stream 2 \(audio vorbis.*: is aac, expected the input's own packets"):
+        vidup.verify(source, other, settings)
 
 
 def test_what_was_converted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -47,7 +47,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         disk, store                         files written whole; a job's folder, its segments, resuming
         plan, describe                      all that is decided before the first frame, and that in words
         worker                              a frame's way: decode, upscale, encode, prove
-        rehearse, stills, queue             the join without pictures; still images; jobs one after another
+        rehearse, verify                    the join without pictures; any file against its source
+        stills, queue                       still images; jobs one after another
     compare, bench/                     quality of one video against another; what this machine can do
         stopwatch                           the stages of a frame's way, timed
     terminal                            standard streams and signals
@@ -70,7 +71,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "upscale": "vidup.job",
     "upscale_files": "vidup.job",
-    "verify": "vidup.proof",
+    "verify": "vidup.job.verify",
     "Receipt": "vidup.proof",
     "Outcome": "vidup.job",
     "Stopped": "vidup.errors",
@@ -123,7 +124,8 @@ if TYPE_CHECKING:
     from vidup.job import Outcome, upscale, upscale_files
     from vidup.job.progress import Progress
     from vidup.media.probing import probe
-    from vidup.proof import Receipt, verify
+    from vidup.job.verify import verify
+    from vidup.proof import Receipt
     from vidup.upscaler import Upscaler
 
 

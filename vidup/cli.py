@@ -154,7 +154,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vidup.proof import verify
+    from vidup.job.verify import verify
 
     settings = from_options(Settings, vars(arguments))
     try:

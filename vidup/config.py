@@ -209,7 +209,7 @@ def preset_names() -> list[str]:
 
 DELIVERY: tuple[str, ...] = (
     *("start", "duration", "matrix", "range", "deinterlace", "bake_rotation"),
-    *("streams", "drop_streams", "no_audio", "no_subtitles", "tolerate_errors"),
+    *("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options", "tolerate_errors"),
 )
 """The settings that decide what has to be in the output, however large its pictures are."""
 

@@ -85,8 +85,23 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     info = probing.probe(source, settings.tolerate_errors)
     delivery = plan_delivery(info, container, settings)
     native = engines.native_scale(settings)
-    height, width = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
-    encoding = encoder.choose_encoding(settings, _as_shown(delivery), width, height, container)
+    size = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
+    return job_of(delivery, target, settings, size, facts)
+
+
+def job_of(delivery: Delivery, target: Path, settings: Settings, size: tuple[int, int], facts: dict[str, Any]) -> Job:
+    """The job that makes a delivery.
+
+    Args:
+        settings: choose the encoder.
+        size: (height, width) of the output's pictures.
+        facts: of the input's file.
+
+    Raises:
+        ConfigError: the encoder does not fit the input, the size or the container.
+    """
+    height, width = size
+    encoding = encoder.choose_encoding(settings, _as_shown(delivery), width, height, delivery.container)
     return Job(**vars(delivery), output=target, encoding=encoding, facts=facts)
 
 

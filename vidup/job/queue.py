@@ -22,6 +22,7 @@ from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
+from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker
 from vidup.media import joining
 from vidup.media.segment import read_segment
@@ -340,7 +341,7 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
 
 def _check_delivered(outcome: Outcome, settings: Settings) -> None:
     try:
-        proof.verify(outcome.input, outcome.output, settings, fast=True)
+        verify(outcome.input, outcome.output, settings, fast=True)
     except VidupError as error:
         raise ConfigError(
             f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error}); add -y to replace it"

@@ -21,7 +21,7 @@ from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, Layout, MediaInfo, layout
 from vidup.media import side_data
 from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
-from vidup.media.containers import Container
+from vidup.media.containers import Container, video_format
 from vidup.media.decoding import planar
 from vidup.media.hdr import hdr_params
 from vidup.media.options import encoder_options
@@ -113,6 +113,12 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
             f"codec = {codec!r}: {container} does not hold it; take one of {held}, or an output that ends in .mkv"
         )
     return encoding
+
+
+def encoder_of(codec: str) -> str:
+    """The encoder, among those with defaults, of a format or of the decoder that read it; else the format's name."""
+    name = video_format(codec)
+    return next((encoder for encoder in DEFAULTS if video_format(encoder) == name), name)
 
 
 def _default_codec(container: Container, pix_fmt: str) -> str:

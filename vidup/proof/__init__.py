@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from vidup.config import Settings
 from vidup.errors import VerifyError
 from vidup.frame import MediaInfo
-from vidup.media import containers, decoding, probing
-from vidup.media.delivery import Delivery, plan_delivery
+from vidup.media import probing
+from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
 from vidup.proof import facts, joined, packets, pictures
 from vidup.proof.findings import Findings
@@ -48,34 +46,6 @@ class Kept(NamedTuple):
     chapters: int
     shift: Fraction
     """By how much all streams begin later, in seconds, because the container has no time below 0."""
-
-
-def verify(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    settings: Settings | None = None,
-    *,
-    fast: bool = False,
-) -> Receipt:
-    """Prove that an upscaled file, whoever made it, holds all that its source holds.
-
-    Args:
-        settings: where the output was made of a part, deinterlaced in another way, turned, or without sound or
-            subtitles, the settings that say so; nothing else of them is used.
-        fast: compare samples of the pictures instead of all.
-
-    Raises:
-        MediaError: a file cannot be read.
-        VerifyError: names the first difference.
-    """
-    settings, output = settings or Settings(), Path(output)
-    info = probing.probe(Path(source), settings.tolerate_errors)
-    container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
-    delivery, times = plan_delivery(info, container, settings), None
-    if settings.tolerate_errors:  # which frames can be decoded is known after decoding
-        decoded = decoding.decode(info, *delivery.span, settings)
-        times = [frame.pts - delivery.offset for frame in decoded]
-    return check(output, delivery, times=times, fast=fast)
 
 
 def check(

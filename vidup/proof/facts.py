@@ -96,7 +96,7 @@ def _check_chapters(output: Path, wanted: list[Any], found: list[Any], shift: Fr
         titles = [chapter["metadata"].get("title") or "" for chapter in (mine, theirs)]  # mov has empty ones for none
         if abs(gap) > Fraction(2, 1000) or titles[0] != titles[1]:
             raise VerifyError(
-                f"{output}: chapter {index} is {titles[1]!r}, {float(gap):.4f} s late, expected {titles[0]!r}"
+                f"{output}: chapter {index} is {titles[1]!r:.80}, {float(gap):.4f} s late, expected {titles[0]!r:.80}"
             )
 
 
@@ -131,4 +131,6 @@ def _check_tags(
         known = (len(families) == 1 and listed) or name == "language"
         with findings.of(f"tag {key} of {what}"):
             if known and lower.get(name) != expected:
-                raise VerifyError(f"{output}: the tag {key} of {what} is {lower.get(name)!r}, expected {expected!r}")
+                raise VerifyError(
+                    f"{output}: the tag {key} of {what} is {lower.get(name)!r:.80}, expected {expected!r:.80}"
+                )

@@ -110,11 +110,10 @@ def _check_stream(
         given: its index in the output, and its packets there.
     """
     name, (index, after) = f"{made.path}: stream {plan.index} ({plan.name})", given
-    if plan.action == "copy" and before.codec == after.codec:
+    if plan.action == "copy":
         _check_copy(name, before, after, shift)
         return f"{plan.name}: {len(before.pts)} packets equal"
-    # As planned, or since it could not be copied whole, as only the rehearsal of a job finds.
-    name += f", converted to {plan.encoder or after.codec},"
+    name += f", converted to {plan.encoder},"
     if plan.kind == "subtitle":
         _check_texts(name, before, after, shift)
         return f"{plan.name}: converted"
@@ -152,6 +151,8 @@ def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None
     reframed = before.codec.startswith("pcm_")  # mov stores samples, not packets
     if not reframed:
         for index, (mine, theirs) in enumerate(zip_longest(before.digests, after.digests)):
+            if mine != theirs and before.codec != after.codec:
+                raise VerifyError(f"{name}: is {after.codec}, expected the input's own packets")
             if mine != theirs:
                 count = f" (it holds {len(after.digests)} packets, expected {len(before.digests)})"
                 where = "" if mine and theirs else count
