@@ -123,8 +123,8 @@ if TYPE_CHECKING:
     from vidup.frame import Color, Frame, MediaInfo
     from vidup.job import Outcome, upscale, upscale_files
     from vidup.job.progress import Progress
-    from vidup.media.probing import probe
     from vidup.job.verify import verify
+    from vidup.media.probing import probe
     from vidup.proof import Receipt
     from vidup.upscaler import Upscaler
 
