@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from vidup.engines import architecture
+from vidup.engines.attention import _WIDEST, attend, is_windowed, windows
+from vidup.engines.folding import fold
 from vidup.engines.memory import LiveBytes
-from vidup.engines.vae import _WIDEST, Decoder, Limits, _windows, limits
+from vidup.engines.vae import Decoder, Limits, limits
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1, 1), (2, 9, 17), (3, 24, 8), (1, 33, 20)]
@@ -106,21 +112,21 @@ def test_bfloat16_is_near_float32() -> None:
 
 def test_windows_cover_the_frame_and_are_exact_where_it_is_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = autoencoder()
-    monkeypatch.setattr("vidup.engines.vae.WINDOW", 8)
+    monkeypatch.setattr("vidup.engines.attention.WINDOW", 8)
     small, large = latents(1, 16, 11), latents(1, 21, 43)
     torch.testing.assert_close(
-        Decoder(vae, windowed=True)(small, CPU, limits(CPU)), whole(vae, small), atol=1e-4, rtol=0
+        Decoder(vae, windows="windowed")(small, CPU, limits(CPU)), whole(vae, small), atol=1e-4, rtol=0
     )
     seen = torch.zeros(21, 43)
-    for inner, outer in _windows(21, 43):
+    for inner, outer in windows(21, 43):
         seen[inner] += 1
         covered = torch.zeros(21, 43)
         covered[outer] = 1
         assert covered[inner].all() and covered.sum() == 16 * 16
     assert (seen == 1).all()
-    exact, windowed = whole(vae, large), Decoder(vae, windowed=True)(large, CPU, limits(CPU))
+    exact, windowed = whole(vae, large), Decoder(vae, windows="windowed")(large, CPU, limits(CPU))
     assert 0 < (windowed - exact).square().mean() < 0.1 * exact.var()
-    again = Decoder(vae, windowed=True)(large, CPU, Limits(20_000, 3_000))
+    again = Decoder(vae, windows="windowed")(large, CPU, Limits(20_000, 3_000))
     torch.testing.assert_close(windowed, again, atol=1e-4, rtol=0)
 
 
@@ -189,3 +195,66 @@ def test_little_is_alive_at_once() -> None:
     layers = (32 + 16) * 256 * 256 * 4
     assert layers <= peaks[4] < 1.25 * layers < 0.65 * stock.peak
     assert peaks[1] < 0.7 * peaks[2] < 0.4 * peaks[4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_are_not_copied_into_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_WIDEST, "cpu", 0)
+    query, key, value = torch.randn(3, 96, 64, generator=torch.Generator().manual_seed(0)).to(dtype) * 3
+    with torch.inference_mode(), LiveBytes() as live:
+        found = attend(query, key, value, 1)
+    scores = ((query * 64**-0.5) @ key.T).softmax(-1, dtype=torch.float32).to(dtype)
+    assert torch.equal(found, scores @ value)
+    assert live.peak <= 2 * 96 * 96 * 2 + 4 * 96 * 64 * 2  # before and after the softmax
+
+
+def test_windows_are_taken_where_full_attention_would_cost_the_most() -> None:
+    assert not any(is_windowed("full", *size) for size in ((64, 64), (272, 480), (1080, 1920)))
+    found = {size: is_windowed("auto", *size) for size in ((64, 1024), (128, 128), (256, 256), (264, 256), (272, 480))}
+    assert [size for size, taken in found.items() if taken] == [(264, 256), (272, 480)]
+    assert is_windowed("windowed", 64, 1024) and not is_windowed("windowed", 128, 128)
+
+
+def grown(vae: AutoencoderKL, factor: float) -> AutoencoderKL:
+    """With the residual layers of a trained one, which grow from block to block: past the end of float16."""
+    for resnet in (one for one in vae.decoder.modules() if isinstance(one, ResnetBlock2D)):
+        resnet.conv2.weight.mul_(factor)
+    return vae
+
+
+class TestFolding:
+    def test_in_float32_nothing_changes_by_a_bit(self) -> None:
+        z = latents(1, 9, 13)
+        for options in ({}, {"block_out_channels": (48, 32, 16)}, {"mid_block_add_attention": False}):
+            plain, folded = (grown(autoencoder(**options), 30) for _ in range(2))
+            assert fold(folded)
+            assert torch.equal(whole(plain, z), whole(folded, z))
+            assert torch.equal(Decoder(plain)(z, CPU, limits(CPU)), Decoder(folded)(z, CPU, limits(CPU)))
+            with torch.inference_mode():
+                picture = whole(plain, z)
+                one, other = (vae.encode(picture).latent_dist.parameters for vae in (plain, folded))
+            assert torch.equal(one, other)
+
+    def test_float16_holds_it_and_beats_bfloat16(self) -> None:
+        """The true decoder's depth, a quarter of its widths."""
+        torch.manual_seed(0)
+        vae = grown(architecture.random_vae(CPU, torch.float32, 4), 300_000)
+        z = latents(1, 8, 8) * 3
+        expected = whole(vae, z)
+        found = {}
+        for name, dtype, folded in (
+            ("as it is", torch.float16, False), ("folded", torch.float16, True), ("bfloat16", torch.bfloat16, False)
+        ):  # fmt: skip
+            one = nn.Module.to(copy.deepcopy(vae), dtype)
+            assert not folded or fold(one)
+            picture = Decoder(one)(z, CPU, limits(CPU))
+            found[name] = float(10 * torch.log10(expected.var() / (picture - expected).square().mean()))
+        assert math.isnan(found["as it is"])
+        assert found["folded"] > found["bfloat16"] + 10
+
+    def test_another_structure_is_left_as_it_is(self) -> None:
+        vae = autoencoder()
+        _other_activation(vae)
+        before = {name: value.clone() for name, value in vae.state_dict().items()}
+        assert not fold(vae) and not fold(tiny())
+        assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())

@@ -110,7 +110,7 @@ class TestCompiling:
     ) -> None:
         """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
         monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
+        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         expected = enlarge(engine(guidance_end=0.5, steps=2), picture(2), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), guidance_end=0.5, steps=2)
         with caplog.at_level(logging.INFO, "vidup"):
@@ -129,7 +129,7 @@ class TestCompiling:
             raise RuntimeError("no compiler here")
 
         monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
+        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         expected = enlarge(engine(steps=1), picture(), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
         one.engine.unet.run.required = wish == "on"
@@ -145,7 +145,7 @@ class TestCompiling:
         reset, resets = torch.compiler.reset, []
         monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(1), reset()))
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
+        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         first = enlarge(one, picture(2), PLACE)
         assert one.compiles and one.engine.unet.run.active
         one.engine.close()
@@ -162,7 +162,7 @@ class TestCompiling:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function, examples: function)
+        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
         with pytest.raises(Exception) as caught:  # torch wraps it
             enlarge(one, picture(), PLACE)
@@ -212,7 +212,7 @@ def test_a_compiled_job_of_several_segments(
 
 
 def test_windowed_attention_is_a_setting(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidup.engines.vae.WINDOW", 8)
+    monkeypatch.setattr("vidup.engines.attention.WINDOW", 8)
     full, windowed = (enlarge(engine(vae_attention=kind), picture(), PLACE) for kind in ("full", "windowed"))
     assert 0 < (full - windowed).abs().mean() < 0.05
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +69,20 @@ def test_equal_prompts_need_no_guidance(tiny_x4: Path) -> None:
     plain = loaded(Settings(**common, guidance_scale=1.0), Runtime(device="cpu"))
     assert not skipped.engine.guided
     assert torch.equal(enlarge(skipped, picture, place), enlarge(plain, picture, place))
+
+
+@pytest.mark.parametrize("said", [None, 0.18215])
+def test_the_vaes_scaling_factor_is_the_stock_pipelines_whatever_its_file_says(
+    tiny_x4: Path, tmp_path: Path, said: float | None
+) -> None:
+    from diffusers import StableDiffusionUpscalePipeline
+
+    shutil.copytree(tiny_x4, folder := tmp_path / "model")
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    del config["scaling_factor"]
+    path.write_text(json.dumps(config if said is None else {**config, "scaling_factor": said}))
+    with pytest.warns(FutureWarning, match="scaling_factor"):
+        stock = StableDiffusionUpscalePipeline.from_pretrained(folder)
+    engine = loaded(Settings(model=str(folder), steps=1), Runtime(device="cpu")).engine
+    assert engine.vae.config.scaling_factor == stock.vae.config.scaling_factor == 0.08333

@@ -15,9 +15,11 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         architecture, single_file           the x4 model: its configuration, its weights in one file
         prompts                             from a prompt to embeddings
         structure, detail                   how a VAE is built; the fixed autoencoder of `mini`
-        memory, compiling                   a device's memory; torch.compile
+        folding                             a power of two in its weights, for float16
+        card, memory, compiling             what a device is and can do; its memory; torch.compile
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
         hub                                 find and load weights: a hub id, a folder, a file
+        attention                           of the decoder: over the frame, or in windows
         tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; the UNet at speed
         tracing                             what UNet and decoder take: bytes and FLOP
         windows, planner                    the one loop over tiles; the choice of batch and tiles

@@ -65,8 +65,10 @@ class Settings:
         "auto", "precision of the model; auto is float16 on cuda, else float32"
     )
     vae: str | None = option(None, "another decoder: the hub id or folder of an AutoencoderTiny")
-    vae_attention: Literal["full", "windowed"] = option(
-        "full", "attention of the decoder: over the whole frame, or in windows, which is faster and near it"
+    vae_attention: Literal["auto", "full", "windowed"] = option(
+        "auto",
+        "attention of the decoder: over the whole frame, or in windows, which is faster and near it; auto takes windows"
+        " for frames of more than 256x256",
     )
     tokenizer: str | None = option(None, "folder of a CLIP tokenizer, for a prompt with a model that is a single file")
     tile: int = option(

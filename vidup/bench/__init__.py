@@ -93,16 +93,21 @@ def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> Di
     import torch
 
     from vidup.engines import architecture, choose_device
-    from vidup.engines.hub import Parts, precisions
+    from vidup.engines.card import card, precisions
+    from vidup.engines.folding import fold
+    from vidup.engines.hub import Parts
     from vidup.engines.x4 import DiffusionX4
 
     device = choose_device(runtime.device)
-    dtype, vae_dtype = precisions(settings.dtype, device)
+    dtype, vae_dtype = precisions(settings.dtype, card(device))
     home = torch.device("cpu") if runtime.offload else device
     positive, negative = (text.to(home, dtype) for text in architecture.random_text(narrower))
+    vae = architecture.random_vae(home, vae_dtype, narrower)
+    if vae_dtype == torch.float16:
+        fold(vae)
     parts = Parts(
         architecture.random_unet(home, dtype, narrower),
-        architecture.random_vae(home, vae_dtype, narrower),
+        vae,
         positive,
         negative if settings.prompt or settings.negative_prompt else positive,
         architecture.SCHEDULER,

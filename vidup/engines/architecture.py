@@ -19,6 +19,8 @@ SCHEDULER: dict[str, Any] = {
 }  # fmt: skip
 LOW_RES_SCHEDULER: dict[str, Any] = {**_BETAS, "_class_name": "DDPMScheduler"}
 MAX_NOISE_LEVEL = 350
+SCALING_FACTOR = 0.08333
+"""Of the VAE's latents, whatever its file says, as in diffusers' pipeline."""
 TEXT_PARAMETERS = 340_387_840
 """Of `text_config` at full width."""
 
@@ -52,7 +54,7 @@ def vae_config(narrower: int = 1) -> dict[str, Any]:
         "latent_channels": 4,
         "norm_num_groups": 32 // narrower,
         "sample_size": 512,
-        "scaling_factor": 0.08333,
+        "scaling_factor": SCALING_FACTOR,
     }
 
 

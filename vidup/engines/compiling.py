@@ -8,14 +8,14 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vidup.engines.memory import is_out_of_memory
-from vidup.errors import EngineError
+from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -128,19 +128,24 @@ def compiles(wish: str, device: torch.device, offload: bool) -> str:
 Function = Callable[..., torch.Tensor]
 
 
-def compiled_or_not(function: Function, examples: Iterable[tuple[torch.Tensor, ...]]) -> Function:
-    """A small function as one kernel for tensors of any size; itself where that fails with the examples."""
+def compiled_or_not(function: Function) -> Function:
+    """A small function as one kernel for tensors of any size; itself from the first call on that cannot be compiled."""
     kernel: Function = torch.compile(function, dynamic=True)
-    try:
-        with torch.inference_mode():  # as the calls that count: code is made for one or the other
-            for example in examples:
-                kernel(*example)
-    except Exception as error:  # as above
-        if is_out_of_memory(error):
-            raise
-        log.debug("%s stays uncompiled: %s", getattr(function, "__name__", function), error)
-        return function
-    return kernel
+    failed = False
+
+    def called(*arguments: torch.Tensor) -> torch.Tensor:
+        nonlocal failed
+        if not failed:
+            try:
+                return kernel(*arguments)
+            except Exception as error:  # a compiler fails in many ways
+                if is_out_of_memory(error):
+                    raise
+                log.warning("%s stays uncompiled: %s", getattr(function, "__name__", function), first_line(error))
+                failed = True
+        return function(*arguments)
+
+    return called
 
 
 def keep_compiled_code() -> None:

@@ -20,6 +20,7 @@ from transformers import CLIPTextModel
 
 from vidup.engines import HOMES, WEIGHTS, architecture, claims, prompts, single_file, solver
 from vidup.engines.detail import DetailAutoencoder
+from vidup.engines.folding import fold
 from vidup.engines.identity import fingerprint as fingerprint
 from vidup.errors import EngineError, first_line
 
@@ -179,6 +180,8 @@ def load_parts(
     with load_errors(folder):
         if folder.is_file():
             file = single_file.load(folder, device, unet_dtype, vae_dtype)
+            if vae_dtype == torch.float16:
+                fold(file.vae)
             encode = prompts.single_file_tokens(tokenizer)
             positive, negative = prompts.embeddings(encode, file.text_encoder, file.unet, device, *texts)
             return Parts(
@@ -193,9 +196,9 @@ def load_parts(
         ddim = schedule(folder, "scheduler", solver.variance_preserving)
         ddpm = schedule(folder, "low_res_scheduler", _noise_levels)
         unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
-        vae = load_module(
-            autoencoder, folder, "vae", torch.float32 if autoencoder is DetailAutoencoder else vae_dtype, device
-        )
+        vae = load_vae(autoencoder, folder, vae_dtype, device)
+        if autoencoder is AutoencoderKL:  # older files lack it, and diffusers' default is that of other models
+            vae.register_to_config(scaling_factor=architecture.SCALING_FACTOR)
         if unet.config.in_channels != vae.config.latent_channels + 3 or unet.config.num_class_embeds is None:
             raise EngineError(
                 f"model {folder}: is no x4 upscaler: its unet takes {unet.config.in_channels} channels,"
@@ -277,21 +280,15 @@ def reads_text(unet: Any) -> bool:
     return any(name.endswith("attn2") for name, _ in unet.named_modules())
 
 
-def precisions(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-    """Of the UNet and of the VAE, whose decoder overflows in float16.
-
-    Args:
-        name: as `Settings.dtype`.
-    """
-    automatic = torch.float16 if device.type == "cuda" else torch.float32
-    unet: torch.dtype = automatic if name == "auto" else getattr(torch, name)
-    if unet == torch.float32:
-        return unet, unet
-    has_bfloat16 = device.type == "cpu"
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it has no convolutions
-    return unet, torch.bfloat16 if has_bfloat16 else torch.float32
+def load_vae(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The VAE of a layout, for float16 with a power of two folded into it: in float32 where it is of another kind."""
+    if kind is DetailAutoencoder:
+        return load_module(kind, folder, "vae", torch.float32, device)
+    vae = load_module(kind, folder, "vae", dtype, device)
+    if dtype != torch.float16 or fold(vae):
+        return vae
+    log.warning("model %s: float16 does not hold what its vae computes: that works in float32", folder)
+    return load_module(kind, folder, "vae", torch.float32, device)
 
 
 def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:

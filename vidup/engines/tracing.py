@@ -17,10 +17,10 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidup.engines import single_file
+from vidup.engines import attention, single_file
 from vidup.engines.memory import LiveBytes
 from vidup.engines.unet import Unet
-from vidup.engines.vae import Decoder, Limits, fused
+from vidup.engines.vae import Decoder, Limits
 
 _LAZY = 2  # bands that recomputed rows hold at once
 _PROBE = 64  # side of the picture that is traced
@@ -72,7 +72,7 @@ def _decoder_twin(decoder: Decoder, height: int, width: int) -> tuple[Decoder, t
         twin = type(decoder.vae).from_config(decoder.vae.config)
     twin = torch.nn.Module.to(twin, dtype).eval().requires_grad_(False)
     latents = torch.empty(1, decoder.vae.config.latent_channels, height, width, device=meta)
-    return Decoder(twin, decoder.windowed), latents
+    return Decoder(twin, decoder.windows), latents
 
 
 def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.device, limits: Limits) -> float:
@@ -96,14 +96,14 @@ def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.devic
             peak = max(peak, layer.kept * size * tall * wide + band)
         else:  # rows of the layers between the last that is kept and this one, too
             peak = max(peak, lasting + _LAZY * band)
-    for attention in decoder.vae.decoder.mid_block.attentions:
-        if attention is None:
+    for middle in decoder.vae.decoder.mid_block.attentions:
+        if middle is None:
             continue
-        channels, pixels = attention.to_q.out_features, height * width
-        portion, scores = min(limits.band, 4 * channels * pixels), 0
-        if not fused(device, channels // attention.heads):
-            # In the model's precision, in float32 after the softmax, and back.
-            scores = 2 * min(limits.scores, 4 * attention.heads * pixels**2)
+        channels, pixels = middle.to_q.out_features, height * width
+        portion, scores = min(limits.band, 4 * channels * pixels), 0.0
+        if not attention.fused(device, channels // middle.heads):
+            # Before and after the softmax, in the model's precision.
+            scores = 2 * size / 4 * min(limits.scores, 4 * middle.heads * pixels**2)
         peak = max(peak, 3 * channels * size * pixels + portion * (1 + size / 4) + scores)
     return peak
 

@@ -23,17 +23,13 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from torch.nn import functional
 
+from vidup.engines import attention
+from vidup.engines.card import decoder_format
 from vidup.engines.compiling import compiled_or_not
 from vidup.engines.structure import unknown_part
 from vidup.engines.tiny import decode_in_bands
 
 log = logging.getLogger(__name__)
-
-WINDOW = 64
-"""Side of the squares of queries, in latent pixels, that windowed attention takes together; their keys are those of
-the square and of half as much again on each side."""
-
-_WIDEST = {"cpu": 2**20}  # heads that torch's fused attention is quick for; on GPUs up to 256
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,23 @@ class Decoder:
 
     Args:
         vae: in the dtype that it is to work in; its modules may move between devices.
-        windowed: let each pixel of the middle attention see its neighbourhood alone, which changes the result.
-        compile_on: the device that its two smallest functions, which only wait for memory, are compiled for.
+        windows: whether each pixel of the middle attention sees its neighbourhood alone, which changes the result: as
+            `attention.is_windowed` has it.
+        device: where it is to work; its layers are laid out for that.
+        compiled: compile its two smallest functions, which only wait for memory.
     """
 
-    def __init__(self, vae: Any, windowed: bool = False, compile_on: torch.device | None = None) -> None:
-        self.vae, self.windowed = vae, windowed
-        self.functions = _Functions() if compile_on is None else _Functions.compiled(compile_on)
+    def __init__(
+        self, vae: Any, windows: str = "full", device: torch.device | None = None, compiled: bool = False
+    ) -> None:
+        self.vae, self.windows = vae, windows
+        small = (scale_shift_silu, squared_deviations)
+        self.functions = _Functions(*map(compiled_or_not, small)) if compiled else _Functions(*small)
         self.unknown = unknown_part(vae)
         """What of the structure is not known here; empty where it goes in bands."""
         if isinstance(vae, AutoencoderKL) and not self.unknown:
-            vae.decoder.to(memory_format=torch.channels_last)  # as the bands are: nothing is turned for a convolution
+            # As the bands are: nothing is turned for a convolution.
+            vae.decoder.to(memory_format=decoder_format("cpu" if device is None else device.type))
         if isinstance(vae, (AutoencoderKL, AutoencoderTiny)) and self.unknown:
             log.warning("the VAE's %s is of a kind that vidup does not know: frames are decoded whole", self.unknown)
 
@@ -106,7 +108,8 @@ class Decoder:
             return whole
         if isinstance(self.vae, AutoencoderTiny):
             return decode_in_bands(self.vae, latent, limits.band)
-        return _Frame(self.vae, limits, self.windowed, self.functions).decode(latent)
+        windowed = attention.is_windowed(self.windows, *latent.shape[-2:])
+        return _Frame(self.vae, limits, windowed, self.functions).decode(latent)
 
 
 def scale_shift_silu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -123,22 +126,8 @@ def squared_deviations(x: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
 class _Functions:
     """Small functions that read and write whole layers: as one kernel each they take a fraction of the time."""
 
-    activate: Callable[..., torch.Tensor] = scale_shift_silu
-    deviations: Callable[..., torch.Tensor] = squared_deviations
-
-    @classmethod
-    def compiled(cls, device: torch.device) -> _Functions:
-        bands = [
-            torch.zeros(1, 8, height, 7, dtype=torch.bfloat16, device=device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for height in (3, 5)
-        ]
-        one = torch.ones(1, 8, 1, 1, device=device)
-        return cls(
-            compiled_or_not(scale_shift_silu, [(band, one, one) for band in bands]),
-            compiled_or_not(squared_deviations, [(_pixels(band), one.flatten()) for band in bands]),
-        )
+    activate: Callable[..., torch.Tensor]
+    deviations: Callable[..., torch.Tensor]
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
@@ -178,9 +167,9 @@ class _Frame:
         x = decoder.conv_in(latent).contiguous(memory_format=torch.channels_last)
         first, *rest = decoder.mid_block.resnets
         x = self._resnet(first, x)
-        for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=True):
-            if attention is not None:
-                self._attend(attention, x)
+        for middle, resnet in zip(decoder.mid_block.attentions, rest, strict=True):
+            if middle is not None:
+                self._attend(middle, x)
             x = self._resnet(resnet, x)
         layer, scale = _kept(x), 1
         for block in decoder.up_blocks:
@@ -290,33 +279,35 @@ class _Frame:
         scale, shift = weight * deviation, bias - mean * deviation * weight
         return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)
 
-    def _attend(self, attention: Any, x: torch.Tensor) -> None:
+    def _attend(self, middle: Any, x: torch.Tensor) -> None:
         """Self-attention over all pixels, or over windows, added to `x` where it lies."""
-        scale, shift = (one.view(1, -1) for one in self._statistics(attention.group_norm, _kept(x)))
+        scale, shift = (one.view(1, -1) for one in self._statistics(middle.group_norm, _kept(x)))
         height, width = x.shape[-2:]
         tokens = _pixels(x)
 
         def normed(which: slice | torch.Tensor) -> torch.Tensor:
             return (tokens[which] * scale).add_(shift).to(x.dtype)
 
-        key, value = (x.new_empty(len(tokens), attention.to_k.out_features) for _ in range(2))
+        key, value = (x.new_empty(len(tokens), middle.to_k.out_features) for _ in range(2))
         portion = max(1, self.limits.band // (4 * tokens.shape[1]))
         for first in range(0, len(tokens), portion):
             part = slice(first, first + portion)
             source = normed(part)
-            key[part], value[part] = attention.to_k(source), attention.to_v(source)
+            key[part], value[part] = middle.to_k(source), middle.to_v(source)
         everything = torch.arange(len(tokens), device=x.device)
         regions: list[tuple[torch.Tensor, slice | torch.Tensor]] = [(everything, slice(0, len(tokens)))]
-        if self.windowed and max(height, width) > 2 * WINDOW:
+        if self.windowed:
             grid = everything.view(height, width)
-            regions = [(grid[inner].flatten(), grid[outer].flatten()) for inner, outer in _windows(height, width)]
+            regions = [
+                (grid[inner].flatten(), grid[outer].flatten()) for inner, outer in attention.windows(height, width)
+            ]
         for queries, others in regions:  # each pixel is a query once: what is written over is not read again
             seen = key[others], value[others]
-            step = min(portion, max(1, self.limits.scores // (4 * attention.heads * len(seen[0]))))
+            step = min(portion, max(1, self.limits.scores // (4 * middle.heads * len(seen[0]))))
             for where in torch.split(queries, step):
-                answer = _softmax_attention(attention.to_q(normed(where)), *seen, attention.heads)
-                answer = attention.to_out[0](answer).add_(tokens[where])
-                tokens[where] = answer.div_(attention.rescale_output_factor)
+                answer = attention.attend(middle.to_q(normed(where)), *seen, middle.heads)
+                answer = middle.to_out[0](answer).add_(tokens[where])
+                tokens[where] = answer.div_(middle.rescale_output_factor)
 
     def _bands(self, layer: _Layer) -> Iterator[tuple[int, int]]:
         """(first, last) rows of bands that cover a layer."""
@@ -337,7 +328,7 @@ def _empty(like: torch.Tensor, channels: int, height: int, width: int) -> torch.
 
 def _joined(resnet: Any, band: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
     """What a resnet's convolutions made, and what went around them."""
-    band += skipped if resnet.conv_shortcut is None else resnet.conv_shortcut(skipped)
+    band += skipped if resnet.conv_shortcut is None else resnet.conv_shortcut(_laid_out(skipped))
     return band if resnet.output_scale_factor == 1 else band.div_(resnet.output_scale_factor)
 
 
@@ -356,43 +347,16 @@ def _upsampled(conv: nn.Conv2d, source: _Layer) -> _Layer:
     return _Layer(conv.out_channels, height, width, rows, conv.in_channels)
 
 
+def _laid_out(rows: torch.Tensor) -> torch.Tensor:
+    """Rows as convolutions take them here; a copy only on MPS."""
+    return rows.contiguous(memory_format=decoder_format(rows.device.type))
+
+
 def _conv_rows(conv: nn.Conv2d, rows: torch.Tensor, at_top: bool, at_bottom: bool) -> torch.Tensor:
     """A 3x3 convolution of rows that bring one row more at each side, but for the frame's own edges: zeros there."""
+    rows = _laid_out(rows)
     if not (at_top or at_bottom):
         return functional.conv2d(rows, conv.weight, conv.bias, padding=(0, 1))
     # Rather a row too many than a copy of the band with its zeros.
     result = functional.conv2d(rows, conv.weight, conv.bias, padding=1)
     return result[..., int(not at_top) : result.shape[-2] - int(not at_bottom), :]
-
-
-def _softmax_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """(rows, width) of queries with (n, width) of keys and values."""
-    query, key, value = (one.view(len(one), heads, -1).transpose(0, 1) for one in (query, key, value))
-    if fused(query.device, query.shape[-1]):
-        answer = functional.scaled_dot_product_attention(query[None], key[None], value[None])[0]
-    else:  # torch's fused kernels for heads this wide are several times slower than plain matrix products
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
-        answer = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
-    return answer.transpose(0, 1).flatten(1)
-
-
-def fused(device: torch.device, head: int) -> bool:
-    """Whether attention over heads of this width holds no scores."""
-    return head <= _WIDEST.get(device.type, 256)
-
-
-def _windows(height: int, width: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Squares that cover a frame, and the larger ones that they see: all inside, the larger ones of one size."""
-
-    def along(length: int) -> list[tuple[slice, slice]]:
-        reach = min(length, 2 * WINDOW)
-        starts = range(0, length, WINDOW)
-        seen = [min(max(0, start - WINDOW // 2), length - reach) for start in starts]
-        return [
-            (slice(start, min(length, start + WINDOW)), slice(left, left + reach))
-            for start, left in zip(starts, seen, strict=True)
-        ]
-
-    for inner_rows, outer_rows in along(height):
-        for inner_columns, outer_columns in along(width):
-            yield (inner_rows, inner_columns), (outer_rows, outer_columns)

@@ -20,6 +20,7 @@ from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, warn_unused, windows
+from vidup.engines.card import card, precisions
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, at_work
@@ -65,13 +66,13 @@ class LatentX2:
             raise EngineError(
                 f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
             )
-        self.dtype, vae_dtype = hub.precisions(settings.dtype, device)
+        self.dtype, vae_dtype = precisions(settings.dtype, card(device))
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
         self.vae, self.identity, self._text_bytes = parts.vae, parts.identity, parts.text_bytes
         compiled = compiles(runtime.compile, device, runtime.offload)
         self.unet = Compiled(parts.unet, compiled, device, parts.unet)
-        self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.active else None)
+        self.decoder = Decoder(self.vae, settings.vae_attention, device, self.unet.active)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.steps, self.start = solver.variance_exploding(parts.scheduler, settings.sampler, settings.steps)
 
@@ -240,7 +241,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
     with hub.load_errors(folder):
         scheduler = hub.schedule(folder, "scheduler", solver.variance_exploding)
         unet = hub.load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
-        vae = hub.load_module(AutoencoderKL, folder, "vae", vae_dtype, device)
+        vae = hub.load_vae(AutoencoderKL, folder, vae_dtype, device)
         encoder = hub.load_module(CLIPTextModel, folder, "text_encoder", unet_dtype, device)
         latent = vae.config.latent_channels
         found = (unet.config.in_channels, unet.config.out_channels, unet.config.time_cond_proj_dim)

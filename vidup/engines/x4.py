@@ -16,8 +16,9 @@ from diffusers import DDPMScheduler
 
 from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
+from vidup.engines.card import card, precisions
 from vidup.engines.compiling import compiles
-from vidup.engines.hub import Parts, load_parts, locate, precisions
+from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work
 from vidup.engines.vae import Decoder, limits
@@ -56,7 +57,7 @@ class DiffusionX4:
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device, parts: Parts | None = None) -> None:
         self.settings, self.device = settings, device
-        self.dtype, vae_dtype = precisions(settings.dtype, device)
+        self.dtype, vae_dtype = precisions(settings.dtype, card(device))
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         text_bytes = 0
         if parts is None:
@@ -83,7 +84,7 @@ class DiffusionX4:
         self.unet = Unet(
             parts.unet, parts.negative, parts.positive, settings.guidance_scale, settings.noise_level, device, compiled
         )
-        self.decoder = Decoder(self.vae, settings.vae_attention == "windowed", device if self.unet.run.active else None)
+        self.decoder = Decoder(self.vae, settings.vae_attention, device, self.unet.run.active)
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
         self._tokens, self._text_bytes = parts.positive.shape[1], text_bytes
@@ -196,9 +197,9 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs
         return None
     if settings.model not in HOMES:
         return load(settings, runtime, device).needs if settings.model in hub.SHIPPED else None
-    dtype, vae_dtype = precisions(settings.dtype, device)
+    dtype, vae_dtype = precisions(settings.dtype, card(device))
     meta = torch.device("meta")
-    decoder = Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention == "windowed")
+    decoder = Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention)
     return needs(
         device,
         architecture.random_unet(meta, dtype),

@@ -1,0 +1,93 @@
+"""What a device is, and what follows from that: precisions, layouts, what is compiled, the allocator's settings.
+
+Facts are read once, by `card`; every decision is a function of them alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts of a device that decisions are made of."""
+
+    kind: str
+    """As `torch.device.type`: cuda, mps, cpu."""
+    memory: int = 0
+    """Bytes; of the host where the device has none of its own."""
+    bfloat16: bool = False
+    """It computes in bfloat16 by itself, convolutions included."""
+    compiler: bool = False
+    """What torch.compile makes code with is there: Triton and a C compiler."""
+    system: str = sys.platform
+
+
+def card(device: torch.device) -> Card:
+    """The facts of a device that is there."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it has no convolutions
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        has_bfloat16, memory = device.type == "cpu", psutil.virtual_memory().total
+    has_compiler = importlib.util.find_spec("triton") is not None and any(
+        map(shutil.which, ("cc", "gcc", "clang", "cl"))
+    )
+    return Card(device.type, memory, has_bfloat16, has_compiler)
+
+
+def precisions(name: str, facts: Card) -> tuple[torch.dtype, torch.dtype]:
+    """Of the UNet and of the VAE.
+
+    In float16 a VAE overflows as it is: see `folding.fold`.
+
+    Args:
+        name: as `Settings.dtype`.
+    """
+    automatic = torch.float16 if facts.kind == "cuda" else torch.float32
+    unet: torch.dtype = automatic if name == "auto" else getattr(torch, name)
+    has_it = unet != torch.bfloat16 or facts.bfloat16
+    return unet, unet if has_it else torch.float32
+
+
+def wider(dtype: torch.dtype, facts: Card) -> str | None:
+    """The precision, in `Settings.dtype`'s words, that holds what overflows in this one; None where none does."""
+    if dtype != torch.float16:
+        return None  # bfloat16 has the range of float32
+    return "bfloat16" if facts.kind == "cuda" and facts.bfloat16 else "float32"
+
+
+def memory_format(kind: str, compiled: bool) -> torch.memory_format:
+    """How pictures lie in memory for a UNet.
+
+    The CPU's convolutions want channels last. On CUDA, uncompiled, group norm would turn each tensor back. On MPS
+    convolutions over channels last have given wrong results in silence.
+    """
+    wanted = kind == "cpu" or (compiled and kind != "mps")
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def decoder_format(kind: str) -> torch.memory_format:
+    """How bands of rows lie in memory for the convolutions of a decoder: see `memory_format`."""
+    return torch.contiguous_format if kind == "mps" else torch.channels_last
+
+
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"  # torch 2.9 warns of the name, and ignores this setting under its new one
+
+
+def allocator(system: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What to set in the environment before CUDA's allocator comes up.
+
+    Segments that can grow keep it from holding blocks that fit no tensor: without them it reserves up to 1.8 times of
+    what tensors take. Windows has none, and whoever has set it keeps it.
+    """
+    given = any(name in environment for name in (ALLOCATOR, "PYTORCH_ALLOC_CONF"))
+    return {} if given or not system.startswith("linux") else {ALLOCATOR: "expandable_segments:True"}
