@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from vidup.engines import attention
 from vidup.engines.card import decoder_format
-from vidup.engines.compiling import compiled_or_not
+from vidup.engines.compiling import Function, compiled_or_not
 from vidup.engines.structure import unknown_part
 from vidup.engines.tiny import decode_in_bands
 
@@ -71,8 +71,8 @@ class Decoder:
         self, vae: Any, windows: str = "full", device: torch.device | None = None, compiled: bool = False
     ) -> None:
         self.vae, self.windows = vae, windows
-        small = (scale_shift_silu, squared_deviations)
-        self.functions = _Functions(*map(compiled_or_not, small)) if compiled else _Functions(*small)
+        make: Callable[[Function], Function] = compiled_or_not if compiled else lambda function: function
+        self.functions = _Functions(make(scale_shift_silu), make(squared_deviations))
         self.unknown = unknown_part(vae)
         """What of the structure is not known here; empty where it goes in bands."""
         if isinstance(vae, AutoencoderKL) and not self.unknown:
