@@ -37,7 +37,7 @@ def run() -> Callable[..., Any]:
 
 
 def test_every_stage_is_timed(run: Callable[..., Any]) -> None:
-    found = run("--preset", "mini", "--size", "48x32", "--frames", "3", "--json")
+    found = run("--preset", "mini", "--frame-size", "48x32", "--frames", "3", "--json")
     assert found["size"] == [48, 32] and found["output"] == [192, 128] and found["frames"] == 3
     assert set(found["stages"]) == MODEL and all(seconds >= 0 for seconds in found["stages"].values())
     assert found["seconds"] == pytest.approx(sum(found["stages"].values()))
@@ -49,14 +49,26 @@ def test_every_stage_is_timed(run: Callable[..., Any]) -> None:
 
 
 def test_an_engine_without_a_model(run: Callable[..., Any]) -> None:
-    found = run("--model", "bicubic", "--scale", "2", "--size", "48x32", "--frames", "1", "--json")
+    found = run("--model", "bicubic", "--scale", "2", "--frame-size", "48x32", "--frames", "1", "--json")
     assert found["output"] == [96, 64] and found["flops"] is None and found["share"] is None
     assert "engine, anchor, size" in found["stages"] and "UNet" not in found["stages"]
-    assert "FLOP" not in run("--model", "bicubic", "--size", "48x32", "--frames", "1")
+    assert "FLOP" not in run("--model", "bicubic", "--frame-size", "48x32", "--frames", "1")
 
 
 def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
-    words = "--random-weights", "--narrower", "8", "--size", "16x16", "--frames", "2", "--steps", "2", "--batch", "2"
+    words = (
+        "--random-weights",
+        "--narrower",
+        "8",
+        "--frame-size",
+        "16x16",
+        "--frames",
+        "2",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+    )
     plain = run(*words, "--json")
     assert plain["evaluations"] == 2 and plain["batch"] == 2
     guided = run(*words, "--json", "--prompt", "a harbour")
@@ -73,7 +85,7 @@ def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
         (("--random-weights", "--preset", "x2"), "x2"),
         (("--workers", "4"), "workers"),
         (("--ray", "auto"), "ray"),
-        (("--size", "99999x99999"), "99999x99999"),
+        (("--frame-size", "99999x99999"), "99999x99999"),
     ],
 )
 def test_what_bench_does_not_do_is_refused(run: Callable[..., Any], words: tuple[str, ...], said: str) -> None:
@@ -127,7 +139,7 @@ def test_a_file_is_estimated(run: Callable[..., Any], make_clip: Callable[..., P
 @pytest.mark.parametrize("size", ["48", "axb", "4x4"])
 def test_a_size_that_is_none_is_refused(run: Callable[..., Any], size: str) -> None:
     with pytest.raises(ConfigError, match=size):
-        run("--model", "bicubic", "--size", size)
+        run("--model", "bicubic", "--frame-size", size)
 
 
 def test_flops_are_those_of_a_run() -> None:

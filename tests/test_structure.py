@@ -21,9 +21,10 @@ WINGS = {
     "picture": {"errors", "frame", "config"},
     "engines": {"errors", "config", "picture"},
     "media": {"errors", "frame", "config", "picture"},
+    "paths": {"errors", "config", "media"},
     "upscaler": {"errors", "frame", "config", "prefetch", "picture", "engines"},
     "proof": {"errors", "frame", "config", "prefetch", "picture", "media"},
-    "job": {"errors", "frame", "config", "prefetch", "picture", "engines", "media", "upscaler", "proof"},
+    "job": {"errors", "frame", "config", "paths", "prefetch", "picture", "engines", "media", "upscaler", "proof"},
     "compare": {"errors", "frame", "picture", "engines", "media"},
     "bench": {
         "errors",
@@ -41,6 +42,7 @@ WINGS = {
     "terminal": {"errors"},
     "arguments": {"config", "options", "bench"},
     "cli": {
+        "paths",
         "errors",
         "config",
         "options",

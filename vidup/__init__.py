@@ -37,6 +37,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         packets, sound, texts, conversion   the other streams: read, decoded, encoded anew
         streams, delivery                   what a container takes of them; what an output has to hold
         kept, thumbnails, joining           streams converted ahead; small pictures; all into a container
+    paths                               which files a command means, and whether they can be used
     upscaler                            frames in, larger frames out
     proof/                              re-read what was written, and prove it
         findings, tracks                    what is found wrong; fingerprints of streams

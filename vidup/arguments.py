@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,23 +15,51 @@ from vidup import bench
 from vidup.config import DELIVERY, Runtime, Settings, preset_names
 from vidup.options import add_options
 
+_ON_THE_MACHINE = ("device", "batch", "compile", "max_memory", "offload")  # of the runtime, what decides memory
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, where argparse would print all options first."""
 
-    def error(self, message: str) -> NoReturn:
-        known = [name for parser in (self, *self._commands()) for name in parser._option_string_actions]
-        word = message.rpartition("unrecognized arguments: ")[2].split(" ")[0].split("=")[0]
-        near = difflib.get_close_matches(word, known, 1, 0.75) if "unrecognized arguments: " in message else []
-        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
-        if any(argument.startswith("-") and Path(argument).exists() for argument in sys.argv[1:]):
-            hint = "a file whose name begins with - is given as ./-NAME"
-        self.exit(2, f"{self.prog}: {message}; {hint}\n")
+    typed: tuple[str, ...] = ()
+    """What the whole command line is, while it is parsed."""
 
-    def _commands(self) -> Iterator[argparse.ArgumentParser]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; ``help COMMAND`` is ``COMMAND --help``."""
+        given = tuple(sys.argv[1:] if args is None else args)
+        commands = self._commands()
+        if commands:
+            _Parser.typed = given
+            if given[:1] == ("help",):
+                given = (*given[1:2], "--help")
+        return super().parse_known_args(list(given), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong and what to do; ends the process with 2."""
+        self.exit(2, f"{self.prog}: {message}; {self._hint(message)}\n")
+
+    def _hint(self, message: str) -> str:
+        unknown = message.rpartition("unrecognized arguments: ")[2] if "unrecognized arguments: " in message else ""
+        word = unknown.split(" ")[0].split("=")[0]
+        commands, typed = self._commands(), _Parser.typed
+        own = commands.get(typed[0] if typed else "", self)
+        if word.startswith("-"):
+            others = [name for name, command in commands.items() if word in command._option_string_actions]
+            if others:
+                return f"that is an option of vidup {' and '.join(others)}"
+            if near := difflib.get_close_matches(word, own._option_string_actions, 1, 0.75):
+                return f"did you mean {near[0]}?"
+        if any(argument.startswith("-") and Path(argument).exists() for argument in typed):
+            return "a file whose name begins with - is given as ./-NAME"
+        if typed and "argument COMMAND" in message and Path(typed[0]).exists():
+            return f"did you mean vidup upscale {typed[0]}?"
+        return f"{own.prog} --help lists the options"
+
+    def _commands(self) -> Mapping[str, argparse.ArgumentParser]:
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                yield from action.choices.values()
+                return action.choices
+        return {}
 
 
 def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
@@ -42,14 +71,15 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     whole = _Parser(
         prog="vidup",
         description="Upscale video: every frame at its own time, the original sound untouched.",
-        epilog="vidup COMMAND --help lists the options of a command.",
+        epilog="vidup help COMMAND, or vidup COMMAND --help, lists the options of a command.",
     )
     whole.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
     adding = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, run in commands.items():
         command = _ADD[name](adding)
         command.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
-        command.set_defaults(command=run)
+        command.set_defaults(command=run, quiet=False)
+    adding.add_parser("help", help="show the options of a command: vidup help upscale")
     return whole
 
 
@@ -57,26 +87,32 @@ def _add_upscale(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "upscale",
         help="upscale videos or still images",
+        usage="vidup upscale INPUT [INPUT ...] [-o OUTPUT] [options]",
         description=(
             "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."
         ),
     )
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, or several with -o FOLDER")
     command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="a file, or a folder; several of them with -o FOLDER"
+    )
+    first = command.add_argument_group("options that matter first")
+    first.add_argument(
         "-o",
         "--output",
         metavar="PATH",
         help="the output file, or a folder for many inputs; the ending chooses the container: .mp4, .mov, .mkv, .webm",
     )
-    command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
-    command.add_argument(
+    first.add_argument("-p", "--preset", metavar="NAME", help=_presets())
+    add_options(command, Settings, Runtime, first=first)
+    what = command.add_argument_group("what is said")
+    what.add_argument(
         "--progress",
         choices=("bar", "json", "none"),
         default="bar",
         help="a bar, or one JSON object a line on standard output (default: bar)",
     )
-    add_options(command, Settings)
-    add_options(command, Runtime)
+    what.add_argument("--dry-run", action="store_true", help="show what would be done, as probe does, and do nothing")
+    what.add_argument("-q", "--quiet", action="store_true", help="no bar, and of the log warnings and errors alone")
     return command
 
 
@@ -84,14 +120,14 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "probe",
         help="show what is in a file, and what would become of it",
+        usage="vidup probe INPUT [-o OUTPUT] [options]",
         description="Show what is in a file, and what would become of each stream with these settings.",
     )
     command.add_argument("input", metavar="INPUT")
     command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
     command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(command, Settings)
-    add_options(command, Runtime, only=("device", "batch", "compile", "max_memory", "offload"))
+    add_options(command, Settings, Runtime, only=(*_names(Settings), *_ON_THE_MACHINE))
     return command
 
 
@@ -138,6 +174,10 @@ def _add_list(commands: Any) -> argparse.ArgumentParser:
 
 def _presets() -> str:
     return f"{', '.join(preset_names())}, or the path of a .toml"
+
+
+def _names(config: type[Settings]) -> Iterator[str]:
+    return (spec.name for spec in fields(config))
 
 
 _ADD: dict[str, Callable[[Any], argparse.ArgumentParser]] = {

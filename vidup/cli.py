@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidup import bench, terminal
+from vidup import bench, paths, terminal
 from vidup.arguments import parser
 from vidup.config import Runtime, Settings, preset_names
 from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:  # --help and --version end here
         with suppress(MediaError, BrokenPipeError):
             terminal.flush()
-    _set_up_logging(arguments.verbose)
+    _set_up_logging(arguments.verbose, arguments.quiet)
     gently = arguments.command is _upscale
     try:
         with terminal.stopping(gently, lasting=argv is None) as stop:
@@ -65,17 +65,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
-    from vidup.job import default_output, upscale_files
-
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
-    folder = _output_folder(arguments.inputs, arguments.output)
-    files = [
-        (source, folder / default_output(Path(source), settings).name if folder else arguments.output)
-        for source in arguments.inputs
-    ]
+    folder = paths.folder_of(arguments.inputs, arguments.output)
+    sources = paths.expand(arguments.inputs, arguments.output)
+    output = Path(arguments.output) if arguments.output and folder is None else None
+    paths.check(sources, output, settings, runtime.overwrite or runtime.skip_done)
+    from vidup.job import default_output, upscale_files  # with torch: only now
+
+    files = [(source, folder / default_output(source, settings).name if folder else output) for source in sources]
+    if arguments.dry_run:
+        for source, target in files:
+            _show(source, target or default_output(source, settings), settings, runtime)
+        return 0
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     # What ray prints of its own goes to standard output, which is for data.
-    with _progress(arguments.progress) as sink, redirect_stdout(sys.stderr):
+    with _progress(arguments) as sink, redirect_stdout(sys.stderr):
         outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=arguments.stop)
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     if len(outcomes) == 1 and outcomes[0].error is not None:
@@ -88,67 +94,53 @@ def _upscale(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _output_folder(inputs: Sequence[str], output: str | None) -> Path | None:
-    """The folder that many inputs go to; None where the output is a file or stands beside its input."""
-    if output is None or not (len(inputs) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir()):
-        return None
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; many inputs need a folder as output")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @contextmanager
-def _progress(kind: str) -> Iterator[Sink | None]:
+def _progress(arguments: argparse.Namespace) -> Iterator[Sink | None]:
     from vidup.job.progress import Bar, json_lines
 
-    if kind == "bar":
+    if arguments.progress == "bar" and not arguments.quiet:
         with closing(Bar()) as bar:
             yield bar
     else:
-        yield json_lines(sys.stdout) if kind == "json" else None
+        yield json_lines(sys.stdout) if arguments.progress == "json" else None
         with suppress(MediaError, BrokenPipeError):  # what nobody read is no failure of the job
             terminal.flush()
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from vidup.job import default_output, describe, plan, rehearse, stills
-
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
-    source = Path(arguments.input)
-    target = Path(arguments.output) if arguments.output else default_output(source, settings)
+    source, output = Path(arguments.input), Path(arguments.output) if arguments.output else None
+    paths.check([source], None, settings, overwrite=True)
+    from vidup.job import default_output
+
+    _show(source, output or default_output(source, settings), settings, runtime, output is not None, arguments.json)
+    return 0
+
+
+def _show(
+    source: Path, target: Path, settings: Settings, runtime: Runtime, rehearsed: bool = False, as_json: bool = False
+) -> None:
+    """Print what is in a file, and what would become of it."""
+    from vidup.job import describe, plan, rehearse, stills
+
     if stills.is_still(source, target):
         facts = stills.facts(source, target, settings)
-        if arguments.json:
-            terminal.put(json.dumps(facts))
-            return 0
-        kind = f"{facts['width']}x{facts['height']} {facts['mode']} ({facts['format']})"
-        terminal.put(f"{source}: a still image of {kind}")
-        terminal.put(f"  output    {target}: {facts['output_width']}x{facts['output_height']}")
-        for note in facts["notes"]:
-            terminal.put(f"  note: {note}")
-        return 0
-    job, left = plan.plan(source, target, settings), list[str]()
-    if arguments.output:
-        job, left = rehearse.foresee(job)
-    info, encoding, notes = job.info, job.encoding, [*describe.describe(job)[1:], *left]
-    if arguments.json:
-        table = asdict(info) | {"output": str(target), "encoding": asdict(encoding)}
-        del table["pts"]
-        table |= {"plan": [asdict(stream) for stream in job.streams], "notes": notes}
-        table |= {"output_frames": len(job.times), "disk_bytes": plan.disk(job, job.high - job.low)}
-        table |= {"host_bytes": plan.host_memory(job), "device_bytes": plan.device_memory(job, runtime)}
-        terminal.put(json.dumps(table, default=str))
-        return 0
-    for line in describe.facts(job, runtime):
+        lines = [
+            f"{source}: a still image of {facts['width']}x{facts['height']} {facts['mode']} ({facts['format']})",
+            f"  output    {target}: {facts['output_width']}x{facts['output_height']}",
+            *(f"  note: {note}" for note in facts["notes"]),
+        ]
+    else:
+        job, left = plan.plan(source, target, settings), list[str]()
+        if rehearsed:
+            job, left = rehearse.foresee(job)
+        facts = describe.table(job, runtime) if as_json else {}
+        notes = [*describe.describe(job)[1:], *left]
+        facts["notes"] = notes
+        lines = [*describe.facts(job, runtime), *(f"  {note}" for note in notes)]
+    for line in [json.dumps(facts, default=str)] if as_json else lines:
         terminal.put(line)
-    for note in notes:
-        terminal.put(f"  {note}")
-    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -264,11 +256,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _set_up_logging(verbose: bool) -> None:
+def _set_up_logging(verbose: bool, quiet: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("vidup: %(message)s"))
     log.handlers = [handler]
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     log.propagate = False
 
 

@@ -38,6 +38,13 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+MODELS = ("x4", "x2", "mini", "nearest", "bilinear", "bicubic", "lanczos")
+"""The models that have a name; `engines.FAMILIES` says what they are."""
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
+"""What files with weights end in."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides the pixels of the result.
@@ -48,7 +55,7 @@ class Settings:
 
     model: str = option(
         "x4",
-        "x4, x2, mini, nearest, bilinear, bicubic, lanczos, a hub id, a folder in the hub's layout, a file of weights",
+        f"{', '.join(MODELS)}, a hub id, a folder in the hub's layout, a file of weights",
         flags=("-n",),
     )
     revision: str | None = option(None, "commit, tag or branch to pin a hub id to")
@@ -88,7 +95,12 @@ class Settings:
     scale: float | None = option(
         None, "size of the result against the input; the model's own where not given", flags=("-s",), low=1, high=16
     )
-    height: int | None = option(None, "height of the result in pixels, instead of a scale", low=2, high=32768)
+    height: int | None = option(
+        None, "lines of the result, such as 1080 or 1080p, instead of a scale", low=2, high=32768, metavar="LINES"
+    )
+    width: int | None = option(
+        None, "width of the result in pixels; with height, the box that it fits within", low=2, high=32768
+    )
     codec: str | None = option(
         None,
         "video encoder, in ffmpeg's name; where not given libx264 (mp4, mov above 8 bits: libx265; webm: libvpx-vp9)",
@@ -125,22 +137,37 @@ class Settings:
     segment_frames: int = option(
         96, "frames that are encoded on their own: what a stopped job loses at most", low=1, high=100_000
     )
-    start: float = option(0.0, "begin at this time of the input, in seconds", low=0, high=1_000_000_000)
-    duration: float | None = option(None, "take this many seconds", low=0, high=1_000_000_000)
+    start: float = option(
+        0.0, "begin at this time of the input: 65.5, 1:05.5, 65.5s", low=0, high=1_000_000_000, metavar="TIME"
+    )
+    duration: float | None = option(None, "take as much: 10, 10s, 1:30", low=0, high=1_000_000_000, metavar="TIME")
+    end: float | None = option(
+        None, "end at this time of the input, instead of a duration", low=0, high=1_000_000_000, metavar="TIME"
+    )
 
     def __post_init__(self) -> None:
         _check(self)
         if self.tile and self.tile <= 2 * self.tile_overlap:
             raise ConfigError(f"tile = {self.tile}: must be more than twice tile_overlap ({self.tile_overlap}), or 0")
-        if self.scale is not None and self.height is not None:
-            raise ConfigError(f"scale = {self.scale} and height = {self.height}: give one of the two")
+        for name in ("height", "width"):
+            if self.scale is not None and getattr(self, name) is not None:
+                raise ConfigError(f"scale = {self.scale} and {name} = {getattr(self, name)}: give one of the two")
         if self.guidance_start > self.guidance_end:
             raise ConfigError(
                 f"guidance_start = {self.guidance_start}: must not be more than guidance_end ({self.guidance_end})"
             )
         if self.duration == 0:
             raise ConfigError("duration = 0: must be more than 0 seconds")
+        if self.end is not None and self.duration is not None:
+            raise ConfigError(f"duration = {self.duration:g} and end = {self.end:g}: give one of the two")
+        if self.end is not None and self.end <= self.start:
+            raise ConfigError(f"end = {self.end:g}: must be after start ({self.start:g})")
         _ = self.bits_a_second
+
+    @property
+    def until(self) -> float | None:
+        """The time of the input, in seconds, at which the requested part ends; None is the input's end."""
+        return self.end if self.duration is None else self.start + self.duration
 
     @property
     def bits_a_second(self) -> int | None:
@@ -195,12 +222,17 @@ class Runtime:
         return None if self.max_memory is None else _bytes("max_memory", self.max_memory)
 
 
+_LEAST_BYTES = 1 << 20  # that anybody means by a number without a unit
+
+
 def _bytes(name: str, text: str) -> int:
     """``8G``, ``512M`` or plain bytes, in powers of 1024."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match is not None else 0
     if not 1 <= size < 2**63:
         raise ConfigError(f"{name} = {_shown(text)}: expected a size such as 8G or 512M")
+    if match is not None and not match[2] and size < _LEAST_BYTES:
+        raise ConfigError(f"{name} = {_shown(text)}: is {size:g} bytes; was {match[1]}G meant?")
     return int(size)
 
 
@@ -210,7 +242,7 @@ def preset_names() -> list[str]:
 
 
 DELIVERY: tuple[str, ...] = (
-    *("start", "duration", "matrix", "range", "deinterlace", "bake_rotation"),
+    *("start", "duration", "end", "matrix", "range", "deinterlace", "bake_rotation"),
     *("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options", "tolerate_errors"),
 )
 """The settings that decide what has to be in the output, however large its pictures are."""
@@ -218,10 +250,19 @@ DELIVERY: tuple[str, ...] = (
 
 def layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
     """The preset that the model brings along, then the one that is given, then `over`, which is not checked."""
-    table = {**(_read_preset(preset) if preset is not None else {}), **over}
+    table = _over(_read_preset(preset) if preset is not None else {}, over)
     model = str(table.get("model"))
     own = [name for name in preset_names() if model in _brought_by(name)]
-    return {**(_read_preset(own[0]) if own else {}), **table}
+    return _over(_read_preset(own[0]) if own else {}, table)
+
+
+_INSTEAD = ({"scale", "height", "width"}, {"duration", "end"})
+"""Settings that say one thing in several ways: one of them puts the others of a preset out of force."""
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    gone = {name for names in _INSTEAD if names & above.keys() for name in names}
+    return {**{name: value for name, value in below.items() if name not in gone}, **above}
 
 
 def _brought_by(preset: str) -> list[str]:

@@ -3,37 +3,120 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import Field, fields
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vidup.config import Config, Settings, layered, scalar
+from vidup.config import Config, Runtime, Settings, layered, scalar
+
+FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
+"""What most people need; the help shows them before all others, with ``--output`` and ``--preset``."""
+
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "options that matter first": FIRST,
+    "size": ("scale", "height", "width"),
+    "part of the input": ("start", "duration", "end"),
+    "the picture": (
+        *("prompt", "negative_prompt", "guidance_scale", "guidance_start", "guidance_end", "steps", "noise_level"),
+        *("seed", "sampler", "anchor"),
+    ),
+    "from frame to frame": ("temporal", "trust", "refresh"),
+    "the model": ("model", "revision", "dtype", "vae", "vae_attention", "tokenizer", "tile", "tile_overlap"),
+    "encoding": ("codec", "crf", "bitrate", "pix_fmt", "encoder_options", "muxer_options", "segment_frames"),
+    "how the input is taken": ("matrix", "range", "deinterlace", "bake_rotation", "tolerate_errors"),
+    "streams": ("streams", "drop_streams", "no_audio", "no_subtitles", "strict"),
+    "machine": ("device", "batch", "compile", "max_memory", "offload", "workers", "ray"),
+    "job": ("verify", "restart", "keep_work", "skip_done", "overwrite"),
+}
+"""Under which head the help shows what; where a name stands twice, under the first that is shown."""
 
 
-def add_options(parser: argparse.ArgumentParser, config: type[Config], only: tuple[str, ...] | None = None) -> None:
-    """Add one option for each field of `config`, or for some; only those that are typed appear in the namespace."""
-    hints = get_type_hints(config)
-    group = parser.add_argument_group(config.__name__.lower())
-    for spec in fields(config):
-        if only is not None and spec.name not in only:
+def add_options(
+    parser: argparse.ArgumentParser,
+    *configs: type[Settings] | type[Runtime],
+    only: Sequence[str] | None = None,
+    first: Any = None,
+) -> None:
+    """Add one option for each field of `configs`, or for some; only those that are typed appear in the namespace.
+
+    Args:
+        only: names of the fields that are added; all where not given.
+        first: the group of the help that takes those in `FIRST`; without one they stand where they belong.
+    """
+    specs = {spec.name: (spec, get_type_hints(config)[spec.name]) for config in configs for spec in fields(config)}
+    left = {name: found for name, found in specs.items() if only is None or name in only}
+    for title, names in _GROUPS.items():
+        shown = [name for name in names if name in left]
+        if (names is FIRST and first is None) or not shown:
             continue
-        hint, many = scalar(hints[spec.name]), spec.metadata
-        shown = "" if _default(spec) in (None, "", {}, False) else f" (default: {_default(spec)})"
-        keywords: dict[str, Any] = {
-            "dest": spec.name,
-            "default": argparse.SUPPRESS,
-            "help": (many["help"] + shown).replace("%", "%%"),
-        }
-        if hint is bool:
-            keywords["action"] = "store_true"
-        elif get_origin(hint) is Literal:
-            keywords["choices"] = get_args(hint)
-        elif get_origin(hint) is dict:
-            keywords |= {"action": _KeyValue, "metavar": many["metavar"]}
-        else:
-            keywords |= {"type": hint, "metavar": hint.__name__.upper()}
-        names = ["--" + spec.name.replace("_", "-")]
-        group.add_argument(*many["flags"], *names, **keywords)
+        group = first if names is FIRST else parser.add_argument_group(title)
+        for name in shown:
+            _add_option(group, *left.pop(name))
+        if "width" in shown:
+            group.add_argument(
+                "--size", action=_Size, default=argparse.SUPPRESS, metavar="WxH", help="--width and --height in one"
+            )
+    assert not left, f"options without a group of the help: {', '.join(left)}"
+
+
+def _add_option(group: Any, spec: Field[Any], hint: Any) -> None:
+    hint, about = scalar(hint), spec.metadata
+    default = "" if spec.default in (MISSING, None, "", False) else f" (default: {spec.default})"
+    keywords: dict[str, Any] = {
+        "dest": spec.name,
+        "default": argparse.SUPPRESS,
+        "help": (about["help"] + default).replace("%", "%%"),
+    }
+    if hint is bool:
+        keywords["action"] = "store_true"
+    elif get_origin(hint) is Literal:
+        keywords["choices"] = get_args(hint)
+    elif get_origin(hint) is dict:
+        keywords |= {"action": _KeyValue, "metavar": about["metavar"]}
+    else:
+        metavar = about["metavar"] or hint.__name__.upper()
+        keywords |= {"type": _TYPES.get(metavar, hint), "metavar": metavar}
+    group.add_argument(*about["flags"], "--" + spec.name.replace("_", "-"), **keywords)
+
+
+_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "min": 60.0, "h": 3600.0}
+
+
+def _seconds(text: str) -> float:
+    """``65.5``, ``65.5s``, ``500ms``, ``1:05.5``, ``00:01:05.5``."""
+    if match := re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|h|)", text.strip()):
+        return float(match[1]) * _UNITS[match[2]]
+    if match := re.fullmatch(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d*)?)", text.strip()):
+        return int(match[1] or 0) * 3600 + int(match[2]) * 60 + float(match[3])
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: seconds (65.5, 65.5s) or 00:01:05.5 are")
+
+
+def _lines(text: str) -> int:
+    """``1080`` or ``1080p``."""
+    if match := re.fullmatch(r"(\d{1,9})[pP]?", text.strip()):
+        return int(match[1])
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of lines: 1080 or 1080p is")
+
+
+_TYPES: dict[str, Callable[[str], Any]] = {"TIME": _seconds, "LINES": _lines}
+"""What reads the values that people write in more ways than as a number, by what stands for them in the help."""
+
+
+class _Size(argparse.Action):
+    """``--size 1920x1080``: width and height."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        match = re.fullmatch(r"(\d{1,9})[xX×:](\d{1,9})", str(values).strip())
+        if match is None:
+            parser.error(f"argument {option_string}: {str(values)!r} is no size: 1920x1080 is")
+        namespace.width, namespace.height = int(match[1]), int(match[2])
 
 
 class _KeyValue(argparse.Action):
@@ -59,7 +142,3 @@ def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | N
     if config is Settings:
         given = layered(preset, given)
     return config(**given)
-
-
-def _default(spec: Field[Any]) -> Any:
-    return {} if spec.default_factory is not None and spec.metadata["metavar"] == "KEY=VALUE" else spec.default

@@ -306,7 +306,7 @@ class Upscaler:
         if choice is None:
             raise EngineError(
                 f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
-                " take a smaller model, --offload, or another --device"
+                f" take a smaller model,{'' if self.runtime.offload else ' --offload,'} or another --device"
             )
         self.engine.close()
         self.choose(height, width, choice)

@@ -38,7 +38,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         " on frames of that file, and estimate how long it takes as a whole, how much memory and how much disk.",
     )
     parser.add_argument("--input", metavar="FILE", help="a video; made-up frames where not given")
-    parser.add_argument("--size", default="480x270", metavar="WxH", help="of made-up frames (default: 480x270)")
+    parser.add_argument("--frame-size", default="480x270", metavar="WxH", help="of made-up frames (default: 480x270)")
     parser.add_argument("--frames", type=int, default=4, metavar="INT", help="how many are timed (default: 4)")
     parser.add_argument("-p", "--preset", metavar="NAME", help="a preset, or the path of a .toml")
     parser.add_argument(
@@ -50,8 +50,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "--narrower", type=int, default=1, choices=(1, 2, 4, 8), help="divide the widths of --random-weights by this"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(parser, Settings)
-    add_options(parser, Runtime)
+    add_options(parser, Settings, Runtime)
     return parser
 
 
@@ -77,7 +76,7 @@ def report(arguments: argparse.Namespace) -> str:
             found = measure(upscaler, frames, job.encoding, decoding, job.turn)
             whole = estimate(job, upscaler, found)
         else:
-            found = measure(upscaler, *made_up(arguments.size, arguments.frames, upscaler))
+            found = measure(upscaler, *made_up(arguments.frame_size, arguments.frames, upscaler))
     if arguments.json:
         table = asdict(found) | {"frames_per_second": found.frames_per_second, "share": found.share}
         return json.dumps(table | ({"estimate": asdict(whole)} if whole else {}))
@@ -167,9 +166,9 @@ def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Enc
     try:
         width, height = map(int, size.lower().split("x"))
     except ValueError:
-        raise ConfigError(f"size = {size!r}: expected WIDTHxHEIGHT, such as 480x270") from None
+        raise ConfigError(f"frame_size = {size!r}: expected WIDTHxHEIGHT, such as 480x270") from None
     if not 8 <= min(width, height) <= max(width, height) <= 16384:
-        raise ConfigError(f"size = {size!r}: must be 8x8 to 16384x16384 pixels")
+        raise ConfigError(f"frame_size = {size!r}: must be 8x8 to 16384x16384 pixels")
     frames = synthetic(width, height, count)
     tall, wide = output_size(upscaler.settings, upscaler.engine.scale, height, width, even=True)
     return frames, encoder.choose_encoding(upscaler.settings, _info(frames, width, height), wide, tall, MATROSKA)

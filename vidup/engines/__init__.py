@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from vidup.config import WEIGHTS as WEIGHTS
 from vidup.config import Runtime, Settings
 from vidup.engines import operators
 from vidup.engines.memory import is_out_of_memory, keep_to_limit
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 operators.declare()  # before anything here imports diffusers
-
-WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
-"""What files with weights end in."""
 
 _ONE_PASS = "weights of one pass"
 _X4 = "StableDiffusionUpscalePipeline"

@@ -11,7 +11,6 @@ from pathlib import Path
 from vidup import engines
 from vidup.config import Runtime, Settings
 from vidup.job import crew as crews
-from vidup.job import stills
 from vidup.job.progress import Sink, SinkFailed, Tracker
 from vidup.job.queue import Outcome as Outcome
 from vidup.job.queue import begin, failing, run
@@ -69,7 +68,7 @@ def upscale_files(
     The failure of a file is in its `Outcome`, and the others go on.
     """
     settings, runtime = settings or Settings(), runtime or Runtime()
-    if runtime.compile == "auto" and all(Path(source).suffix.lower() in stills.ENDINGS for source, _ in files):
+    if runtime.compile == "auto" and all(Path(source).suffix.lower() in containers.STILLS for source, _ in files):
         runtime = replace(runtime, compile="off")  # a picture is done before a model is compiled
     tracker = Tracker(on_progress)
     outcomes, works = [], []
@@ -96,7 +95,12 @@ def upscale_files(
 
 def default_output(source: Path, settings: Settings) -> Path:
     """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
-    mark = f"_{settings.height}p" if settings.height else f"_x{settings.scale or engines.native_scale(settings):g}"
+    if settings.width and settings.height:
+        mark = f"_{settings.width}x{settings.height}"
+    elif settings.width or settings.height:
+        mark = f"_{settings.width}w" if settings.width else f"_{settings.height}p"
+    else:
+        mark = f"_x{settings.scale or engines.native_scale(settings):g}"
     ending = source.suffix.lower()
-    kept = ending in {*containers.CONTAINERS, *stills.ENDINGS}
+    kept = ending in {*containers.CONTAINERS, *containers.STILLS}
     return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))

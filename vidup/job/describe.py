@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 from vidup.config import Runtime
+from vidup.engines import native_scale
 from vidup.job.plan import Job, device_memory, disk, host_memory
 from vidup.media import captions, encoder, side_data
 from vidup.media.delivery import lost_tags
+from vidup.picture.geometry import size_notes
 
 
 def describe(job: Job) -> list[str]:
@@ -18,6 +22,8 @@ def describe(job: Job) -> list[str]:
         f" -> {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}, {job.container}"
     ]
     lines += [f"note: {note}" for note in info.notes]
+    shown, result = job.turn.size(info.height, info.width), (encoding.height, encoding.width)
+    lines += [f"note: {note}" for note in size_notes(job.settings, native_scale(job.settings), shown, result)]
     lines += [f"note: stream {s.index} ({s.name}) is left out: {s.reason}" for s in job.streams if s.action == "drop"]
     lines += [
         f"note: stream {s.index} ({s.name}) is copied as it is: {s.reason}"
@@ -45,7 +51,7 @@ def describe(job: Job) -> list[str]:
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
         lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
-    if job.trim is not None and job.settings.start == 0 and job.settings.duration is None:
+    if job.trim is not None and job.settings.start == 0 and job.settings.until is None:
         late = float(-job.trim.begin)
         lines.append(f"note: all streams begin {late:.3f} s later: {job.container} has no time below 0")
     tick = job.container.tick
@@ -100,3 +106,16 @@ def facts(job: Job, runtime: Runtime) -> Iterator[str]:
         yield f"  stream {stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
     if info.chapters:
         yield f"  chapters  {info.chapters}"
+
+
+def table(job: Job, runtime: Runtime) -> dict[str, Any]:
+    """What `facts` tells, made for JSON."""
+    found = asdict(job.info) | {"output": str(job.output), "encoding": asdict(job.encoding)}
+    del found["pts"]
+    return found | {
+        "plan": [asdict(stream) for stream in job.streams],
+        "output_frames": len(job.times),
+        "disk_bytes": disk(job, job.high - job.low),
+        "host_bytes": host_memory(job),
+        "device_bytes": device_memory(job, runtime),
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from vidup import engines
 from vidup.config import Runtime, Settings
-from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
@@ -46,30 +44,6 @@ def span(job: Job, segment: Segment) -> tuple[int, int]:
     """The places in `job.times` of a segment's frames: low <= place < high."""
     low = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
     return low, low + segment.frames * (len(job.times) // (job.high - job.low))
-
-
-def check_paths(source: Path, target: Path, overwrite: bool) -> None:
-    """See that the input is there and the output can be.
-
-    Raises:
-        ConfigError: the output is a folder, a device, the input, or there already, or its folder is not there.
-        MediaError: the input is not there, or the output's folder cannot be written to.
-        OSError: a name that is too long, a folder that must not be entered.
-    """
-    if not source.exists():
-        raise MediaError(f"{source}: there is no such file")
-    if target.is_dir():
-        raise ConfigError(f"{target}: is a folder; give a file name for the output")
-    if target.exists() and target.samefile(source):
-        raise ConfigError(f"{target}: is the input; give the output another name")
-    if target.exists() and not target.is_file():
-        raise ConfigError(f"{target}: is a pipe or a device; give a file name for the output")
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target}: exists; add -y (overwrite) to replace it, or give another name")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent}: there is no such folder for the output; make it first")
-    if not os.access(target.parent, os.W_OK):
-        raise MediaError(f"{target.parent}: cannot be written to; choose another folder for the output")
 
 
 def plan(source: Path, target: Path, settings: Settings) -> Job:

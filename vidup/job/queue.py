@@ -12,7 +12,7 @@ from typing import Any
 
 import vidup
 from vidup import engines, proof
-from vidup.config import Runtime, Settings
+from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
@@ -26,6 +26,7 @@ from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker
 from vidup.media import joining
 from vidup.media.segment import read_segment
+from vidup.paths import check_pair
 from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
@@ -78,12 +79,11 @@ def begin(
 ) -> Work | None:
     """Plan a job and see that its folder can be used; None where there is nothing to be queued."""
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
-    if runtime.skip_done and target.is_file():
-        _check_delivered(outcome, upscaler.settings)
+    if runtime.skip_done and target.is_file() and _is_delivered(outcome, upscaler):
         return None
     delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
     try:
-        plan.check_paths(source, target, runtime.overwrite or delivered)
+        check_pair(source, target, runtime.overwrite or delivered)
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
@@ -162,7 +162,7 @@ def _take(target: Path, source: Path, taken: dict[Path, Path]) -> None:
     """See that no output is that of two inputs."""
     first = taken.setdefault(target.resolve(), source)
     if first is not source:
-        raise ConfigError(f"{source}: its output {target} is that of {first}, too; give it another with -o")
+        raise ConfigError(f"{source}: its output {target} is that of {first}, too; give them outputs of two names")
 
 
 def _leave(store: Store) -> None:
@@ -339,12 +339,16 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
     }
 
 
-def _check_delivered(outcome: Outcome, settings: Settings) -> None:
+def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
+    """Whether the output is a whole delivery of the input; one that is not is replaced only where that is allowed."""
     try:
-        verify(outcome.input, outcome.output, settings, fast=True)
+        verify(outcome.input, outcome.output, upscaler.settings, fast=True)
     except VidupError as error:
-        raise ConfigError(
-            f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error}); add -y to replace it"
-        ) from error
+        fault = f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error})"
+        if upscaler.runtime.overwrite:
+            log.warning("%s: is made anew", fault)
+            return False
+        raise ConfigError(f"{fault}; add -y to replace it") from error
     outcome.skipped = True
     log.info("%s: was delivered before", outcome.output)
+    return True

@@ -21,16 +21,13 @@ from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, first_line
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
+from vidup.media.containers import STILLS, STILLS_READ
 from vidup.media.opening import MOST_PIXELS, check_file
-from vidup.picture.geometry import output_size
+from vidup.picture.geometry import output_size, size_notes
 from vidup.upscaler import MODES, Upscaler
 
 log = logging.getLogger(__name__)
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
-"""Of the still images that go in and out."""
-
-_READ_ONLY = {".gif", ".avif"}
 # What a file may be, whatever its name says. Of Pillow's others some run a program: EPS runs Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 _MOST_PIXELS_A_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
@@ -47,7 +44,7 @@ _NAMES = {"icc_profile": "colour profile", "exif": "EXIF data", "dpi": "resoluti
 
 def is_still(source: Path, target: Path) -> bool:
     """Whether a still image is to become one, by the names of both."""
-    return source.suffix.lower() in ENDINGS | _READ_ONLY and target.suffix.lower() in ENDINGS
+    return source.suffix.lower() in STILLS | STILLS_READ and target.suffix.lower() in STILLS
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,12 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     """
     still = read(source)
     image = still.image
-    height, width = output_size(settings, engines.native_scale(settings), image.height, image.width, even=False)
+    scale, before = engines.native_scale(settings), (image.height, image.width)
+    height, width = output_size(settings, scale, *before, even=False)
+    notes = [*still.notes, *size_notes(settings, scale, before, (height, width))]
     return {
         **{"path": str(source), "format": still.format, "mode": image.mode, "width": image.width},
-        **{"height": image.height, "notes": still.notes, "output": str(target)},
+        **{"height": image.height, "notes": notes, "output": str(target)},
         **{"output_width": width, "output_height": height},
     }
 
@@ -134,6 +133,8 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         )
     if lost := [_NAMES[key] for key in still.about if key not in _KEPT[ending]]:
         log.warning("%s: has no room for the %s of the input", target, " and the ".join(lost))
+    for note in size_notes(upscaler.settings, scale, (still.image.height, still.image.width), (height, width)):
+        log.info("note: %s", note)
     tracker.enter("upscaling", target)
     result = upscaler.image(still.image)
     if ending in (".jpg", ".jpeg", ".bmp") and result.mode == "RGBA":
@@ -156,6 +157,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     finally:
         part.unlink(missing_ok=True)
     tracker.advance()
+    log.info("%s: %dx%d -> %s: %dx%d", source, *still.image.size, target, *result.size)
 
 
 def _check_claims(path: Path, image: Image.Image) -> None:

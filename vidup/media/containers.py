@@ -270,6 +270,24 @@ CONTAINERS = {ending: container for container in (MP4, MOV, MATROSKA, WEBM) for 
 """The containers, by the ending of the output's name."""
 
 
+STILLS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+"""Endings of the still images that go in and out."""
+
+STILLS_READ = {".gif", ".avif"}
+"""Endings of still images that are only read."""
+
+
+def check_ending(source: Path, output: Path) -> None:
+    """See that a file of the output's name can be written.
+
+    Raises:
+        ConfigError: its ending is not known.
+    """
+    is_still = source.suffix.lower() in STILLS | STILLS_READ and output.suffix.lower() in STILLS
+    if not is_still:
+        container_of(output)
+
+
 def container_of(output: Path) -> Container:
     """The container that the ending of a file's name asks for.
 

@@ -79,7 +79,7 @@ def plan_delivery(info: MediaInfo, container: Container, settings: Settings) -> 
             " it to HDR10 or BT.709 first, as ffmpeg's libplacebo filter does, or say with --matrix what it truly is"
         )
     trim = None
-    if settings.start > 0 or settings.duration is not None:
+    if settings.start > 0 or settings.until is not None:
         trim = _part(settings, info)
     elif info.pts[0] < 0 and container.below_zero == "hidden":
         trim = Trim(min(info.begin, info.pts[0] * info.time_base), _FOREVER)
@@ -112,8 +112,8 @@ def _part(settings: Settings, info: MediaInfo) -> Trim:
     """The requested part: from a frame to a frame; or to a moment, where a frame is shown for long."""
     asked = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
     until = None
-    if settings.duration is not None:
-        until = info.begin + Fraction(settings.start + settings.duration).limit_denominator(1_000_000)
+    if settings.until is not None:
+        until = info.begin + Fraction(settings.until).limit_denominator(1_000_000)
     begin, end = _cut(info, asked), _FOREVER if until is None else _cut(info, until)
     is_field = settings.deinterlace == "field" and decoding.deinterlaces(info, settings)
     if is_field:  # which begin and end with a frame

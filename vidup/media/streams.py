@@ -35,7 +35,7 @@ _AHEAD = 10  # seconds by which muxers let streams run apart
 
 def plan_streams(info: MediaInfo, container: Container, settings: Settings) -> list[StreamPlan]:
     """What the output container takes of the input, found by a dry run for each stream."""
-    trimmed = settings.start > 0 or settings.duration is not None
+    trimmed = settings.start > 0 or settings.until is not None
     with open_input(info.path, whole=info.unlisted) as source:
         left_out = selection.left_out(source, info.video_index, settings)
         return [

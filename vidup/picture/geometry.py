@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from fractions import Fraction
 
 import torch
 
 from vidup.config import Settings
 from vidup.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +60,43 @@ def output_size(settings: Settings, engine_scale: float, height: int, width: int
     Raises:
         ConfigError: the result would be smaller than the input.
     """
-    if settings.height is not None:
-        if settings.height < height:
+    if settings.height is not None or settings.width is not None:
+        by_height = Fraction(settings.height, height) if settings.height else None
+        by_width = Fraction(settings.width, width) if settings.width else None
+        if by_height is not None and by_height < 1:
             raise ConfigError(f"height = {settings.height}: the input has {height} lines; vidup only enlarges")
-        tall, wide = float(settings.height), width * settings.height / height
+        if by_width is not None and by_width < 1:
+            raise ConfigError(f"width = {settings.width}: the input is {width} pixels wide; vidup only enlarges")
+        factor = min(factor for factor in (by_height, by_width) if factor is not None)
+        tall, wide = float(height * factor), float(width * factor)
     else:
         scale = settings.scale if settings.scale is not None else engine_scale
         tall, wide = height * scale, width * scale
     if even:
         return max(2, 2 * round(tall / 2)), max(2, 2 * round(wide / 2))
     return round(tall), round(wide)
+
+
+def size_notes(
+    settings: Settings, engine_scale: float, before: tuple[int, int], after: tuple[int, int]
+) -> Iterator[str]:
+    """What of a result's size is not the model's own work, or not as requested, a line each.
+
+    Args:
+        before: (height, width) of the input as it is shown.
+        after: (height, width) of the result.
+    """
+    height, width = before
+    made, result = (round(height * engine_scale), round(width * engine_scale)), f"{after[1]}x{after[0]}"
+    factor = max(after[0] / height, after[1] / width)
+    if factor < engine_scale and max(a - b for a, b in zip(made, after, strict=True)) > 1:
+        yield f"the model makes {made[1]}x{made[0]} (x{engine_scale:g}), which is reduced to {result}"
+    elif factor > engine_scale and max(b - a for a, b in zip(made, after, strict=True)) > 1:
+        yield f"the model makes {made[1]}x{made[0]} (x{engine_scale:g}); from there to {result} is plain resampling"
+    asked = {"height": (settings.height, after[0]), "width": (settings.width, after[1])}
+    missed = {name: (want, got) for name, (want, got) in asked.items() if want not in (None, got)}
+    if missed and all(want is not None and abs(want - got) == 1 for want, got in missed.values()):
+        name, (want, _) = next(iter(missed.items()))
+        yield f"{name} = {want}: the result is {result}, as the sides of video are even"
+    elif missed:
+        yield f"the result is {result}: the largest of the input's shape within {settings.width}x{settings.height}"
