@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from vidup.engines import operators
+from vidup.engines import libraries
 from vidup.media.encoder import _FRAME_FLAGS
 
-operators.declare()  # before a file of tests imports diffusers
+with suppress(ImportError), libraries.deferred():  # as vidup imports it: torchvision may be built for another torch
+    import spandrel  # noqa: F401
+
 torch.set_num_threads(1)  # the tests themselves run side by side
 
 RATE = 44100

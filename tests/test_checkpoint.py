@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, compiling
+from vidup.engines import Choice, Place, checkpoint, compiling, native_scale
 from vidup.engines.checkpoint import Checkpoint
 from vidup.engines.memory import LiveBytes
 from vidup.errors import EngineError
@@ -127,6 +127,45 @@ def test_the_memory_is_what_the_tensors_take() -> None:
     with torch.no_grad(), LiveBytes() as live:
         torch.nn.Sequential(*layers)(source)
     assert live.peak == 2 * source.nbytes and live.now == 0
+
+
+def test_a_job_reads_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scale is asked for before the model is loaded; a second model is one of its own."""
+    read, path, plain = list[Path](), write(compact(), tmp_path / "m.pth"), checkpoint._describe
+    monkeypatch.setattr(checkpoint, "_describe", lambda path: [read.append(path), plain(path)][1])
+    settings = Settings(model=str(path))
+    assert [native_scale(settings), native_scale(settings)] == [4, 4]
+    first = make(path).engine
+    assert read == [path] and native_scale(settings) == 4
+    second = make(path).engine
+    assert second.model is not first.model and read == [path, path]
+    os.utime(write(compact(upscale=2), path), ns=(1, 1))
+    assert native_scale(settings) == 2 and make(path).engine.scale == 2, "what is there now"
+
+
+def test_on_the_cpu_it_works_in_channels_last(tmp_path: Path) -> None:
+    engine = make(write(compact(), tmp_path / "m.pth")).engine
+    seen = []
+    engine.model.model.body[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    engine(picture(12, 16, count=2), Place(height=12, width=16), Choice(2, 0))
+    for tensor in (engine.model.model.body[0].weight, *seen):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def test_the_memory_is_counted_without_torchs_compiler() -> None:
+    """torch would import it to keep it out of what counts."""
+    assert not hasattr(LiveBytes.__torch_dispatch__, "__wrapped__")
+
+
+def test_what_is_in_proportion_is_measured_on_small_pictures(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    def sides(path: Path) -> list[int]:
+        engine, seen = make(path).engine, list[int]()
+        engine.model.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+        assert engine.needs.window > 0
+        return seen
+
+    assert max(sides(write(compact(), tmp_path / "m.pth"))) < 32
+    assert max(sides(checkpoints["swin"])) >= 64, "in windows, which small pictures do not fill"
 
 
 def test_a_smaller_batch_of_larger_frames_gives_the_same(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
         metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
     engines/                            what makes the picture; the protocol and the catalogue of models
-        operators, identity, claims         torchvision's operators; fingerprints of weights; what files claim
+        libraries, identity, claims         what models stand on; fingerprints of weights; what files claim
         architecture, single_file           the x4 model: its configuration, its weights in one file
         prompts                             from a prompt to embeddings
         structure, detail                   how a VAE is built; the fixed autoencoder of `mini`

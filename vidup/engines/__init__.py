@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +13,7 @@ import torch
 
 from vidup.config import WEIGHTS as WEIGHTS
 from vidup.config import Runtime, Settings
-from vidup.engines import operators
+from vidup.engines import libraries
 from vidup.engines.memory import is_out_of_memory, keep_to_limit
 from vidup.errors import EngineError, VidupError, first_line
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-operators.declare()  # before anything here imports diffusers
+libraries.set_aside()  # before anything here imports diffusers
 
 _ONE_PASS = "weights of one pass"
 _X4 = "StableDiffusionUpscalePipeline"
@@ -111,14 +110,13 @@ def _kind(model: str, revision: str | None) -> str:
         from vidup.engines.claims import is_stable_diffusion
 
         return _X4 if is_stable_diffusion(path) else _ONE_PASS
-    from vidup.engines.hub import pipeline
-
-    return pipeline(model, revision)
+    found: str = libraries.imported("vidup.engines.hub").pipeline(model, revision)
+    return found
 
 
 def _file(settings: Settings) -> Any:
     """The file of this folder that runs the settings' model."""
-    return import_module(f"vidup.engines.{family(settings).file}")
+    return libraries.imported(f"vidup.engines.{family(settings).file}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, claims, warn_unused, windows
+from vidup.engines import Choice, Needs, Place, claims, libraries, warn_unused, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
@@ -26,7 +26,8 @@ from vidup.picture import tiling
 log = logging.getLogger(__name__)
 
 _SCRATCH = 1.5  # what kernels take beside: measured, 0 to 9 % for Compact, SwinIR and RCAN, half as much for ESRGAN
-_PROBE = 64  # side of the picture from whose tensors the memory is figured, in pixels
+_PROBES = (16, 24, 64)  # sides of the pictures from whose tensors the memory is figured, in pixels
+_LIKE = 0.01  # how far apart, against it, the bytes of a pixel may be for the larger picture to be left out
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> Checkpoint:
@@ -48,8 +49,28 @@ def scale(settings: Settings) -> int:
     Raises:
         EngineError: as `Checkpoint`.
     """
-    found: int = _describe(Path(settings.model)).scale
+    return _scale(*_stamp(Path(settings.model)))
+
+
+_Stamp = tuple[Path, int, int]
+"""A file as it is now: its size in bytes, and when it was changed last in nanoseconds."""
+
+_read: dict[_Stamp, Any] = {}  # the model that was read last, until it is taken: a job asks for its scale first
+
+
+@lru_cache(maxsize=64)
+def _scale(path: Path, size: int, changed: int) -> int:
+    _read.clear()
+    model = _read[path, size, changed] = _describe(path)
+    found: int = model.scale
     return found
+
+
+def _stamp(path: Path) -> _Stamp:
+    if not path.is_file():
+        raise EngineError(f"model = {str(path)!r}: there is no such file")
+    facts = path.stat()
+    return path, facts.st_size, facts.st_mtime_ns
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
@@ -65,7 +86,8 @@ class Checkpoint:
         warn_unused(
             settings, path.name, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
         )
-        self.model = _describe(path)
+        stamp = _stamp(path)
+        self.model = _read.pop(stamp, None) or _describe(path)
         self.dtype = _dtype(settings.dtype, self.model, device, path)
         self.model.to(device, self.dtype).eval()
         self.model.model.requires_grad_(False)
@@ -77,13 +99,13 @@ class Checkpoint:
         if runtime.offload:
             log.warning("offload: has no effect with %s, which is one part and always at work", path.name)
         # Not by itself: there are dozens of architectures, and not all can be one graph.
-        self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off", device)
+        self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off", device, self.model.model)
         self._draws = self.model.architecture.id == "AuraSR"
         self._weights = lru_cache(maxsize=2)(self._make_weights)
 
     @cached_property
     def needs(self) -> Needs:
-        """A small picture is enlarged for it."""
+        """Small pictures are enlarged for it."""
         return Needs(
             self.device,
             frame=12.0 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
@@ -110,17 +132,20 @@ class Checkpoint:
         """FLOP for one frame, None where torch cannot count them without working; and 0, as there is no UNet."""
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         tile = torch.empty(1, 3, plan.tile_height, plan.tile_width, dtype=self.dtype, device="meta")
+        model = self.model.model
+        weights = {
+            name: one.to("meta") for part in (model.named_parameters(), model.named_buffers()) for name, one in part
+        }
         try:
-            twin = copy.deepcopy(self.model.model).to("meta")
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                twin(tile)
+                functional_call(model, weights, (tile,))
         except (RuntimeError, NotImplementedError):  # an architecture may read numbers back
             return None, 0.0
         return len(plan.origins) * int(counter.get_total_flops()) or None, 0.0
 
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
         with self._model_errors(batch), self._seeded():
-            enlarged: torch.Tensor = self.run(batch)
+            enlarged: torch.Tensor = self.run(batch.contiguous(memory_format=self.run.memory_format))
         return enlarged
 
     @contextmanager
@@ -157,30 +182,29 @@ class Checkpoint:
         return tiling.weights(plan.scaled(self.scale), overlap, overlap // 4).to(self.device)
 
     def _measure(self) -> float:
-        """Bytes at the peak for each pixel, counted over a small picture."""
-        side = max(_PROBE, self.model.size_requirements.minimum)
-        side += -side % self.multiple
-        picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
-        with torch.inference_mode(), self._model_errors(picture), self._seeded(), LiveBytes() as live:
-            self.model(picture)
-        return float(live.peak / side**2 * _SCRATCH)
+        """Bytes at the peak for each pixel, counted over small pictures until they are in proportion to pixels."""
+        found = 0.0
+        for side in _PROBES:
+            side = max(side, self.model.size_requirements.minimum)
+            side += -side % self.multiple
+            picture = torch.full((1, 3, side, side), 0.5, dtype=self.dtype, device=self.device)
+            with torch.inference_mode(), self._model_errors(picture), self._seeded(), LiveBytes() as live:
+                self.model(picture)
+            before, found = found, live.peak / side**2
+            if abs(before - found) < _LIKE * found:
+                break
+        return found * _SCRATCH
 
 
 def _describe(path: Path) -> Any:
     """The model as spandrel describes it, on the CPU."""
-    if not path.is_file():
-        raise EngineError(f"model = {str(path)!r}: there is no such file")
     try:
-        import spandrel
+        with libraries.deferred():
+            import spandrel
     except ImportError:
         raise EngineError(
             f'model = {str(path)!r}: needs spandrel, which is not installed: pip install "vidup[checkpoint]"'
         ) from None
-    except Exception as error:  # of torchvision, whose operators are built for one torch
-        raise EngineError(
-            f"model = {str(path)!r}: spandrel cannot be loaded ({first_line(error)}); install torchvision from the"
-            " index that torch is from"
-        ) from error
     found = _state(path)
     claims.check_weights(path, found)
     try:
