@@ -88,7 +88,8 @@ def test_a_library_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypat
         "try:\n    import inner\nexcept ImportError as error:\n    raise RuntimeError('Failed:\\nlook up') from error\n"
     )
     (tmp_path / "inner.py").write_text("from os import no_such_thing\n")
-    with pytest.raises(EngineError, match=r"^outer: a library .*\(ImportError: cannot import name 'no_such_thing'.*doctor") as raised:
+    words = r"^outer: a library .*\(ImportError: cannot import name 'no_such_thing'.*doctor"
+    with pytest.raises(EngineError, match=words) as raised:
         libraries.imported("outer")
     assert "\n" not in str(raised.value)
 
