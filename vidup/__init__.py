@@ -49,6 +49,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
         disk, store                         files written whole; a job's folder, its segments, resuming
         plan, describe                      all that is decided before the first frame, and that in words
+        pace                                how long it will take
         worker                              a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
         stills, queue                       still images; jobs one after another

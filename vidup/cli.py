@@ -257,7 +257,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _set_up_logging(verbose: bool, quiet: bool) -> None:
-    handler = logging.StreamHandler()
+    handler = terminal.LogHandler()
     handler.setFormatter(logging.Formatter("vidup: %(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)

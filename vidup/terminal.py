@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,25 @@ def _told() -> Iterator[None]:
 
 def say(line: str) -> None:
     """Write a line to standard error, where there is anybody to read it."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError), _above_the_bar(sys.stderr):
         print(line, file=sys.stderr, flush=True)
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Writes what is logged to standard error, each line whole, above the bar where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As its base."""
+        with _above_the_bar(self.stream):
+            super().emit(record)
+
+
+@contextmanager
+def _above_the_bar(stream: Any) -> Iterator[None]:
+    """Take tqdm's bars off the terminal while something else is written there."""
+    tqdm = sys.modules.get("tqdm")  # where it is not loaded there is no bar
+    with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=stream):
+        yield
 
 
 def silence(stream: Any) -> None:
@@ -109,4 +127,6 @@ def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
 def _write(line: bytes) -> None:
     """Not by print: a signal may come while sys.stderr is being written to, which then refuses."""
     with suppress(OSError, ValueError, AttributeError):  # it may be gone, or be no file
+        if sys.stderr.isatty():  # there may be a bar, which is drawn again below
+            line = b"\r\x1b[K" + line
         os.write(sys.stderr.fileno(), line)

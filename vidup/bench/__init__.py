@@ -217,19 +217,14 @@ def describe(found: Measured) -> list[str]:
 
 
 def describe_estimate(whole: Estimate, source: str) -> list[str]:
+    from vidup.job.pace import in_words
+
     return [
         f"{source}: {whole.frames} frames",
-        f"  time      about {_clock(whole.seconds_overlapped)} to {_clock(whole.seconds)}: decoding and encoding beside"
-        " the engine, or one after the other",
+        f"  time      about {in_words(whole.seconds_overlapped)} to {in_words(whole.seconds)}: decoding and encoding"
+        " beside the engine, or one after the other",
         f"  memory    about {whole.device_bytes / 1e9:.2f} GB of the device; frames on their way"
         f" {whole.host_bytes / 1e9:.2f} GB of the host",
         f"  output    about {whole.output_bytes / 1e6:.1f} MB, rather less; disk while it runs"
         f" {whole.disk_bytes / 1e6:.1f} MB",
     ]
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02} min" if whole >= 3600 else f"{whole // 60} min {whole % 60:02} s"

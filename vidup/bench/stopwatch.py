@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +13,7 @@ import torch
 from torch.nn import functional
 
 from vidup.job import plan
-from vidup.media.segment import encode_segment
-from vidup.picture import color
+from vidup.job.pace import Clock, encoded, enlarged
 from vidup.picture.geometry import Turn
 from vidup.prefetch import batched
 
@@ -89,31 +85,10 @@ class Estimate:
     """While the job runs: its parts and what they are joined to."""
 
 
-@dataclass
-class _Clock:
-    """Adds up seconds by stage; waits for the device."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        began = self.now()
-        yield
-        self.seconds[stage] += self.now() - began
-
-
 class _Timed:
     """Stands for a part of an engine and times its calls."""
 
-    def __init__(self, part: Any, clock: _Clock, stage: str) -> None:
+    def __init__(self, part: Any, clock: Clock, stage: str) -> None:
         self._part, self._clock, self._stage = part, clock, stage
 
     def __getattr__(self, name: str) -> Any:
@@ -142,26 +117,17 @@ def measure(
     engine, turn = upscaler.engine, turn or Turn()
     height, width = turn.size(*frames[0].planes[0].shape)
     choice = upscaler.choose(height, width)
-    clock, warm = _Clock(engine.device), (list(frames) * choice.batch)[: choice.batch]
-
-    def enlarge(clip: Sequence[Frame]) -> list[Frame]:
-        with clock.of("to RGB"):
-            rgb = turn(torch.stack([color.to_rgb(frame, engine.device) for frame in clip]))
-        with clock.of("engine"):
-            pictures = upscaler.enlarge(rgb, even=True)
-        with clock.of("to planes"):
-            planes = [color.from_rgb(picture, encoding.pix_fmt, encoding.color) for picture in pictures]
-        return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
+    clock, warm = Clock(engine.device), (list(frames) * choice.batch)[: choice.batch]
 
     with _watched(engine, clock):
         for _ in range(3 if upscaler.compiles else 1):  # compiled by the first call, recorded by the second
-            enlarge(warm)
+            enlarged(upscaler, warm, encoding, turn, clock)
         clock.seconds.clear()
         whole = [clip for clip in batched(frames, choice.batch) if len(clip) == len(warm)] or [warm]
-        results = [frame for clip in whole for frame in enlarge(clip)]
+        results = [frame for clip in whole for frame in enlarged(upscaler, clip, encoding, turn, clock)]
     count = len(results)
     with clock.of("encode"):
-        encoded = _encoded(results, encoding)
+        size = encoded(results, encoding)
     stages, model = _stages({stage: total / count for stage, total in clock.seconds.items()}, decode_seconds)
     device_bytes = _peak_on(upscaler)  # before anything else is asked of the engine
     flops, evaluations = engine.flops(height, width, choice)
@@ -182,17 +148,8 @@ def measure(
         flops=flops,
         flops_a_second=None if flops is None else flops / model,
         device_flops_a_second=_reachable_flops(engine.device, engine.dtype),
-        encoded_bytes=encoded / count,
+        encoded_bytes=size / count,
     )
-
-
-def _encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
-    """Bytes of a segment of these frames."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.seg"
-        for _ in encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(frames)), encoding, path):
-            pass
-        return path.stat().st_size
 
 
 def _stages(seconds: dict[str, float], decode: float | None) -> tuple[dict[str, float], float]:
@@ -225,7 +182,7 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
 
 
 @contextmanager
-def _watched(engine: Any, clock: _Clock) -> Iterator[None]:
+def _watched(engine: Any, clock: Clock) -> Iterator[None]:
     """Count memory anew, with the UNet and the decoder of an engine that has them under a clock."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
@@ -255,7 +212,7 @@ def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
         lambda: one @ other: 2 * side**3,
         lambda: functional.conv2d(picture, kernel, padding=1): 2 * 9 * channels**2 * pixels**2,
     }
-    clock, best = _Clock(device), 0.0
+    clock, best = Clock(device), 0.0
     with torch.inference_mode():
         for work, flops in works.items():
             for _ in range(6):
@@ -287,12 +244,3 @@ def _peak_resident() -> int:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:
-    """A frame of the result at the place `index` of a constant rate."""
-    step = max(1, round(1 / (encoding.rate * encoding.time_base)))
-    return replace(
-        frame, planes=planes, pix_fmt=encoding.pix_fmt, color=encoding.color,
-        pts=index * step, duration=step, time_base=encoding.time_base,
-    )  # fmt: skip

@@ -48,6 +48,10 @@ class Crew(Protocol):
             EngineError: the model, or a part of it, is not to be had, or the device is not there.
         """
 
+    @property
+    def upscaler(self) -> Upscaler | None:
+        """What works in this process; None where the workers have each their own."""
+
     def choose(self, height: int, width: int) -> Choice | None:
         """How much is done at once for frames of this size; None where there is no planner."""
 
@@ -90,21 +94,21 @@ class Here:
     """This process: one item after another, in a plain loop."""
 
     def __init__(self, upscaler: Upscaler) -> None:
-        self._upscaler = upscaler
+        self.upscaler = upscaler
 
     @property
     def device(self) -> torch.device:
         """As the engine will choose it."""
-        return engines.choose_device(self._upscaler.runtime.device)
+        return engines.choose_device(self.upscaler.runtime.device)
 
     @property
     def planner(self) -> Planner:
         """The upscaler's own; the engine is loaded for it."""
-        return self._upscaler.planner
+        return self.upscaler.planner
 
     def choose(self, height: int, width: int) -> Choice:
         """The upscaler's: where memory ran out meanwhile, it is what that became."""
-        return self._upscaler.choose(height, width)
+        return self.upscaler.choose(height, width)
 
     def located(self, path: Path) -> Path:
         """The path itself."""
@@ -134,13 +138,15 @@ class Here:
 
         left = taken()
         for first in left:  # nothing is made where there is none
-            with closing(make(self._upscaler)(chain([first], left), report)) as results:
+            with closing(make(self.upscaler)(chain([first], left), report)) as results:
                 for item, result in results:
                     on_result(item, result)
 
 
 class OnRay:
     """Workers on Ray, each with an engine of its own; none is loaded in this process."""
+
+    upscaler = None
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         self._settings, self._runtime = settings, runtime

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
@@ -14,6 +14,8 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
+
+_DRAWN_EVERY = 0.1  # seconds, at the most
 
 State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done"]
 
@@ -28,7 +30,7 @@ class Progress:
     frames: int
     """Frames of the whole job; 0 while that is not known."""
     fps: float
-    """Frames a second since this run began to upscale."""
+    """Frames a second since this run began to upscale; 0 while the model is loaded and compiled."""
     eta: float | None
     """Seconds left; None before the rate is known."""
     output: str
@@ -55,7 +57,7 @@ class Tracker:
         self._sink, self._output = sink, ""
         self._frame = self._frames = self._before = 0
         self._computed = self._pixels = 0
-        self._began, self._compiling = time.monotonic(), False
+        self._began, self._first = time.monotonic(), 0
 
     def expect(self, frames: int, done: int = 0) -> None:
         """One job more: of so many frames, of which some were done by an earlier run."""
@@ -63,21 +65,26 @@ class Tracker:
         self._frame += done
         self._before += done
 
-    def enter(self, state: State, output: object = None) -> None:
+    def enter(self, state: State, output: object = None, first: int = 0) -> None:
+        """Work of another kind begins.
+
+        Args:
+            first: frames whose time says nothing of the others: with them models are loaded and compiled.
+        """
         if output is not None:
             self._output = str(output)
         if state in ("compiling", "upscaling"):
-            self._began = time.monotonic()
-        self._compiling = state == "compiling"
+            self._began, self._before, self._first = time.monotonic(), self._frame, first
         self._send(state)
 
     def advance(self, frames: int = 1, output: object = None) -> None:
         """So many frames more are upscaled; less than 0 where they have to be done again."""
         if output is not None:
             self._output = str(output)
-        if self._compiling:  # that is over with the first frame, whose time says nothing of the others
-            self._compiling, self._began, self._before = False, time.monotonic(), self._frame + frames
         self._frame += frames
+        if self._first > 0:
+            self._first -= frames
+            self._began, self._before = time.monotonic(), self._frame
         self._send("upscaling")
 
     def count(self, computed: int, pixels: int) -> None:
@@ -89,7 +96,7 @@ class Tracker:
         if self._sink is None:
             return
         elapsed, fresh = time.monotonic() - self._began, self._frame - self._before
-        fps = fresh / elapsed if fresh > 0 and elapsed > 0 else 0.0
+        fps = fresh / elapsed if fresh > 0 and elapsed > 0 and self._first <= 0 else 0.0
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
         share = round(self._computed / self._pixels, 3) if self._pixels else None
@@ -101,23 +108,37 @@ class Tracker:
 
 
 class Bar:
-    """A tqdm bar on standard error; nothing is drawn where that is no terminal."""
+    """A tqdm bar on standard error; nothing is drawn where that is no terminal.
+
+    Rate and time left are the events' own: tqdm's would count loading, compiling and what an earlier run has done.
+    """
+
+    _COUNTED, _UNCOUNTED = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}", "{desc} {elapsed}"
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._bar: tqdm[Any] | None = None
+        self._state = ""
         self._sink = unread(self._draw)
 
     def __call__(self, event: Progress) -> None:
         self._sink(event)
 
     def _draw(self, event: Progress) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=event.frames or None, unit="frame", file=self._stream, disable=None, leave=True)
-        self._bar.set_description(event.state, refresh=False)
-        if event.computed is not None and event.computed != 1:
-            self._bar.set_postfix_str(f"{event.computed:.0%} computed", refresh=False)
-        self._bar.update(event.frame - self._bar.n)
+        bar = self._bar
+        if bar is None:
+            bar = self._bar = tqdm(
+                file=self._stream, disable=None, miniters=1, mininterval=_DRAWN_EVERY, bar_format=self._UNCOUNTED
+            )
+        if event.frames:  # which is known once all files are looked at
+            bar.total, bar.bar_format = event.frames, self._COUNTED
+        entered = event.state != self._state
+        self._state = event.state
+        bar.set_description_str(f"{event.state:9}", refresh=False)
+        bar.set_postfix_str(", ".join(_figures(event)), refresh=False)
+        bar.update(event.frame - bar.n)
+        if entered:
+            bar.refresh()
         if event.state == "done":
             self.close()
 
@@ -127,6 +148,16 @@ class Bar:
             with suppress(OSError, ValueError):
                 self._bar.close()
             self._bar = None
+
+
+def _figures(event: Progress) -> Iterator[str]:
+    """What the bar says beside how many frames are done."""
+    if event.fps:
+        yield f"{event.fps:.3g} frames/s" if event.fps >= 1 else f"{1 / event.fps:.3g} s/frame"
+    if event.eta is not None and event.frame < event.frames:
+        yield f"{tqdm.format_interval(event.eta)} left"
+    if event.computed is not None and event.computed != 1:
+        yield f"{event.computed:.0%} computed"
 
 
 def json_lines(stream: TextIO) -> Sink:

@@ -16,7 +16,7 @@ from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
-from vidup.job import describe, plan, rehearse, stills
+from vidup.job import describe, pace, plan, rehearse, stills
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
 from vidup.job.plan import Job
@@ -199,12 +199,13 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
                 _open(work, crew, tracker)
                 if not work.left:
                     _deliver(work, tracker, runtime)
+                else:
+                    if not is_begun:
+                        _enter(work, crew, tracker, runtime)
+                        is_begun = True
+                    _say_how_long(work, crew, tracker)
             for segment in work.segments:
                 if segment.index in work.left and work.outcome.error is None:
-                    if not is_begun:
-                        compiles = crew.planner is not None and crew.planner.needs.compiled
-                        tracker.enter("compiling" if compiles else "upscaling", work.job.output)
-                        is_begun = True
                     work.in_hand += 1
                     choice = work.store.choice
                     yield Task(file, segment, Choice(**choice) if choice else None)
@@ -238,6 +239,24 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
         on_progress=lambda frames: tracker.advance(frames, in_hand()),
         stop=stop,
     )
+
+
+def _enter(work: Work, crew: Crew, tracker: Tracker, runtime: Runtime) -> None:
+    """Tell that the first frames are taken up, of which some come later than their like: models are loaded by workers
+    of their own, and compiled, with the first call."""
+    compiles = crew.planner is not None and crew.planner.needs.compiled
+    calls = runtime.workers if crew.upscaler is None else int(compiles)
+    tracker.enter(
+        "compiling" if compiles else "upscaling", work.job.output, calls * (work.store.choice or {}).get("batch", 1)
+    )
+
+
+def _say_how_long(work: Work, crew: Crew, tracker: Tracker) -> None:
+    if crew.upscaler is not None:
+        frames = sum(segment.frames for segment in work.segments if segment.index in work.left)
+        for line in pace.said(work.job, crew.upscaler, frames):
+            log.info("%s", line)
+            tracker.enter("upscaling", work.job.output)  # what was timed is compiled
 
 
 def _choose(work: Work, crew: Crew) -> None:

@@ -1,0 +1,124 @@
+"""How long a job will take: one batch of its frames goes the whole way once, before the job begins."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidup import engines
+from vidup.frame import Frame
+from vidup.job.plan import Job
+from vidup.media import decoding
+from vidup.media.encoder import Encoding
+from vidup.media.segment import encode_segment
+from vidup.picture import color
+from vidup.picture.geometry import Turn
+from vidup.upscaler import Upscaler
+
+_LEAST = 50  # batches of a job that are worth the time of one more
+
+
+@dataclass
+class Clock:
+    """Adds up seconds by stage; waits for the device."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def now(self) -> float:
+        """Seconds, once the device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """What is done within counts for the stage."""
+        began = self.now()
+        yield
+        self.seconds[stage] += self.now() - began
+
+
+def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn: Turn, clock: Clock) -> list[Frame]:
+    """Frames as the engine makes them, each by itself, at a constant rate."""
+    with clock.of("to RGB"):
+        rgb = turn(torch.stack([color.to_rgb(frame, upscaler.engine.device) for frame in clip]))
+    with clock.of("engine"):
+        pictures = upscaler.enlarge(rgb, even=True)
+    with clock.of("to planes"):
+        planes = [color.from_rgb(picture, encoding.pix_fmt, encoding.color) for picture in pictures]
+    return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
+
+
+def encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
+    """Bytes of a segment of these frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.seg"
+        for _ in encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(frames)), encoding, path):
+            pass
+        return path.stat().st_size
+
+
+def seconds_left(job: Job, upscaler: Upscaler, frames: int) -> float | None:
+    """About how long so many frames of the input take, all computed; None where to find out is not worth it.
+
+    Decoding and encoding run beside the engine: the slowest of the three decides.
+    """
+    size = job.turn.size(job.info.height, job.info.width)
+    batch = upscaler.choose(*size).batch
+    if frames < _LEAST * batch:
+        return None
+    clock = Clock(upscaler.engine.device)
+    with closing(decoding.decode(job.info, job.info.pts[job.low], None, job.settings)) as pictures:
+        clip = list(islice(pictures, 1))  # comes with what stands before it: not what a frame takes
+        with clock.of("decode"):
+            clip += islice(pictures, batch)
+    clip, decoded = (clip * batch)[:batch], max(1, len(clip) - 1)
+    for _ in range(2 if upscaler.compiles else 0):  # compiled by the first call, recorded by the second
+        enlarged(upscaler, clip, job.encoding, job.turn, Clock(clock.device))
+    results = enlarged(upscaler, clip, job.encoding, job.turn, clock)
+    with clock.of("encode"):
+        encoded(results, job.encoding)
+    decode, encode = clock.seconds.pop("decode") / decoded, clock.seconds.pop("encode") / batch
+    return max(decode, encode, sum(clock.seconds.values()) / batch) * frames
+
+
+def in_words(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def said(job: Job, upscaler: Upscaler, frames: int) -> Iterator[str]:
+    """The estimate in words, where there is one."""
+    seconds = seconds_left(job, upscaler, frames)
+    if seconds is not None:
+        most = "at most about" if upscaler.engine.invents and engines.carries(job.settings) else "about"
+        yield f"{job.output}: {most} {in_words(seconds)} for {frames} frames, as the first take"
+
+
+def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:
+    """A frame of the result at the place `index` of a constant rate."""
+    step = max(1, round(1 / (encoding.rate * encoding.time_base)))
+    return replace(
+        frame, planes=planes, pix_fmt=encoding.pix_fmt, color=encoding.color,
+        pts=index * step, duration=step, time_base=encoding.time_base,
+    )  # fmt: skip
