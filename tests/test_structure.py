@@ -39,6 +39,7 @@ WINGS = {
         "job",
         "options",
     },
+    "doctor": {"errors", "engines", "media"},
     "terminal": {"errors"},
     "arguments": {"config", "options", "bench"},
     "cli": {
@@ -55,6 +56,7 @@ WINGS = {
         "job",
         "compare",
         "bench",
+        "doctor",
     },
     "__main__": {"cli"},
 }

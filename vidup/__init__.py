@@ -55,6 +55,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         stills, queue                       still images; jobs one after another
     compare, bench/                     quality of one video against another; what this machine can do
         stopwatch                           the stages of a frame's way, timed
+    doctor                              whether this machine is ready
     terminal                            standard streams and signals
     arguments, cli                      what can be typed; call the library, exit code
 

@@ -172,6 +172,17 @@ def _add_list(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_doctor(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "doctor",
+        help="say whether this machine is ready",
+        description="Look at what is installed and fits, at devices, encoders, models, disk. Nothing is changed or"
+        " fetched. The exit code is 1 where there is a problem, 0 else.",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
+
+
 def _presets() -> str:
     return f"{', '.join(preset_names())}, or the path of a .toml"
 
@@ -187,4 +198,5 @@ _ADD: dict[str, Callable[[Any], argparse.ArgumentParser]] = {
     "compare": _add_compare,
     "bench": bench.add_command,
     "list": _add_list,
+    "doctor": _add_doctor,
 }

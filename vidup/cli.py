@@ -238,6 +238,16 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from vidup import doctor
+
+    findings = doctor.examine()
+    table = doctor.table(findings)
+    for line in [json.dumps(table)] if arguments.json else doctor.report(findings):
+        terminal.put(line)
+    return 0 if table["ready"] else 1
+
+
 def _preset_line(name: str) -> str:
     settings = Settings.preset(name)
     return (
@@ -253,6 +263,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
     "bench": _bench,
     "list": _list,
+    "doctor": _doctor,
 }
 
 
