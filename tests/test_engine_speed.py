@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 import vidup
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, compiling, hub
-from vidup.engines.compiling import compiles
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.solver import interval
 from vidup.engines.tiny import load_tiny
+from vidup.engines.tracing import unet_flops
 from vidup.engines.unet import FixedText, Moved, Unet, fix_texts
+from vidup.engines.vae import Limits, scale_shift_silu
 from vidup.errors import EngineError
 
 CPU = torch.device("cpu")
 PLACE = Place(height=24, width=40)
+EAGER = {"backend": "eager", "fullgraph": True, "dynamic": False}
+"""For torch.compile: one graph, which is run as it is."""
 
 
 def picture(count: int = 1) -> torch.Tensor:
@@ -109,7 +113,7 @@ class TestCompiling:
         self, engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
-        monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         expected = enlarge(engine(guidance_end=0.5, steps=2), picture(2), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), guidance_end=0.5, steps=2)
@@ -128,7 +132,7 @@ class TestCompiling:
         def broken(*_: Any) -> Any:
             raise RuntimeError("no compiler here")
 
-        monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr(compiling, "compiler", lambda: {**EAGER, "backend": broken})
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         expected = enlarge(engine(steps=1), picture(), PLACE)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
@@ -141,11 +145,11 @@ class TestCompiling:
             assert "no compiler here" in caplog.text
 
     def test_what_was_compiled_is_let_go(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compiling, "COMPILER", {"backend": "eager", "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
         reset, resets = torch.compiler.reset, []
         monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(1), reset()))
-        one = engine(Runtime(device="cpu", compile="on"), steps=1)
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
+        one = engine(Runtime(device="cpu", compile="on"), steps=1)
         first = enlarge(one, picture(2), PLACE)
         assert one.compiles and one.engine.unet.run.active
         one.engine.close()
@@ -161,19 +165,77 @@ class TestCompiling:
         def broken(*_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(compiling, "COMPILER", {"backend": broken, "fullgraph": True, "dynamic": False})
+        monkeypatch.setattr(compiling, "compiler", lambda: {**EAGER, "backend": broken})
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
         one = engine(Runtime(device="cpu", compile="on"), steps=1)
         with pytest.raises(Exception) as caught:  # torch wraps it
             enlarge(one, picture(), PLACE)
         assert is_out_of_memory(caught.value) and one.engine.unet.run.active
 
-    def test_when(self) -> None:
-        assert compiles("auto", CPU, False) == compiles("off", torch.device("cuda"), False) == "off"
-        assert compiles("on", CPU, False) == "on"
-        assert compiles("auto", torch.device("cuda"), True) == "off"
-        with pytest.raises(EngineError, match="offload"):
-            compiles("on", torch.device("cuda"), True)
+    def test_a_job_is_weighed(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
+        one = engine(Runtime(device="cpu", compile="off"), steps=3, guidance_end=0.5)
+        run = one.engine.unet.run
+        one.expect(2**62)
+        assert not one.compiles  # it is off
+        run.weighs = True  # as with auto on CUDA
+        flops = 5 * unet_flops(one.engine.unet.module, 77, 64, 64) / 64**2
+        for pixels, pays in ((int(compiling.WORTH / flops), False), (int(compiling.WORTH / flops) + 2, True)):
+            one.expect(pixels)
+            assert one.compiles is one.planner.needs.compiled is pays
+        assert one.engine.decoder.functions.activate is not scale_shift_silu
+        assert pytest.approx(500) == compiling.WORTH / (20 * compiling.X4_FLOPS * 480 * 270)
+
+    def test_the_same_job_has_the_same_kernels(self) -> None:
+        """Where torch chooses them by what is faster at the moment, a job that goes on has other bits."""
+        found = compiling.compiler()
+        assert found["options"].get("deterministic", True) is True and found["fullgraph"]
+        torch.compile(lambda x: x, **found)  # refuses an option that it does not know
+
+    def test_small_functions_are_compiled_by_the_calls_that_count(
+        self, engine: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        graphs: list[Any] = []
+
+        def counted(graph: Any, inputs: Any) -> Any:
+            graphs.append(inputs)
+            return graph
+
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+        one = engine(steps=1).engine
+        latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
+        for size, bands in ((latents, 2**30), (latents, 2**13), (latents[..., :16, :24], 2**14)):
+            one.decoder.functions = type(one.decoder.functions)()
+            expected = one.decoder(size, CPU, Limits(bands, bands))
+            one.decoder.compile()
+            assert torch.equal(one.decoder(size, CPU, Limits(bands, bands)), expected)
+            before = len(graphs)
+            one.decoder(size + 1, CPU, Limits(bands, bands))
+            assert 0 < before == len(graphs) <= 16
+
+    def test_a_small_function_that_cannot_be_compiled_is_left_as_it_is(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("no compiler here")
+
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+        kernel = compiling.compiled_or_not(scale_shift_silu)
+        x, one = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 1, 1)
+        for _ in range(2):
+            assert torch.equal(kernel(x, one, one), scale_shift_silu(x, one, one))
+        (told,) = (one.message for one in caplog.records if one.name.startswith("vidup"))
+        assert "scale_shift_silu" in told and "no compiler here" in told
+
+    def test_graphs_of_another_size_are_let_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
+        resets: list[int] = []
+        monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+        run = compiling.Compiled(lambda x: x + 1, "on", torch.device("cuda"))
+        for size in ((48, 64), (48, 64), (24, 32)):
+            run.begin(size)
+            run(torch.zeros(1, 3, *size))
+        assert len(resets) == 1
 
     def test_the_code_is_kept_between_runs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")

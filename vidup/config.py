@@ -197,7 +197,7 @@ class Runtime:
     device: str = option("auto", "cuda, cuda:1, mps or cpu; auto takes the first that is there")
     batch: int = option(0, "frames or tiles in one call of the model; 0 chooses", flags=("-b",), low=0, high=1024)
     compile: Literal["auto", "on", "off"] = option(
-        "auto", "torch.compile the model; auto does with the diffusion models on cuda"
+        "auto", "torch.compile the model; auto does with the diffusion models on cuda, for jobs that are long enough"
     )
     max_memory: str | None = option(None, "memory of the device that may be taken, such as 8G")
     offload: bool = option(False, "keep on the device only the part of the model that is at work")

@@ -66,7 +66,7 @@ class Upscaler:
     def __init__(self, settings: Settings | None = None, runtime: Runtime | None = None) -> None:
         self.settings, self.runtime = settings or Settings(), runtime or Runtime()
         self._choices: dict[tuple[int, int], Choice] = {}
-        self._number = 0
+        self._number = self._pixels = 0
         self._span: tuple[int, int] | None = None
         self._size = (0, 0)
         self._carried: tuple[Follower, Relay] | None = None
@@ -78,13 +78,23 @@ class Upscaler:
         Raises:
             EngineError: the model, or a part of it, is not to be had, or the device is not there.
         """
-        return engines.load(self.settings, self.runtime)
+        engine = engines.load(self.settings, self.runtime)
+        if self._pixels:
+            engine.expect(self._pixels)
+        return engine
 
     @cached_property
     def planner(self) -> Planner:
         """What decides how much is done at once; the engine is loaded for it."""
         needs = engines.with_carried(self.engine.needs, self.settings, self.engine.scale)
         return Planner(needs, self.settings, self.runtime)
+
+    def expect(self, pixels: int) -> None:
+        """Say how many pixels are to come in all: where `compile` is auto, the model is compiled if that pays."""
+        self._pixels = pixels
+        if "engine" in self.__dict__:
+            self.engine.expect(pixels)
+            self.__dict__.pop("planner", None)
 
     @property
     def compiles(self) -> bool:

@@ -57,6 +57,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def report(arguments: argparse.Namespace) -> str:
     """Do what the command line says; returns what it prints."""
     from vidup.bench.stopwatch import estimate, measure
+    from vidup.job import plan
     from vidup.upscaler import Upscaler
 
     typed = vars(arguments)
@@ -73,9 +74,11 @@ def report(arguments: argparse.Namespace) -> str:
         whole = None
         if arguments.input:
             job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
+            upscaler.expect(plan.pixels(job))
             found = measure(upscaler, frames, job.encoding, decoding, job.turn)
             whole = estimate(job, upscaler, found)
         else:
+            upscaler.expect(2**62)  # as in a long film
             found = measure(upscaler, *made_up(arguments.frame_size, arguments.frames, upscaler))
     if arguments.json:
         table = asdict(found) | {"frames_per_second": found.frames_per_second, "share": found.share}

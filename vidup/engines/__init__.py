@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,9 @@ import torch
 from vidup.config import WEIGHTS as WEIGHTS
 from vidup.config import Runtime, Settings
 from vidup.engines import libraries
+from vidup.engines.card import choose_device as choose_device
+from vidup.engines.card import current as current
+from vidup.engines.card import devices as devices
 from vidup.engines.memory import is_out_of_memory, keep_to_limit
 from vidup.errors import EngineError, VidupError, first_line
 
@@ -222,6 +225,9 @@ class Engine(Protocol):
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
         """FLOP for one frame, None where they are not counted; and the UNet's evaluations of one window and text."""
 
+    def expect(self, pixels: int) -> None:
+        """Say how many pixels of input are to come in all: a model may be compiled for that many, see `compiling`."""
+
     def close(self) -> None:
         """Let compiled code go, and the memory that it holds; another call compiles again."""
 
@@ -233,11 +239,16 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
         EngineError: the model, or a part of it, is not to be had, or the device is not there.
     """
     device = choose_device(runtime.device)
-    keep_to_limit(runtime, device)
-    # Where the caller is in inference mode: weights that were made there cannot be compiled.
-    with current(device), torch.inference_mode(False), torch.no_grad():
-        engine: Engine = _file(settings).load(settings, runtime, device)
-        return engine
+    lift = keep_to_limit(runtime, device)
+    try:
+        # Where the caller is in inference mode: weights that were made there cannot be compiled.
+        with current(device), torch.inference_mode(False), torch.no_grad():
+            engine: Engine = _file(settings).load(settings, runtime, device)
+    except BaseException:
+        lift()
+        raise
+    weakref.finalize(engine, lift).atexit = False
+    return engine
 
 
 def identify(settings: Settings, device: torch.device) -> str:
@@ -301,49 +312,21 @@ def with_carried(needs: Needs, settings: Settings, scale: float) -> Needs:
     return replace(needs, carried=_CARRIED * bytes_each) if carries(settings) else needs
 
 
-def foresee(settings: Settings, runtime: Runtime) -> Planner | None:
+def foresee(settings: Settings, runtime: Runtime, pixels: int = 0) -> Planner | None:
     """The planner of a model that is not loaded, by its configuration; None where only a loaded one has it.
+
+    Args:
+        pixels: of input that are to come, as for `Engine.expect`.
 
     Raises:
         EngineError: the device is not there.
     """
-    needs = _file(settings).foresee(settings, runtime, choose_device(runtime.device))
+    needs = _file(settings).foresee(settings, runtime, choose_device(runtime.device), pixels)
     if needs is None:
         return None
     from vidup.engines.planner import Planner
 
     return Planner(with_carried(needs, settings, native_scale(settings)), settings, runtime)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        EngineError: the named device is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise EngineError(f"device = {name!r}: expected auto, cuda, cuda:1, mps or cpu") from None
-    found = devices()
-    if name not in found and not any(one.startswith(f"{name}:") for one in found):
-        raise EngineError(f"device = {name!r}: is not there; this machine has {', '.join(found)}")
-    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
-
-
-def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU the one that streams, events and questions without a device are of: torch has one for each thread."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def devices() -> list[str]:
-    """The devices of this machine, the one that ``auto`` takes first."""
-    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def enlarge(engine: Engine, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:

@@ -6,13 +6,18 @@ Facts are read once, by `card`; every decision is a function of them alone.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
+
+from vidup.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,40 @@ def card(device: torch.device) -> Card:
         map(shutil.which, ("cc", "gcc", "clang", "cl"))
     )
     return Card(device.type, memory, has_bfloat16, has_compiler)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes CUDA, else Apple's MPS, else the CPU.
+
+    Before CUDA comes up its allocator is set here, see `allocator`.
+
+    Raises:
+        EngineError: the named device is not there.
+    """
+    os.environ.update(allocator(sys.platform, os.environ))
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise EngineError(f"device = {name!r}: expected auto, cuda, cuda:1, mps or cpu") from None
+    found = devices()
+    if name not in found and not any(one.startswith(f"{name}:") for one in found):
+        raise EngineError(f"device = {name!r}: is not there; this machine has {', '.join(found)}")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the one that streams, events and questions without a device are of: torch has one for each thread."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def devices() -> list[str]:
+    """The devices of this machine, the one that ``auto`` takes first."""
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def precisions(name: str, facts: Card) -> tuple[torch.dtype, torch.dtype]:

@@ -73,7 +73,7 @@ def _stamp(path: Path) -> _Stamp:
     return path, facts.st_size, facts.st_mtime_ns
 
 
-def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
+def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> None:
     """None: the needs are known of the loaded model alone."""
 
 
@@ -116,6 +116,9 @@ class Checkpoint:
             compiled=self.run.active,
         )
 
+    def expect(self, pixels: int) -> None:
+        """It is compiled only where that is asked for."""
+
     def close(self) -> None:
         """Let compiled code go."""
         self.run.release()
@@ -123,6 +126,7 @@ class Checkpoint:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
+        self.run.begin((place.height, place.width))
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         large = plan.scaled(self.scale)
         frames = clip.clamp(0, 1).to(self.dtype)

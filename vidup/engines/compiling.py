@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -14,15 +12,34 @@ from typing import Any
 
 import torch
 
+from vidup.engines.card import Card, memory_format
 from vidup.engines.memory import is_out_of_memory
-from vidup.errors import EngineError, first_line
+from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-COMPILER: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True, "dynamic": False}
-"""What torch.compile is given: one graph for a shape, on CUDA recorded and replayed as one launch."""
-
 _SHAPES = 64  # compiled for at most; torch gives up after 8 by itself
+
+X4_FLOPS = 69e6
+"""Of the x4 upscaler's UNet for each pixel and evaluation."""
+
+WORTH = 500 * 480 * 270 * 20 * X4_FLOPS
+"""FLOP of a job for which compiling pays: 20 evaluations of the x4 upscaler for 500 frames of 480x270. An estimate: it
+breaks even near 200 frames on a card of 80 TFLOP/s and near 1,000 on one of 800."""
+
+
+def compiler() -> dict[str, Any]:
+    """What torch.compile is given: one graph for a shape, on CUDA recorded and replayed as one launch.
+
+    Where torch can (2.9 and later), its choice of kernels is not by what was faster a moment ago: a job that goes on
+    has the same bits.
+    """
+    from torch._inductor import config  # takes a while, and is only needed here
+
+    options = {"triton.cudagraphs": True}
+    if hasattr(config, "deterministic"):
+        options["deterministic"] = True
+    return {"options": options, "fullgraph": True, "dynamic": False}
 
 
 class Compiled:
@@ -33,21 +50,36 @@ class Compiled:
 
     Args:
         function: takes the batch first; whatever else it takes is of no concern.
-        wish: ``off`` leaves it as it is; with ``auto`` a failure is a warning and the model runs
-            uncompiled, with ``on`` it is an error.
+        wish: ``off`` leaves it as it is; with ``auto`` it is compiled once `expect` has told of enough work, and a
+            failure is a warning and the model runs uncompiled; with ``on`` a failure is an error.
         module: what the function runs; its weights are laid out in `memory_format`, as batches should be.
     """
 
     def __init__(self, function: Callable[..., Any], wish: str, device: torch.device, module: Any = None) -> None:
         self.function, self.required, self.device, self.module = function, wish == "on", device, module
-        self.active = wish != "off"
+        self.weighs = wish == "auto"
+        """Whether it is for `expect` to say if it is compiled."""
+        self.active = False
         """Whether it is compiled, or will be."""
         self._calls: Counter[tuple[int, ...]] = Counter()  # by shape, up to 2
+        self._size: tuple[int, int] | None = None
         self._fast = function
-        if self.active:
-            keep_compiled_code()
-            torch._dynamo.config.cache_size_limit = max(_SHAPES, torch._dynamo.config.cache_size_limit)  # type: ignore[attr-defined, unused-ignore]
-            self._fast = torch.compile(function, **COMPILER)
+        self._lay_out()
+        if wish == "on":
+            self._activate()
+
+    def expect(self, flop: float) -> bool:
+        """Say how much work is to come in all; it is compiled where that pays. Returns whether that is new."""
+        if not self.weighs or self.active or flop < WORTH:
+            return False
+        self._activate()
+        return True
+
+    def _activate(self) -> None:
+        self.active = True
+        keep_compiled_code()
+        torch._dynamo.config.cache_size_limit = max(_SHAPES, torch._dynamo.config.cache_size_limit)  # type: ignore[attr-defined, unused-ignore]
+        self._fast = torch.compile(self.function, **compiler())
         self._lay_out()
 
     @property
@@ -79,15 +111,21 @@ class Compiled:
         except Exception as error:  # a compiler fails in many ways
             if is_out_of_memory(error):
                 raise
-            reason = " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
+            reason = _reason(error)
             if self.required:
                 raise EngineError(
                     f"compile = 'on': the model cannot be compiled ({reason}); take auto or off"
                 ) from error
             log.warning("the model cannot be compiled (%s): it runs as it is", reason)
-            self.active = False
+            self.active = self.weighs = False
             self._lay_out()
         return self.function(batch, *arguments, **keywords)
+
+    def begin(self, size: tuple[int, int]) -> None:
+        """Frames of this size come now: what CUDA graphs hold for another one, and no plan counts, is let go."""
+        if self.graphs and self._size not in (None, size):
+            self.release()
+        self._size = size
 
     def release(self) -> None:
         """Let compiled code go, and with it the memory that CUDA graphs hold. It is compiled again when it is called.
@@ -99,16 +137,14 @@ class Compiled:
             torch.compiler.reset()
 
     def _lay_out(self) -> None:
-        # The CPU's convolutions want channels last. On CUDA, uncompiled, group norm would turn each tensor back.
-        wanted = self.active or self.device.type == "cpu"
-        self.memory_format = torch.channels_last if wanted else torch.contiguous_format
+        self.memory_format = memory_format(self.device.type, self.active)
         if self.module is not None:
             with torch.inference_mode(False), torch.no_grad():
                 self.module.to(memory_format=self.memory_format)
 
 
-def compiles(wish: str, device: torch.device, offload: bool) -> str:
-    """What of `Runtime.compile` is done on this device: ``on``, ``auto`` (where it works) or ``off``.
+def compiles(wish: str, facts: Card, offload: bool) -> str:
+    """What of `Runtime.compile` is done on a device: ``on``, ``auto`` (where it works and pays) or ``off``.
 
     Raises:
         EngineError: it is on, and cannot be with weights that move.
@@ -119,10 +155,12 @@ def compiles(wish: str, device: torch.device, offload: bool) -> str:
         )
     if wish != "auto":
         return wish
-    has_compiler = importlib.util.find_spec("triton") is not None and any(
-        map(shutil.which, ("cc", "gcc", "clang", "cl"))
-    )
-    return "auto" if device.type == "cuda" and has_compiler and not offload else "off"
+    return "auto" if facts.kind == "cuda" and facts.compiler and not offload else "off"
+
+
+def _reason(error: Exception) -> str:
+    """The compiler's words: the first line only names it."""
+    return " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
 
 
 Function = Callable[..., torch.Tensor]
@@ -141,7 +179,7 @@ def compiled_or_not(function: Function) -> Function:
             except Exception as error:  # a compiler fails in many ways
                 if is_out_of_memory(error):
                     raise
-                log.warning("%s stays uncompiled: %s", getattr(function, "__name__", function), first_line(error))
+                log.warning("%s stays uncompiled: %s", getattr(function, "__name__", function), _reason(error))
                 failed = True
         return function(*arguments)
 

@@ -35,7 +35,7 @@ def scale(settings: Settings) -> float:
     return settings.scale or 4
 
 
-def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs:
+def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs:
     """Known without a model."""
     return Interpolation(settings.model, scale(settings), device).needs
 
@@ -56,6 +56,9 @@ class Interpolation:
     def flops(self, height: int, width: int, choice: Choice) -> tuple[None, float]:
         """Not counted."""
         return None, 0.0
+
+    def expect(self, pixels: int) -> None:
+        """There is nothing to compile."""
 
     def close(self) -> None:
         """There is nothing to let go."""

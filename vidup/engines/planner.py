@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, windows
-from vidup.engines.memory import memory_limit
+from vidup.engines.memory import memory_limit, reserved
 from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,14 @@ class Planner:
         first, second = needs.weights
         carried = height * width * needs.carried
         working, decoding = self._working(choice, plan) + carried, self._decoding(choice, plan) + carried
+        kind = needs.device.type
+        each = reserved(kind, graphs=False)
         if self.runtime.offload:
-            return round(max(first + working, second + decoding))
-        graphs = needs.compiled and needs.device.type == "cuda"
-        return first + second + round(max(needs.loading, working + decoding if graphs else max(working, decoding)))
+            return round(max(first + each * working, second + each * decoding))
+        taken = each * max(working, decoding)
+        if needs.compiled and kind == "cuda":  # graphs keep their memory while the decoder works
+            taken = reserved(kind, graphs=True) * self._working(choice, plan) + each * decoding
+        return first + second + round(max(needs.loading, taken))
 
     def cut(self, choice: Choice, height: int, width: int) -> tiling.Tiles:
         """The windows of a frame."""

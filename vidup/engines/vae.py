@@ -12,6 +12,7 @@ they are wanted, from the last layer that does. The result is the same.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -25,11 +26,14 @@ from torch.nn import functional
 
 from vidup.engines import attention
 from vidup.engines.card import decoder_format
-from vidup.engines.compiling import Function, compiled_or_not
+from vidup.engines.compiling import compiled_or_not
 from vidup.engines.structure import unknown_part
 from vidup.engines.tiny import decode_in_bands
+from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
+
+_APART = 0.01  # of a picture's variance, by which devices and precisions may differ
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,11 @@ class Decoder:
         windows: whether each pixel of the middle attention sees its neighbourhood alone, which changes the result: as
             `attention.is_windowed` has it.
         device: where it is to work; its layers are laid out for that.
-        compiled: compile its two smallest functions, which only wait for memory.
     """
 
-    def __init__(
-        self, vae: Any, windows: str = "full", device: torch.device | None = None, compiled: bool = False
-    ) -> None:
+    def __init__(self, vae: Any, windows: str = "full", device: torch.device | None = None) -> None:
         self.vae, self.windows = vae, windows
-        make: Callable[[Function], Function] = compiled_or_not if compiled else lambda function: function
-        self.functions = _Functions(make(scale_shift_silu), make(squared_deviations))
+        self.functions = _Functions()
         self.unknown = unknown_part(vae)
         """What of the structure is not known here; empty where it goes in bands."""
         if isinstance(vae, AutoencoderKL) and not self.unknown:
@@ -80,6 +80,10 @@ class Decoder:
             vae.decoder.to(memory_format=decoder_format("cpu" if device is None else device.type))
         if isinstance(vae, (AutoencoderKL, AutoencoderTiny)) and self.unknown:
             log.warning("the VAE's %s is of a kind that vidup does not know: frames are decoded whole", self.unknown)
+
+    def compile(self) -> None:
+        """Compile its two smallest functions, which only wait for memory."""
+        self.functions = _Functions(compiled_or_not(scale_shift_silu), compiled_or_not(squared_deviations))
 
     @torch.inference_mode()
     def __call__(self, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
@@ -112,6 +116,26 @@ class Decoder:
         return _Frame(self.vae, limits, windowed, self.functions).decode(latent)
 
 
+def check(decoder: Decoder, device: torch.device) -> None:
+    """See that a device decodes as the CPU does: on MPS convolutions have been wrong in silence.
+
+    Raises:
+        EngineError: a small picture comes out as another one.
+    """
+    host = torch.device("cpu")
+    latents = torch.randn(
+        1, decoder.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)
+    )  # fmt: skip
+    twin = nn.Module.to(copy.deepcopy(decoder.vae), host, torch.float32)
+    expected = Decoder(twin, decoder.windows)(latents, host, limits(host))
+    error = (decoder(latents, device, limits(device)).cpu() - expected).square().mean() / expected.var()
+    if not error < _APART:
+        raise EngineError(
+            f"device = {device.type!r}: decodes a small picture wrongly (error {error:.2g} of its variance, expected"
+            f" below {_APART:g}); take another torch, or --device cpu"
+        )
+
+
 def scale_shift_silu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """silu(x * scale + shift), computed in float32, in x's dtype. x (N, C, h, w), scale and shift (N, C, 1, 1)."""
     return functional.silu((x * scale).add_(shift), inplace=True).to(x.dtype)
@@ -126,8 +150,8 @@ def squared_deviations(x: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
 class _Functions:
     """Small functions that read and write whole layers: as one kernel each they take a fraction of the time."""
 
-    activate: Callable[..., torch.Tensor]
-    deviations: Callable[..., torch.Tensor]
+    activate: Callable[..., torch.Tensor] = scale_shift_silu
+    deviations: Callable[..., torch.Tensor] = squared_deviations
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from vidup.engines.card import card, precisions
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, at_work
-from vidup.engines.vae import Decoder, limits
+from vidup.engines.vae import Decoder, check, limits
 from vidup.errors import EngineError
 from vidup.picture import noise, tiling
 
@@ -47,7 +47,7 @@ def identity(settings: Settings, half: bool) -> str:
     return hub.identity(hub.locate(settings.model, settings.revision, half, "x2"), half)
 
 
-def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> None:
+def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> None:
     """None: the needs are known of the loaded model alone."""
 
 
@@ -70,9 +70,11 @@ class LatentX2:
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
         self.vae, self.identity, self._text_bytes = parts.vae, parts.identity, parts.text_bytes
-        compiled = compiles(runtime.compile, device, runtime.offload)
+        compiled = compiles(runtime.compile, card(device), runtime.offload)
         self.unet = Compiled(parts.unet, compiled, device, parts.unet)
-        self.decoder = Decoder(self.vae, settings.vae_attention, device, self.unet.active)
+        self.decoder = Decoder(self.vae, settings.vae_attention, device)
+        if self.unet.active:
+            self.decoder.compile()
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.steps, self.start = solver.variance_exploding(parts.scheduler, settings.sampler, settings.steps)
 
@@ -89,8 +91,11 @@ class LatentX2:
 
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
+        if device.type == "mps":
+            with at_work(self._vae_moves):
+                check(self.decoder, device)
 
-    @cached_property
+    @property
     def needs(self) -> Needs:
         """Counted in tensors of the widest stages that are alive at once, as measured on the true architecture."""
         unet = _UNET_TENSORS * self.unet.module.config.block_out_channels[0] * self.dtype.itemsize
@@ -111,6 +116,13 @@ class LatentX2:
             compiled=self.unet.active,
         )
 
+    def expect(self, pixels: int) -> None:
+        """As `Engine.expect`."""
+        evaluations = len(self.guides) + sum(self.guides)
+        flops = self._unet_flops(64, 64) / 64**2 * (self.scale / self.factor) ** 2
+        if self.unet.weighs and self.unet.expect(pixels * evaluations * flops):
+            self.decoder.compile()
+
     def close(self) -> None:
         """Let compiled code go."""
         self.unet.release()
@@ -118,6 +130,7 @@ class LatentX2:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
+        self.unet.begin((place.height, place.width))
         pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         small = _divided(pixels, self.factor)
         latents = small.scaled(self.scale)
@@ -143,18 +156,23 @@ class LatentX2:
         """FLOP of the UNet and the decoder for one frame, and evaluations of one window with one text."""
         pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         plan = _divided(pixels, self.factor).scaled(self.scale)
+        once = self._unet_flops(plan.tile_height, plan.tile_width)
+        evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
+        decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
+        return evaluations * once + decoding, float(evaluations)
+
+    def _unet_flops(self, height: int, width: int) -> int:
+        """Of one evaluation of latents of this size with one text."""
         meta = torch.device("meta")
         text, condition = (one.to(meta) for one in self._conditions(1, False))
         with meta:
             twin = UNet2DConditionModel.from_config(self.unet.module.config)
-            batch = torch.empty(1, twin.config.in_channels, plan.tile_height, plan.tile_width, dtype=self.dtype)
+            batch = torch.empty(1, twin.config.in_channels, height, width, dtype=self.dtype)
             time = torch.zeros(())
         torch.nn.Module.to(twin, self.dtype).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             twin(batch, time, encoder_hidden_states=text, timestep_cond=condition)
-        evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
-        decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(meta))
-        return evaluations * int(counter.get_total_flops()) + decoding, float(evaluations)
+        return int(counter.get_total_flops())
 
     def _sample(
         self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Tiles, weights: torch.Tensor, batch: int

@@ -8,6 +8,7 @@ from seeded fields that belong to places, so equal frames give equal pictures.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -17,11 +18,11 @@ from diffusers import DDPMScheduler
 from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
 from vidup.engines.card import card, precisions
-from vidup.engines.compiling import compiles
+from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
 from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work
-from vidup.engines.vae import Decoder, limits
+from vidup.engines.vae import Decoder, check, limits
 from vidup.errors import EngineError
 from vidup.picture import noise, tiling
 
@@ -80,13 +81,18 @@ class DiffusionX4:
         differ = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
         self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
-        compiled = compiles(runtime.compile, device, runtime.offload)
+        compiled = compiles(runtime.compile, card(device), runtime.offload)
         self.unet = Unet(
             parts.unet, parts.negative, parts.positive, settings.guidance_scale, settings.noise_level, device, compiled
         )
-        self.decoder = Decoder(self.vae, settings.vae_attention, device, self.unet.run.active)
+        self.decoder = Decoder(self.vae, settings.vae_attention, device)
+        if self.unet.run.active:
+            self.decoder.compile()
         modules = (parts.unet, self.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
+        if device.type == "mps":
+            with at_work(self._vae_moves):
+                check(self.decoder, device)
         self._tokens, self._text_bytes = parts.positive.shape[1], text_bytes
 
         cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
@@ -96,12 +102,23 @@ class DiffusionX4:
         self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=8)(self._make_field)
 
-    @cached_property
+    @property
     def needs(self) -> Needs:
         """The UNet is run on torch's meta device for it."""
-        compiled = self.unet.run.active
+        return replace(self._needs, compiled=self.unet.run.active)
+
+    @cached_property
+    def _needs(self) -> Needs:
         texts = self._tokens, self._text_bytes
-        return needs(self.device, self.unet.module, self.decoder, texts, self.guided, compiled)
+        return needs(self.device, self.unet.module, self.decoder, texts, self.guided, False)
+
+    def expect(self, pixels: int) -> None:
+        """As `Engine.expect`."""
+        run, evaluations = self.unet.run, len(self.guides) + sum(self.guides)
+        if run.weighs:
+            flops = tracing.unet_flops(self.unet.module, self._tokens, 64, 64) / 64**2
+            if run.expect(pixels * evaluations * flops):
+                self.decoder.compile()
 
     def close(self) -> None:
         """Let compiled code go."""
@@ -110,6 +127,7 @@ class DiffusionX4:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         count, _, height, width = clip.shape
+        self.unet.run.begin((place.height, place.width))
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         weights = self._weights(plan)
         low_res = clip.clamp(0, 1) * 2 - 1
@@ -183,12 +201,12 @@ def needs(
         loading=texts[1],
         multiple=DiffusionX4.multiple,
         batch=8 if device.type == "cuda" else 1,
-        busy=2**19,
+        busy=2**17,  # a frame of 480x270 fills a card
         compiled=compiled,
     )
 
 
-def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs | None:
+def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs | None:
     """The memory of the hub's model, by its architecture, or of `mini`, which is loaded in no time.
 
     None for another model, or with another decoder, whose needs are known once they are loaded.
@@ -196,15 +214,24 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device) -> Needs
     if settings.vae is not None and settings.model in HOMES:
         return None
     if settings.model not in HOMES:
-        return load(settings, runtime, device).needs if settings.model in hub.SHIPPED else None
-    dtype, vae_dtype = precisions(settings.dtype, card(device))
+        if settings.model not in hub.SHIPPED:
+            return None
+        engine = load(settings, runtime, device)
+        engine.expect(pixels)
+        return engine.needs
+    facts = card(device)
+    dtype, vae_dtype = precisions(settings.dtype, facts)
     meta = torch.device("meta")
     decoder = Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention)
+    guided = settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt
+    evaluations = settings.steps + guided * sum(solver.interval(settings, settings.steps))
+    work = pixels * evaluations * X4_FLOPS
+    wish = compiles(runtime.compile, facts, runtime.offload)
     return needs(
         device,
         architecture.random_unet(meta, dtype),
         decoder,
         (architecture.TOKENS, architecture.TEXT_PARAMETERS * dtype.itemsize),
-        settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt,
-        compiles(runtime.compile, device, runtime.offload) != "off",
+        guided,
+        wish == "on" or (wish == "auto" and work >= WORTH),
     )

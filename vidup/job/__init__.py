@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from vidup import engines
@@ -68,8 +67,6 @@ def upscale_files(
     The failure of a file is in its `Outcome`, and the others go on.
     """
     settings, runtime = settings or Settings(), runtime or Runtime()
-    if runtime.compile == "auto" and all(Path(source).suffix.lower() in containers.STILLS for source, _ in files):
-        runtime = replace(runtime, compile="off")  # a picture is done before a model is compiled
     tracker = Tracker(on_progress)
     outcomes, works = [], []
     taken: dict[Path, Path] = {}  # output -> the input that it is of

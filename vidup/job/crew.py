@@ -52,6 +52,9 @@ class Crew(Protocol):
     def upscaler(self) -> Upscaler | None:
         """What works in this process; None where the workers have each their own."""
 
+    def expect(self, pixels: int) -> None:
+        """Say how many pixels of input there are in all, before the first is worked on."""
+
     def choose(self, height: int, width: int) -> Choice | None:
         """How much is done at once for frames of this size; None where there is no planner."""
 
@@ -106,6 +109,10 @@ class Here:
         """The upscaler's own; the engine is loaded for it."""
         return self.upscaler.planner
 
+    def expect(self, pixels: int) -> None:
+        """Tells the upscaler."""
+        self.upscaler.expect(pixels)
+
     def choose(self, height: int, width: int) -> Choice:
         """The upscaler's: where memory ran out meanwhile, it is what that became."""
         return self.upscaler.choose(height, width)
@@ -149,7 +156,7 @@ class OnRay:
     upscaler = None
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
-        self._settings, self._runtime = settings, runtime
+        self._settings, self._runtime, self._pixels = settings, runtime, 0
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +168,12 @@ class OnRay:
     @cached_property
     def planner(self) -> Planner | None:
         """Where the workers are on this machine, and the model's memory is known from its configuration."""
-        return engines.foresee(self._settings, self._of_worker()) if self._runtime.ray is None else None
+        return engines.foresee(self._settings, self._of_worker(), self._pixels) if self._runtime.ray is None else None
+
+    def expect(self, pixels: int) -> None:
+        """Each worker has its part."""
+        self._pixels = pixels // self._runtime.workers
+        self.__dict__.pop("planner", None)
 
     def choose(self, height: int, width: int) -> Choice | None:
         """The planner's."""
@@ -184,7 +196,7 @@ class OnRay:
         runtime = self._runtime
         setting = f"workers = {runtime.workers}" if runtime.ray is None else f"ray = {runtime.ray!r}"
         wanted = Wanted(setting, runtime.workers, runtime.ray, gpus=self._gpus)
-        made = partial(_make, make, self._settings, self._of_worker())
+        made = partial(_make, make, self._settings, self._of_worker(), self._pixels)
         on_ray.run(made, items, wanted, on_result=on_result, on_progress=on_progress, stop=stop)
 
     @property
@@ -208,6 +220,8 @@ class OnRay:
 
 
 def _make(
-    make: Callable[[Upscaler], Worker[Item, Result]], settings: Settings, runtime: Runtime
+    make: Callable[[Upscaler], Worker[Item, Result]], settings: Settings, runtime: Runtime, pixels: int
 ) -> Worker[Item, Result]:
-    return make(Upscaler(settings, runtime))
+    upscaler = Upscaler(settings, runtime)
+    upscaler.expect(pixels)
+    return make(upscaler)

@@ -113,9 +113,14 @@ def host_memory(job: Job) -> int:
     return round(3 * QUEUE_BYTES + frame * (2 * _ENCODER_FRAMES + _DECODER_FRAMES) + 2 * kept)
 
 
+def pixels(job: Job) -> int:
+    """Pixels of the input that a job upscales."""
+    return len(job.times) * job.info.height * job.info.width
+
+
 def device_memory(job: Job, runtime: Runtime) -> int | None:
     """Bytes of the device that the model will take; None where it is known of the loaded model alone."""
-    planner, size = engines.foresee(job.settings, runtime), job.turn.size(job.info.height, job.info.width)
+    planner, size = engines.foresee(job.settings, runtime, pixels(job)), job.turn.size(job.info.height, job.info.width)
     return planner.memory(planner.choose(*size), *size) if planner is not None else None
 
 

@@ -187,6 +187,7 @@ def _segments(job: Job, folder: Path) -> list[Segment]:
 def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop: Callable[[], bool]) -> None:
     """Upscale what is left of all jobs, and deliver each when its last segment stands."""
     is_begun = False
+    crew.expect(sum(plan.pixels(work.job) for work in works))
 
     def in_hand() -> Path | None:
         return next((work.job.output for work in works if work.left and work.outcome.error is None), None)
