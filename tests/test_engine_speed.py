@@ -358,3 +358,11 @@ class TestTinyDecoder:
             load_tiny(str(tmp_path), 4, 4, CPU, torch.float32)
         with pytest.raises(EngineError, match="no AutoencoderTiny"):
             load_tiny(str(tiny_x4 / "unet"), 4, 4, CPU, torch.float32)
+
+
+def test_a_job_says_how_much_is_to_come(make_clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[int] = []
+    monkeypatch.setattr("vidup.engines.interpolate.Interpolation.expect", lambda self, pixels: said.append(pixels))
+    clips = [(make_clip(f"{name}.mp4", sound=False), tmp_path / f"{name}_x2.mp4") for name in ("one", "two")]
+    done = vidup.upscale_files(clips, Settings(model="nearest", scale=2), runtime=Runtime(device="cpu"))
+    assert all(one.error is None for one in done) and said == [2 * 12 * 64 * 48]
