@@ -191,15 +191,17 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     from vidup.engines import compiling, devices
+    from vidup.engines.card import card as facts_of
 
     for name in devices():
         device = torch.device(name)
+        facts = facts_of(device)
         able = [dtype for dtype in ("float32", "float16", "bfloat16") if _computes(device, getattr(torch, dtype))]
         size, title = psutil.virtual_memory().total, f"{os.cpu_count()} cores"
         if device.type == "cuda":
             card = torch.cuda.get_device_properties(device)
             size, title = card.total_memory, f"{card.name}, compute capability {card.major}.{card.minor}"
-        compiled = compiling.compiles("auto", device, False) != "off"
+        compiled = compiling.compiles("auto", facts, False) != "off"
         more = "; compiles" if compiled else "; does not compile" if device.type == "cuda" else ""
         state: State = "ok" if "float32" in able else "problem"
         yield Finding(name, state, f"{title}, {size / _GB:.1f} GB; computes {', '.join(able) or 'nothing'}{more}")
