@@ -31,6 +31,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         options, trial                      what an encoder is given, and its objections
         selection, origins                  which streams are kept; clocks that begin anew
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
+        y4m                                 pictures through pipes
         interlace, decoding                 deinterlacing; the frames as a stream
         timing, table, probing              when each frame is shown; what is in a file
         encoder, segment                    choose and open an encoder; encoded frames in a file of their own
@@ -53,6 +54,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         worker                              a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
         stills, queue                       still images; jobs one after another
+        piping                              Y4M through pipes
     compare, bench/                     quality of one video against another; what this machine can do
         stopwatch                           the stages of a frame's way, timed
     doctor                              whether this machine is ready

@@ -93,7 +93,10 @@ def _add_upscale(commands: Any) -> argparse.ArgumentParser:
         ),
     )
     command.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="a file, or a folder; several of them with -o FOLDER"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a file, or a folder; several of them with -o FOLDER; - is y4m from standard input, with -o -",
     )
     first = command.add_argument_group("options that matter first")
     first.add_argument(

@@ -67,6 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _upscale(arguments: argparse.Namespace) -> int:
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
+    if "-" in arguments.inputs or arguments.output == "-":
+        return _pipe(arguments, settings, runtime)
     folder = paths.folder_of(arguments.inputs, arguments.output)
     sources = paths.expand(arguments.inputs, arguments.output)
     output = Path(arguments.output) if arguments.output and folder is None else None
@@ -92,6 +94,37 @@ def _upscale(arguments: argparse.Namespace) -> int:
     if failures:
         terminal.say(f"vidup: {len(failures)} of {len(outcomes)} files failed; the others are done")
     return 1 if failures else 0
+
+
+def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> int:
+    """Y4M from standard input, or a file, to standard output."""
+    if arguments.output != "-" or len(arguments.inputs) != 1:
+        raise ConfigError("-: is one input that goes to standard output, with -o -; ffmpeg makes a file of that")
+    if arguments.progress == "json" or arguments.dry_run:
+        what = "dry_run" if arguments.dry_run else "progress json"
+        raise ConfigError(f"{what}: would go to standard output, which is the video's; leave it out")
+    name = arguments.inputs[0]
+    paths.check_settings(settings)
+    if name != "-":
+        paths.check([Path(name)], None, settings, overwrite=True)
+    if sys.stdout.isatty() or (name == "-" and sys.stdin.isatty()):
+        chain = "ffmpeg -i in.mp4 -f yuv4mpegpipe - | vidup upscale - -o - | ffmpeg -i - out.mp4"
+        raise ConfigError(f"-: is a terminal, and should be another program: {chain}")
+    from vidup.job.piping import upscale_piped
+    from vidup.job.progress import Tracker
+    from vidup.upscaler import Upscaler
+
+    source, target = Path(name) if name != "-" else sys.stdin.buffer, sys.stdout.buffer
+    with _progress(arguments) as sink, redirect_stdout(sys.stderr), Upscaler(settings, runtime) as upscaler:
+        try:
+            upscale_piped(upscaler, source, target, Tracker(sink), arguments.stop)
+        except Stopped:
+            terminal.say("vidup: interrupted; what was upscaled is with the next program")
+            return 130
+        except MediaError:
+            terminal.silence(sys.stdout)
+            raise
+    return 0
 
 
 @contextmanager

@@ -77,6 +77,15 @@ def check(sources: Sequence[Path], output: Path | None, settings: Settings, over
     if output is not None:
         check_pair(first, output, overwrite or output.with_name(f"{output.name}.vidup").exists())
         check_ending(first, output)
+    check_settings(settings)
+
+
+def check_settings(settings: Settings) -> None:
+    """See that the models and folders that the settings name are there, or may be.
+
+    Raises:
+        ConfigError, EngineError: one is not.
+    """
     check_model(settings.model)
     for name in ("vae", "tokenizer"):
         value = getattr(settings, name)

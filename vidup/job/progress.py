@@ -113,7 +113,8 @@ class Bar:
     Rate and time left are the events' own: tqdm's would count loading, compiling and what an earlier run has done.
     """
 
-    _COUNTED, _UNCOUNTED = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}", "{desc} {elapsed}"
+    _COUNTED = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+    _UNCOUNTED = "{desc} {n_fmt} frames, {elapsed}{postfix}"  # through a pipe, or before all files are looked at
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr

@@ -1,0 +1,187 @@
+"""A video through pipes: Y4M comes in or goes out, frame by frame, and nothing is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+from vidup.config import Runtime, Settings
+from vidup.errors import ConfigError, MediaError, Stopped, system_words
+from vidup.frame import Color, Frame
+from vidup.job.plan import QUEUE_BYTES
+from vidup.job.progress import Tracker
+from vidup.media import decoding, delivery, probing, y4m
+from vidup.media.containers import MATROSKA
+from vidup.picture.color import UNSPECIFIED, resolve
+from vidup.picture.geometry import Turn, output_size, size_notes
+from vidup.prefetch import Consumer, prefetch
+from vidup.upscaler import Upscaler
+
+log = logging.getLogger(__name__)
+
+_OF_FILES = ("workers", "ray", "restart", "keep_work", "skip_done")
+_OF_ENCODERS = ("codec", "crf", "bitrate", "encoder_options", "muxer_options")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What comes in: its head, what its planes mean, and its frames."""
+
+    name: str
+    head: y4m.Head
+    color: Color
+    turn: Turn
+    count: int
+    """Of frames; 0 where it is not known."""
+    frames: Generator[Frame, None, None]
+    faults: list[MediaError] = field(default_factory=list)
+    """What ended it, where that is a fault: the frames before it are upscaled first."""
+
+
+def upscale_piped(
+    upscaler: Upscaler, source: Path | BinaryIO, target: BinaryIO, tracker: Tracker, stop: Callable[[], bool]
+) -> int:
+    """Upscale Y4M, or the pictures of a file, into Y4M.
+
+    Args:
+        source: a file, or a stream that Y4M is read from.
+        target: a stream that Y4M is written to.
+        stop: is asked after each frame.
+
+    Returns:
+        The number of frames that were written.
+
+    Raises:
+        ConfigError: a setting that pipes cannot have; a file whose frames come at no constant rate.
+        MediaError: what comes in is no Y4M or is cut short, or nobody reads what goes out.
+        Stopped: `stop` was true before the end.
+    """
+    settings = upscaler.settings
+    _check(settings, upscaler.runtime)
+    tracker.enter("loading", "-")
+    found = _of_file(source, settings) if isinstance(source, Path) else _of_stream(source, settings)
+    size = found.turn.size(found.head.height, found.head.width)
+    after = output_size(settings, upscaler.engine.scale, *size, even=True)
+    pix_fmt = settings.pix_fmt or y4m.nearest(found.head.pix_fmt)
+    head = found.head.enlarged(after[1], after[0], pix_fmt)
+    color = resolve(found.color, pix_fmt, *after[::-1]) if pix_fmt != found.head.pix_fmt else found.color
+    upscaler.reset()
+    log.info("%s: %dx%d %s -> %dx%d %s, y4m", found.name, *size[::-1], found.head.pix_fmt, *after[::-1], pix_fmt)
+    for note in _notes(found, size_notes(settings, upscaler.engine.scale, size, after)):
+        log.info("note: %s", note)
+    tracker.expect(found.count)
+    tracker.enter("compiling" if upscaler.compiles else "upscaling", first=upscaler.choose(*size).batch)
+    frames = upscaler.frames(_watched(found, stop), head.pix_fmt, color, found.turn)
+    count = 0
+    for _ in _written(frames, replace(head, full_range=color.full_range), target):
+        tracker.advance()
+        count += 1
+    if found.faults:
+        raise found.faults[0]
+    if not count:
+        raise MediaError(f"{found.name}: holds no frame")
+    tracker.enter("done")
+    return count
+
+
+def _watched(found: _Source, stop: Callable[[], bool]) -> Generator[Frame, None, None]:
+    """The frames of a source, read ahead in a thread of their own, until it ends, fails, or the job is to stop."""
+    with closing(prefetch(found.frames, QUEUE_BYTES, _bytes)) as read:
+        try:
+            for frame in read:
+                if stop():
+                    raise Stopped
+                yield frame
+        except MediaError as error:
+            found.faults.append(error)
+
+
+def _written(frames: Iterator[Frame], head: y4m.Head, target: BinaryIO) -> Iterator[Frame]:
+    """The frames, each once it waits to be written, by a thread of its own; all are when the last has passed."""
+
+    def write(waiting: Iterator[Frame]) -> None:
+        try:
+            target.write(head.line())
+            for frame in waiting:
+                y4m.write_frame(target, frame)
+        except BrokenPipeError:
+            raise MediaError("standard output: whoever read it is gone") from None
+        except (OSError, ValueError) as error:
+            reason = system_words(error) if isinstance(error, OSError) else str(error)
+            raise MediaError(f"standard output: cannot be written: {reason}") from None
+
+    writer = Consumer(write, QUEUE_BYTES, _bytes)
+    try:
+        for frame in frames:
+            writer.put(frame)
+            yield frame
+        writer.end()
+        writer.wait()
+    finally:
+        writer.close()
+
+
+def _of_stream(stream: BinaryIO, settings: Settings) -> _Source:
+    head = y4m.read_head(stream)
+    if head.interlaced and settings.deinterlace != "off":
+        raise ConfigError(
+            f"{y4m.NAME}: is interlaced: deinterlace it before (ffmpeg -vf bwdif); --deinterlace off takes it as it is"
+        )
+    tags = Color(UNSPECIFIED, full_range=head.full_range)
+    color = resolve(tags, head.pix_fmt, head.width, head.height, settings.matrix, settings.range)
+    begin = Fraction(settings.start)
+    end = None if settings.until is None else Fraction(settings.until)
+
+    def frames() -> Generator[Frame, None, None]:
+        for frame in y4m.read_frames(stream, head, color):
+            if end is not None and frame.pts * frame.time_base >= end:
+                return
+            if frame.pts * frame.time_base >= begin:
+                yield frame
+
+    return _Source(y4m.NAME, head, color, Turn(), 0, frames())
+
+
+def _of_file(path: Path, settings: Settings) -> _Source:
+    info = probing.probe(path, settings.tolerate_errors)
+    if info.variable_rate:
+        raise ConfigError(f"{path}: its frames come at uneven times, which y4m cannot say; give a file as output")
+    planned = delivery.plan_delivery(info, MATROSKA, settings)
+    pix_fmt = decoding.planar(info.pix_fmt)
+    color = resolve(info.color, pix_fmt, info.width, info.height, settings.matrix, settings.range)
+    turn = Turn.of(info.display_matrix)
+    doubled = len(planned.times) // (planned.high - planned.low)
+    fitting = y4m.nearest(pix_fmt)
+    head = y4m.Head(
+        info.width, info.height, info.rate * doubled, pix_fmt, y4m.chroma_of(fitting), color.full_range,
+        1 / info.sample_aspect_ratio if turn.transpose else info.sample_aspect_ratio,
+    )  # fmt: skip
+    return _Source(str(path), head, color, turn, len(planned.times), decoding.decode(info, *planned.span, settings))
+
+
+def _notes(found: _Source, sizes: Iterator[str]) -> Iterator[str]:
+    yield from sizes
+    yield "through a pipe nothing is kept: a job that is stopped begins anew, and the result is not proved"
+    yield "y4m holds pictures at one rate alone: no sound or other streams, no colour matrix, primaries and transfer"
+    if found.color.matrix and found.name == y4m.NAME:
+        standard = {1: "BT.709", 9: "BT.2020"}.get(found.color.matrix, "BT.601")
+        yield f"y4m does not say its colour matrix: {standard} is assumed; --matrix says another"
+
+
+def _check(settings: Settings, runtime: Runtime) -> None:
+    """See that nothing is wanted that only files have."""
+    for spec in fields(runtime):
+        if spec.name in _OF_FILES and getattr(runtime, spec.name) != spec.default:
+            raise ConfigError(f"{spec.name}: a job through pipes has none; leave it out, or give files")
+    plain = Settings()
+    if ignored := [name for name in _OF_ENCODERS if getattr(settings, name) != getattr(plain, name)]:
+        log.warning("%s: without effect: y4m is not encoded", ", ".join(ignored))
+
+
+def _bytes(frame: Frame) -> int:
+    return sum(plane.nbytes for plane in frame.planes)
