@@ -403,7 +403,7 @@ def make_jobs(folder: Path) -> list[Path]:
             continue
         shutil.copy2(clip, home / "in.mkv")
         settings = vidup.Settings(**JOB)
-        (home / "expected").write_text(pictures_of(vidup.upscale(home / "in.mkv", home / "whole.mkv", settings)))
+        (home / "expected").write_text(pictures_of(vidup.upscale(home / "in.mkv", home / "whole.mkv", settings).output))
         (home / "whole.mkv").unlink()
         try:
             vidup.upscale(home / "in.mkv", home / "out.mkv", settings, on_progress=stopping)

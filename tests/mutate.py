@@ -137,7 +137,7 @@ def _try_model(made: mutants.Mutant, folder: Path, second: bool, result: Result)
     settings = vidup.Settings(model=str(source), steps=2, prompt="a boat" if second else "", guidance_scale=3.0)
     try:
         with vidup.Upscaler(settings, vidup.Runtime(device="cpu")) as upscaler:
-            upscaler.image(Image.new("RGB", (12, 10), (200, 30, 60)))
+            upscaler(Image.new("RGB", (12, 10), (200, 30, 60)))
     except vidup.VidupError as error:
         _refused(result, error, folder / "none")
 

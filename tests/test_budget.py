@@ -77,7 +77,7 @@ class TestDevices:
         for _ in range(2):  # what is needed for all frames comes with the first
             with Uploads() as uploads:
                 rgb = torch.stack([color.to_rgb(frame, META)] * batch)
-                picture = upscaler.enlarge(rgb)
+                picture = upscaler._enlarge(rgb)
                 codes = color.to_codes(picture[0], "yuv420p", frame.color)
         assert picture.shape == (batch, 3, 536, 800) and picture.device == META
         assert all(plane.device == META for plane in codes)
@@ -169,7 +169,7 @@ def test_the_decoder_keeps_less_before_a_frame_is_cut(
 ) -> None:
     monkeypatch.setattr("vidup.engines.x4.limits", lambda device, keep=8: Limits(2**16, 2**16, keep))
     one, clip = engine(steps=1), torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
-    expected = one.enlarge(clip)
+    expected = one(clip)
     assert one.choose(96, 160) == Choice(1, 0, 4)
     decode = Decoder.__call__
 
@@ -179,7 +179,7 @@ def test_the_decoder_keeps_less_before_a_frame_is_cut(
         return decode(self, latents, device, limits)
 
     monkeypatch.setattr(Decoder, "__call__", short)
-    torch.testing.assert_close(one.enlarge(clip), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(one(clip), expected, atol=1e-4, rtol=0)
     assert one.choose(96, 160) == Choice(1, 0, 2)
     assert "memory ran out: from here on 1 at a time, whole frames, and the decoder keeps less" in caplog.text
 
@@ -219,7 +219,7 @@ def test_a_small_card_is_enough(options: dict[str, Any]) -> None:
         upscaler.__dict__["engine"] = random_engine(upscaler.settings, runtime)
         choice = upscaler.choose(480, 854)
         for _ in range(3):
-            upscaler.enlarge(torch.rand(choice.batch, 3, 480, 854))
+            upscaler(torch.rand(choice.batch, 3, 480, 854))
         assert upscaler.choose(480, 854) == choice
         assert torch.cuda.max_memory_reserved() <= (runtime.memory_limit or 0)
     finally:

@@ -325,7 +325,7 @@ def test_brightness_is_kept_by_the_public_way(tmp_path: Path) -> None:
 
     path, source = write(compact(), tmp_path / "m.pth"), picture(24, 32)
     with Upscaler(Settings(model=str(path)), CPU) as upscaler:
-        result = upscaler.enlarge(source)
+        result = upscaler(source)
     assert result.shape == (1, 3, 96, 128)
     assert (resize(result, (24, 32)) - source).square().mean() < 1e-3
 

@@ -228,7 +228,7 @@ class TestStill:
         assert output.is_symlink() and text.read_text() == "precious"
 
     def test_a_name_as_long_as_can_be(self, photo: Path):
-        with Image.open(vidup.upscale(photo, photo.with_name("x" * 251 + ".png"), NEAREST)) as image:
+        with Image.open(vidup.upscale(photo, photo.with_name("x" * 251 + ".png"), NEAREST).output) as image:
             assert image.size == (9, 7)
 
 

@@ -204,7 +204,7 @@ def check_file_to_file(tmp_path: Path, codes: np.ndarray, pix_fmt: str, color: C
     assert kind is not None
     planes = patched(codes, kind.bits, kind.chroma_x, kind.chroma_y)
     source = write_ffv1(tmp_path / "in.mkv", planes, pix_fmt, color)
-    output = vidup.upscale(source, tmp_path / "out.mkv", Settings(model="nearest", scale=2, codec="ffv1"))
+    output = vidup.upscale(source, tmp_path / "out.mkv", Settings(model="nearest", scale=2, codec="ffv1")).output
     with av.open(str(output)) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == 2

@@ -68,7 +68,7 @@ def boxes(path: Path) -> list[str]:
 @pytest.mark.parametrize("ending", ["mp4", "mov", "m4v"])
 def test_the_index_stands_at_the_front(ending: str, tmp_path: Path):
     source = Material(sounds=[Sound("aac")], tags={"com.apple.quicktime.make": "Camera"}).write(tmp_path / "in.mov")
-    output = vidup.upscale(source, tmp_path / f"out.{ending}", Settings(model="nearest", encoder_options=FAST))
+    output = vidup.upscale(source, tmp_path / f"out.{ending}", Settings(model="nearest", encoder_options=FAST)).output
     assert boxes(output).index("moov") < boxes(output).index("mdat")
 
 
@@ -83,7 +83,7 @@ def test_the_index_stands_at_the_front(ending: str, tmp_path: Path):
 def test_a_muxer_is_given_options(ending: str, options: dict[str, str], seen: bytes, tmp_path: Path):
     source = Material().write(tmp_path / "in.mkv")
     chosen = Settings(model="nearest", encoder_options=FAST, muxer_options=options)
-    assert seen in vidup.upscale(source, tmp_path / f"out.{ending}", chosen).read_bytes()
+    assert seen in vidup.upscale(source, tmp_path / f"out.{ending}", chosen).output.read_bytes()
 
 
 @pytest.mark.parametrize(

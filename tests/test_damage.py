@@ -254,7 +254,7 @@ def test_file_names(
 ):
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(clips["h264.mp4"].read_bytes())
-    assert vidup.upscale(name, f"out {name}", NEAREST) == Path(f"out {name}")
+    assert vidup.upscale(name, f"out {name}", NEAREST).output == Path(f"out {name}")
     assert probing.probe(f"out {name}").frames == 12
     assert main(["probe", "--", name]) == 0
     Path(name).write_bytes(b"nothing")
@@ -353,7 +353,7 @@ def test_a_damaged_tail_of_slow_pictures(make_clip: Callable[..., Path]):
     for index in (11, 10, 9, 8):
         source.write_bytes(spoilt(source, index))
     settings = Settings(model="nearest", scale=2, codec="ffv1", segment_frames=4, tolerate_errors=True)
-    output = vidup.upscale(source, source.with_name("out.mkv"), settings)
+    output = vidup.upscale(source, source.with_name("out.mkv"), settings).output
     assert len(vidup.probe(output).pts) == 8
 
 
@@ -399,7 +399,7 @@ def test_tolerance_changes_nothing_of_a_healthy_file(clips: dict[str, Path], tmp
         outputs = []
         for tolerate in (False, True):
             settings = Settings(**vars(NEAREST) | {"tolerate_errors": tolerate})
-            outputs.append(vidup.upscale(source, tmp_path / f"{tolerate}{ending}", settings).read_bytes())
+            outputs.append(vidup.upscale(source, tmp_path / f"{tolerate}{ending}", settings).output.read_bytes())
             (tmp_path / f"{tolerate}{ending}").unlink()
         assert outputs[0] == outputs[1]
 

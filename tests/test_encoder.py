@@ -418,7 +418,7 @@ def test_hdr10_file_to_file(tmp_path: Path):
     info = info_of(pix_fmt="yuv420p10le", color=PQ, hdr=HDR10)
     source = encoded(chosen("libx265", info=info), tmp_path / "in.mkv")
     settings = Settings(model="nearest", scale=2, codec="libx265", encoder_options=FAST["libx265"])
-    frame = first_frame(vidup.upscale(source, tmp_path / "out.mp4", settings))
+    frame = first_frame(vidup.upscale(source, tmp_path / "out.mp4", settings).output)
     assert read_hdr(frame) == HDR10
     assert (frame.width, frame.colorspace, frame.color_primaries, frame.color_trc) == (256, 9, 9, 16)
 
@@ -635,7 +635,7 @@ def test_the_codec_where_none_is_asked_for(container: Container, source: str, se
 @pytest.mark.parametrize("ending", ["mp4", "mov"])
 def test_ten_bits_play_on_apples_players(ending: str, tmp_path: Path):
     source = encoded(chosen("ffv1", info=info_of(pix_fmt="yuv420p10le")), tmp_path / "in.mkv")
-    output = vidup.upscale(source, tmp_path / f"out.{ending}", Settings(model="nearest", scale=2))
+    output = vidup.upscale(source, tmp_path / f"out.{ending}", Settings(model="nearest", scale=2)).output
     with av.open(str(output)) as container:
         context = container.streams.video[0].codec_context
         assert (context.name, context.codec_tag, context.pix_fmt) == ("hevc", "hvc1", "yuv420p10le")

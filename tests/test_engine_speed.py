@@ -267,7 +267,7 @@ def test_a_compiled_job_of_several_segments(
     settings = Settings(model=str(tiny_x4), prompt="a harbour", steps=3, segment_frames=4)
     runtime = Runtime(device="cuda", compile="on", batch=2)
     with caplog.at_level(logging.INFO, "vidup"):
-        output = vidup.upscale(make_clip(), tmp_path / "out.mp4", settings, runtime=runtime)
+        output = vidup.upscale(make_clip(), tmp_path / "out.mp4", settings, runtime=runtime).output
     assert len(pictures(output)) == 12
     assert len([line for line in caplog.messages if line.startswith("compiling")]) == 1
     torch._dynamo.reset()

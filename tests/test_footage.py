@@ -122,7 +122,7 @@ def test_soft_telecined_film_keeps_its_three_fields(tmp_path: Path):
     assert len(whole) == 40 and in_parts(info) == whole
     steps = [float((b - a) * info.time_base * 48) for (a, _), (b, _) in zip(whole, whole[1:], strict=False)]
     assert set(steps) == {2.0, 3.0} and steps.count(3.0) >= 15
-    output = vidup.upscale(info.path, tmp_path / "out.mp4", NEAREST)
+    output = vidup.upscale(info.path, tmp_path / "out.mp4", NEAREST).output
     assert len(vidup.probe(output).pts) == 40
 
 
@@ -143,7 +143,7 @@ def test_two_frames_at_one_time(tmp_path: Path):
     assert list(info.pts) == [0, 40, 80, 120, 160, 200, 240]
     assert any("1 of its 7 frames" in note for note in info.notes)
     assert in_parts(info, 2) == frames(info) and len(set(frames(info))) == 7
-    assert len(vidup.probe(vidup.upscale(path, tmp_path / "out.mkv", NEAREST)).pts) == 7
+    assert len(vidup.probe(vidup.upscale(path, tmp_path / "out.mkv", NEAREST).output).pts) == 7
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
@@ -197,7 +197,7 @@ def test_a_clock_that_begins_anew_goes_on(make_clip: Callable[..., Path], tmp_pa
     whole = frames(info)
     assert in_parts(info, 16) == whole
     assert [data for _, data in whole] == 2 * [data for _, data in frames(single)]
-    output = vidup.upscale(path, tmp_path / "out.mp4", NEAREST)
+    output = vidup.upscale(path, tmp_path / "out.mp4", NEAREST).output
     made = vidup.probe(output)
     assert len(made.pts) == 60
     with av.open(str(output)) as container:
@@ -213,7 +213,7 @@ def test_a_last_frame_that_is_shown_for_long(tmp_path: Path, ending: str):
     pictures = [Image.fromarray(pattern(index, 64, 48)) for index in range(4)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 100, 100, 3000])
     settings = Settings(model="nearest", scale=2)
-    made = vidup.probe(vidup.upscale(path, tmp_path / f"out.{ending}", settings))
+    made = vidup.probe(vidup.upscale(path, tmp_path / f"out.{ending}", settings).output)
     assert len(made.pts) == 4
 
 
@@ -248,7 +248,7 @@ def test_gray_without_a_range_is_full(tmp_path: Path):
         container.mux(stream.encode(None))
     info = probing.probe(path)
     assert info.pix_fmt == "gray" and info.color.full_range
-    output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2))
+    output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2)).output
     with av.open(str(output)) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="gray")
     assert abs(int(picture[40, 60]) - 200) <= 3
@@ -263,7 +263,7 @@ def test_a_part_that_begins_within_a_still(
 ):
     path = make_clip("clip.mp4", (0, 2000, 30_000, 58_000), time_base=Fraction(1, 1000), sound=False)
     settings = Settings(model="nearest", scale=2, codec="ffv1", start=start, duration=duration)
-    output = vidup.upscale(path, path.with_name("out.mkv"), settings)
+    output = vidup.upscale(path, path.with_name("out.mkv"), settings).output
     made = vidup.probe(output)
     assert [float(time * made.time_base) for time in made.pts] == times
     shown = {10.0: 1, 40.0: 2, 1.0: 0, 30.0: 2}[start]
@@ -308,7 +308,7 @@ def test_an_avif_sequence_moves(tmp_path: Path):
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
     info = probing.probe(path)
     assert len(info.pts) == 6 and in_parts(info, 2) == frames(info)
-    output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2))
+    output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2)).output
     assert len(vidup.probe(output).pts) == 6
 
 

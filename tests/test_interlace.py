@@ -360,7 +360,7 @@ def test_frames_that_are_not_flagged_pass_unchanged(make_film: Callable[..., Pat
 def test_file_to_file(make_film: Callable[..., Path], tmp_path: Path, mode: Any, count: int):
     source = make_film("ffv1", "in.mkv", top)
     settings = Settings(model="nearest", scale=1, codec="ffv1", deinterlace=mode, segment_frames=10)
-    output = vidup.upscale(source, tmp_path / "out.mkv", settings)
+    output = vidup.upscale(source, tmp_path / "out.mkv", settings).output
     with av.open(str(output)) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == count

@@ -45,7 +45,7 @@ def test_times_in_units_as_long_as_a_frame(make_clip: Callable[..., Path]):
     """All streams are moved by the sound's priming, which is less than a unit of the pictures."""
     source = copied(make_clip(bframes=0), make_clip("x.mp4").with_name("film.mp4"), video_track_timescale="25")
     assert vidup.probe(source).time_base == Fraction(1, 25)
-    output = vidup.upscale(source, source.with_name("output.mkv"), FAST)
+    output = vidup.upscale(source, source.with_name("output.mkv"), FAST).output
     late = video_times(output)[0]
     assert 0 < late < Fraction(1, 25)
     assert [
@@ -60,7 +60,7 @@ def test_a_part_of_sound_in_long_units(tmp_path: Path, target: str):
     """In AVI a unit of the sound's times is a packet of it, and a part begins within one."""
     source = Material(sounds=(Sound("libmp3lame"),)).write(tmp_path / "source.avi")
     assert vidup.probe(source).streams[1].codec == "mp3float"
-    output = vidup.upscale(source, tmp_path / f"output.{target}", part(start=0.2, duration=0.6))
+    output = vidup.upscale(source, tmp_path / f"output.{target}", part(start=0.2, duration=0.6)).output
     moments = [time for time, *_ in packets_of(source)[1]]
     expected = [time - Fraction(1, 5) for time in moments if time > Fraction(1, 5) - Fraction(24, 1000)]
     late = video_times(output)[0]
@@ -79,7 +79,7 @@ def test_sound_packets_at_one_time(tmp_path: Path):
     source = copied(film, tmp_path / "source.mkv", same)
     times = [time for time, *_ in packets_of(source)[1]]
     assert len(set(times)) < len(times) - 20
-    output = vidup.upscale(source, tmp_path / "output.mp4", FAST)
+    output = vidup.upscale(source, tmp_path / "output.mp4", FAST).output
     assert [data for *_, data in packets_of(output)[1]] == [data for *_, data in packets_of(source)[1]]
 
 
@@ -90,7 +90,7 @@ OVERLAPPING = ((100, 600, "one"), (300, 600, "two"), (1000, 200, "three"))
 def test_texts_that_overlap(tmp_path: Path, target: str):
     """A track of mov shows one text at a time: where two stand, it shows both as one."""
     source = Material(texts=(Text("subrip", texts=OVERLAPPING),)).write(tmp_path / "source.mkv")
-    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST)
+    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST).output
     with av.open(str(output)) as written:
         shown = [
             (packet.pts * packet.time_base, bytes(packet)[2:])
@@ -107,7 +107,7 @@ def test_a_text_that_is_no_utf_8(tmp_path: Path):
         tmp_path / "source.mkv"
     )
     source.write_bytes(source.read_bytes().replace(b"cafZ", "café".encode("cp1252")))
-    output = vidup.upscale(source, tmp_path / "output.mp4", FAST)
+    output = vidup.upscale(source, tmp_path / "output.mp4", FAST).output
     assert [data for *_, data in packets_of(output)[1] if len(data) > 2] == [b"\0\5caf\xc3\xa9", b"\0\4last"]
 
 
@@ -116,7 +116,7 @@ def test_chapters_that_begin_late_and_have_no_titles(tmp_path: Path, target: str
     source = Material(chapters=((400, 800, "First"), (800, 1200, ""), (1200, 1520, "Last"))).write(
         tmp_path / "source.mkv"
     )
-    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST)
+    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST).output
     vidup.verify(source, output)
     with av.open(str(output)) as written:
         found = [
@@ -130,7 +130,7 @@ def test_chapters_that_begin_late_and_have_no_titles(tmp_path: Path, target: str
 def test_a_chapter_that_stands_there_twice(tmp_path: Path):
     twice = ((0, 800, "First"), (800, 1520, "Last"), (800, 1520, "Last"))
     source = Material(chapters=twice).write(tmp_path / "source.mp4")
-    output = vidup.upscale(source, tmp_path / "output.mkv", FAST)
+    output = vidup.upscale(source, tmp_path / "output.mkv", FAST).output
     with av.open(str(output)) as written:
         assert [chapter["metadata"]["title"] for chapter in written.chapters()] == ["First", "Last"]
 
@@ -139,7 +139,7 @@ def test_a_chapter_that_stands_there_twice(tmp_path: Path):
 def test_tags_that_a_container_has_no_place_for(tmp_path: Path, target: str):
     tags = {"title": "A harbour", "album_artist": "Someone", "composer": "Another", "description": "of a film"}
     source = Material(tags=tags).write(tmp_path / "source.mp4")
-    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST)
+    output = vidup.upscale(source, tmp_path / f"output.{target}", FAST).output
     vidup.verify(source, output)
     with av.open(str(output)) as written:
         kept = {key: value for key, value in written.metadata.items() if key in tags}
@@ -163,5 +163,5 @@ def test_a_second_program_of_a_transport_stream(tmp_path: Path, target: str):
                     programs.mux(packet)
     for opened in both:
         opened.close()
-    output = vidup.upscale(tmp_path / "source.ts", tmp_path / f"output.{target}", FAST)
+    output = vidup.upscale(tmp_path / "source.ts", tmp_path / f"output.{target}", FAST).output
     assert [len(found) for found in packets_of(output).values()] == [38, 38]

@@ -48,7 +48,7 @@ def enlarge(source: Path, name: str, **settings) -> Path:
     output = source.with_name(name)
     codec = settings.get("codec") or ("libvpx-vp9" if output.suffix == ".webm" else "libx264")
     defaults = {"model": "nearest", "scale": 2, "encoder_options": FASTEST[codec]}
-    return vidup.upscale(source, output, Settings(**{**defaults, **settings}))
+    return vidup.upscale(source, output, Settings(**{**defaults, **settings})).output
 
 
 def seconds(clock: tuple[tuple[int, ...], Fraction]) -> list[Fraction]:

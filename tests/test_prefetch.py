@@ -247,7 +247,7 @@ class TestSegments:
         monkeypatch.setattr(Interpolation, "__call__", counted)
         ends(monkeypatch, lambda path: seen.append(both.wait(10)))
         source = make_clip()
-        output = vidup.upscale(source, source.with_name("out.mp4"), NEAREST)
+        output = vidup.upscale(source, source.with_name("out.mp4"), NEAREST).output
         assert seen == [True] * 3  # the first segment's encoder saw the second one begin
         assert set(calls) == {threading.get_ident()}  # as CUDA graphs want it
         assert len(pictures(output)) == 12 and threads() == []

@@ -47,7 +47,7 @@ def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     else:
         rich = replace(RICH, attachment=True, cover="png")
     source = rich.write(folder / f"source.{ending}")
-    output = vidup.upscale(source, folder / f"output.{ending}", FAST)
+    output = vidup.upscale(source, folder / f"output.{ending}", FAST).output
     receipt = vidup.verify(source, output)
     assert (receipt.frames, receipt.compared, receipt.size, receipt.chapters) == (38, 38, (96, 128), 2)
     assert receipt.least_likeness > 0.97
@@ -284,7 +284,7 @@ SWAP = [*range(20), 21, 20, *range(22, 38)]
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
 def test_pictures(tmp_path: Path, change: Callable[[list[np.ndarray]], list[np.ndarray]], says: str, ending: str):
     source = replace(RICH, sounds=(), texts=(), chapters=(), tags={}).write(tmp_path / f"source.{ending}")
-    output = vidup.upscale(source, tmp_path / f"output.{ending}", FAST)
+    output = vidup.upscale(source, tmp_path / f"output.{ending}", FAST).output
     assert vidup.verify(source, reencode(output, as_it_is, crf=28)).compared == 38
     for crf in (12, 28):
         message = fault(source, reencode(output, change, crf))
@@ -303,13 +303,13 @@ def test_pictures(tmp_path: Path, change: Callable[[list[np.ndarray]], list[np.n
 )
 def test_colour_tags(tmp_path: Path, change: dict[str, int], says: str):
     source = Material(size=(64, 48), frames=4).write(tmp_path / "source.mp4")
-    output = vidup.upscale(source, tmp_path / "output.mp4", FAST)
+    output = vidup.upscale(source, tmp_path / "output.mp4", FAST).output
     assert re.search(says, fault(source, reencode(output, as_it_is, **change)))
 
 
 def test_size_rotation_and_aspect(make_clip: Callable[..., Path]):
     source = make_clip(times=(0, 512, 1024), rotate=90, aspect=Fraction(16, 11))
-    output = vidup.upscale(source, source.with_name("output.mp4"), FAST)
+    output = vidup.upscale(source, source.with_name("output.mp4"), FAST).output
     plain = make_clip("plain.mp4", times=(0, 512, 1024), size=(128, 96), aspect=Fraction(16, 11))
     assert "its rotation is None, expected" in fault(source, plain)
     square = make_clip("square.mp4", times=(0, 512, 1024), size=(128, 96), rotate=90)
@@ -322,7 +322,7 @@ def test_size_rotation_and_aspect(make_clip: Callable[..., Path]):
 
 def test_the_fast_way_sees_what_lies_in_its_samples(make_clip: Callable[..., Path]):
     source = make_clip(times=tuple(range(0, 120 * 40, 40)), time_base=MILLISECOND, size=(32, 32), sound=False)
-    output = vidup.upscale(source, source.with_name("output.mp4"), FAST)
+    output = vidup.upscale(source, source.with_name("output.mp4"), FAST).output
     assert vidup.verify(source, output, fast=True).compared == 24 * 4 and vidup.verify(source, output).compared == 120
     first, second = (low for low, _ in list(pictures._runs(120, True))[5:7])
     for place in (first, first + 3, 119):
@@ -376,7 +376,7 @@ def test_no_false_alarm(make_clip: Callable[..., Path], kind: str, crf: int):
     source = make_clip("clip.mkv", range(0, 24 * 40, 40), (128, 96), MILLISECOND, sound=False, draw=LEGITIMATE[kind])
     for model, preset in (("nearest", "ultrafast"), ("bicubic", "medium"))[: 1 if crf == 18 else 2]:
         settings = Settings(model=model, scale=2, crf=crf, encoder_options={"preset": preset})
-        output = vidup.upscale(source, source.with_name(f"{model}.mp4"), settings)
+        output = vidup.upscale(source, source.with_name(f"{model}.mp4"), settings).output
         assert vidup.verify(source, output, fast=True).frames == 24
 
 
@@ -402,7 +402,7 @@ def test_no_false_alarm(make_clip: Callable[..., Path], kind: str, crf: int):
 def test_no_false_alarm_over_what_is_unusual(make_clip: Callable[..., Path], clip: dict, settings: dict, ending: str):
     source = make_clip(f"clip.{ending}", **clip)
     chosen = replace(FAST, **settings)
-    output = vidup.upscale(source, source.with_name(f"output.{ending}"), chosen)
+    output = vidup.upscale(source, source.with_name(f"output.{ending}"), chosen).output
     vidup.verify(source, output, chosen)
 
 
@@ -410,7 +410,7 @@ def test_no_false_alarm_over_what_is_unusual(make_clip: Callable[..., Path], cli
 def test_the_samples(tmp_path: Path, sample: str):
     source = Path(__file__).resolve().parent.parent / "samples" / sample
     settings = Settings.preset("mini", duration=0.06, start=0.5, steps=1)
-    output = vidup.upscale(source, tmp_path / sample, settings)
+    output = vidup.upscale(source, tmp_path / sample, settings).output
     assert vidup.verify(source, output, settings).least_likeness > 0.9
 
 
@@ -448,7 +448,7 @@ def test_a_result_that_is_wrong_does_not_take_its_place(
 
 def test_the_command_line(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]):
     source = make_clip()
-    output = vidup.upscale(source, source.with_name("output.mp4"), FAST)
+    output = vidup.upscale(source, source.with_name("output.mp4"), FAST).output
     assert cli.main(["verify", str(source), str(output)]) == 0
     told = capsys.readouterr().out
     for words in (f"{output}: verified against {source}", "frames    12, each at its time, 128x96", "12 compared",

@@ -111,7 +111,7 @@ def test_a_segment_that_was_not_proved_is_made_again(make_clip: Callable[..., Pa
             vidup.upscale(source, output, FAST)
     folder = output.with_name("output.mp4.vidup")
     assert not list(folder.glob("*.seg"))
-    assert vidup.verify(source, vidup.upscale(source, output, FAST)).compared == 36
+    assert vidup.verify(source, vidup.upscale(source, output, FAST).output).compared == 36
 
 
 def test_only_tolerated_damage_may_cost_frames(make_clip: Callable[..., Path], monkeypatch, caplog):
@@ -310,6 +310,6 @@ def test_a_warning_loses_no_job(make_clip: Callable[..., Path], monkeypatch, cap
 
     upscaled(monkeypatch, lighter)
     with caplog.at_level(logging.WARNING):
-        output = vidup.upscale(source, source.with_name("output.mp4"), FAST)
+        output = vidup.upscale(source, source.with_name("output.mp4"), FAST).output
     assert re.search(r"frame 5 .at 0.200000 s. looks unlike the source's .likeness 8\d.\d %.", caplog.text)
     assert vidup.verify(source, output).least_likeness < 0.9

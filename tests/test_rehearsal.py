@@ -47,7 +47,7 @@ def test_more_frames_a_second_than_matroska_can_say(make_clip: Callable[..., Pat
         "matroska counts in units of 0.001 s, and two frames, at 0.000000 and 0.000417 s, would have one time;"
         " choose an output that ends in .mp4 or .mov"
     )
-    assert vidup.probe(vidup.upscale(source, source.with_name("output.mp4"), FAST)).frames == 8
+    assert vidup.probe(vidup.upscale(source, source.with_name("output.mp4"), FAST).output).frames == 8
 
 
 def test_longer_than_mp4_can_say(make_clip: Callable[..., Path]):
@@ -66,7 +66,7 @@ def test_a_display_matrix_that_is_a_little_off(make_clip: Callable[..., Path]):
                 packet.stream = stream
                 target.mux(packet)
     for target_ending in ("mp4", "mkv"):
-        output = vidup.upscale(source, film.with_name(f"output.{target_ending}"), FAST)
+        output = vidup.upscale(source, film.with_name(f"output.{target_ending}"), FAST).output
         assert vidup.probe(output).rotation == vidup.probe(source).rotation != 0
 
 
@@ -75,7 +75,7 @@ def test_a_copy_that_would_come_early_is_converted_and_told(tmp_path: Path, capl
     source = Material(sounds=(Sound("vorbis"),)).write(tmp_path / "source.mkv")
     settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, start=0.41, duration=0.5)
     with caplog.at_level(logging.WARNING):
-        output = vidup.upscale(source, tmp_path / "output.mp4", settings)
+        output = vidup.upscale(source, tmp_path / "output.mp4", settings).output
     (told,) = [record.message for record in caplog.records if "converted" in record.message]
     assert told.startswith(f"{output}: stream 1 (audio vorbis) is converted to aac: packet 0 is -0.0")
     assert vidup.probe(output).streams[1].codec == "aac"
@@ -123,7 +123,7 @@ def test_what_was_converted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     material = Material(sounds=(Sound("flac"), Sound("libopus")), texts=(Text("subrip"),))
     source = material.write(tmp_path / "source.mkv")
     output, folder = tmp_path / "output.mov", tmp_path / "output.mov.vidup"
-    whole = vidup.upscale(source, tmp_path / "whole.mov", FAST)
+    whole = vidup.upscale(source, tmp_path / "whole.mov", FAST).output
     upscaled = Upscaled()
     with pytest.raises(Stopped):
         vidup.upscale(source, output, FAST, on_progress=upscaled, stop=lambda: upscaled.frames > 20)
@@ -146,7 +146,7 @@ def test_converted_sound_that_begins_below_zero(tmp_path: Path, target: str, cap
     )
     webm = Settings(model="nearest", scale=2, encoder_options={"deadline": "realtime", "cpu-used": "8"})
     with caplog.at_level(logging.INFO):
-        output = vidup.upscale(source, tmp_path / f"output.{target}", FAST if target == "mkv" else webm)
+        output = vidup.upscale(source, tmp_path / f"output.{target}", FAST if target == "mkv" else webm).output
     before, after = packets_of(source), packets_of(output)
     late = after[0][0][0] - min(time for time, *_ in before[0])
     assert abs(after[1][0][0] - before[1][0][0] - late) <= Fraction(1, 50)
@@ -162,7 +162,7 @@ def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match=r"strict: stream 1 .* would be left out: nothing of it can be decoded"):
         vidup.upscale(source, output, settings, runtime=Runtime(strict=True), on_progress=upscaled)
     assert upscaled.frames == 0
-    assert [stream.kind for stream in vidup.probe(vidup.upscale(source, output, settings)).streams] == ["video"]
+    assert [stream.kind for stream in vidup.probe(vidup.upscale(source, output, settings).output).streams] == ["video"]
 
 
 def test_probe_tells_what_the_rehearsal_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
@@ -180,5 +180,5 @@ def test_a_part_without_sound_is_no_loss(tmp_path: Path):
     sound = Sound("flac", begin=Fraction(1), seconds=Fraction(1, 2))
     source = Material(sounds=(sound,)).write(tmp_path / "source.mkv")
     settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, start=0.1, duration=0.4)
-    output = vidup.upscale(source, tmp_path / "output.mov", settings, runtime=Runtime(strict=True))
+    output = vidup.upscale(source, tmp_path / "output.mov", settings, runtime=Runtime(strict=True)).output
     assert [stream.kind for stream in vidup.probe(output).streams] == ["video"]

@@ -184,27 +184,15 @@ def upscaler():
         yield made
 
 
-def test_frames_carry_and_reset_forgets(upscaler: Upscaler):
+def test_frames_carry_and_each_call_begins_anew(upscaler: Upscaler):
     frames = video(pan(5))
-    upscaler.reset()
     whole = [frame.planes[0] for frame in upscaler.frames(frames)]
-    upscaler.reset()
-    parts = [frame.planes[0] for part in (frames[:2], frames[2:]) for frame in upscaler.frames(part)]
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(whole, parts, strict=True))
-    upscaler.reset()
     (alone,) = upscaler.frames(frames[4:])
     assert not np.array_equal(alone.planes[0], whole[4])
-
-
-def test_frames_that_are_given_up_begin_anew(upscaler: Upscaler):
-    frames = video(pan(4))
-    upscaler.reset()
-    whole = [frame.planes[0] for frame in upscaler.frames(frames)]
-    upscaler.reset()
-    begun = upscaler.frames(frames)
-    next(begun)
-    begun.close()
-    assert np.array_equal(next(iter(upscaler.frames(frames[:1]))).planes[0], whole[0])
+    begun, again = upscaler.frames(iter(frames)), upscaler.frames(iter(frames))  # neither knows of the other
+    both = [(next(begun).planes[0], next(again).planes[0]) for _ in frames]
+    assert all(np.array_equal(one, other) for one, other in both)
+    assert all(np.array_equal(mine, theirs) for mine, (theirs, _) in zip(whole, both, strict=True))
 
 
 def test_equal_planes_are_not_computed_again(upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch):
@@ -213,7 +201,6 @@ def test_equal_planes_are_not_computed_again(upscaler: Upscaler, monkeypatch: py
     monkeypatch.setattr("vidup.picture.color.to_rgb", lambda *given: converted.append(1) or to_rgb(*given))
     frame = video(pan(1))[0]
     same = [Frame(tuple(map(np.copy, frame.planes)), "gbrp", frame.color, pts=index) for index in range(5)]
-    upscaler.reset()
     results = list(upscaler.frames(same))
     assert len(converted) == 1
     assert all(np.array_equal(one.planes[0], results[0].planes[0]) for one in results)

@@ -78,7 +78,7 @@ def test_killed_at_random_moments():
 
 def test_the_same_command_goes_on(make_clip: Callable[..., Path], calls: list[int]):
     source = make_clip()
-    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST)
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST).output
     calls.clear()
     output = source.with_name("out.mp4")
     folder = begin(source, output, frames=7)
@@ -95,7 +95,7 @@ def test_another_runtime_goes_on(make_clip: Callable[..., Path]):
     source = make_clip()
     output = source.with_name("out.mp4")
     begin(source, output, frames=7, batch=1)
-    assert len(pictures(vidup.upscale(source, output, NEAREST, runtime=Runtime(batch=3, verify="fast")))) == 12
+    assert len(pictures(vidup.upscale(source, output, NEAREST, runtime=Runtime(batch=3, verify="fast")).output)) == 12
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_another_checkpoint_is_refused(make_clip: Callable[..., Path], tiny_x4: 
 @pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "part", "another"])
 def test_damaged_segments_are_made_again(make_clip: Callable[..., Path], calls: list[int], damage: str):
     source = make_clip()
-    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST)
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST).output
     output = source.with_name("out.mp4")
     folder = begin(source, output, frames=10)
     segment = folder / "00001.seg"
@@ -188,7 +188,7 @@ def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, at: set[int], largest: in
 def test_out_of_memory_halves_the_batch(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog):
     source = make_clip()
     settings = Settings(model="bicubic", scale=2, crf=0, encoder_options={"preset": "ultrafast"}, segment_frames=5)
-    whole = vidup.upscale(source, source.with_name("whole.mp4"), settings)
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), settings).output
     output = source.with_name("out.mp4")
     seen = run_out_of_memory(monkeypatch, at={2, 3}, largest=1)
     folder = begin(source, output, 11, settings)
@@ -225,7 +225,7 @@ def test_a_choice_that_was_stored_is_adopted(make_clip: Callable[..., Path], cal
 @pytest.mark.parametrize("error", [EngineError("the model failed"), RuntimeError("a bug")])
 def test_an_engine_that_fails_is_gone_on_from(make_clip: Callable[..., Path], monkeypatch, error: Exception):
     source = make_clip()
-    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST)
+    whole = vidup.upscale(source, source.with_name("whole.mp4"), NEAREST).output
     output = source.with_name("out.mp4")
     with monkeypatch.context() as patch:
         enlarge, seen = Interpolation.__call__, []
@@ -240,7 +240,7 @@ def test_an_engine_that_fails_is_gone_on_from(make_clip: Callable[..., Path], mo
         with pytest.raises(EngineError, match=str(error)):
             vidup.upscale(source, output, NEAREST)
     assert segments(output.with_name("out.mp4.vidup")) == ["00000.seg", "00001.seg"] and not output.exists()
-    assert content(vidup.upscale(source, output, NEAREST)) == content(whole)
+    assert content(vidup.upscale(source, output, NEAREST).output) == content(whole)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_disk_that_fails(make_clip: Callable[..., Path], monkeypatch, number: 
         with pytest.raises(MediaError, match=message):
             vidup.upscale(source, output, NEAREST)
     assert segments(output.with_name("out.mp4.vidup")) and not output.exists()
-    assert len(pictures(vidup.upscale(source, output, NEAREST))) == 12
+    assert len(pictures(vidup.upscale(source, output, NEAREST).output)) == 12
 
 
 def test_a_small_disk_that_fills(make_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,7 +278,7 @@ def test_a_small_disk_that_fills(make_clip: Callable[..., Path], tmp_path: Path,
             vidup.upscale(source, disk / "out.mkv", settings)
         assert segments(disk / "out.mkv.vidup") and not (disk / "out.mkv").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True, capture_output=True)
-        assert len(pictures(vidup.upscale(source, disk / "out.mkv", settings))) == 40
+        assert len(pictures(vidup.upscale(source, disk / "out.mkv", settings).output)) == 40
     finally:
         subprocess.run(["umount", disk], check=True, capture_output=True)
 
@@ -319,7 +319,7 @@ def test_stop(make_clip: Callable[..., Path]):
     with pytest.raises(Stopped):
         vidup.upscale(source, output, NEAREST, on_progress=events.append, stop=lambda: len(events) > 8)
     assert segments(output.with_name("out.mp4.vidup")) and not output.exists()
-    assert len(pictures(vidup.upscale(source, output, NEAREST))) == 12
+    assert len(pictures(vidup.upscale(source, output, NEAREST).output)) == 12
 
 
 def test_many_files_in_one_queue(make_clip: Callable[..., Path], calls: list[int]):
@@ -353,7 +353,7 @@ def test_what_else_a_glob_finds_does_not_end_the_queue(make_clip: Callable[..., 
 
 def test_the_folder_is_kept_if_asked_for(make_clip: Callable[..., Path]):
     source = make_clip()
-    output = vidup.upscale(source, None, NEAREST, runtime=Runtime(keep_work=True))
+    output = vidup.upscale(source, None, NEAREST, runtime=Runtime(keep_work=True)).output
     folder = output.with_name(output.name + ".vidup")
     assert segments(folder) == [f"{index:05}.seg" for index in range(4)]
     vidup.upscale(source, output, NEAREST, runtime=Runtime(overwrite=True))
@@ -378,7 +378,7 @@ class TestWorkers:
         source = make_clip()
         overrides = {"scale": 2, "segment_frames": 3, "encoder_options": {"preset": "ultrafast"}}
         settings = Settings.preset("mini", **overrides) if model == "mini" else NEAREST
-        one = vidup.upscale(source, source.with_name("one.mp4"), settings, runtime=Runtime(device="cpu"))
+        one = vidup.upscale(source, source.with_name("one.mp4"), settings, runtime=Runtime(device="cpu")).output
         events = []
         two = vidup.upscale(
             source,
@@ -386,14 +386,14 @@ class TestWorkers:
             settings,
             runtime=Runtime(device="cpu", workers=2),
             on_progress=events.append,
-        )
+        ).output
         assert content(one) == content(two)
         assert events[-1].frame == events[-1].frames == 12
 
     def test_a_worker_that_is_killed_is_replaced(self, make_clip: Callable[..., Path], caplog):
         source = make_clip()
         settings = Settings.preset("mini", segment_frames=3, encoder_options={"preset": "ultrafast"})
-        one = vidup.upscale(source, source.with_name("one.mp4"), settings, runtime=Runtime(device="cpu"))
+        one = vidup.upscale(source, source.with_name("one.mp4"), settings, runtime=Runtime(device="cpu")).output
         killed = []
 
         def kill(event: vidup.Progress) -> None:
@@ -405,6 +405,6 @@ class TestWorkers:
                         return
 
         runtime = Runtime(device="cpu", workers=2)
-        two = vidup.upscale(source, source.with_name("two.mp4"), settings, runtime=runtime, on_progress=kill)
+        two = vidup.upscale(source, source.with_name("two.mp4"), settings, runtime=runtime, on_progress=kill).output
         assert len(killed) == 1 and any("another takes its place" in record.message for record in caplog.records)
         assert content(one) == content(two)

@@ -160,9 +160,9 @@ def test_360_degrees_and_stereo_are_told(tmp_path: Path):
 )
 def test_stereo_arrives_in_matroska_and_h264(codec: str, ending: str, tmp_path: Path):
     source = with_boxes(write(tmp_path / "in.mp4"), TOP_BOTTOM)
-    output = vidup.upscale(source, tmp_path / f"out.{ending}", settings(codec))
+    output = vidup.upscale(source, tmp_path / f"out.{ending}", settings(codec)).output
     assert vidup.probe(output).stereo_mode == "top_bottom"
-    again = vidup.upscale(output, tmp_path / f"again.{ending}", settings(codec))
+    again = vidup.upscale(output, tmp_path / f"again.{ending}", settings(codec)).output
     assert vidup.probe(again).stereo_mode == "top_bottom"
 
 
@@ -206,7 +206,7 @@ def test_transparency_of_vp9_is_told_and_its_tag_dropped(tmp_path: Path):
     source = write(tmp_path / "in.webm", codec="libvpx-vp9", tags={"alpha_mode": "1"})
     assert vidup.probe(source).side_data == ("VP9_ALPHA",)
     assert "transparency is dropped" in lines(source, "out.webm")
-    output = vidup.upscale(source, tmp_path / "out.webm", settings("libvpx-vp9"))
+    output = vidup.upscale(source, tmp_path / "out.webm", settings("libvpx-vp9")).output
     with av.open(str(output)) as container:
         assert "alpha_mode" not in {key.lower() for key in container.streams[0].metadata}
 

@@ -367,5 +367,5 @@ def test_a_part_begins_within_a_packet_that_does_not_say_its_length(codec: str, 
     before = packets_of(source)[1]
     start = Fraction(2, 5)
     reaching = [data for (begin, _, data), (end, *_) in zip(before, [*before[1:], (99,)], strict=True) if end > start]
-    output = vidup.upscale(source, tmp_path / "out.mkv", Settings(model="nearest", scale=2, start=float(start)))
+    output = vidup.upscale(source, tmp_path / "out.mkv", Settings(model="nearest", scale=2, start=float(start))).output
     assert [data for _, _, data in packets_of(output)[1]] == reaching

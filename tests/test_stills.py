@@ -175,7 +175,7 @@ def test_samples_without_a_known_white_are_refused(tmp_path: Path, mode: str) ->
     with pytest.raises(MediaError, match=f"photo.tif: holds {mode} samples"):
         upscaled(tmp_path / "photo.tif")
     with vidup.Upscaler(Settings(model="nearest")) as upscaler, pytest.raises(MediaError, match=f"of mode {mode}"):
-        upscaler.image(picture)
+        upscaler(picture)
 
 
 @pytest.mark.parametrize("source", ["photo.png", "photo.jpg", "photo.webp", "photo.tif"])

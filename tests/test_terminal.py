@@ -49,7 +49,7 @@ ERRORS = [
 def test_progress_that_nobody_reads_ends_no_job(make_clip: Callable[..., Path], caplog, make, error: Exception):
     source = make_clip(times=(0, 512, 1024), sound=False)
     sink = make(Broken(error))
-    output = vidup.upscale(source, source.with_name("out.mp4"), NEAREST, on_progress=sink)
+    output = vidup.upscale(source, source.with_name("out.mp4"), NEAREST, on_progress=sink).output
     assert len(video_times(output)) == 3
     getattr(sink, "close", lambda: None)()
     told = [record.message for record in caplog.records if "progress" in record.message]

@@ -4,13 +4,15 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
 `__init__`, where it holds something, stands last in it. `.github/ARCHITECTURE.md` says where to put what.
 
     errors, frame                       what can go wrong, and what flows: frames, colours, facts of a file
-    prefetch, config                    the only thread code; settings and presets
+    prefetch, presets, config           the only thread code; preset files; settings and runtime
     options                             the command line's options, made from the settings
     picture/                            tensors in, tensors out
         color, geometry                     planes <-> RGB; how pictures are turned, and how large they become
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
+        kinds, passing                      pictures of other libraries; a picture on its way through
         metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
     engines/                            what makes the picture; the protocol and the catalogue of models
+        stops, unused                       whether to stop, asked while a picture is made; settings without effect
         libraries, identity, claims         what models stand on; fingerprints of weights; what files claim
         architecture, single_file           the x4 model: its configuration, its weights in one file
         prompts                             from a prompt to embeddings
@@ -39,7 +41,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         streams, delivery                   what a container takes of them; what an output has to hold
         kept, thumbnails, joining           streams converted ahead; small pictures; all into a container
     paths                               which files a command means, and whether they can be used
-    upscaler                            frames in, larger frames out
+    upscaler                            pictures in, larger pictures out
     proof/                              re-read what was written, and prove it
         findings, tracks                    what is found wrong; fingerprints of streams
         packets, facts                      the other streams; size, colour, chapters, tags
@@ -62,8 +64,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     arguments, cli                      what can be typed; call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->
-upscale -> encode. The decoder runs ahead in a thread of its own, the encoder behind in another; the engine stays in
-the caller's.
+upscale -> encode. The decoder runs ahead in a thread of its own, the encoder behind in another; the engine works in
+the caller's, or, compiled on CUDA, in one of its own.
 
 The public names below are loaded on first use: ``import vidup`` loads neither torch nor PyAV.
 """
@@ -80,7 +82,6 @@ _HOMES = {
     "upscale_files": "vidup.job",
     "verify": "vidup.job.verify",
     "Receipt": "vidup.proof",
-    "Outcome": "vidup.job",
     "Stopped": "vidup.errors",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
@@ -106,7 +107,6 @@ __all__ = [
     "Frame",
     "MediaError",
     "MediaInfo",
-    "Outcome",
     "Progress",
     "Receipt",
     "ResumeError",
@@ -128,7 +128,7 @@ if TYPE_CHECKING:
     from vidup.config import Runtime, Settings
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
     from vidup.frame import Color, Frame, MediaInfo
-    from vidup.job import Outcome, upscale, upscale_files
+    from vidup.job import upscale, upscale_files
     from vidup.job.progress import Progress
     from vidup.job.verify import verify
     from vidup.media.probing import probe
@@ -136,12 +136,14 @@ if TYPE_CHECKING:
     from vidup.upscaler import Upscaler
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        # Kept: importing `vidup.compare` the module would leave it under the name of the function.
-        globals()[name] = getattr(import_module(_HOMES[name]), name)
-        return globals()[name]
-    raise AttributeError(f"module 'vidup' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a checker, a module with this function has every name
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            # Kept: importing `vidup.compare` the module would leave it under the name of the function.
+            globals()[name] = getattr(import_module(_HOMES[name]), name)
+            return globals()[name]
+        raise AttributeError(f"module 'vidup' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

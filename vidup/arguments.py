@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import vidup
 from vidup import bench
-from vidup.config import DELIVERY, Runtime, Settings, preset_names
+from vidup.config import DELIVERY, Runtime, Settings
 from vidup.options import add_options
+from vidup.presets import preset_names
 
 _ON_THE_MACHINE = ("device", "batch", "compile", "max_memory", "offload")  # of the runtime, what decides memory
 

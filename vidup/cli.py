@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from vidup import bench, paths, terminal
 from vidup.arguments import parser
-from vidup.config import Runtime, Settings, preset_names
+from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
 from vidup.options import from_options
+from vidup.presets import preset_names
 
 if TYPE_CHECKING:
     from vidup.compare import FrameFigures
@@ -54,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
         code: int = arguments.command(arguments)
         terminal.flush()
         return code
+    except Stopped:
+        raise
     except ConfigError as error:
         return _fail(error, arguments.verbose, 2)
     except VidupError as error:
@@ -190,7 +193,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         terminal.put(json.dumps({"verified": False, "error": str(error)}))
         return 1
     if arguments.json:
-        terminal.put(json.dumps({"verified": True, **asdict(receipt)}))
+        terminal.put(json.dumps({"verified": True, **asdict(receipt)}, default=str))
         return 0
     height, width = receipt.size
     terminal.put(f"{receipt.output}: verified against {receipt.source}")

@@ -6,20 +6,23 @@ One frozen dataclass is the only source of a name, its default, its range and it
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
+import numbers
+import os
 import re
-import stat
-import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from vidup.errors import ConfigError, first_line
+from vidup.errors import ConfigError
+from vidup.presets import brought, folder, preset_names, read_table
 
 Config = TypeVar("Config", "Settings", "Runtime")
+_Any = TypeVar("_Any")
 
 
 def option(
@@ -34,7 +37,7 @@ def option(
     """A field with its default, its help line, its short flags and the range that it must keep."""
     metadata = {"help": help, "flags": flags, "low": low, "high": high, "metavar": metavar}
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+        return field(default_factory=lambda: dict(default), metadata=metadata, hash=False)
     return field(default=default, metadata=metadata)
 
 
@@ -45,9 +48,24 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
 """What files with weights end in."""
 
 
+def _with_its_preset(config: type[_Any]) -> type[_Any]:
+    """Let a model's name bring its preset: what is given goes before it, and it before the defaults."""
+    plain = config.__init__
+
+    def __init__(self: Any, **given: Any) -> None:
+        plain(self, **{**brought(given.get("model")), **given})
+
+    config.__init__ = functools.wraps(plain)(__init__)  # type: ignore[method-assign]
+    return config
+
+
+@_with_its_preset
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides the pixels of the result.
+
+    A model that has a preset of its own brings it along: ``Settings(model="mini")`` has the steps of ``mini``. NumPy's
+    numbers are taken for Python's, ``20.0`` for 20, and a `Path` for a text.
 
     Raises:
         ConfigError: a value is of the wrong type or out of its range.
@@ -181,13 +199,27 @@ class Settings:
         return bits
 
     @classmethod
-    def preset(cls, preset: str | Path, /, **overrides: Any) -> Settings:
+    def preset(cls, preset: str | os.PathLike[str], /, **overrides: Any) -> Settings:
         """The settings of a preset, given by name or as a path to a TOML file, with `overrides` on top.
 
         Raises:
             ConfigError: no such preset, a file that is no TOML, an unknown key, a value out of range.
         """
         return cls(**layered(preset, _known(overrides, "settings")))
+
+    @classmethod
+    def presets(cls) -> dict[str, Settings]:
+        """The presets that ship with vidup, by name."""
+        return {name: cls.preset(name) for name in preset_names()}
+
+    def replace(self, **changes: Any) -> Settings:
+        """These settings with changes; another model brings no preset along.
+
+        Raises:
+            ConfigError: an unknown key, a value out of range.
+        """
+        gone = {name: None for names in _INSTEAD if names & changes.keys() for name in names}
+        return dataclasses.replace(self, **{**gone, **_known(changes, "settings")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,11 +268,6 @@ def _bytes(name: str, text: str) -> int:
     return int(size)
 
 
-def preset_names() -> list[str]:
-    """The presets that ship with vidup."""
-    return sorted(path.stem for path in _presets_folder().glob("*.toml"))
-
-
 DELIVERY: tuple[str, ...] = (
     *("start", "duration", "end", "matrix", "range", "deinterlace", "bake_rotation"),
     *("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options", "tolerate_errors"),
@@ -248,12 +275,11 @@ DELIVERY: tuple[str, ...] = (
 """The settings that decide what has to be in the output, however large its pictures are."""
 
 
-def layered(preset: str | Path | None, over: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset that the model brings along, then the one that is given, then `over`, which is not checked."""
-    table = _over(_read_preset(preset) if preset is not None else {}, over)
-    model = str(table.get("model"))
-    own = [name for name in preset_names() if model in _brought_by(name)]
-    return _over(_read_preset(own[0]) if own else {}, table)
+def settings_of(given: Settings | str | os.PathLike[str] | None) -> Settings:
+    """Settings as they are given: themselves, a preset by its name or its path, or the defaults."""
+    if given is None or isinstance(given, Settings):
+        return given or Settings()
+    return Settings.preset(given)
 
 
 _INSTEAD = ({"scale", "height", "width"}, {"duration", "end"})
@@ -265,32 +291,22 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in below.items() if name not in gone}, **above}
 
 
-def _brought_by(preset: str) -> list[str]:
-    """The models that bring a preset along: the key ``models`` of one that ships with vidup."""
-    found = _read_table(_presets_folder() / f"{preset}.toml").get("models", [])
-    return list(found)
+def layered(preset: str | os.PathLike[str] | None, over: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset that is given, then `over`, which is not checked; what the model brings along comes before both."""
+    return _over(_read_preset(preset) if preset is not None else {}, over)
 
 
-_MOST_BYTES = 1 << 20
-"""Of a preset."""
-
-
-def _presets_folder() -> Path:
-    packaged = Path(str(resources.files("vidup"))) / "configs"  # in a wheel
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"  # in a checkout
-
-
-def _read_preset(preset: str | Path) -> dict[str, Any]:
+def _read_preset(preset: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(preset)
     if path.suffix != ".toml":
-        path = _presets_folder() / f"{preset}.toml"
+        path = folder() / f"{preset}.toml"
         if not path.is_file():
             raise ConfigError(
                 f"preset {str(preset)!r} is not known: take one of {', '.join(preset_names())}"
                 ", or a path that ends in .toml"
             )
-    table = _read_table(path)
-    if path.parent == _presets_folder():
+    table = read_table(path)
+    if path.parent == folder():
         table.pop("models", None)
     known = _known(table, f"preset {path}")
     try:
@@ -298,16 +314,6 @@ def _read_preset(preset: str | Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"preset {path}: {error}") from None
     return known
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # to open a pipe would wait for its writer
-            raise ConfigError(f"preset {path}: cannot be read: is no file, or one of more than {_MOST_BYTES} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists
-        raise ConfigError(f"preset {path}: cannot be read: {first_line(error)}") from None
 
 
 def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -323,7 +329,9 @@ def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _check(config: Settings | Runtime) -> None:
     hints = get_type_hints(type(config))
     for spec in fields(config):
-        value, hint = getattr(config, spec.name), hints[spec.name]
+        hint = hints[spec.name]
+        value = _plain(getattr(config, spec.name), hint)
+        object.__setattr__(config, spec.name, value)
         if not _fits(value, hint):
             raise ConfigError(f"{spec.name} = {_shown(value)}: expected {_describe(hint)}")
         low, high = spec.metadata["low"], spec.metadata["high"]
@@ -356,6 +364,21 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A value of a kind that stands for Python's own: a number of NumPy, a whole one that is written 20.0, a path."""
+    kind = scalar(hint)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__name__ in ("bool", "bool_") and kind is bool:  # NumPy's
+        return bool(value)
+    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    return int(number) if kind is int and number.is_integer() else number
 
 
 def scalar(hint: Any) -> Any:

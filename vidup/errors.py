@@ -5,7 +5,8 @@
     ├── MediaError      an input that cannot be read, an output that cannot be written
     ├── EngineError     a model that cannot be loaded or run
     ├── ResumeError     a job on disk that does not belong to this command
-    └── VerifyError     what was written is not what was requested
+    ├── VerifyError     what was written is not what was requested
+    └── Stopped         somebody asked for it
 
 Each message is one line: what is wrong, which value, and what to do.
 """
@@ -40,8 +41,11 @@ class VerifyError(VidupError):
     """What was written is not what was requested."""
 
 
-class Stopped(Exception):
-    """The job was stopped before its end; what is done is kept."""
+class Stopped(VidupError):
+    """The work was stopped before its end, as was asked for; what a job has done is kept."""
+
+    def __init__(self, message: str = "stopped, as was asked for") -> None:
+        super().__init__(message)
 
 
 def first_line(error: BaseException) -> str:

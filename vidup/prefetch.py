@@ -1,9 +1,11 @@
-"""The only thread code: a producer that runs ahead of this thread, a consumer that runs behind it."""
+"""The only thread code: a producer that runs ahead of this thread, a consumer behind it, one that works for many."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from itertools import islice
 from threading import Lock, RLock, Thread
 from typing import Any, Generic, TypeVar
@@ -190,6 +192,36 @@ class Consumer(Generic[T]):
         """Let the function end with an exception if it has not returned, and join. Its own errors are dropped."""
         self._channel.close(_Abandoned())
         self._thread.join()
+
+
+class OwnThread:
+    """A thread that works for whoever calls, one call at a time; it is made with the first."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self.abandoned = False
+        """Whether the caller of what is running waits for its end alone: an interrupt came."""
+
+    def run(self, function: Callable[[], T]) -> T:
+        """What the function returns, or raises, called there with this thread's context variables."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "vidup-engine")
+        future = self._executor.submit(copy_context().run, function)
+        try:
+            while not future.done():
+                wait([future], _SECONDS)
+            return future.result()
+        finally:
+            self.abandoned = not future.done()
+            if self.abandoned:
+                wait([future])
+                self.abandoned = False
+
+    def close(self) -> None:
+        """Let the thread go; another call makes another."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,87 +1,106 @@
-"""Frames in, larger frames out: for editing tools, without files."""
+"""Pictures in, larger pictures out: for editing tools, without files."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Generator, Iterable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
+from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 
 from vidup import engines
-from vidup.config import Runtime, Settings
-from vidup.engines import Choice
+from vidup.config import Runtime, Settings, settings_of
+from vidup.engines import Choice, stops
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.planner import Planner
 from vidup.engines.relay import Follower, Relay, Step
-from vidup.errors import EngineError, MediaError
+from vidup.errors import EngineError, MediaError, Stopped
 from vidup.frame import Color, Frame
-from vidup.picture import color
+from vidup.picture import kinds
+from vidup.picture.geometry import Turn, output_size
+from vidup.picture.passing import Leaving, Passing, Wanted, give_back, passing
 from vidup.picture.resample import anchor, resize
-from vidup.prefetch import batched, prefetch
+from vidup.prefetch import OwnThread, batched, prefetch
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-from vidup.picture.geometry import Turn, output_size
+    from vidup.job.progress import Sink
+    from vidup.proof import Receipt
 
 log = logging.getLogger(__name__)
 
-_Read = tuple[Frame, torch.Tensor, Step | None]
-"""A frame, its RGB, and how it comes about where pictures are carried."""
+Picture = TypeVar("Picture")
+Result = TypeVar("Result")
 
 _HOST = torch.device("cpu")
 _AHEAD = 8  # frames whose steps are planned before the engine needs them
 
-MODES = {
-    *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"),
-    *("I;16", "I;16L", "I;16B", "I;16N"),
-}
-"""Pillow's modes whose samples have a range that is known, so that they can be made RGB."""
+
+class _Read(NamedTuple):
+    """A picture, its RGB, and how it comes about where pictures are carried."""
+
+    picture: Passing
+    rgb: torch.Tensor
+    step: Step | None
 
 
 class Upscaler:
-    """Holds an engine, which is loaded on first use and serves any number of files.
+    """Holds a model, which is loaded on first use and serves any number of pictures and files.
 
-    One thread at a time; compiled on CUDA always the same one, to which CUDA graphs belong.
+    Any thread may call; one works at a time. Pictures are display-referred: floats are in [0, 1], and a model sees what
+    is beyond clipped. Linear light is the caller's to encode before and to decode behind, as by ``x ** (1 / 2.4)`` and
+    ``y ** 2.4``.
 
     ::
 
-        with Upscaler(Settings.preset("mini")) as upscaler:
-            for frame in upscaler.frames(frames):
+        with Upscaler("mini") as upscaler:
+            large = upscaler(picture)
+            for large in upscaler.frames(pictures):
                 ...
 
     Args:
-        settings: what decides the picture; the encoder's settings have no effect here.
+        settings: what decides the picture; a text or a path is a preset. The encoder's settings are for files alone.
         runtime: device and batch.
+        stop: is asked while pictures are made, before every call of the model and every band of its decoder; once it
+            is true `Stopped` is raised, and the next call begins anew.
     """
 
-    def __init__(self, settings: Settings | None = None, runtime: Runtime | None = None) -> None:
-        self.settings, self.runtime = settings or Settings(), runtime or Runtime()
+    def __init__(
+        self,
+        settings: Settings | str | os.PathLike[str] | None = None,
+        runtime: Runtime | None = None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.settings, self.runtime, self.stop = settings_of(settings), runtime or Runtime(), stop
         self._choices: dict[tuple[int, int], Choice] = {}
-        self._number = self._pixels = 0
-        self._span: tuple[int, int] | None = None
-        self._size = (0, 0)
-        self._carried: tuple[Follower, Relay] | None = None
+        self._pixels = 0
+        self._begin: tuple[int, tuple[int, int] | None] = 0, None
+        self._relay: Relay | None = None
+        self._lender: Upscaler | None = None
+        self._lock, self._thread = RLock(), OwnThread()
 
     @cached_property
     def engine(self) -> engines.Engine:
-        """The engine; it is loaded here.
+        """The model; it is loaded here.
 
         Raises:
-            EngineError: the model, or a part of it, is not to be had, or the device is not there.
+            EngineError: it, or a part of it, is not to be had, or the device is not there.
         """
-        engine = engines.load(self.settings, self.runtime)
-        if self._pixels:
-            engine.expect(self._pixels)
-        return engine
+        with self._lock:
+            if "engine" not in self.__dict__:  # by another thread meanwhile
+                lent = self._lender and engines.lend(self._lender.engine, self._lender.settings, self.settings)
+                self.__dict__["engine"] = lent or engines.load(self.settings, self.runtime)
+                self._lender = None
+                self.expect(self._pixels)
+            engine: engines.Engine = self.__dict__["engine"]
+            return engine
 
     @cached_property
     def planner(self) -> Planner:
@@ -92,7 +111,7 @@ class Upscaler:
     def expect(self, pixels: int) -> None:
         """Say how many pixels are to come in all: where `compile` is auto, the model is compiled if that pays."""
         self._pixels = pixels
-        if "engine" in self.__dict__:
+        if pixels and "engine" in self.__dict__:
             self.engine.expect(pixels)
             self.__dict__.pop("planner", None)
 
@@ -110,20 +129,134 @@ class Upscaler:
         self.close()
 
     def close(self) -> None:
-        """Let the model and its memory go."""
-        if "engine" in self.__dict__:
-            self.engine.close()
-            self.__dict__.pop("planner", None)
-            del self.engine
-            gc.collect()  # an engine's caches hold on to it in a circle
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        """Let the model and its memory go; another call loads it again."""
+        with self._lock:
+            if "engine" in self.__dict__:
+                self._in_its_thread(self.engine.close)
+                self.__dict__.pop("planner", None)
+                del self.engine
+                gc.collect()  # an engine's caches hold on to it in a circle
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        self._thread.close()
 
-    def reset(self, number: int = 0, span: tuple[int, int] | None = None) -> None:
-        """Begin anew, after a seek or with another file: load the engine if it is not, forget what was carried.
+    def replace(self, **changes: Any) -> Upscaler:
+        """An upscaler with other settings, which shares what is loaded of the model; this one stays as it is.
 
         Args:
-            number: of the frame in its file that comes next.
+            changes: of the settings, such as ``prompt``, ``seed``, ``noise_level``, ``steps``. Where they name another
+                model, or another precision, it is loaded anew.
+
+        Raises:
+            ConfigError: an unknown key, a value out of range.
+        """
+        other = Upscaler(self.settings.replace(**changes), self.runtime, stop=self.stop)
+        other._lock, other._thread, other._lender = self._lock, self._thread, self
+        return other
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the result for a picture of this size; the sides of a `Frame` are rounded to even ones.
+
+        No model is loaded.
+        """
+        scale = self.engine.scale if "engine" in self.__dict__ else engines.native_scale(self.settings)
+        return output_size(self.settings, scale, height, width, even=False)
+
+    def upscale(
+        self,
+        input: str | os.PathLike[str],
+        output: str | os.PathLike[str] | None = None,
+        *,
+        on_progress: Sink | None = None,
+    ) -> Receipt:
+        """Upscale a file, as `vidup.upscale` does, with the model that is loaded."""
+        from vidup import job
+
+        return job.upscale_with(self, input, output, on_progress)
+
+    def __call__(self, picture: Picture) -> Picture:
+        """Upscale one picture, or several in one tensor, each for itself.
+
+        Args:
+            picture: a NumPy array, (height, width) or (height, width, channels); a tensor on any device, (channels,
+                height, width) or (T, channels, height, width); a Pillow image; a `Frame`. Of arrays and tensors uint8,
+                uint16 and floats in [0, 1] are taken; one channel is gray, three are R, G, B, a second or fourth one
+                is transparency, which is enlarged by bicubic. OpenCV's order is turned with ``[..., ::-1]``.
+
+        Returns:
+            The same kind, depth and device: an ordinary picture that may be written to.
+
+        Raises:
+            MediaError: a kind, shape or depth that is not taken, or values that cannot be meant; names them.
+            EngineError: the model failed, or the memory is too small for the smallest plan.
+            Stopped: `stop` was true.
+        """
+        if isinstance(picture, Frame):
+            return next(self.frames([picture]))
+        taken = kinds.take(picture)
+        height, width = taken.rgb.shape[-2:]
+        rgb = self._sized(self._enlarge(taken.rgb.to(self.engine.device)), (height, width), even=False)
+        result: Picture = give_back(taken, rgb)
+        return result
+
+    def frames(
+        self,
+        pictures: Iterable[Picture],
+        pix_fmt: str | None = None,
+        tags: Color | None = None,
+        turn: Turn | None = None,
+    ) -> Generator[Picture, None, None]:
+        """Upscale pictures that follow each other, which all have one size, carrying from one to the next.
+
+        Args:
+            pictures: as `__call__` takes them, of one kind. The matrix of frames of YUV must be known.
+            pix_fmt: where they are frames, the planar format of the results, in ffmpeg's name; that of each frame
+                where not given.
+            tags: matrix and range of the results; those of each frame where not given.
+            turn: how the results are turned.
+
+        Returns:
+            As many, in order. Frames keep their times; their width and height are even.
+
+        Raises:
+            MediaError, EngineError, Stopped: as `__call__`; also where the size changes.
+        """
+        begin, self._begin = self._begin, (0, None)
+        wanted, leaving = Wanted(pix_fmt, tags, turn or Turn()), list[Leaving]()
+        coming = (passing(picture, wanted) for picture in pictures)
+        first = next(coming, None)
+        if first is None:
+            return
+        size, even = first.size, first.even
+        on_cuda = self.engine.device.type == "cuda"
+        length = self.choose(*size).batch if on_cuda else 1
+        follower = self._follow(*begin)
+        relay = self._relay
+        with closing(self._read(chain([first], coming), follower)) as read:
+            del first, coming
+            last: torch.Tensor | None = None
+            made: Leaving | None = None
+            for clip in batched(read, length):
+                before, leaving = leaving, []
+                for one, large in zip(clip, self._pictures(clip, relay), strict=True):
+                    if large is last and made is not None:  # an equal picture
+                        made = made.again(one.picture)
+                    else:
+                        last, made = large, one.picture.leave(self._sized(large, size, even))
+                    leaving.append(made)
+                del large, clip, one  # or a whole clip would be alive beside the next one
+                # A GPU works on this clip while the one before it is fetched and given away.
+                yield from (one.arrived() for one in before)
+                if not on_cuda:
+                    yield from (one.arrived() for one in leaving)
+                    leaving = []
+        yield from (one.arrived() for one in leaving)
+
+    def reset(self, number: int = 0, span: tuple[int, int] | None = None) -> None:
+        """Load the engine if it is not, and say which frames of a file those of the next call of `frames` are.
+
+        Args:
+            number: of the frame in its file that comes first.
             span: of a segment that another one follows, the numbers of its first frame and of the first that is the
                 other's: what comes now goes over into that, which begins with what it sees of the last frames alone.
 
@@ -131,15 +264,15 @@ class Upscaler:
             EngineError: as `engine`.
         """
         _ = self.engine
-        self._number, self._span, self._carried = number, span, None
+        self._begin, self._relay = (number, span), None
 
     @property
     def computed(self) -> tuple[int, int]:
-        """Pixels of the input that were computed since `reset`, halos counted, and that there were.
+        """Pixels of the input that the last call of `frames` computed, halos counted, and that there were.
 
         (0, 0) where nothing is carried.
         """
-        return (0, 0) if self._carried is None else (self._carried[1].computed, self._carried[1].total)
+        return (0, 0) if self._relay is None else (self._relay.computed, self._relay.total)
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
         """How much is done at once for frames of this size: settled once, as given or as the planner finds best.
@@ -147,146 +280,51 @@ class Upscaler:
         Where memory ran out meanwhile, it is what that became.
         """
         size = height, width
-        if choice is not None:
-            self._choices[size] = choice
-        elif size not in self._choices:
-            self._choices[size] = self.planner.choose(*size)
-        return self._choices[size]
+        with self._lock:
+            if choice is not None:
+                self._choices[size] = choice
+            elif size not in self._choices:
+                self._choices[size] = self.planner.choose(*size)
+            return self._choices[size]
 
-    def frames(
-        self,
-        frames: Iterable[Frame],
-        pix_fmt: str | None = None,
-        tags: Color | None = None,
-        turn: Turn | None = None,
-    ) -> Iterator[Frame]:
-        """Upscale frames, which all have one size, in order, each keeping its time.
+    def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
+        """What plans the steps of the pictures that come now, where results are carried, and the relay for them."""
+        self._relay = None
+        settings = self.settings
+        if not (self.engine.invents and engines.carries(settings)):
+            return None
+        self._relay = Relay(self._window, self.engine.scale, settings.anchor, settings.temporal == "steady")
+        return Follower(number, settings.trust, settings.refresh, span)
 
-        Args:
-            frames: planar frames; their colour's matrix must be resolved (`vidup.color.resolve`).
-            pix_fmt: the planar format of the result, in ffmpeg's name; that of each frame where not given.
-            tags: matrix and range of the result; those of each frame where not given.
-            turn: how the results are turned.
+    def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
+        """Each picture as RGB; where results are carried with its step, which is planned on the host, ahead."""
+        device = self.engine.device if follower is None else _HOST
 
-        Returns:
-            As many frames with the same times; width and height are even.
+        def read() -> Iterator[_Read]:
+            last: _Read | None = None
+            for picture in pictures:
+                if last is not None and picture.size != last.picture.size:
+                    (tall, wide), (height, width) = last.picture.size, picture.size
+                    raise MediaError(
+                        f"frames: a picture of {width}x{height} after one of {wide}x{tall}: those of one call have one"
+                        " size"
+                    )
+                same = follower is not None and last is not None and picture.shows(last.picture)
+                rgb = last.rgb if same and last is not None else picture.rgb(device)
+                last = _Read(picture, rgb, None if follower is None else follower(rgb))
+                yield last
 
-        Raises:
-            MediaError: a pixel format that cannot be converted.
-            EngineError: the model failed, or the memory is too small for the smallest plan.
-        """
-        turn = turn or Turn()
-        leaving: list[_Leaving] = []
-        coming = iter(frames)
-        first = next(coming, None)
-        if first is None:
+        yield from read() if follower is None else prefetch(read(), _AHEAD)
+
+    def _pictures(self, clip: list[_Read], relay: Relay | None) -> Iterator[torch.Tensor]:
+        """The results of pictures that follow each other, (3, scale * h, scale * w) each."""
+        rgb = torch.stack([one.rgb for one in clip]).to(self.engine.device)
+        if relay is None:
+            yield from self._enlarge(rgb, fill=self.engine.device.type == "cuda")
             return
-        size = turn.size(*first.planes[0].shape)
-        length = self.choose(*size).batch
-        if size != self._size:
-            self._size, self._carried = size, None
-        with closing(self._read(chain([first], coming), turn)) as read:
-            del first, coming
-            last: torch.Tensor | None = None
-            codes: tuple[torch.Tensor, ...] = ()
-            for clip in batched(read, length):
-                before, leaving = leaving, []
-                for (frame, _, _), picture in zip(clip, self._pictures(clip), strict=True):
-                    target, meaning = pix_fmt or frame.pix_fmt, tags or frame.color
-                    if picture is last:  # an equal frame: its own copy, or to write into one would change the other
-                        codes = tuple(plane.clone() for plane in codes)
-                    else:
-                        last, codes = picture, color.to_codes(self._sized(picture, size, even=True), target, meaning)
-                    leaving.append(_Leaving(frame, target, meaning, codes))
-                del picture, clip  # or a whole clip would be alive beside the next one
-                # A GPU works on this clip while the one before it is fetched and given away.
-                yield from (one.arrived() for one in before)
-                if self.engine.device.type != "cuda":
-                    yield from (one.arrived() for one in leaving)
-                    leaving = []
-        yield from (one.arrived() for one in leaving)
-
-    def _read(self, frames: Iterable[Frame], turn: Turn) -> Generator[_Read, None, None]:
-        """Each frame as RGB; where pictures are carried with its step, which is planned on the host, ahead."""
-        if not (self.engine.invents and engines.carries(self.settings)):
-            for frame in frames:
-                yield frame, turn(color.to_rgb(frame, self.engine.device)), None
-            return
-        follower = self._begin()
-
-        def followed() -> Iterator[_Read]:
-            last: tuple[Frame, torch.Tensor] | None = None
-            for frame in frames:
-                rgb = last[1] if last is not None and frame.shows(last[0]) else turn(color.to_rgb(frame, _HOST))
-                last = frame, rgb
-                yield frame, rgb, follower(rgb)
-
-        whole = False
-        try:
-            yield from prefetch(followed(), _AHEAD)
-            whole = True
-        finally:
-            if not whole:  # steps are planned ahead of what was made: the two no longer stand at one frame
-                self._carried = None
-
-    def _begin(self) -> Follower:
-        """What plans the steps of the frames that come now, and the relay that makes them, where none stands."""
-        if self._carried is None:
-            settings = self.settings
-            follower = Follower(self._number, settings.trust, settings.refresh, self._span)
-            relay = Relay(self._window, self.engine.scale, settings.anchor, settings.temporal == "steady")
-            self._carried = follower, relay
-        return self._carried[0]
-
-    def _pictures(self, clip: list[_Read]) -> Iterator[torch.Tensor]:
-        """The results of frames that follow each other, (3, scale * h, scale * w) each."""
-        rgb = torch.stack([picture for _, picture, _ in clip]).to(self.engine.device)
-        if self._carried is None:
-            yield from self._enlarge(rgb, fill=True)
-            return
-        steps = [step for _, _, step in clip if step is not None]
+        steps = [one.step for one in clip if one.step is not None]
         with torch.inference_mode(), engines.current(self.engine.device):
-            yield from self._carried[1](rgb, steps)
-
-    def image(self, image: Image) -> Image:
-        """Upscale one Pillow image; transparency is enlarged by bicubic.
-
-        Args:
-            image: of a mode in `MODES`; 16 bits become 8.
-
-        Returns:
-            An image of mode RGB, or RGBA where the input has transparency.
-
-        Raises:
-            MediaError: another mode, such as F: of its samples it is not known what is white.
-        """
-        from PIL import Image as pillow
-
-        if image.mode not in MODES:
-            raise MediaError(f"image: of mode {image.mode}, whose white is not known; make it RGB, RGBA, L or I;16")
-        if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
-            image = pillow.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        source = image.convert("RGBA" if transparent else "RGB")
-        pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1).to(self.engine.device, torch.float32) / 255
-        enlarged = self._sized(self._enlarge(pixels[None, :3])[0], pixels.shape[-2:], even=False)
-        if transparent:
-            alpha = resize(pixels[None, 3:], enlarged.shape[-2:])[0]
-            enlarged = torch.cat([enlarged, alpha])
-        codes = (enlarged * 255).round_().clamp_(0, 255).to(torch.uint8)
-        return pillow.fromarray(codes.permute(1, 2, 0).cpu().numpy())
-
-    def enlarge(self, rgb: torch.Tensor, even: bool = False) -> torch.Tensor:
-        """Upscale pictures that are tensors already.
-
-        Args:
-            rgb: float32 (T, 3, h, w), nominally in [0, 1]; any device.
-            even: make the sides even, as those of video.
-
-        Returns:
-            float32 (T, 3, H, W) on the engine's device.
-        """
-        return self._sized(self._enlarge(rgb.to(self.engine.device)), rgb.shape[-2:], even)
+            yield from relay(rgb, steps)
 
     def _enlarge(self, rgb: torch.Tensor, fill: bool = False) -> torch.Tensor:
         """Pictures of any number, each alone; with `fill` each call of the engine has as many as any other."""
@@ -294,22 +332,45 @@ class Upscaler:
 
     def _window(self, rgb: torch.Tensor, place: engines.Place, fill: bool = False) -> torch.Tensor:
         """Windows of frames, all at one place, with what is done when memory runs out."""
-        size = place.height, place.width
-        while True:
-            choice = self.choose(*size)
-            try:
-                with engines.current(self.engine.device):
+        with self._lock:
+            while True:
+                choice = self.choose(place.height, place.width)
+                # Elsewhere one picture keeps the device busy; alone, its bits are the same in any company.
+                count = choice.batch if self.engine.device.type == "cuda" else 1
+                try:
                     clips = [
-                        self._enlarge_clip(rgb[first : first + choice.batch], place, choice, fill)
-                        for first in range(0, len(rgb), choice.batch)
+                        self._at_engine(partial(self._enlarge_clip, clip, place, choice, count if fill else 0))
+                        for clip in torch.split(rgb, count)
                     ]
-                return clips[0] if len(clips) == 1 else torch.cat(clips)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = str(error).splitlines()[0]
-            # Outside of the handler, so that the traceback, which holds tensors, is gone.
-            self._back_off(choice, *size, failed)
+                    return clips[0] if len(clips) == 1 else torch.cat(clips)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    failed = str(error).splitlines()[0]
+                # Outside of the handler, so that the traceback, which holds tensors, is gone.
+                self._back_off(choice, place.height, place.width, failed)
+
+    def _at_engine(self, function: Callable[[], Result]) -> Result:
+        """Call what works with the engine, and have it asked whether to stop."""
+
+        def ask() -> None:
+            if self.stop() or self._thread.abandoned:
+                raise Stopped
+
+        def work() -> Result:
+            with engines.current(self.engine.device), stops.watched(stops.Watch(ask)):
+                stops.check()
+                return function()
+
+        try:
+            return self._in_its_thread(work)
+        except stops.Raised as raised:
+            raise raised.error from None
+
+    def _in_its_thread(self, function: Callable[[], Result]) -> Result:
+        """CUDA graphs belong to the thread that recorded them; all else works in the caller's."""
+        graphs = self.engine.device.type == "cuda" and self.compiles
+        return self._thread.run(function) if graphs else function()
 
     def _back_off(self, before: Choice, height: int, width: int, failed: str) -> None:
         choice = self.planner.smaller(before, height, width)
@@ -318,7 +379,7 @@ class Upscaler:
                 f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
                 f" take a smaller model,{'' if self.runtime.offload else ' --offload,'} or another --device"
             )
-        self.engine.close()
+        self._in_its_thread(self.engine.close)
         self.choose(height, width, choice)
         gc.collect()
         if self.engine.device.type == "cuda":
@@ -331,40 +392,16 @@ class Upscaler:
         )
 
     @torch.inference_mode()
-    def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: bool) -> torch.Tensor:
+    def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: int) -> torch.Tensor:
+        """A clip; where it has fewer than `fill` pictures it is filled up."""
         count, clip = len(rgb), rgb
-        if fill and count < choice.batch:  # a model gives the same bits for a picture only in batches of one shape
-            clip = torch.cat([rgb, rgb[-1:].expand(choice.batch - count, -1, -1, -1)])
+        if count < fill:  # a model gives the same bits for a picture only in batches of one shape
+            clip = torch.cat([rgb, rgb[-1:].expand(fill - count, -1, -1, -1)])
         enlarged = engines.enlarge(self.engine, clip, place, choice)[:count]
         return anchor(enlarged, rgb, self.settings.anchor) if self.engine.invents else enlarged
 
     @torch.inference_mode()
-    def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:
+    def _sized(self, pictures: torch.Tensor, frame: tuple[int, int], even: bool) -> torch.Tensor:
         """Results, (..., H, W), of frames of this (height, width), brought to the size that is asked for."""
         size = output_size(self.settings, self.engine.scale, frame[0], frame[1], even)
-        if size == tuple(pictures.shape[-2:]):
-            return pictures
         return resize(pictures[None], size)[0] if pictures.dim() == 3 else resize(pictures, size)
-
-
-class _Leaving:
-    """A frame whose planes are on their way from the device into pinned memory."""
-
-    def __init__(self, frame: Frame, pix_fmt: str, color: Color, codes: tuple[torch.Tensor, ...]) -> None:
-        self.frame, self.pix_fmt, self.color, self.codes = frame, pix_fmt, color, codes
-        self.event: torch.cuda.Event | None = None
-        if codes[0].device.type == "cuda":
-            pinned = tuple(torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in codes)
-            for target, source in zip(pinned, codes, strict=True):
-                target.copy_(source, non_blocking=True)
-            self.codes, self.event = pinned, torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.event.record(torch.cuda.current_stream(codes[0].device))
-
-    def arrived(self) -> Frame:
-        """The frame with its planes, once they are there."""
-        if self.event is not None:
-            self.event.synchronize()
-        # Copied, so that the pinned memory serves the next frame.
-        planes = color.planes_of(self.codes)
-        own = planes if self.event is None else tuple(plane.copy() for plane in planes)
-        return replace(self.frame, planes=own, pix_fmt=self.pix_fmt, color=self.color)

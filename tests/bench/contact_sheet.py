@@ -55,7 +55,7 @@ def row(truth: torch.Tensor, low_res: torch.Tensor, upscalers: dict[str, Upscale
     pictures = {
         "input": small.resize(whole.size, Image.Resampling.NEAREST),
         "truth": whole,
-        **{name: upscaler.image(small) for name, upscaler in upscalers.items()},
+        **{name: upscaler(small) for name, upscaler in upscalers.items()},
     }
     width, height = size
     x, y = crop or busiest(whole, width, height)

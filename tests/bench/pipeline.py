@@ -234,7 +234,7 @@ def agreement(case: Case, pipeline: Any, device: str) -> float:
         stock.randn_tensor = drawn
     settings = replace(setting(case, case.steps), anchor=0)
     with vidup.Upscaler(settings, vidup.Runtime(device=device)) as upscaler:
-        ours = upscaler.enlarge(picture)[0].permute(1, 2, 0).cpu().numpy()
+        ours = upscaler(picture)[0].permute(1, 2, 0).cpu().numpy()
     return float(-10 * np.log10(np.square(ours - theirs).mean()))
 
 

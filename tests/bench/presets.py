@@ -27,10 +27,10 @@ import torch
 
 from vidup import Runtime, Settings, Upscaler
 from vidup.compare import BORDER
-from vidup.config import preset_names
 from vidup.errors import VidupError
 from vidup.picture.metrics import luma, psnr, ssim
 from vidup.picture.resample import resize
+from vidup.presets import preset_names
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 NAMES = ("steps", "sampler", "guidance_scale", "guidance_start", "guidance_end", "noise_level", "vae", "vae_attention")
@@ -54,9 +54,9 @@ def settings_of(name: str, arguments: argparse.Namespace) -> Settings:
 def run(settings: Settings, arguments: argparse.Namespace, inputs: list[torch.Tensor]) -> dict[str, Any]:
     """Pictures of all inputs, what they took a frame, and how often the UNet was asked."""
     with Upscaler(settings, Runtime(device=arguments.device)) as upscaler:
-        upscaler.enlarge(inputs[0])  # loads, compiles, warms up
+        upscaler(inputs[0])  # loads, compiles, warms up
         began = time.perf_counter()
-        pictures = [upscaler.enlarge(one).cpu() for one in inputs]
+        pictures = [upscaler(one).cpu() for one in inputs]
         seconds = (time.perf_counter() - began) / len(inputs)
         height, width = inputs[0].shape[-2:]
         flops, evaluations = upscaler.engine.flops(height, width, upscaler.choose(height, width))

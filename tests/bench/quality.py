@@ -54,9 +54,9 @@ def main() -> None:
     runtime = Runtime(device="cpu")
     bicubic, mini = Upscaler(Settings(model="bicubic"), runtime), Upscaler(Settings.preset("mini"), runtime)
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "bicubic": lambda low: bicubic.enlarge(low),
-        "bicubic + anchor": lambda low: anchor(bicubic.enlarge(low), low, 5),
-        "mini": lambda low: mini.enlarge(low),
+        "bicubic": lambda low: bicubic(low),
+        "bicubic + anchor": lambda low: anchor(bicubic(low), low, 5),
+        "mini": lambda low: mini(low),
     }
     means: dict[str, list[list[float]]] = {name: [] for name in ways}
     print(f"{'clip':22} {'':17} {'PSNR':>7} {'SSIM':>7} {'GMSD':>7} {'energy':>7} {'back':>6} {'s/frame':>8}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -228,6 +228,9 @@ class Engine(Protocol):
     def expect(self, pixels: int) -> None:
         """Say how many pixels of input are to come in all: a model may be compiled for that many, see `compiling`."""
 
+    def lend(self, settings: Settings) -> Engine | None:
+        """An engine for other settings over the same weights, made in no time; None where they must be loaded anew."""
+
     def close(self) -> None:
         """Let compiled code go, and the memory that it holds; another call compiles again."""
 
@@ -251,6 +254,17 @@ def load(settings: Settings, runtime: Runtime) -> Engine:
     return engine
 
 
+_OF_WEIGHTS = ("model", "revision", "dtype", "vae", "vae_attention", "tokenizer")
+
+
+def lend(engine: Engine, before: Settings, settings: Settings) -> Engine | None:
+    """An engine for other settings over the weights of one for those before; None where they must be loaded anew."""
+    if any(getattr(before, name) != getattr(settings, name) for name in _OF_WEIGHTS):
+        return None
+    with current(engine.device), torch.inference_mode(False), torch.no_grad():
+        return engine.lend(settings)
+
+
 def identify(settings: Settings, device: torch.device) -> str:
     """An engine's `identity`, without loading its weights.
 
@@ -263,25 +277,6 @@ def identify(settings: Settings, device: torch.device) -> str:
     half = settings.dtype in ("float16", "bfloat16") or (settings.dtype == "auto" and device.type == "cuda")
     found: str = _file(settings).identity(settings, half)
     return found
-
-
-def warn_unused(settings: Settings, model: str, absent: Iterable[str], unused: Iterable[str]) -> None:
-    """Refuse, or warn of, settings that a model has no use for.
-
-    Args:
-        absent: parts that it does not have: to name one is an error.
-        unused: what it does not read: a changed one is a warning.
-
-    Raises:
-        EngineError: a part is named that it does not have.
-    """
-    for name in absent:
-        if getattr(settings, name) is not None:
-            raise EngineError(f"{name} = {getattr(settings, name)!r}: {model} has no use for it; leave it out")
-    plain = Settings()
-    for name in unused:
-        if getattr(settings, name) != getattr(plain, name):
-            log.warning("%s = %r: has no effect with %s", name, getattr(settings, name), model)
 
 
 def native_scale(settings: Settings) -> float:

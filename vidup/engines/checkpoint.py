@@ -16,10 +16,11 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, claims, libraries, warn_unused, windows
+from vidup.engines import Choice, Needs, Place, claims, libraries, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
+from vidup.engines.unused import warn_unused
 from vidup.errors import EngineError, first_line
 from vidup.picture import tiling
 
@@ -81,7 +82,7 @@ class Checkpoint:
     """A model of one pass. Pictures in and out are RGB in [0, 1]; what is beyond is clamped."""
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
-        self.settings, self.device = settings, device
+        self.device = device
         path = Path(settings.model)
         warn_unused(
             settings, path.name, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
@@ -101,6 +102,16 @@ class Checkpoint:
         # Not by itself: there are dozens of architectures, and not all can be one graph.
         self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off", device, self.model.model)
         self._draws = self.model.architecture.id == "AuraSR"
+        self._settle(settings)
+
+    def lend(self, settings: Settings) -> Checkpoint:
+        """As `Engine.lend`."""
+        other = copy.copy(self)
+        other._settle(settings)
+        return other
+
+    def _settle(self, settings: Settings) -> None:
+        self.settings = settings
         self._weights = lru_cache(maxsize=2)(self._make_weights)
 
     @cached_property

@@ -176,14 +176,15 @@ def load_parts(
         EngineError: a part is damaged or is not one of a x4 upscaler.
     """
     quiet()
-    texts = prompt, negative_prompt
     with load_errors(folder):
         if folder.is_file():
             file = single_file.load(folder, device, unet_dtype, vae_dtype)
             if vae_dtype == torch.float16:
                 fold(file.vae)
             encode = prompts.single_file_tokens(tokenizer)
-            positive, negative = prompts.embeddings(encode, file.text_encoder, file.unet, device, *texts)
+            positive, negative = prompts.embeddings(
+                encode, file.text_encoder, file.unet, device, prompt, negative_prompt
+            )
             return Parts(
                 file.unet, file.vae, positive, negative,
                 architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL,
@@ -204,19 +205,31 @@ def load_parts(
                 f"model {folder}: is no x4 upscaler: its unet takes {unet.config.in_channels} channels,"
                 f" expected {vae.config.latent_channels} latent and 3 of the input, and a noise level"
             )
-        if reads_text(unet):
-            encoder = load_module(CLIPTextModel, folder, "text_encoder", unet_dtype, device)
-            positive, negative = prompts.embeddings(prompts.tokens(folder), encoder, unet, device, *texts)
-        else:
-            if prompt or negative_prompt:
-                log.warning("this model reads no text: the prompt has no effect")
-            positive = negative = torch.zeros(1, 1, unet.config.cross_attention_dim, dtype=unet_dtype, device=device)
+        positive, negative = texts(folder, unet, device, unet_dtype, prompt, negative_prompt)
         level = index.get("max_noise_level", architecture.MAX_NOISE_LEVEL)
         known = [signal for signal in _noise_levels(ddpm) if signal > 0][: unet.config.num_class_embeds]
         if not isinstance(level, int) or not 0 <= level < len(known):
             raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {len(known)}")
         hashed = identity(folder, unet_dtype != torch.float32)
         return Parts(unet, vae, positive, negative, ddim, ddpm, level, hashed)
+
+
+def texts(
+    folder: Path, unet: Any, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of the prompt and of the negative prompt, for which a layout's text encoder is loaded.
+
+    Raises:
+        EngineError: it, or its tokenizer, is damaged.
+    """
+    if not reads_text(unet):
+        if prompt or negative_prompt:
+            log.warning("this model reads no text: the prompt has no effect")
+        nothing = torch.zeros(1, 1, unet.config.cross_attention_dim, dtype=dtype, device=device)
+        return nothing, nothing
+    with load_errors(folder):
+        encoder = load_module(CLIPTextModel, folder, "text_encoder", dtype, device)
+        return prompts.embeddings(prompts.tokens(folder), encoder, unet, device, prompt, negative_prompt)
 
 
 def _autoencoder(folder: Path, named: Any) -> Any:

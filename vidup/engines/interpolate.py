@@ -10,7 +10,8 @@ from PIL import Image
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, warn_unused
+from vidup.engines import Choice, Needs, Place
+from vidup.engines.unused import warn_unused
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ class Interpolation:
         self.identity = method
         # A clip and its enlargement as float32 RGB, and one of each on the way.
         self.needs = Needs(device, frame=2 * 12 * (1 + scale**2), batch=4)
+
+    def lend(self, settings: Settings) -> Interpolation:
+        """As `Engine.lend`."""
+        return Interpolation(self.method, scale(settings), self.device)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[None, float]:
         """Not counted."""

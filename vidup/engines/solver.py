@@ -21,6 +21,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from vidup.config import Settings
+from vidup.engines import stops
 from vidup.errors import EngineError
 
 Levels = tuple[float, float]
@@ -60,7 +61,8 @@ def solve(model: Model, x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
         x0, of the same shape and dtype.
     """
     before, answers = x, list[torch.Tensor]()
-    for step in steps:
+    for number, step in enumerate(steps):
+        stops.step(number, len(steps))
         answer = model(x if step.scale == 1 else step.scale * x, step)
         answers = [step.skip * x + step.out * answer, *answers[:2]]
         if step.correct:

@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
-from vidup.engines import claims, hub
+from vidup.engines import claims, hub, stops
 from vidup.engines.identity import fingerprint
 from vidup.errors import EngineError, first_line
 
@@ -84,6 +84,7 @@ def decode_in_bands(vae: Any, latent: torch.Tensor, band: int) -> torch.Tensor:
     rows = max(halo, band // (4 * widest * factor**2 * latent.shape[-1]))
     pieces = []
     for top in range(0, height, rows):
+        stops.check()
         first, last = max(0, top - halo), min(height, top + rows + halo)
         piece = vae.decode(latent[..., first:last, :], return_dict=False)[0]
         begin = (top - first) * factor

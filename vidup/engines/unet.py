@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -11,6 +12,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import nn
 
+from vidup.engines import stops
 from vidup.engines.compiling import Compiled
 
 
@@ -36,11 +38,33 @@ class Unet:
         device: torch.device,
         compiled: str = "off",
     ) -> None:
-        self.module, self.guidance_scale, self.noise_level, self.device = unet, guidance_scale, noise_level, device
+        self.module, self.device = unet, device
         texts = torch.cat([negative, positive])
-        self.texts = None if fix_texts(unet, texts) else texts.to(device)
-        self.conditions = lru_cache(maxsize=8)(self._make_conditions)
+        self._known = [texts] if fix_texts(unet, texts) else None
+        self._settle(texts, guidance_scale, noise_level)
         self.run = Compiled(unet, compiled, device, unet)
+        if not self.run.active:  # a hook would break a graph
+            for part in (part for one in unet.modules() if isinstance(one, nn.ModuleList) for part in one):
+                part.register_forward_pre_hook(lambda *_: stops.check())
+
+    def asking(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float, noise_level: int) -> Unet:
+        """The same model with other texts and numbers; this one stays as it is."""
+        other, texts = copy.copy(self), torch.cat([negative, positive])
+        if self._known is not None and not any(torch.equal(texts, known) for known in self._known):
+            with torch.inference_mode(False), torch.no_grad():
+                for one in self.module.modules():
+                    if isinstance(one, FixedText):
+                        one.add(texts)
+            self._known.append(texts)
+        other._settle(texts, guidance_scale, noise_level)
+        return other
+
+    def _settle(self, texts: torch.Tensor, guidance_scale: float, noise_level: int) -> None:
+        self.guidance_scale, self.noise_level = guidance_scale, noise_level
+        self.texts = texts.to(self.device) if self._known is None else None
+        known = self._known or []
+        self._first = 2 * next((place for place, one in enumerate(known) if one is texts or torch.equal(one, texts)), 0)
+        self.conditions = lru_cache(maxsize=8)(self._make_conditions)
 
     def __call__(self, batch: torch.Tensor, time: torch.Tensor, guided: bool) -> torch.Tensor:
         """The model's answer.
@@ -72,20 +96,30 @@ class Unet:
         """Text, or which of the fixed texts, and noise level for a batch of `count` windows."""
         which = torch.tensor([0, 1] if guided else [1], device=self.device).repeat_interleave(count)
         level = torch.full((len(which),), self.noise_level, device=self.device)
-        return (which.view(-1, 1, 1) if self.texts is None else self.texts[which]), level
+        return ((which + self._first).view(-1, 1, 1) if self.texts is None else self.texts[which]), level
 
 
 class FixedText(nn.Module):
-    """Keys or values of the job's texts, in the place of the layer that would work them out at every evaluation."""
+    """Keys or values of texts, in the place of the layer that would work them out at every evaluation.
 
-    def __init__(self, rows: torch.Tensor) -> None:
+    The layer is kept on the host, for texts to come.
+    """
+
+    rows: torch.Tensor
+
+    def __init__(self, layer: nn.Module, texts: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("rows", layer(texts), persistent=False)
+        self._layer = [layer.to("cpu") if texts.is_cuda else layer]  # in a list: none of the model's own weights
+
+    def add(self, texts: torch.Tensor) -> None:
+        """Have rows for more texts, (texts, tokens, width), behind those that are there."""
+        weight = next(self._layer[0].parameters())
+        self.rows = torch.cat([self.rows, self._layer[0](texts.to(weight.device, weight.dtype)).to(self.rows)])
 
     def forward(self, which: torch.Tensor) -> torch.Tensor:
         """Rows of (texts, tokens, width) by number; `which` has one number a picture."""
-        rows: torch.Tensor = self.rows.index_select(0, which.flatten())  # type: ignore[operator, unused-ignore]
-        return rows
+        return self.rows.index_select(0, which.flatten())
 
 
 def fix_texts(unet: Any, texts: torch.Tensor) -> bool:
@@ -109,7 +143,7 @@ def fix_texts(unet: Any, texts: torch.Tensor) -> bool:
     with torch.no_grad():
         for one in readers:
             source = texts.to(one.to_k.weight.device, one.to_k.weight.dtype)
-            one.to_k, one.to_v = FixedText(one.to_k(source)), FixedText(one.to_v(source))
+            one.to_k, one.to_v = FixedText(one.to_k, source), FixedText(one.to_v, source)
     return True
 
 

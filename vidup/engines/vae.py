@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from torch.nn import functional
 
-from vidup.engines import attention
+from vidup.engines import attention, stops
 from vidup.engines.card import decoder_format
 from vidup.engines.compiling import compiled_or_not
 from vidup.engines.structure import unknown_part
@@ -328,7 +328,7 @@ class _Frame:
         for queries, others in regions:  # each pixel is a query once: what is written over is not read again
             seen = key[others], value[others]
             step = min(portion, max(1, self.limits.scores // (4 * middle.heads * len(seen[0]))))
-            for where in torch.split(queries, step):
+            for where in map(stops.checked, torch.split(queries, step)):
                 answer = attention.attend(middle.to_q(normed(where)), *seen, middle.heads)
                 answer = middle.to_out[0](answer).add_(tokens[where])
                 tokens[where] = answer.div_(middle.rescale_output_factor)
@@ -338,7 +338,7 @@ class _Frame:
         rows = max(1, self.limits.band // (4 * max(layer.channels, layer.source) * layer.width))
         count = math.ceil(layer.height / rows)
         edges = [layer.height * index // count for index in range(count + 1)]
-        return zip(edges, edges[1:], strict=False)
+        yield from (stops.checked(edge) for edge in zip(edges, edges[1:], strict=False))
 
 
 _Norm = tuple[torch.Tensor, torch.Tensor]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from vidup.engines import Choice
+from vidup.engines import Choice, stops
 from vidup.picture import tiling
 
 
@@ -40,6 +40,7 @@ def blend(
     windows = [(frame, tile) for frame in range(len(frames)) for tile in range(len(source.origins))]
     blended: torch.Tensor | None = None
     for first in range(0, len(windows), batch):
+        stops.check()
         chosen = windows[first : first + batch]
         inputs = torch.stack([tiling.crop(frames[frame], source, tile) for frame, tile in chosen])
         if len(windows) > batch:

@@ -6,6 +6,7 @@ decodes. The UNet is preconditioned as in Karras et al. 2022, see `solver.varian
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, warn_unused, windows
+from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, windows
 from vidup.engines.card import card, precisions
 from vidup.engines.compiling import Compiled, compiles
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, at_work
+from vidup.engines.unused import warn_unused
 from vidup.engines.vae import Decoder, check, limits
 from vidup.errors import EngineError
 from vidup.picture import noise, tiling
@@ -59,13 +61,7 @@ class LatentX2:
     invents = True
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
-        self.settings, self.device = settings, device
-        read = replace(settings, noise_level=settings.noise_level or Settings.noise_level)  # 0 is what it has
-        warn_unused(read, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
-        if 0 < settings.tile < 2 * self.multiple:
-            raise EngineError(
-                f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
-            )
+        self.device = device
         self.dtype, vae_dtype = precisions(settings.dtype, card(device))
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
@@ -76,24 +72,46 @@ class LatentX2:
         if self.unet.active:
             self.decoder.compile()
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.steps, self.start = solver.variance_exploding(parts.scheduler, settings.sampler, settings.steps)
+        modules = (parts.unet, self.vae)
+        self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
+        self.text, self.pooled, self._scheduler = parts.text.to(device), parts.pooled.to(device), parts.scheduler
+        self._settle(settings)
+        if device.type == "mps":
+            with at_work(self._vae_moves):
+                check(self.decoder, device)
+
+    def lend(self, settings: Settings) -> LatentX2 | None:
+        """As `Engine.lend`; None for another prompt, which the text encoder is loaded for."""
+        before = self.settings
+        if any(getattr(settings, name) != getattr(before, name) for name in ("prompt", "negative_prompt")):
+            return None
+        if (settings.guidance_scale > 0) != (before.guidance_scale > 0):  # whether the prompt was read
+            return None
+        other = copy.copy(self)
+        other.__dict__.pop("needs", None)
+        other._settle(settings)
+        return other
+
+    def _settle(self, settings: Settings) -> None:
+        """All that follows from the settings alone."""
+        self.settings, device = settings, self.device
+        read = replace(settings, noise_level=settings.noise_level or Settings.noise_level)  # 0 is what it has
+        warn_unused(read, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
+        if 0 < settings.tile < 2 * self.multiple:
+            raise EngineError(
+                f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
+            )
+        self.steps, self.start = solver.variance_exploding(self._scheduler, settings.sampler, settings.steps)
 
         # With equal embeddings guidance is the identity.
-        differ = settings.guidance_scale > 1 and not torch.equal(parts.text[0], parts.text[1])
+        differ = settings.guidance_scale > 1 and not torch.equal(self.text[0], self.text[1])
         self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
-        self.text, self.pooled = parts.text.to(device), parts.pooled.to(device)
         self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
         self._conditions = lru_cache(maxsize=4)(self._make_conditions)
         self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=4)(self._make_field)
         self._decoder_bytes = lru_cache(maxsize=32)(self._count_decoder_bytes)
-
-        modules = (parts.unet, self.vae)
-        self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
-        if device.type == "mps":
-            with at_work(self._vae_moves):
-                check(self.decoder, device)
 
     @property
     def needs(self) -> Needs:

@@ -7,9 +7,11 @@ from seeded fields that belong to places, so equal frames give equal pictures.
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,30 +59,24 @@ class DiffusionX4:
     invents = True
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device, parts: Parts | None = None) -> None:
-        self.settings, self.device = settings, device
+        self.device = device
         self.dtype, vae_dtype = precisions(settings.dtype, card(device))
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         text_bytes = 0
+        self._folder: Path | None = None
         if parts is None:
-            folder = locate(settings.model, settings.revision, half=self.dtype != torch.float32)
+            self._folder = folder = locate(settings.model, settings.revision, half=self.dtype != torch.float32)
             parts = load_parts(
                 folder, home, self.dtype, vae_dtype, settings.prompt, settings.negative_prompt, settings.tokenizer
             )
             text_bytes = tracing.text_bytes(folder, self.dtype.itemsize)
-        if settings.noise_level > parts.max_noise_level:
-            raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
+        self._parts, self._home = parts, home
         self.identity = parts.identity
         self.vae = parts.vae
         if settings.vae is not None:
             channels = self.vae.config.latent_channels
             self.vae, own = tiny.load_tiny(settings.vae, channels, self.scale, home, self.dtype)
             self.identity = f"{self.identity}+{own}"
-        self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
-
-        # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
-        differ = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
-        self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
-        self.guided = any(self.guides)
         compiled = compiles(runtime.compile, card(device), runtime.offload)
         self.unet = Unet(
             parts.unet, parts.negative, parts.positive, settings.guidance_scale, settings.noise_level, device, compiled
@@ -94,7 +90,35 @@ class DiffusionX4:
             with at_work(self._vae_moves):
                 check(self.decoder, device)
         self._tokens, self._text_bytes = parts.positive.shape[1], text_bytes
+        self._settle(settings)
 
+    def lend(self, settings: Settings) -> DiffusionX4 | None:
+        """As `Engine.lend`; None for another prompt, where the text encoder is not at hand by itself."""
+        other, before = copy.copy(self), self.settings
+        if (settings.prompt, settings.negative_prompt) != (before.prompt, before.negative_prompt):
+            if self._folder is None or self._folder.is_file() or self._unet_moves is not None:
+                return None
+            texts = hub.texts(
+                self._folder, self.unet.module, self._home, self.dtype, settings.prompt, settings.negative_prompt
+            )
+            other._parts = replace(self._parts, positive=texts[0], negative=texts[1])
+        parts = other._parts
+        other.unet = self.unet.asking(parts.negative, parts.positive, settings.guidance_scale, settings.noise_level)
+        other.__dict__.pop("needs", None)
+        other._settle(settings)
+        return other
+
+    def _settle(self, settings: Settings) -> None:
+        """All that follows from the settings alone."""
+        self.settings, parts, device = settings, self._parts, self.device
+        if settings.noise_level > parts.max_noise_level:
+            raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
+        self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
+
+        # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
+        differ = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
+        self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
+        self.guided = any(self.guides)
         cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
         self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
         # On the device once: the loop neither copies nor waits. Frames of a job have one size.

@@ -8,55 +8,55 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vidup import engines
-from vidup.config import Runtime, Settings
+from vidup.config import Runtime, Settings, settings_of
+from vidup.engines import stops
 from vidup.job import crew as crews
 from vidup.job.progress import Sink, SinkFailed, Tracker
 from vidup.job.queue import Outcome as Outcome
 from vidup.job.queue import begin, failing, run
 from vidup.media import containers
+from vidup.proof import Receipt
 from vidup.upscaler import Upscaler
 
 
 def upscale(
     input: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
-    settings: Settings | None = None,
+    settings: Settings | str | os.PathLike[str] | None = None,
     *,
     runtime: Runtime | None = None,
     on_progress: Sink | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Path:
+) -> Receipt:
     """Upscale a video, or a still image, into a new file.
 
     The output path holds the whole, verified result, or what it held before. What is done is kept beside it, in
     ``OUTPUT.vidup``, until then: the same call goes on where a stopped or killed one was. `KeyboardInterrupt`, and
-    whatever `on_progress` raises, stop the job within a batch.
+    whatever `on_progress` raises, stop the job as `stop` does.
 
     Args:
         input: a file that ffmpeg reads, or an image.
         output: where to; its ending chooses the container. Beside the input with ``_x4`` in its name where not given.
-        settings: what decides the result.
+        settings: what decides the result; a text or a path is a preset.
         runtime: where and how it runs; ``overwrite`` allows to replace the output.
         on_progress: is called with each `Progress` event.
-        stop: polled often; once true, the batch in hand is finished and `Stopped` is raised.
+        stop: is asked while pictures are made; once true, `Stopped` is raised.
 
     Returns:
-        The path of the output.
+        What was proved of the output, which stands for its path.
 
     Raises:
         ConfigError, MediaError, EngineError, ResumeError, VerifyError: each with one line that says what, which value,
             what to do.
         Stopped: `stop` was true before the end.
     """
-    (outcome,) = upscale_files([(input, output)], settings, runtime=runtime, on_progress=on_progress, stop=stop)
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.output
+    files = [(input, output)]
+    return _only(upscale_files(files, settings, runtime=runtime, on_progress=on_progress, stop=stop))
 
 
 def upscale_files(
     files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
-    settings: Settings | None = None,
+    settings: Settings | str | os.PathLike[str] | None = None,
     *,
     runtime: Runtime | None = None,
     on_progress: Sink | None = None,
@@ -64,15 +64,44 @@ def upscale_files(
 ) -> list[Outcome]:
     """`upscale` for many files (pairs of input and output): one queue, and the model is loaded once a worker.
 
-    The failure of a file is in its `Outcome`, and the others go on.
+    Returns:
+        What became of each: `input`, `output`, its `receipt`, or the `error` that it failed with; the others go on.
     """
-    settings, runtime = settings or Settings(), runtime or Runtime()
+    settings, runtime = settings_of(settings), runtime or Runtime()
+    with Upscaler(settings, runtime, stop=stop) as upscaler:
+        return _upscale(upscaler, files, on_progress)
+
+
+def upscale_with(
+    upscaler: Upscaler,
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    on_progress: Sink | None,
+) -> Receipt:
+    """`upscale` with an upscaler, whose model stays loaded."""
+    return _only(_upscale(upscaler, [(input, output)], on_progress))
+
+
+def _only(outcomes: list[Outcome]) -> Receipt:
+    (outcome,) = outcomes
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.receipt is not None, "what does not fail is proved"
+    return outcome.receipt
+
+
+def _upscale(
+    upscaler: Upscaler,
+    files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
+    on_progress: Sink | None,
+) -> list[Outcome]:
+    settings, runtime, stop = upscaler.settings, upscaler.runtime, upscaler.stop
     tracker = Tracker(on_progress)
     outcomes, works = [], []
     taken: dict[Path, Path] = {}  # output -> the input that it is of
     try:
         with ExitStack() as stack:
-            upscaler = stack.enter_context(Upscaler(settings, runtime))
+            stack.enter_context(stops.watched(stops.Watch(tracker.beat, tracker.step)))
             crew = crews.choose(upscaler)
             for source, target in files:
                 name = crew.located(Path(source))

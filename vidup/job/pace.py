@@ -22,6 +22,7 @@ from vidup.media.encoder import Encoding
 from vidup.media.segment import encode_segment
 from vidup.picture import color
 from vidup.picture.geometry import Turn
+from vidup.picture.resample import resize
 from vidup.upscaler import Upscaler
 
 _LEAST = 50  # batches of a job that are worth the time of one more
@@ -55,7 +56,7 @@ def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn
     with clock.of("to RGB"):
         rgb = turn(torch.stack([color.to_rgb(frame, upscaler.engine.device) for frame in clip]))
     with clock.of("engine"):
-        pictures = upscaler.enlarge(rgb, even=True)
+        pictures = resize(upscaler(rgb), (encoding.height, encoding.width))  # whose sides are even
     with clock.of("to planes"):
         planes = [color.from_rgb(picture, encoding.pix_fmt, encoding.color) for picture in pictures]
     return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 _DRAWN_EVERY = 0.1  # seconds, at the most
+_BEAT = 0.5  # seconds after which a picture that is not done tells of its steps
 
 State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done"]
 
@@ -36,6 +37,10 @@ class Progress:
     output: str
     computed: float | None = None
     """Share of the pixels that were computed and not carried, as far as segments ended; None before the first did."""
+    step: int = 0
+    """Steps of the model that are done of the pictures in hand; told where a picture takes long."""
+    steps: int = 0
+    """How many there are; 0 where that is not known."""
 
 
 Sink = Callable[[Progress], Any]
@@ -56,7 +61,9 @@ class Tracker:
     def __init__(self, sink: Sink | None) -> None:
         self._sink, self._output = sink, ""
         self._frame = self._frames = self._before = 0
-        self._computed = self._pixels = 0
+        self._computed = self._pixels = self._step = self._steps = 0
+        self._state: State = "loading"
+        self._told = 0.0
         self._began, self._first = time.monotonic(), 0
 
     def expect(self, frames: int, done: int = 0) -> None:
@@ -82,10 +89,21 @@ class Tracker:
         if output is not None:
             self._output = str(output)
         self._frame += frames
+        self._step = self._steps = 0
         if self._first > 0:
             self._first -= frames
             self._began, self._before = time.monotonic(), self._frame
         self._send("upscaling")
+
+    def step(self, done: int, count: int) -> None:
+        """Of the pictures in hand so many steps are done."""
+        self._step, self._steps = done, count
+        self.beat()
+
+    def beat(self) -> None:
+        """Work goes on: tell it where nothing was told for a while, so that a sink can stop what takes long."""
+        if self._state in ("compiling", "upscaling") and time.monotonic() - self._told > _BEAT:
+            self._send(self._state)
 
     def count(self, computed: int, pixels: int) -> None:
         """A segment ended: so many of its pixels were computed."""
@@ -93,6 +111,7 @@ class Tracker:
         self._pixels += pixels
 
     def _send(self, state: State) -> None:
+        self._state, self._told = state, time.monotonic()
         if self._sink is None:
             return
         elapsed, fresh = time.monotonic() - self._began, self._frame - self._before
@@ -100,7 +119,10 @@ class Tracker:
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
         share = round(self._computed / self._pixels, 3) if self._pixels else None
-        event = Progress(state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share)
+        steps = self._step, self._steps
+        event = Progress(
+            state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share, *steps
+        )
         try:
             self._sink(event)
         except Exception as error:

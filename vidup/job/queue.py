@@ -15,7 +15,7 @@ from vidup import engines, proof
 from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
-from vidup.errors import ConfigError, MediaError, VerifyError, VidupError, system_words
+from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
 from vidup.job import describe, pace, plan, rehearse, stills
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
@@ -27,6 +27,7 @@ from vidup.job.worker import Done, Task, Worker
 from vidup.media import joining
 from vidup.media.segment import read_segment
 from vidup.paths import check_pair
+from vidup.proof.pictures import Compared
 from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Outcome:
     error: VidupError | None = None
     skipped: bool = False
     """It was delivered before."""
+    receipt: proof.Receipt | None = None
+    """What was proved of the output, where there is no error."""
 
 
 @contextmanager
@@ -51,6 +54,8 @@ def failing(outcome: Outcome) -> Iterator[None]:
     """An error of vidup's own, or of the system, is the outcome; all others pass."""
     try:
         yield
+    except Stopped:
+        raise
     except VidupError as error:
         outcome.error = error
     except OSError as error:  # a folder that is gone, too many open files
@@ -72,6 +77,8 @@ class Work:
     computed: int = 0
     """Pixels of the input that were computed and not carried in this run, and how many there were."""
     pixels: int = 0
+    compared: Compared = Compared(0, 1.0)
+    """What came of the proof of the segments of this run."""
 
 
 def begin(
@@ -89,7 +96,7 @@ def begin(
     tracker.enter("loading", target)
     if stills.is_still(source, target):
         _take(target, source, taken)
-        stills.upscale_still(upscaler, source, target, tracker)
+        outcome.receipt = stills.upscale_still(upscaler, source, target, tracker)
         return None
     job = plan.plan(source, target, upscaler.settings)
     _take(target, source, taken)  # not before: what is no video, such as subtitles of the same name, takes none
@@ -103,6 +110,7 @@ def begin(
     if delivered:
         log.info("%s: was delivered and verified before; only the job's folder was left", target)
         outcome.skipped = True
+        outcome.receipt = proof.check(target, job, job.encoding, fast=True)
         if not runtime.keep_work:
             store.delete()
         return None
@@ -221,6 +229,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
             work.left.discard(task.segment.index)
             work.computed += result.computed
             work.pixels += result.pixels
+            work.compared += result.compared or Compared(0, 1.0)
             tracker.count(result.computed, result.pixels)
             with failing(work.outcome):
                 if work.store.choice != asdict(result.choice):
@@ -310,11 +319,12 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
                 log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
         with disk_full_named(store.folder), _with_input_unchanged(job):
             with _kept(whole, "unproved"):
-                proof.check_joined(whole, job, job.encoding, times, paths)
+                receipt = proof.check_joined(whole, job, job.encoding, times, paths, work.compared)
             job.check_input()
             store.save_delivery(whole)
             with _kept(whole, "undelivered"):
                 put_in_place(whole, job.output, runtime.overwrite)
+            work.outcome.receipt = replace(receipt, output=job.output)
     finally:
         whole.unlink(missing_ok=True)
     share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
@@ -362,7 +372,7 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
 def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
     """Whether the output is a whole delivery of the input; one that is not is replaced only where that is allowed."""
     try:
-        verify(outcome.input, outcome.output, upscaler.settings, fast=True)
+        outcome.receipt = verify(outcome.input, outcome.output, upscaler.settings, fast=True)
     except VidupError as error:
         fault = f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error})"
         if upscaler.runtime.overwrite:

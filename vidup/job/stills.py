@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vidup import engines
@@ -24,7 +25,9 @@ from vidup.job.progress import Tracker
 from vidup.media.containers import STILLS, STILLS_READ
 from vidup.media.opening import MOST_PIXELS, check_file
 from vidup.picture.geometry import output_size, size_notes
-from vidup.upscaler import MODES, Upscaler
+from vidup.picture.kinds import MODES
+from vidup.proof import Receipt, sha256
+from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def read(path: Path) -> Still:
             _check_claims(path, image)
             if getattr(image, "n_frames", 1) > 1:  # what a phone adds: the picture to the other eye, a map of light
                 notes.append(f"of its {getattr(image, 'n_frames', 1)} pictures the first is taken")
-            if ";16" in f"{image.mode}{image.tile}":
+            if ";16" in f"{image.tile}" and not image.mode.startswith("I;16"):  # which Pillow reads so
                 notes.append("16 bits a sample become 8")
             about = {key: image.info[key] for key in _NAMES if image.info.get(key)}
             kind = image.format or ""
@@ -113,7 +116,7 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Tracker) -> None:
+def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Tracker) -> Receipt:
     """Upscale a still image into a new file; its colour profile, EXIF and resolution are kept.
 
     Raises:
@@ -136,10 +139,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     for note in size_notes(upscaler.settings, scale, (still.image.height, still.image.width), (height, width)):
         log.info("note: %s", note)
     tracker.enter("upscaling", target)
-    result = upscaler.image(still.image)
-    if ending in (".jpg", ".jpeg", ".bmp") and result.mode == "RGBA":
-        log.warning("%s: has no transparency: the picture is made opaque", target)
-        result = result.convert("RGB")
+    result = _savable(upscaler(still.image), target)
     quality: dict[str, Any] = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
     part = beside(target, f".vidup{target.suffix}")
     try:
@@ -158,6 +158,23 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         part.unlink(missing_ok=True)
     tracker.advance()
     log.info("%s: %dx%d -> %s: %dx%d", source, *still.image.size, target, *result.size)
+    return Receipt(source, target, 1, 0, 1.0, (result.height, result.width), (), 0, sha256(target))
+
+
+def _savable(result: Image.Image, target: Path) -> Image.Image:
+    """A result in a mode that the output's format holds, without what its input said of itself."""
+    result.info = {}
+    ending = target.suffix.lower()
+    if result.mode.startswith("I;16") and ending not in (".png", ".tif", ".tiff"):
+        log.warning("%s: 16 bits a sample become 8, which is what %s holds", target, ending)
+        result = Image.fromarray((np.asarray(result) / 257).round().astype(np.uint8))
+    transparent = "a" in result.mode.lower()
+    if transparent and ending in (".jpg", ".jpeg", ".bmp"):
+        log.warning("%s: has no transparency: the picture is made opaque", target)
+        return result.convert("L" if result.mode == "LA" else "RGB")
+    if result.mode in ("L", "LA", "RGB", "RGBA") or result.mode.startswith("I;16"):
+        return result
+    return result.convert("RGBA" if transparent else "RGB")
 
 
 def _check_claims(path: Path, image: Image.Image) -> None:
@@ -198,8 +215,9 @@ def _profiled(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Im
     space = profile[16:20]
     if image.mode == "CMYK":
         notes.append("CMYK becomes RGB" + ("" if space == b"CMYK" else ", without a profile that says how"))
-    if space == b"RGB " and image.mode != "CMYK":
-        return image
+    if space == b"RGB " and image.mode != "CMYK" and not image.mode.startswith("I;16"):
+        gray = {"1": "RGB", "L": "RGB", "LA": "RGBA"}.get(image.mode)  # a profile of RGB does not fit gray
+        return image if gray is None else image.convert(gray)
     about.pop("icc_profile", None)
     if space != {"L": b"GRAY", "LA": b"GRAY", "CMYK": b"CMYK"}.get(image.mode):
         if profile:

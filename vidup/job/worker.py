@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vidup.engines import Choice
-from vidup.errors import MediaError, VidupError, system_words
+from vidup.errors import MediaError, Stopped, VidupError, system_words
 from vidup.frame import Frame
 from vidup.job.crew import Report
 from vidup.job.disk import disk_full_named
@@ -21,7 +21,7 @@ from vidup.media.decoding import planar
 from vidup.media.reading import Readers
 from vidup.media.segment import encode_segment
 from vidup.prefetch import Consumer, prefetch
-from vidup.proof.pictures import check_segment
+from vidup.proof.pictures import Compared, check_segment
 from vidup.upscaler import Upscaler
 
 
@@ -46,6 +46,8 @@ class Done(NamedTuple):
     """Pixels of the input that were computed, halos and the lead-in counted."""
     pixels: int
     """That there were."""
+    compared: Compared | None = None
+    """What came of the proof."""
 
 
 class Worker:
@@ -73,6 +75,8 @@ class Worker:
                     self._readers[task.file] = Readers(self._jobs[task.file].info)
                 try:
                     begun = self._upscale(task, report if tail is None else tail.watched(report))
+                except Stopped:
+                    raise
                 except (VidupError, OSError) as error:
                     yield task, self._truth(task, error)
                     continue
@@ -99,9 +103,9 @@ class Worker:
         size = job.turn.size(job.info.height, job.info.width)
         upscaler.choose(*size, self._choices.get(task.file) or task.choice)
         with disk_full_named(task.segment.path.parent):
-            encoder = upscale_segment(job, task.segment, upscaler, report, self._readers[task.file])
+            encoder, proved = upscale_segment(job, task.segment, upscaler, report, self._readers[task.file])
         choice = self._choices[task.file] = upscaler.choose(*size)  # what it became
-        return _Tail(task, Done(choice, *upscaler.computed), encoder)
+        return _Tail(task, Done(choice, *upscaler.computed), encoder, proved)
 
     def _end(self, tail: _Tail) -> Done | VidupError:
         result = tail.result()
@@ -123,6 +127,8 @@ class _Tail:
     task: Task
     done: Done
     encoder: Consumer[Frame]
+    proved: list[Compared]
+    """What came of the proof, once it has ended."""
     error: VidupError | None = None
 
     def watched(self, report: Report) -> Report:
@@ -139,7 +145,7 @@ class _Tail:
     def result(self) -> Done | VidupError:
         """Wait for the encoder and the proof."""
         self._look(None)
-        return self.error or self.done
+        return self.error or self.done._replace(compared=self.proved[-1] if self.proved else None)
 
     def _look(self, seconds: float | None) -> None:
         try:
@@ -151,12 +157,14 @@ class _Tail:
 
 def upscale_segment(
     job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None], readers: Readers
-) -> Consumer[Frame]:
+) -> tuple[Consumer[Frame], list[Compared]]:
     """A frame's way: decode -> upscale -> encode -> prove. The same function on this machine and on a cluster.
 
     Returns:
-        The encoder; once it is done the segment's file stands, and its pictures are those of the source.
+        The encoder; once it is done the segment's file stands, and its pictures are those of the source. And what came
+        of the proof, then.
     """
+    proved: list[Compared] = []
     times: list[int] = []  # of the frames that were decoded
     begin = segment.begin if segment.lead_in is None else segment.lead_in
     written = segment.begin * job.info.time_base
@@ -178,7 +186,7 @@ def upscale_segment(
         # By the plan, not by what came: only damage that the user tolerates may cost frames.
         expected, places = (times, (0, len(times))) if job.settings.tolerate_errors else (job.times, span(job, segment))
         fast = upscaler.runtime.verify == "fast"
-        check_segment(job.output, path, job.encoding, job, expected, places, fast, readers)
+        proved.append(check_segment(job.output, path, job.encoding, job, expected, places, fast, readers))
 
     def encode(frames: Iterator[Frame]) -> None:
         for _ in encode_segment(frames, job.encoding, segment.path, prove):
@@ -196,7 +204,7 @@ def upscale_segment(
                     report(1)
         job.check_input()  # before the segment's file stands
         encoder.end()
-        return encoder
+        return encoder, proved
     except BaseException:
         encoder.close()
         raise

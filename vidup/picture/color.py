@@ -111,13 +111,16 @@ def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.
     return planes_of(to_codes(rgb, pix_fmt, color))
 
 
-def to_codes(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[torch.Tensor, ...]:
+def to_codes(
+    rgb: torch.Tensor, pix_fmt: str, color: Color, alpha: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """Convert RGB to the codes of planes, rounded to the nearest and only then clipped.
 
     Args:
         rgb: float (3, height, width), nominally in [0, 1], any device.
         pix_fmt: a planar format in ffmpeg's name.
         color: its matrix and range are those of the planes.
+        alpha: transparency in [0, 1], (1, height, width); a plane behind the others where the format has one.
 
     Returns:
         Each (height, width) of its own size, on the device of `rgb`: uint8 for 8 bits, int32 above.
@@ -135,15 +138,52 @@ def to_codes(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[torch.Tenso
         return rounded.to(torch.uint8 if kind.bits == 8 else torch.int32)
 
     luma_codes, chroma_codes = _luma_codes(kind, color.full_range), _chroma_codes(kind, color.full_range)
+    behind = (codes(alpha[0].to(rgb), peak, 0.0),) if alpha is not None and kind.alpha else ()
     if kind.family == "gbr":
         red, green, blue = rgb
-        return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes)
+        return codes(green, *luma_codes), codes(blue, *luma_codes), codes(red, *luma_codes), *behind
     if kind.family == "gray":  # pictures that were RGB may have no other matrix
         to_gray = _to_ycc_on(color.matrix if _converts(color.matrix) else BT709, rgb.device)[0]
         return (codes(torch.tensordot(to_gray, rgb, 1), *luma_codes),)
     ycc = torch.tensordot(_to_ycc_on(_known(color.matrix), rgb.device), rgb, 1)
     chroma = _reduce(ycc[1:], kind)
-    return codes(ycc[0], *luma_codes), codes(chroma[0], *chroma_codes), codes(chroma[1], *chroma_codes)
+    return codes(ycc[0], *luma_codes), codes(chroma[0], *chroma_codes), codes(chroma[1], *chroma_codes), *behind
+
+
+def check_target(pix_fmt: str, color: Color) -> None:
+    """See that RGB can be converted to these planes; raises as `to_codes`, before a model has worked for it."""
+    if _layout(pix_fmt).family == "yuv":
+        _known(color.matrix)
+
+
+def gray_of(rgb: torch.Tensor) -> torch.Tensor:
+    """The luma of RGB, by BT.709's weights: (..., 3, h, w) to (..., 1, h, w)."""
+    return (rgb * _to_ycc_on(BT709, rgb.device)[0].view(3, 1, 1)).sum(-3, keepdim=True)
+
+
+def alpha_of(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor | None:
+    """A frame's transparency in [0, 1], float32 (1, h, w) on `device`; None where it has none."""
+    kind = _layout(frame.pix_fmt)
+    if len(frame.planes) == kind.planes:
+        return None
+    return _uploaded(frame.planes[-1], torch.device(device)).to(torch.float32)[None] / ((1 << kind.bits) - 1)
+
+
+def check_codes(frame: Frame) -> None:
+    """See that no sample is above its format's white, as those are that stand in the high bits.
+
+    Raises:
+        MediaError: names the plane and the code.
+    """
+    bits = _layout(frame.pix_fmt).bits
+    if bits in (8, 16):
+        return
+    for index, plane in enumerate(frame.planes):
+        if (most := int(plane.max())) >= 1 << bits:
+            raise MediaError(
+                f"frame: plane {index} of {frame.pix_fmt}, {plane.dtype} of shape {plane.shape}, holds {most}, and"
+                f" {(1 << bits) - 1} is the most in {bits} bits: shift samples down that stand in the high bits"
+            )
 
 
 def _converts(matrix: int) -> bool:

@@ -23,5 +23,7 @@ def anchor(picture: torch.Tensor, low_res: torch.Tensor, rounds: int) -> torch.T
 
 
 def resize(pictures: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor:
-    """Antialiased bicubic, (..., H, W) to (..., *size)."""
+    """Antialiased bicubic, (..., H, W) to (..., *size); nothing where they have that size."""
+    if tuple(pictures.shape[-2:]) == tuple(size):
+        return pictures
     return functional.interpolate(pictures, tuple(size), mode="bicubic", antialias=True)

@@ -19,16 +19,16 @@ from vidup.proof.findings import Findings
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What was found equal."""
+class Receipt(os.PathLike[str]):
+    """What was found equal. It stands for the path of the output where one is expected."""
 
-    source: str
-    output: str
+    source: Path
+    output: Path
     frames: int
     compared: int
-    """Pictures that were decoded and compared with the source's."""
+    """Pictures that were decoded and compared with the source's: of a job that went on, those that it made since."""
     least_likeness: float
-    """Of the picture that is least like its source: 1 is equal."""
+    """Of the picture of these that is least like its source: 1 is equal."""
     size: tuple[int, int]
     """(height, width) of the output's pictures."""
     streams: tuple[str, ...]
@@ -36,6 +36,9 @@ class Receipt:
     chapters: int
     sha256: str
     """Of the output file."""
+
+    def __fspath__(self) -> str:
+        return str(self.output)
 
 
 class Kept(NamedTuple):
@@ -69,36 +72,47 @@ def check(
     for fault in found.values():
         raise VerifyError(fault)
     compared = pictures.check_pictures(output, made, delivery, expected, fast)
+    return _receipt(output, made, delivery, kept, compared)
+
+
+def _receipt(output: Path, made: MediaInfo, delivery: Delivery, kept: Kept, compared: pictures.Compared) -> Receipt:
     return Receipt(
-        source=delivery.info.path,
-        output=str(output),
+        source=Path(delivery.info.path),
+        output=output,
         frames=len(made.pts),
         compared=compared.pictures,
         least_likeness=compared.least_likeness,
         size=(made.height, made.width),
         streams=kept.streams,
         chapters=kept.chapters,
-        sha256=_sha256(output),
+        sha256=sha256(output),
     )
 
 
 def check_joined(
-    output: Path, delivery: Delivery, encoding: Encoding, times: Sequence[int], segments: Sequence[Path]
-) -> None:
+    output: Path,
+    delivery: Delivery,
+    encoding: Encoding,
+    times: Sequence[int],
+    segments: Sequence[Path],
+    compared: pictures.Compared,
+) -> Receipt:
     """Compare a file that was joined from proved segments with what it must hold: `check`, but by packets.
 
     Args:
         times: when its frames are shown, in `delivery.unit`.
         segments: in order; the video packets of the file are theirs.
+        compared: what came of the proof of the segments, as far as it is known.
 
     Raises:
         VerifyError: names the first difference.
     """
-    made, found, _ = findings(output, delivery, encoding, times)
+    made, found, kept = findings(output, delivery, encoding, times)
     for fault in found.values():
         raise VerifyError(fault)
     if not joined.holds(output, made, encoding, segments):
-        pictures.check_pictures(output, made, delivery, times, fast=False)
+        compared = pictures.check_pictures(output, made, delivery, times, fast=False)
+    return _receipt(output, made, delivery, kept, compared)
 
 
 def findings(
@@ -124,6 +138,7 @@ def findings(
     return made, found, Kept(tuple(kept), chapters, shift)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

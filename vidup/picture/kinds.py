@@ -1,0 +1,170 @@
+"""Pictures as NumPy, torch and Pillow hold them: to RGB and transparency in [0, 1], and results back to what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vidup.errors import MediaError
+from vidup.picture.color import gray_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MODES = {
+    *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"),
+    *("I;16", "I;16L", "I;16B", "I;16N"),
+}
+"""Pillow's modes whose samples have a range that is known, so that they can be made RGB."""
+
+_AS_THEY_CAME = {"YCbCr", "HSV", "CMYK", "RGBX", "RGBa"}
+"""Modes that a result is brought back to; palettes and single bits hold no result."""
+
+_WHITE = {torch.uint8: 255, torch.uint16: 65535}
+_BRIGHTEST = 4.0
+"""Of floats: beyond it they are codes of integers, or linear light, and would be clipped to a white picture."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Pictures of another library, as RGB."""
+
+    rgb: torch.Tensor
+    """float32 (T, 3, h, w), nominally in [0, 1]."""
+    alpha: torch.Tensor | None
+    """float32 (T, 1, h, w) in [0, 1]; None where they are opaque."""
+    back: Callable[[torch.Tensor, torch.Tensor | None], Any]
+    """From a result's RGB and transparency, float32 (T, 3 and 1, H, W), to what was given."""
+
+    def shows(self, other: Taken) -> bool:
+        """Whether both are the same pictures."""
+        if self.alpha is None or other.alpha is None:
+            return self.alpha is other.alpha and torch.equal(self.rgb, other.rgb)
+        return torch.equal(self.rgb, other.rgb) and torch.equal(self.alpha, other.alpha)
+
+
+def take(picture: Any) -> Taken:
+    """Read a picture of another library.
+
+    Args:
+        picture: a NumPy array (h, w) or (h, w, 1 to 4), a tensor (h, w), (1 to 4, h, w) or (T, 1 to 4, h, w), uint8,
+            uint16 or float, or a Pillow image of a mode in `MODES`. One channel is gray, two are gray and
+            transparency, three RGB, four RGB and transparency, which is not multiplied into the colours.
+
+    Raises:
+        MediaError: it is something else, it holds what is no number, or floats that are not in [0, 1] by far.
+    """
+    if isinstance(picture, np.ndarray):
+        return _array(picture)
+    if isinstance(picture, torch.Tensor):
+        return _tensor(picture)
+    from PIL import Image as pillow
+
+    if isinstance(picture, pillow.Image):
+        return _image(picture)
+    raise MediaError(
+        f"picture: is of type {type(picture).__name__}: expected an array of NumPy, a tensor, a Pillow image or a Frame"
+    )
+
+
+def _array(array: NDArray[Any]) -> Taken:
+    named = f"picture: an array of shape {array.shape} and dtype {array.dtype}"
+    dtype = array.dtype
+    if dtype.kind not in "uf" or (dtype.kind == "u" and dtype.itemsize > 2):
+        raise MediaError(f"{named}: expected uint8, uint16 or a float")
+    if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] > 4):
+        raise MediaError(f"{named}: expected (height, width) or (height, width, channels), of 1 to 4 channels")
+    native = np.ascontiguousarray(array, dtype.newbyteorder("="))
+    if dtype.kind == "f" and dtype.itemsize not in (2, 4, 8):
+        native = native.astype(np.float64)
+    own = torch.from_numpy(native if native.flags.writeable and native is not array else native.copy())
+    taken = _planes((own if own.dim() == 3 else own[..., None]).permute(2, 0, 1)[None], own.dtype, named)
+
+    def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> NDArray[Any]:
+        pixels: NDArray[Any] = taken.back(rgb, alpha)[0].permute(1, 2, 0).contiguous().cpu().numpy()
+        pixels = pixels if array.ndim == 3 else pixels[..., 0]
+        return pixels.astype(dtype, copy=False)
+
+    return Taken(taken.rgb, taken.alpha, back)
+
+
+def _tensor(tensor: torch.Tensor) -> Taken:
+    named = f"picture: a tensor of shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
+    if tensor.dtype not in _WHITE and not tensor.dtype.is_floating_point:
+        raise MediaError(f"{named}: expected uint8, uint16 or a float")
+    channels = tensor.shape[-3] if tensor.dim() > 2 else 1
+    if not 2 <= tensor.dim() <= 4 or not tensor.numel() or channels > 4:
+        raise MediaError(
+            f"{named}: expected (height, width), (channels, height, width) or (T, channels, height, width)"
+        )
+    taken = _planes(tensor.detach().reshape(-1, channels, *tensor.shape[-2:]), tensor.dtype, named)
+
+    def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+        planes: torch.Tensor = taken.back(rgb, alpha).to(tensor.device)
+        if planes.is_inference() and not torch.is_inference_mode_enabled():
+            planes = planes.clone()  # which autograd may use, and anybody may write to
+        return planes.reshape(*tensor.shape[:-2], *planes.shape[-2:])
+
+    return Taken(taken.rgb, taken.alpha, back)
+
+
+def _image(image: Image) -> Taken:
+    from PIL import Image as pillow
+
+    if image.mode not in MODES:
+        raise MediaError(f"picture: an image of mode {image.mode}, whose white is not known: make it RGB, L or I;16")
+    mode = image.mode
+    if mode.startswith("I;16"):
+        source = np.asarray(image).astype(np.uint16)
+    else:
+        opaque = "L" if mode in ("1", "L", "LA") else "RGB"
+        transparent = "a" in "".join(image.getbands()).lower() or "transparency" in image.info
+        source = np.asarray(image.convert(opaque + "A" * transparent))
+    taken = _array(source)
+
+    def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> Image:
+        result = pillow.fromarray(taken.back(rgb, alpha))
+        if mode in _AS_THEY_CAME:
+            result = result.convert(mode)
+        result.info = {key: value for key, value in image.info.items() if key != "transparency"}
+        return result
+
+    return Taken(taken.rgb, taken.alpha, back)
+
+
+def _planes(planes: torch.Tensor, dtype: torch.dtype, named: str) -> Taken:
+    """(T, 1 to 4, h, w) of this dtype, in which results are given as well."""
+    count, white = planes.shape[1], _WHITE.get(dtype)
+    values = planes.to(torch.float32)
+    if white is None:
+        _check_floats(values, named)
+    else:
+        values = values / white
+    colors, alpha = (values[:, :-1], values[:, -1:].clamp(0, 1)) if count in (2, 4) else (values, None)
+
+    def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
+        found = gray_of(rgb) if count < 3 else rgb
+        found = found if alpha is None else torch.cat([found, alpha.to(found)], 1)
+        if white is None:
+            return found.to(dtype)
+        codes = (found * white).round_().clamp_(0, white)
+        return codes.to(torch.int32).to(dtype)
+
+    return Taken(colors.expand(-1, 3, -1, -1).contiguous(), alpha, back)
+
+
+def _check_floats(values: torch.Tensor, named: str) -> None:
+    low, high = (float(bound) for bound in values.aminmax())
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):  # false for NaN, too
+        count = int((~values.isfinite()).sum())
+        raise MediaError(f"{named}: {count} of its values are NaN or infinite, which would spoil all around them")
+    if low < -_BRIGHTEST or high > _BRIGHTEST:
+        raise MediaError(
+            f"{named}: holds {low:g} to {high:g}, and floats are expected in [0, 1], as a display shows them: divide"
+            " codes by their white, tone-map linear light"
+        )

@@ -1,0 +1,56 @@
+"""The files of presets: where they are, and what stands in them."""
+
+from __future__ import annotations
+
+import functools
+import stat
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vidup.errors import ConfigError, first_line
+
+_MOST_BYTES = 1 << 20
+"""Of a preset."""
+
+
+def folder() -> Path:
+    """That of the presets that ship with vidup."""
+    packaged = Path(str(resources.files("vidup"))) / "configs"  # in a wheel
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"  # in a checkout
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with vidup."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """What a file holds, unchecked.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # to open a pipe would wait for its writer
+            raise ConfigError(f"preset {path}: cannot be read: is no file, or one of more than {_MOST_BYTES} bytes")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists
+        raise ConfigError(f"preset {path}: cannot be read: {first_line(error)}") from None
+
+
+def brought(model: Any) -> dict[str, Any]:
+    """The preset that a model brings along: that of those that ship with vidup whose key ``models`` has its name."""
+    tables = _models() if isinstance(model, str) else {}
+    return tables.get(model, {})
+
+
+@functools.cache
+def _models() -> dict[str, dict[str, Any]]:
+    found = {}
+    for name in preset_names():
+        table = read_table(folder() / f"{name}.toml")
+        found.update(dict.fromkeys(table.pop("models", []), table))
+    return found
