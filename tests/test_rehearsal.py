@@ -88,7 +88,7 @@ def test_verify_says_what_the_job_said(tmp_path: Path, caplog: pytest.LogCapture
     source = Material(sounds=(Sound("aac"), Sound("vorbis")), chapters=chapters).write(tmp_path / "source.mkv")
     settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, drop_streams="1")
     with caplog.at_level(logging.WARNING):
-        output = vidup.upscale(source, tmp_path / "output.mp4", settings)
+        output = vidup.upscale(source, tmp_path / "output.mp4", settings).output
         told = [record.message for record in caplog.records]
         caplog.clear()
         assert vidup.verify(source, output, settings).streams == (
