@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import stat
 import tomllib
 from importlib import resources
@@ -43,8 +44,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def brought(model: Any) -> dict[str, Any]:
     """The preset that a model brings along: that of those that ship with vidup whose key ``models`` has its name."""
-    tables = _models() if isinstance(model, str) else {}
-    return tables.get(model, {})
+    return _models().get(os.fspath(model), {}) if isinstance(model, (str, os.PathLike)) else {}
 
 
 @functools.cache

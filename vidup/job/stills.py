@@ -139,7 +139,10 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     for note in size_notes(upscaler.settings, scale, (still.image.height, still.image.width), (height, width)):
         log.info("note: %s", note)
     tracker.enter("upscaling", target)
-    result = _savable(upscaler(still.image), target)
+    image = still.image
+    if image.mode in ("CMYK", "YCbCr", "HSV", "RGBX", "RGBa"):  # files hold RGB
+        image = image.convert("RGBA" if image.mode == "RGBa" else "RGB")
+    result = _savable(upscaler(image), target)
     quality: dict[str, Any] = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
     part = beside(target, f".vidup{target.suffix}")
     try:
@@ -168,13 +171,10 @@ def _savable(result: Image.Image, target: Path) -> Image.Image:
     if result.mode.startswith("I;16") and ending not in (".png", ".tif", ".tiff"):
         log.warning("%s: 16 bits a sample become 8, which is what %s holds", target, ending)
         result = Image.fromarray((np.asarray(result) / 257).round().astype(np.uint8))
-    transparent = "a" in result.mode.lower()
-    if transparent and ending in (".jpg", ".jpeg", ".bmp"):
+    if "A" in result.mode and ending in (".jpg", ".jpeg", ".bmp"):
         log.warning("%s: has no transparency: the picture is made opaque", target)
-        return result.convert("L" if result.mode == "LA" else "RGB")
-    if result.mode in ("L", "LA", "RGB", "RGBA") or result.mode.startswith("I;16"):
-        return result
-    return result.convert("RGBA" if transparent else "RGB")
+        return result.convert(result.mode.removesuffix("A"))
+    return result
 
 
 def _check_claims(path: Path, image: Image.Image) -> None:
