@@ -16,7 +16,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from vidup.errors import ConfigError
 from vidup.presets import brought, folder, preset_names, read_table
@@ -275,8 +275,12 @@ DELIVERY: tuple[str, ...] = (
 """The settings that decide what has to be in the output, however large its pictures are."""
 
 
-def settings_of(given: Settings | str | os.PathLike[str] | None) -> Settings:
-    """Settings as they are given: themselves, a preset by its name or its path, or the defaults."""
+Given: TypeAlias = Settings | str | os.PathLike[str] | None
+"""How settings are given: themselves, a preset by its name or its path; the defaults where not."""
+
+
+def settings_of(given: Given) -> Settings:
+    """The settings that are meant; raises as `Settings.preset`."""
     if given is None or isinstance(given, Settings):
         return given or Settings()
     return Settings.preset(given)

@@ -11,12 +11,12 @@ from functools import cached_property, partial
 from itertools import chain
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from vidup import engines
-from vidup.config import Runtime, Settings, settings_of
+from vidup.config import Given, Runtime, settings_of
 from vidup.engines import Choice, stops
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.planner import Planner
@@ -47,7 +47,7 @@ class _Read(NamedTuple):
 
     picture: Passing
     rgb: torch.Tensor
-    step: Step | None
+    step: Step | None = None
 
 
 class Upscaler:
@@ -61,8 +61,6 @@ class Upscaler:
 
         with Upscaler("mini") as upscaler:
             large = upscaler(picture)
-            for large in upscaler.frames(pictures):
-                ...
 
     Args:
         settings: what decides the picture; a text or a path is a preset. The encoder's settings are for files alone.
@@ -73,7 +71,7 @@ class Upscaler:
 
     def __init__(
         self,
-        settings: Settings | str | os.PathLike[str] | None = None,
+        settings: Given = None,
         runtime: Runtime | None = None,
         *,
         stop: Callable[[], bool] = lambda: False,
@@ -99,8 +97,7 @@ class Upscaler:
                 self.__dict__["engine"] = lent or engines.load(self.settings, self.runtime)
                 self._lender = None
                 self.expect(self._pixels)
-            engine: engines.Engine = self.__dict__["engine"]
-            return engine
+            return cast(engines.Engine, self.__dict__["engine"])
 
     @cached_property
     def planner(self) -> Planner:
@@ -230,8 +227,7 @@ class Upscaler:
         size, even = first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
         length = self.choose(*size).batch if on_cuda else 1
-        follower = self._follow(*begin)
-        relay = self._relay
+        follower, relay = self._follow(*begin), self._relay
         with closing(self._read(chain([first], coming), follower)) as read:
             del first, coming
             last: torch.Tensor | None = None
@@ -304,14 +300,11 @@ class Upscaler:
             last: _Read | None = None
             for picture in pictures:
                 if last is not None and picture.size != last.picture.size:
-                    (tall, wide), (height, width) = last.picture.size, picture.size
-                    raise MediaError(
-                        f"frames: a picture of {width}x{height} after one of {wide}x{tall}: those of one call have one"
-                        " size"
-                    )
+                    sizes = [f"{width}x{height}" for height, width in (picture.size, last.picture.size)]
+                    raise MediaError(f"frames: a picture of {sizes[0]} after one of {sizes[1]}: give a call one size")
                 same = follower is not None and last is not None and picture.shows(last.picture)
                 rgb = last.rgb if same and last is not None else picture.rgb(device)
-                last = _Read(picture, rgb, None if follower is None else follower(rgb))
+                last = _Read(picture, rgb, follower and follower(rgb))
                 yield last
 
         yield from read() if follower is None else prefetch(read(), _AHEAD)

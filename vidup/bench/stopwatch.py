@@ -15,7 +15,6 @@ from torch.nn import functional
 from vidup.job import plan
 from vidup.job.pace import Clock, encoded, enlarged
 from vidup.picture.geometry import Turn
-from vidup.picture.resample import resize
 from vidup.prefetch import batched
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vidup.engines import stops
 from vidup.engines.card import Card, memory_format
 from vidup.engines.memory import is_out_of_memory
 from vidup.errors import EngineError
@@ -64,6 +65,7 @@ class Compiled:
         self._calls: Counter[tuple[int, ...]] = Counter()  # by shape, up to 2
         self._size: tuple[int, int] | None = None
         self._fast = function
+        self._hooks: list[Any] = []
         self._lay_out()
         if wish == "on":
             self._activate()
@@ -136,7 +138,17 @@ class Compiled:
             self._calls.clear()
             torch.compiler.reset()
 
+    def _ask_within(self) -> None:
+        """Have it asked whether to stop before each part of the module; a hook would break a graph."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        lists = (torch.nn.ModuleList, torch.nn.Sequential)
+        if self.module is not None and not self.active:
+            parts = {part for one in self.module.modules() if isinstance(one, lists) for part in one}
+            self._hooks = [part.register_forward_pre_hook(lambda *_: stops.check()) for part in parts]
+
     def _lay_out(self) -> None:
+        self._ask_within()
         self.memory_format = memory_format(self.device.type, self.active)
         if self.module is not None:
             with torch.inference_mode(False), torch.no_grad():

@@ -12,7 +12,6 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import nn
 
-from vidup.engines import stops
 from vidup.engines.compiling import Compiled
 
 
@@ -43,9 +42,6 @@ class Unet:
         self._known = [texts] if fix_texts(unet, texts) else None
         self._settle(texts, guidance_scale, noise_level)
         self.run = Compiled(unet, compiled, device, unet)
-        if not self.run.active:  # a hook would break a graph
-            for part in (part for one in unet.modules() if isinstance(one, nn.ModuleList) for part in one):
-                part.register_forward_pre_hook(lambda *_: stops.check())
 
     def asking(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float, noise_level: int) -> Unet:
         """The same model with other texts and numbers; this one stays as it is."""

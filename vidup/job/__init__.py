@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vidup import engines
-from vidup.config import Runtime, Settings, settings_of
+from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.engines import stops
 from vidup.job import crew as crews
 from vidup.job.progress import Sink, SinkFailed, Tracker
@@ -22,7 +22,7 @@ from vidup.upscaler import Upscaler
 def upscale(
     input: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
-    settings: Settings | str | os.PathLike[str] | None = None,
+    settings: Given = None,
     *,
     runtime: Runtime | None = None,
     on_progress: Sink | None = None,
@@ -56,7 +56,7 @@ def upscale(
 
 def upscale_files(
     files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
-    settings: Settings | str | os.PathLike[str] | None = None,
+    settings: Given = None,
     *,
     runtime: Runtime | None = None,
     on_progress: Sink | None = None,
