@@ -304,7 +304,7 @@ class Upscaler:
                     raise MediaError(f"frames: a picture of {sizes[0]} after one of {sizes[1]}: give a call one size")
                 same = follower is not None and last is not None and picture.shows(last.picture)
                 rgb = last.rgb if same and last is not None else picture.rgb(device)
-                last = _Read(picture, rgb, follower and follower(rgb))
+                last = _Read(picture, rgb, None if follower is None else follower(rgb))
                 yield last
 
         yield from read() if follower is None else prefetch(read(), _AHEAD)
