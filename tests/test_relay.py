@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import vidup
 from vidup import Color, Frame, Runtime, Settings, Upscaler
-from vidup.engines import LEAD_IN, Place
+from vidup.engines import LEAD_IN, Place, flow
 from vidup.engines.relay import HALO, Follower, Relay
 from vidup.media import decoding, probing
 from vidup.picture.resample import anchor, resize
@@ -127,6 +127,22 @@ def test_a_hidden_place_is_computed_with_a_halo_around_it():
     for top, left, height, width in asked.windows[1:]:
         assert height >= 16 + HALO and width >= 16 + HALO
         assert top % 8 == left % 8 == 0
+
+
+def test_motion_is_looked_for_where_something_changed(monkeypatch: pytest.MonkeyPatch):
+    ground, searched = texture(160, 240), []
+    frames = [ground.clone() for _ in range(3)]
+    for index, frame in enumerate(frames):
+        frame[:, 40:60, 100 + 2 * index : 120 + 2 * index] = texture(20, 20, seed=7, coarse=3)
+    both_ways = flow.both_ways
+    monkeypatch.setattr(flow, "both_ways", lambda *two: searched.append(two[0].shape) or both_ways(*two))
+    follower = Follower(0, 2.0, 0)
+    motions = [step.motion for step in map(follower, frames) if step.motion is not None]
+    assert len(motions) == len(searched) == 2
+    assert all(height * width < 0.4 * 160 * 240 for _, height, width in searched)
+    for motion in motions:
+        assert (motion.flow[0, 45:55, 107:115] + 2).abs().mean() < 0.2
+        assert not motion.flow[:, :8].any() and motion.trust[:8].min() == 1
 
 
 def test_windows_leave_no_seam():

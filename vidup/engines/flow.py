@@ -7,10 +7,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.nn import functional
 
 from vidup.picture.metrics import luma
 
 _OPENCV: Any = cv2  # whose types are not whole
+_FINE = 2
+"""The way there is found on pictures enlarged so many times."""
 _LEAST = 16
 """Sides in pixels below which OpenCV's search fails, or ends the process."""
 
@@ -18,7 +21,8 @@ _LEAST = 16
 def both_ways(previous: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The flow from `current` to `previous`, and back: dense inverse search (Kroeger et al. 2016).
 
-    The way back, which is only compared with the way there, is found at half the size.
+    The way there is found on enlarged pictures: patches see finer motion there, and what lies between pixels is
+    bicubic's. The way back, which is only compared with it, on the pictures themselves.
 
     Args:
         previous, current: RGB in [0, 1], (3, H, W), on the host.
@@ -27,7 +31,10 @@ def both_ways(previous: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tens
         float32 (2, H, W) each: right and down, in pixels, to where a pixel lies in the other picture.
     """
     before, now = _gray(previous), _gray(current)
-    return _fast(now, before, finest=0), _fast(before, now, finest=1)
+    height, width = now.shape
+    fine = _fast(_enlarged(now), _enlarged(before), refined=0)
+    there = functional.interpolate(fine[None], (height, width), mode="area")[0] / _FINE
+    return there, _fast(before, now, refined=1)
 
 
 def accurate(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
@@ -52,11 +59,17 @@ def _codes(brightness: torch.Tensor) -> np.ndarray:
     return (brightness.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def _fast(of: np.ndarray, to: np.ndarray, finest: int) -> torch.Tensor:
+def _enlarged(codes: np.ndarray) -> np.ndarray:
+    height, width = codes.shape
+    enlarged: np.ndarray = _OPENCV.resize(codes, (_FINE * width, _FINE * height), interpolation=_OPENCV.INTER_CUBIC)
+    return enlarged
+
+
+def _fast(of: np.ndarray, to: np.ndarray, refined: int) -> torch.Tensor:
     search = _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_FAST)
-    search.setFinestScale(finest)
+    search.setFinestScale(0)
     search.setGradientDescentIterations(8)  # half of the preset's, and less refinement: carried pictures are as good
-    search.setVariationalRefinementIterations(2)
+    search.setVariationalRefinementIterations(refined)
     return _flow(of, to, search)
 
 

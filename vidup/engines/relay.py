@@ -15,11 +15,12 @@ from torch.nn import functional
 from vidup.engines import LEAD_IN, Place, flow
 from vidup.picture import temporal
 from vidup.picture.resample import anchor
-from vidup.picture.temporal import CELL, CUT, FINE, Box, Motion
+from vidup.picture.temporal import CELL, CUT, Box, Motion
 
 HALO = 8
 """Low-resolution pixels around a window that are computed with it and not used."""
 
+_AROUND = 32  # low-resolution pixels around what changed, from where something may have come
 _KEPT = 12  # frames for which the picture from before a cut is kept: a flash is over by then
 _BACK = 0.5  # mean trust from which it is taken again
 _WHOLE = 0.7  # of a frame: where windows would take more, all of it is computed
@@ -64,7 +65,6 @@ class Follower:
     def __init__(self, number: int, tolerance: float, refresh: int, span: tuple[int, int] | None = None) -> None:
         self._number, self._tolerance, self._refresh, self._span = number, tolerance, refresh, span
         self._frame: torch.Tensor | None = None
-        self._fine: torch.Tensor | None = None
         self._kept: torch.Tensor | None = None
         self._age = 0
 
@@ -86,27 +86,34 @@ class Follower:
         return replace(step, opens=number == end - LEAD_IN, fade=max(0.0, (number + 1 - first) / (end - first)))
 
     def _changed(self, frame: torch.Tensor, number: int) -> Step:
-        before, self._frame = self._fine, frame
-        self._fine = functional.interpolate(
-            frame[None], scale_factor=FINE, mode="bicubic", align_corners=False
-        )[0].clamp(0, 1)  # fmt: skip
+        before, self._frame = self._frame, frame
         self._age += 1
         if before is None:
             return Step(None)
-        motion, trust = self._from(before)
+        motion, trust = self._from(before, frame)
         if trust >= CUT:
             return self._windows(motion, frame, number)
         if self._kept is not None and self._age <= _KEPT:
-            motion, trust = self._from(self._kept)
+            motion, trust = self._from(self._kept, frame)
             if trust > _BACK:
                 self._kept = None
                 return self._windows(motion, frame, number, kept=True)
         self._kept, self._age = before, 0
         return Step(None, keep=True)
 
-    def _from(self, before: torch.Tensor) -> tuple[Motion, float]:
-        assert self._fine is not None
-        return temporal.judge(before, self._fine, *flow.both_ways(before, self._fine), self._tolerance)
+    def _from(self, before: torch.Tensor, frame: torch.Tensor) -> tuple[Motion, float]:
+        """How a frame follows from another; flows are found where something changed, and what is around it."""
+        there, back = torch.zeros(2, 2, *frame.shape[-2:])
+        box = temporal.changed(before, frame)
+        if box is not None:
+            top, left, bottom, right = box
+            part = (
+                slice(None),
+                slice(max(0, top - _AROUND), bottom + _AROUND),
+                slice(max(0, left - _AROUND), right + _AROUND),
+            )
+            there[part], back[part] = flow.both_ways(before[part], frame[part])
+        return temporal.judge(before, frame, there, back, self._tolerance)
 
     def _windows(self, motion: Motion, frame: torch.Tensor, number: int, kept: bool = False) -> Step:
         height, width = frame.shape[-2:]

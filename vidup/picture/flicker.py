@@ -25,7 +25,7 @@ def followed(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
     """
     squares = sum(one.square().sum(0) for one in torch.gradient(forward, dim=(-2, -1)))
     edges = squares > 0.01 * forward.square().sum(0) + _EDGE
-    return agree(forward, backward, _HIDDEN)[0] & inside(forward)[0] & ~edges
+    return agree(forward, warp(backward, forward, "bilinear"), _HIDDEN)[0] & inside(forward)[0] & ~edges
 
 
 def warp_error(previous: torch.Tensor, current: torch.Tensor, flow: torch.Tensor, where: torch.Tensor) -> float | None:

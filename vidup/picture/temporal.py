@@ -6,16 +6,17 @@ and on nothing that was carried before. Differences and contrasts are in codes: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import gcd
+from operator import or_
 
 import torch
 from torch.nn import functional
 
 from vidup.picture.metrics import luma
 
-FINE = 2
-"""Motion and trust are found on the low-resolution frames, enlarged so many times."""
 CELL = 16
 """Side in low-resolution pixels of the cells of which it is decided whether they are computed again."""
 CUT = 0.35
@@ -24,13 +25,15 @@ CUT = 0.35
 _FADE = 0.015  # a change of contrast that is followed; less is noise
 _TEXTURE = 4.0  # contrast in codes from which a place tells of fades
 _WORTH = 8.0  # contrast in codes at which a place that is not trusted counts half
-_RECOMPUTED = 0.1  # mean importance from which a cell is computed again
+_RECOMPUTED = 0.13  # mean importance from which a cell is computed again
 _STILL = 0.3  # codes by which a flow must be better than standing still
 _MOST_NOISE = 6.0  # codes; a cut is no noise
-_FIRM = 4.0  # codes by which standing still must be better, for something to stand where all else moves
-_EDGE = 4  # pixels beside it that hold its edges
-_HIDDEN = 0.7  # of the contrast around it, which hides a difference
-_APART = 2.0  # squared pixels by which flow there and back may differ, beside what their length allows
+_FIRM = 16.0  # contrast in codes of what must not be taken along by what moves past it, such as a caption
+_SLOW = 0.2  # pixels that it moves at the most
+_PAST = 0.55  # and by which what moves past it moves at least
+_EDGE = 2  # pixels beside it that hold its edges
+_HIDDEN = 0.8  # of the contrast around it, which hides a difference
+_APART = 1.0  # squared pixels by which flow there and back may differ, beside what their length allows
 _CALL = 4.0  # cells that a call of the model costs beside its area
 _SHARPER = 0.2  # of its contrast, and one code, by which a place may become sharper and still be trusted
 
@@ -43,9 +46,9 @@ class Motion:
     """How a frame follows from an earlier one; tensors on the host."""
 
     flow: torch.Tensor
-    """(2, FINE * h, FINE * w), right and down in pixels of that size: where in the earlier frame a pixel was."""
+    """(2, h, w), right and down in low-resolution pixels: where in the earlier frame a pixel was."""
     trust: torch.Tensor
-    """(FINE * h, FINE * w) in [0, 1]: how far what was carried is believed."""
+    """(h, w) in [0, 1]: how far what was carried is believed."""
     gain: float
     """By how much contrast has changed, as in a fade."""
     cells: torch.Tensor
@@ -70,7 +73,7 @@ def mean(pictures: torch.Tensor, side: int) -> torch.Tensor:
     return padded / side**2
 
 
-def contrast(brightness: torch.Tensor, side: int = 5) -> torch.Tensor:
+def contrast(brightness: torch.Tensor, side: int = 3) -> torch.Tensor:
     """The standard deviation in the square around each pixel, (..., H, W)."""
     centred = brightness - brightness.mean((-2, -1), keepdim=True)  # sums of squares lose digits otherwise
     return (mean(centred.square(), side) - mean(centred, side).square()).clamp_min_(0).sqrt_()
@@ -97,8 +100,23 @@ def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return functional.interpolate(flow[None], size, mode="bilinear", align_corners=False)[0] * factors
 
 
+def most(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """The largest of the square of `side` pixels around each pixel, (C, H, W)."""
+    for axis in (-2, -1):
+        length, found = pictures.shape[axis], pictures.clone()
+        for shift in range(1, min(side // 2 + 1, length)):
+            near, far = pictures.narrow(axis, 0, length - shift), pictures.narrow(axis, shift, length - shift)
+            for part, other in (
+                (found.narrow(axis, shift, length - shift), near),
+                (found.narrow(axis, 0, length - shift), far),
+            ):
+                torch.maximum(part, other, out=part)
+        pictures = found
+    return pictures
+
+
 def error(carried: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
-    """How much a frame differs from what was carried to it, around each pixel; a change of light counts a quarter.
+    """How much a frame differs from what was carried to it; a change of light counts a quarter.
 
     Args:
         carried, current: RGB (3, H, W) in codes.
@@ -107,23 +125,39 @@ def error(carried: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
         (1, H, W) in codes.
     """
     difference = carried - current
-    light = mean(difference, 9)
+    light = mean(difference, 5)
     plain = difference.abs().amax(0, keepdim=True)
-    unlit = (difference - light).abs().amax(0, keepdim=True) + 0.25 * light.abs().amax(0, keepdim=True)
-    return mean(torch.minimum(plain, unlit), 5)
+    unlit = (difference - light).abs_().amax(0, keepdim=True) + 0.25 * light.abs_().amax(0, keepdim=True)
+    return torch.minimum(plain, unlit)
 
 
-def agree(forward: torch.Tensor, backward: torch.Tensor, allowed: float) -> torch.Tensor:
+def changed(previous: torch.Tensor, current: torch.Tensor) -> Box | None:
+    """The rectangle outside of which a frame is so like an earlier one that standing still explains it.
+
+    Args:
+        previous, current: RGB in [0, 1], (3, h, w).
+
+    Returns:
+        Top, left, bottom, right; None where all stands.
+    """
+    stood = mean(error(previous * 255, current * 255), 3)[0] > _STILL
+    rows, columns = stood.any(1).nonzero(), stood.any(0).nonzero()
+    if not len(rows):
+        return None
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def agree(forward: torch.Tensor, back: torch.Tensor, allowed: float) -> torch.Tensor:
     """Where the flow there and the flow back cancel: elsewhere something was hidden (Sundaram et al. 2010).
 
     Args:
-        forward, backward: (2, H, W) in pixels.
+        forward: (2, H, W) in pixels.
+        back: the flow back, from where `forward` points to.
         allowed: squared pixels that they may differ by beside a hundredth of their lengths' squares.
 
     Returns:
         bool, (1, H, W).
     """
-    back = warp(backward, forward, "bilinear")
     lengths = forward.square().sum(0, keepdim=True) + back.square().sum(0, keepdim=True)
     return (forward + back).square().sum(0, keepdim=True) < 0.01 * lengths + allowed
 
@@ -136,18 +170,11 @@ def inside(flow: torch.Tensor) -> torch.Tensor:
     return (x > -1) & (x < width) & (y > -1) & (y < height)
 
 
-def still(pictures: torch.Tensor) -> torch.Tensor:
-    """A decision, bool (1, H, W), as most of the 5 x 5 pixels around have it."""
-    return mean(pictures.float(), 5) > 0.5
-
-
 def smooth(trust: torch.Tensor) -> torch.Tensor:
-    """Trust, (1, H, W), less near what is not trusted and without steps: eroded by 3 x 3, then a Gauss of 1 pixel."""
-    eroded = -functional.max_pool2d(-trust[None], 3, 1, 1)[0]
-    kernel = trust.new_tensor([0.0545, 0.2442, 0.4026, 0.2442, 0.0545])
-    padded = functional.pad(eroded[None], (2, 2, 2, 2), mode="replicate")
-    rows = functional.conv2d(padded, kernel.view(1, 1, 5, 1))
-    return functional.conv2d(rows, kernel.view(1, 1, 1, 5))[0].clamp(0, 1)
+    """Trust, (1, H, W), less near what is not trusted and without steps: eroded by 3 x 3, then [1 2 1] both ways."""
+    padded = functional.pad(-most(-trust, 3)[None], (1, 1, 1, 1), mode="replicate")[0]
+    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
 
 
 def judge(
@@ -160,8 +187,8 @@ def judge(
     that hides it, where the flows disagree, and outside the frame.
 
     Args:
-        previous, current: RGB in [0, 1], (3, H, W), of `FINE` times the low resolution.
-        forward: where in `previous` each pixel of `current` was, (2, H, W); `backward` the other way.
+        previous, current: RGB in [0, 1], (3, h, w), of low resolution.
+        forward: where in `previous` each pixel of `current` was, (2, h, w); `backward` the other way.
         tolerance: codes by which what is carried may differ where nothing hides it, beside the input's noise.
 
     Returns:
@@ -169,48 +196,42 @@ def judge(
     """
     previous, current = previous * 255, current * 255
     moved, stood = error(warp(previous, forward), current), error(previous, current)
-    standing = still(stood <= moved + _STILL)
+    standing = mean((mean(stood - moved, 3) <= _STILL).float(), 3) > 0.5
     flow = forward.masked_fill(standing, 0.0)
     around = contrast(luma(current)[None])
-    missed = torch.where(standing, stood, moved)
-    trust = (1.5 - missed / (tolerance + 2 * noise(missed, around) + _HIDDEN * around)).clamp(0, 1) * inside(flow)
+    missed = mean(torch.where(standing, stood, moved), 3)
+    trust = (1.5 - missed / (tolerance + 2 * noise(missed, around) + _HIDDEN * around)).clamp_(0, 1) * inside(flow)
     cut = trust.mean().item()
-    trust = trust * (agree(flow, backward, _APART) | standing)
-    before = warp(contrast(luma(previous)[None]), flow, "bilinear")
+    # What stands, such as a caption, and its edges: what moves past would take them along.
+    speed = flow.square().sum(0, keepdim=True)
+    firm = most(((speed < _SLOW**2) & (around > _FIRM)).float(), 2 * _EDGE + 1)
+    there = warp(torch.cat([backward, contrast(luma(previous)[None]), firm]), flow, "bilinear")
+    back, before, beside = there[:2], there[2:3], there[3:]
+    trust = trust * (agree(flow, back, _APART) | standing)
     gain = _gain(before, around, trust)
     # What became sharper, as when blur of motion ends, is not what was carried.
     sharper = (around - gain * before) / (1 + _SHARPER * around)
-    trust = smooth(trust * (2 - sharper).clamp(0, 1))
+    trust = smooth(trust * (2 - sharper).clamp_(0, 1))
     cells = recomputed(trust, around)
     # So narrow a fringe is not worth computing again: it is bicubic's.
-    fringe = _beside(standing & (moved > stood + _FIRM), flow)
+    fringe = (((firm + beside) > 0) & (speed > _PAST**2)).float()
     return Motion(flow, (trust * (1 - mean(fringe, 3)))[0], gain, cells), cut
-
-
-def _beside(firm: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """What moves past something that stands, such as a caption: it would take the rings at its edges along.
-
-    Args:
-        firm: bool, (1, H, W): what stands though all around it moves.
-        flow: (2, H, W), 0 there.
-
-    Returns:
-        1 or 0, (1, H, W).
-    """
-    rows = functional.max_pool2d(firm[None].float(), (2 * _EDGE + 1, 1), 1, (_EDGE, 0))
-    near = functional.max_pool2d(rows, (1, 2 * _EDGE + 1), 1, (0, _EDGE))[0]
-    return (((near + warp(near, flow, "bilinear")) > 0) & flow.any(0, keepdim=True)).float()
 
 
 def noise(missed: torch.Tensor, around: torch.Tensor) -> float:
     """The input's own noise, in codes: what differs in the flattest quarter of the frame, where nothing can move."""
-    step = max(1, around.numel() // 40_000)  # a sample tells a median as well
-    missed, around = missed.flatten()[::step], around.flatten()[::step]
+    missed, around = _sample(missed), _sample(around)
     return min(_MOST_NOISE, missed[around <= around.quantile(0.25)].median().item())
 
 
+def _sample(plane: torch.Tensor) -> torch.Tensor:
+    """Some of the values, which tell a median as well."""
+    return plane.flatten()[:: max(1, plane.numel() // 30_000)]
+
+
 def _gain(before: torch.Tensor, around: torch.Tensor, trust: torch.Tensor) -> float:
-    textured = (before > _TEXTURE) & (trust > 0.5)
+    before, around = _sample(before), _sample(around)
+    textured = (before > _TEXTURE) & (_sample(trust) > 0.5)
     if textured.float().mean() < 0.02:
         return 1.0
     gain = (around[textured] / before[textured]).median().clamp(0.25, 1.5).item()
@@ -221,14 +242,14 @@ def recomputed(trust: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
     """The cells that are worth computing again: where texture is, and little trust.
 
     Args:
-        trust: (1, FINE * h, FINE * w).
+        trust: (1, h, w).
         around: the contrast there, in codes.
 
     Returns:
         bool, (rows, columns).
     """
     importance = (1 - trust) * around / (around + _WORTH)
-    return functional.avg_pool2d(importance[None], CELL * FINE, ceil_mode=True)[0, 0] > _RECOMPUTED
+    return functional.avg_pool2d(importance[None], CELL, ceil_mode=True)[0, 0] > _RECOMPUTED
 
 
 def refreshed(rows: int, columns: int, number: int, period: int) -> torch.Tensor:
@@ -268,32 +289,46 @@ def cover(cells: torch.Tensor, halo: float) -> list[tuple[int, int, int, int]]:
         (top, left, bottom, right) of each, in cells, halo not counted.
     """
     rows, columns = cells.shape
+    across = [sum(chosen << column for column, chosen in enumerate(row)) for row in cells.tolist()]
+    down = [sum(chosen << row for row, chosen in enumerate(column)) for column in cells.T.tolist()]
 
-    chosen = cells.nonzero().tolist()
-
-    def fitted(top: int, left: int, bottom: int, right: int) -> Box | None:
-        part = [(row, column) for row, column in chosen if top <= row < bottom and left <= column < right]
-        if not part:
-            return None
-        down, across = [row for row, _ in part], [column for _, column in part]
-        return min(down), min(across), max(down) + 1, max(across) + 1
-
-    def cost(box: Box | None) -> float:
-        if box is None:
-            return 0.0
+    def cost(box: Box) -> float:
         top, left, bottom, right = box
         tall = min(rows, bottom + halo) - max(0, top - halo)
         wide = min(columns, right + halo) - max(0, left - halo)
-        return float(tall * wide + _CALL)
+        return tall * wide + _CALL
 
     def parted(box: Box) -> list[Box]:
         top, left, bottom, right = box
-        halves = [(fitted(top, left, at, right), fitted(at, left, bottom, right)) for at in range(top + 1, bottom)]
-        halves += [(fitted(top, left, bottom, at), fitted(top, at, bottom, right)) for at in range(left + 1, right)]
+        halves = list(_halves([row & (1 << right) - (1 << left) for row in across[top:bottom]], top))
+        turned = _halves([column & (1 << bottom) - (1 << top) for column in down[left:right]], left)
+        halves += [((a[1], a[0], a[3], a[2]), (b[1], b[0], b[3], b[2])) for a, b in turned]
         best = min(halves, key=lambda two: cost(two[0]) + cost(two[1]), default=None)
         if best is None or cost(best[0]) + cost(best[1]) >= cost(box):
             return [box]
-        return [part for half in best if half is not None for part in parted(half)]
+        return [part for half in best for part in parted(half)]
 
-    whole = fitted(0, 0, rows, columns)
-    return [] if whole is None else parted(whole)
+    held = [row for row, mask in enumerate(across) if mask]
+    if not held:
+        return []
+    left, right = _span(across)
+    return parted((held[0], left, held[-1] + 1, right))
+
+
+def _span(masks: Sequence[int]) -> tuple[int, int]:
+    """From the lowest bit that any of these has to beyond the highest."""
+    held = reduce(or_, masks)
+    return (held & -held).bit_length() - 1, held.bit_length()
+
+
+def _halves(lines: list[int], first: int) -> Iterator[tuple[Box, Box]]:
+    """The two boxes, fitted, of each way to part lines that are numbered from `first`; outer ones are not empty."""
+    end = first + len(lines)
+    for at in range(1, len(lines)):
+        upper, lower = at, at
+        while not lines[upper - 1]:
+            upper -= 1
+        while not lines[lower]:
+            lower += 1
+        (a, b), (c, d) = _span(lines[:at]), _span(lines[at:])
+        yield (first, a, first + upper, b), (first + lower, c, end, d)
