@@ -27,6 +27,7 @@ from vidup import MediaError, Progress, Settings, VidupError
 from vidup.cli import main
 from vidup.media import decoding, probing
 from vidup.media.encoder import same_priority
+from vidup.media.probing import probe
 
 NEAREST = Settings(model="nearest", scale=2, codec="libx264", encoder_options={"preset": "ultrafast"})
 BASELINE = ["--model", "nearest", "--scale", "2", "--codec", "libx264", "-e", "preset=ultrafast", "--progress", "none"]
@@ -349,12 +350,12 @@ CONCEALED = ("h264.mp4", "mpeg2.ts", "ffv1.mkv", "ffv1.nut")
 def test_a_damaged_tail_of_slow_pictures(make_clip: Callable[..., Path]):
     """Whoever looks for a frame before the tail goes back by seconds, which are less than a tick here."""
     source = make_clip("slow.avi", range(12), time_base=Fraction(2), codec="png", pix_fmt="rgb24", sound=False)
-    assert vidup.probe(source).time_base == 2
+    assert probe(source).time_base == 2
     for index in (11, 10, 9, 8):
         source.write_bytes(spoilt(source, index))
     settings = Settings(model="nearest", scale=2, codec="ffv1", segment_frames=4, tolerate_errors=True)
     output = vidup.upscale(source, source.with_name("out.mkv"), settings).output
-    assert len(vidup.probe(output).pts) == 8
+    assert len(probe(output).pts) == 8
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -369,7 +370,7 @@ def test_tolerating_errors(clips: dict[str, Path], tmp_path: Path, capsys: pytes
     told = capsys.readouterr().err.splitlines()
     if concealed:
         assert any(re.search(r"damaged.* \d\.\d{3} s|\d\.\d{3} s is damaged", line) for line in told)
-        assert len(vidup.probe(output).pts) == len(vidup.probe(clips[name]).pts)
+        assert len(probe(output).pts) == len(probe(clips[name]).pts)
         assert main(["verify", str(source), str(output)]) == 0
         output.unlink()
     else:
@@ -380,7 +381,7 @@ def test_tolerating_errors(clips: dict[str, Path], tmp_path: Path, capsys: pytes
     assert main(["upscale", str(source), "-o", str(output), "--tolerate-errors", *BASELINE]) == 0
     told = capsys.readouterr().err.splitlines()
     assert any(re.search(r"damaged|cut short|cannot be decoded", line) for line in told)
-    healthy, made = vidup.probe(clips[name]), vidup.probe(output)
+    healthy, made = probe(clips[name]), probe(output)
     tick = Fraction(1, 1000) if output.suffix == ".mkv" else Fraction(0)
     expected = [pts * healthy.time_base for pts in healthy.pts]
     found = [pts * made.time_base for pts in made.pts]

@@ -19,6 +19,7 @@ from vidup import Settings
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
 from vidup.media import decoding, probing, reading
+from vidup.media.probing import probe
 from vidup.media.timing import fill
 
 WHOLE = Settings(deinterlace="off")
@@ -123,7 +124,7 @@ def test_soft_telecined_film_keeps_its_three_fields(tmp_path: Path):
     steps = [float((b - a) * info.time_base * 48) for (a, _), (b, _) in zip(whole, whole[1:], strict=False)]
     assert set(steps) == {2.0, 3.0} and steps.count(3.0) >= 15
     output = vidup.upscale(info.path, tmp_path / "out.mp4", NEAREST).output
-    assert len(vidup.probe(output).pts) == 40
+    assert len(probe(output).pts) == 40
 
 
 def test_two_frames_at_one_time(tmp_path: Path):
@@ -143,7 +144,7 @@ def test_two_frames_at_one_time(tmp_path: Path):
     assert list(info.pts) == [0, 40, 80, 120, 160, 200, 240]
     assert any("1 of its 7 frames" in note for note in info.notes)
     assert in_parts(info, 2) == frames(info) and len(set(frames(info))) == 7
-    assert len(vidup.probe(vidup.upscale(path, tmp_path / "out.mkv", NEAREST).output).pts) == 7
+    assert len(probe(vidup.upscale(path, tmp_path / "out.mkv", NEAREST).output).pts) == 7
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
@@ -198,7 +199,7 @@ def test_a_clock_that_begins_anew_goes_on(make_clip: Callable[..., Path], tmp_pa
     assert in_parts(info, 16) == whole
     assert [data for _, data in whole] == 2 * [data for _, data in frames(single)]
     output = vidup.upscale(path, tmp_path / "out.mp4", NEAREST).output
-    made = vidup.probe(output)
+    made = probe(output)
     assert len(made.pts) == 60
     with av.open(str(output)) as container:
         sound = [packet.pts for packet in container.demux(audio=0) if packet.size]
@@ -213,7 +214,7 @@ def test_a_last_frame_that_is_shown_for_long(tmp_path: Path, ending: str):
     pictures = [Image.fromarray(pattern(index, 64, 48)) for index in range(4)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 100, 100, 3000])
     settings = Settings(model="nearest", scale=2)
-    made = vidup.probe(vidup.upscale(path, tmp_path / f"out.{ending}", settings).output)
+    made = probe(vidup.upscale(path, tmp_path / f"out.{ending}", settings).output)
     assert len(made.pts) == 4
 
 
@@ -264,7 +265,7 @@ def test_a_part_that_begins_within_a_still(
     path = make_clip("clip.mp4", (0, 2000, 30_000, 58_000), time_base=Fraction(1, 1000), sound=False)
     settings = Settings(model="nearest", scale=2, codec="ffv1", start=start, duration=duration)
     output = vidup.upscale(path, path.with_name("out.mkv"), settings).output
-    made = vidup.probe(output)
+    made = probe(output)
     assert [float(time * made.time_base) for time in made.pts] == times
     shown = {10.0: 1, 40.0: 2, 1.0: 0, 30.0: 2}[start]
     whole = [data for _, data in frames(probing.probe(path))]
@@ -309,7 +310,7 @@ def test_an_avif_sequence_moves(tmp_path: Path):
     info = probing.probe(path)
     assert len(info.pts) == 6 and in_parts(info, 2) == frames(info)
     output = vidup.upscale(path, tmp_path / "out.mkv", Settings(model="nearest", scale=2)).output
-    assert len(vidup.probe(output).pts) == 6
+    assert len(probe(output).pts) == 6
 
 
 @pytest.mark.parametrize("name", ["a.264", "a.m2v", "a.mkv", "a.avi", "a.ts"])

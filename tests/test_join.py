@@ -16,6 +16,7 @@ import vidup
 from vidup import Settings
 from vidup.job.describe import describe
 from vidup.job.plan import plan
+from vidup.media.probing import probe
 
 FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"})
 
@@ -44,7 +45,7 @@ def begins(path: Path) -> list[Fraction]:
 def test_times_in_units_as_long_as_a_frame(make_clip: Callable[..., Path]):
     """All streams are moved by the sound's priming, which is less than a unit of the pictures."""
     source = copied(make_clip(bframes=0), make_clip("x.mp4").with_name("film.mp4"), video_track_timescale="25")
-    assert vidup.probe(source).time_base == Fraction(1, 25)
+    assert probe(source).time_base == Fraction(1, 25)
     output = vidup.upscale(source, source.with_name("output.mkv"), FAST).output
     late = video_times(output)[0]
     assert 0 < late < Fraction(1, 25)
@@ -59,7 +60,7 @@ def test_times_in_units_as_long_as_a_frame(make_clip: Callable[..., Path]):
 def test_a_part_of_sound_in_long_units(tmp_path: Path, target: str):
     """In AVI a unit of the sound's times is a packet of it, and a part begins within one."""
     source = Material(sounds=(Sound("libmp3lame"),)).write(tmp_path / "source.avi")
-    assert vidup.probe(source).streams[1].codec == "mp3float"
+    assert probe(source).streams[1].codec == "mp3float"
     output = vidup.upscale(source, tmp_path / f"output.{target}", part(start=0.2, duration=0.6)).output
     moments = [time for time, *_ in packets_of(source)[1]]
     expected = [time - Fraction(1, 5) for time in moments if time > Fraction(1, 5) - Fraction(24, 1000)]

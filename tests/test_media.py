@@ -18,6 +18,7 @@ from vidup.errors import MediaError
 from vidup.job.describe import describe
 from vidup.job.plan import plan
 from vidup.media import decoding, probing
+from vidup.media.probing import probe
 from vidup.media.segment import encode_segment, read_segment
 from vidup.upscaler import Upscaler
 
@@ -249,7 +250,7 @@ def test_a_length_of_one_tick_is_made_up(make_clip: Callable[..., Path], tmp_pat
                 target.mux(packet)
     with av.open(str(told)) as clip:
         assert {packet.duration for packet in clip.demux(video=0) if packet.size} == {1}
-    info = vidup.probe(told)
+    info = probe(told)
     assert info.end - info.pts[-1] == info.pts[-1] - info.pts[-2] == 40
 
 

@@ -20,6 +20,7 @@ from material import MILLISECOND, Material, Sound, Text, packets_of
 import vidup
 from vidup import MediaError, Runtime, Settings, VerifyError, cli
 from vidup.media import joining, segment
+from vidup.media.probing import probe
 from vidup.proof import pictures
 
 FAST = Settings(model="nearest", scale=2, crf=12, encoder_options={"preset": "ultrafast"})
@@ -440,7 +441,7 @@ def test_a_result_that_is_wrong_does_not_take_its_place(
         vidup.upscale(source, output, FAST, runtime=Runtime(overwrite=overwrite))
     assert (output.read_bytes() == b"what was there before") if overwrite else not output.exists()
     unproved = output.with_name("output.mp4.vidup") / "unproved.mp4"  # to be looked at
-    assert vidup.probe(unproved).frames == 11 and f"what was joined is kept as {unproved}" in str(caught.value)
+    assert probe(unproved).frames == 11 and f"what was joined is kept as {unproved}" in str(caught.value)
     monkeypatch.undo()
     vidup.upscale(source, output, FAST, runtime=Runtime(overwrite=overwrite))  # goes on from what was kept
     assert vidup.verify(source, output).frames == 12 and not unproved.parent.exists()

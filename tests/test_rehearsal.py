@@ -17,6 +17,7 @@ import vidup
 from vidup import ConfigError, Progress, Runtime, Settings, Stopped, VerifyError, cli
 from vidup.job import rehearse
 from vidup.media import kept
+from vidup.media.probing import probe
 
 FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=12)
 
@@ -47,7 +48,7 @@ def test_more_frames_a_second_than_matroska_can_say(make_clip: Callable[..., Pat
         "matroska counts in units of 0.001 s, and two frames, at 0.000000 and 0.000417 s, would have one time;"
         " choose an output that ends in .mp4 or .mov"
     )
-    assert vidup.probe(vidup.upscale(source, source.with_name("output.mp4"), FAST).output).frames == 8
+    assert probe(vidup.upscale(source, source.with_name("output.mp4"), FAST).output).frames == 8
 
 
 def test_longer_than_mp4_can_say(make_clip: Callable[..., Path]):
@@ -67,7 +68,7 @@ def test_a_display_matrix_that_is_a_little_off(make_clip: Callable[..., Path]):
                 target.mux(packet)
     for target_ending in ("mp4", "mkv"):
         output = vidup.upscale(source, film.with_name(f"output.{target_ending}"), FAST).output
-        assert vidup.probe(output).rotation == vidup.probe(source).rotation != 0
+        assert probe(output).rotation == probe(source).rotation != 0
 
 
 def test_a_copy_that_would_come_early_is_converted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -78,7 +79,7 @@ def test_a_copy_that_would_come_early_is_converted_and_told(tmp_path: Path, capl
         output = vidup.upscale(source, tmp_path / "output.mp4", settings).output
     (told,) = [record.message for record in caplog.records if "converted" in record.message]
     assert told.startswith(f"{output}: stream 1 (audio vorbis) is converted to aac: packet 0 is -0.0")
-    assert vidup.probe(output).streams[1].codec == "aac"
+    assert probe(output).streams[1].codec == "aac"
     assert "audio vorbis: converted" in vidup.verify(source, output, settings).streams
 
 
@@ -162,7 +163,7 @@ def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match=r"strict: stream 1 .* would be left out: nothing of it can be decoded"):
         vidup.upscale(source, output, settings, runtime=Runtime(strict=True), on_progress=upscaled)
     assert upscaled.frames == 0
-    assert [stream.kind for stream in vidup.probe(vidup.upscale(source, output, settings).output).streams] == ["video"]
+    assert [stream.kind for stream in probe(vidup.upscale(source, output, settings).output).streams] == ["video"]
 
 
 def test_probe_tells_what_the_rehearsal_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
@@ -181,4 +182,4 @@ def test_a_part_without_sound_is_no_loss(tmp_path: Path):
     source = Material(sounds=(sound,)).write(tmp_path / "source.mkv")
     settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, start=0.1, duration=0.4)
     output = vidup.upscale(source, tmp_path / "output.mov", settings, runtime=Runtime(strict=True)).output
-    assert [stream.kind for stream in vidup.probe(output).streams] == ["video"]
+    assert [stream.kind for stream in probe(output).streams] == ["video"]

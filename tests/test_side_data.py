@@ -20,6 +20,7 @@ from vidup.job.describe import describe
 from vidup.job.plan import plan
 from vidup.media.captions import carries, read_captions, with_captions
 from vidup.media.cropping import shown_size
+from vidup.media.probing import probe
 from vidup.media.side_data import kinds
 
 FAST = {
@@ -112,7 +113,7 @@ def test_captions_arrive_with_their_frames(codec: str, ending: str, tmp_path: Pa
 
 def test_captions_of_a_frame_are_not_told_twice_where_its_fields_become_frames(tmp_path: Path):
     source = write(tmp_path / "in.mp4", CONSTRUCTS)
-    info = vidup.probe(source)
+    info = probe(source)
     halves = [captions for captions in _fields(info) if captions]
     assert halves == CONSTRUCTS
 
@@ -149,7 +150,7 @@ def test_captions_stand_before_the_picture_and_after_its_parameters():
 
 def test_360_degrees_and_stereo_are_told(tmp_path: Path):
     source = with_boxes(write(tmp_path / "in.mp4"), TOP_BOTTOM, EQUIRECTANGULAR)
-    assert vidup.probe(source).stereo_mode == "top_bottom"
+    assert probe(source).stereo_mode == "top_bottom"
     assert "note: the projection of 360 degree video (spherical): lost" in lines(source, "out.mp4", "libx264")
     assert "note: the arrangement of stereo 3D: lost" in lines(source, "out.mp4", "libx265")
     assert "stereo 3D" not in lines(source, "out.mkv", "libx265") + lines(source, "out.mp4", "libx264")
@@ -161,9 +162,9 @@ def test_360_degrees_and_stereo_are_told(tmp_path: Path):
 def test_stereo_arrives_in_matroska_and_h264(codec: str, ending: str, tmp_path: Path):
     source = with_boxes(write(tmp_path / "in.mp4"), TOP_BOTTOM)
     output = vidup.upscale(source, tmp_path / f"out.{ending}", settings(codec)).output
-    assert vidup.probe(output).stereo_mode == "top_bottom"
+    assert probe(output).stereo_mode == "top_bottom"
     again = vidup.upscale(output, tmp_path / f"again.{ending}", settings(codec)).output
-    assert vidup.probe(again).stereo_mode == "top_bottom"
+    assert probe(again).stereo_mode == "top_bottom"
 
 
 def test_a_clean_aperture_is_told(tmp_path: Path):
@@ -204,7 +205,7 @@ def test_a_damaged_file_says_nothing_of_what_is_shown(data: bytes, family: str, 
 
 def test_transparency_of_vp9_is_told_and_its_tag_dropped(tmp_path: Path):
     source = write(tmp_path / "in.webm", codec="libvpx-vp9", tags={"alpha_mode": "1"})
-    assert vidup.probe(source).side_data == ("VP9_ALPHA",)
+    assert probe(source).side_data == ("VP9_ALPHA",)
     assert "transparency is dropped" in lines(source, "out.webm")
     output = vidup.upscale(source, tmp_path / "out.webm", settings("libvpx-vp9")).output
     with av.open(str(output)) as container:

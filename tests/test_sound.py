@@ -20,6 +20,7 @@ from vidup.job.describe import describe
 from vidup.job.plan import plan
 from vidup.media import sound
 from vidup.media.opening import channels
+from vidup.media.probing import probe
 
 OPTIONS = {"webm": {"cpu-used": "8", "deadline": "realtime"}}
 TARGETS = pytest.mark.parametrize("target", ["mp4", "mov", "mkv", "webm"])
@@ -263,7 +264,7 @@ def film_order(path: Path) -> Path:
 def test_an_order_of_channels_of_its_own(tmp_path: Path, target: str):
     """PyAV frees the list of channels with each object that tells of them: one reading too many ends the process."""
     source = film_order(tmp_path / "source.mov")
-    assert vidup.probe(source).streams[1].detail == "48000 Hz 5.1(side)"
+    assert probe(source).streams[1].detail == "48000 Hz 5.1(side)"
     output = deliver(source, target)
     with av.open(str(source)) as plain:
         stream = plain.streams.audio[0]
@@ -312,11 +313,11 @@ def test_streams_that_begin_late(tmp_path: Path, kind: str, target: str):
             written.mux(packet)
     with av.open(str(source)) as plain:
         assert not [stream for stream in plain.streams.audio if stream.codec_context.sample_rate]
-    info = vidup.probe(source)
+    info = probe(source)
     assert info.unlisted and [stream.detail for stream in info.streams][1] == "48000 Hz stereo"
     output = deliver(source, target, start=13.5, duration=2)
     begin, wave = heard(output, 0)
-    first = vidup.probe(output)
+    first = probe(output)
     assert abs(begin - first.pts[0] * first.time_base - Fraction(1, 2)) < Fraction(1, 20)
     assert wave.shape[1] >= 47000
 
@@ -334,7 +335,7 @@ def test_streams_that_come_up_in_the_middle(tmp_path: Path, caplog: pytest.LogCa
             renumber(two, place)
     source = tmp_path / "source.ts"
     source.write_bytes(one + two)
-    info = vidup.probe(source)
+    info = probe(source)
     assert [stream.kind for stream in info.streams] == ["video", "audio"] * 2 and info.unlisted
     output = deliver(source, "mkv")
     assert [len(packets) for packets in packets_of(output).values()][1:] == [

@@ -17,6 +17,7 @@ import vidup
 from vidup import ConfigError, MediaError, Settings
 from vidup.cli import main
 from vidup.job import stills
+from vidup.media.probing import probe
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -265,9 +266,9 @@ def test_what_moves_does_not_become_a_still_image(tmp_path: Path, kind: str, nam
 
 def test_an_animated_webp_is_no_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="is an animated WebP"):
-        vidup.probe(moving(tmp_path / "a.webp", "WEBP"))
+        probe(moving(tmp_path / "a.webp", "WEBP"))
     PICTURE.save(tmp_path / "b.webp", lossless=True)
-    assert vidup.probe(tmp_path / "b.webp").frames == 1
+    assert probe(tmp_path / "b.webp").frames == 1
 
 
 @pytest.mark.parametrize("kind", ["GIF", "AVIF"])
@@ -303,7 +304,7 @@ def test_a_large_jpeg_is_no_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (facts["width"], facts["height"], facts["output_width"], facts["output_height"]) == (300, 200, 1200, 800)
     assert facts["output"] == str(tmp_path / "photo_x4.jpg") and facts["notes"] == []
-    info = vidup.probe(tmp_path / "photo.jpg")
+    info = probe(tmp_path / "photo.jpg")
     assert (info.frames, info.width, info.height) == (1, 300, 200)
 
 

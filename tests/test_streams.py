@@ -22,6 +22,7 @@ from vidup import ConfigError, Runtime, Settings
 from vidup.job.describe import describe
 from vidup.job.plan import plan
 from vidup.media.conversion import StreamPlan
+from vidup.media.probing import probe
 
 OPTIONS = {"webm": {"cpu-used": "8", "deadline": "realtime"}}
 CHAPTERS = ((0, 500, "First"), (500, 1520, "Zweites"))
@@ -45,7 +46,7 @@ def lines(source: Path, target: str, **kwargs: Any) -> str:
 
 
 def begins(path: Path) -> Fraction:
-    info = vidup.probe(path)
+    info = probe(path)
     return info.pts[0] * info.time_base
 
 
@@ -413,7 +414,7 @@ def test_streams_are_chosen_by_specifiers(chosen: dict[str, Any], left: set[int]
     output, streams = deliver(source, "mkv", **chosen)
     assert {stream.index for stream in streams if stream.action == "copy"} == left
     assert {stream.reason for stream in streams if stream.action != "copy"} <= {"as asked for"}
-    assert len(vidup.probe(output).streams) == 1 + len(left)
+    assert len(probe(output).streams) == 1 + len(left)
     assert vidup.verify(source, output, settings("mkv", **chosen)).frames == 38
     if len(left) < 4 and chosen.get("streams") != "v":
         with pytest.raises(vidup.VerifyError, match=r"is missing|holds"):

@@ -64,7 +64,7 @@ WINGS = {
 }
 """What each wing, and each file beside them, may import."""
 
-AT_A_CALL = {"upscaler": {"job", "proof"}}
+AT_A_CALL = {"frame": {"picture", "media"}, "upscaler": {"job", "proof"}}
 """What a function alone may import, when it is called: methods of public classes that stand on what is above them."""
 
 

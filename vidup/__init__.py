@@ -34,11 +34,12 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         selection, origins                  which streams are kept; clocks that begin anew
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
-        interlace, decoding                 deinterlacing; the frames as a stream
+        frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream
         timing, table, probing              when each frame is shown; what is in a file
         encoder, segment                    choose and open an encoder; encoded frames in a file of their own
         packets, sound, texts, conversion   the other streams: read, decoded, encoded anew
         streams, delivery                   what a container takes of them; what an output has to hold
+        video                               a video as a sequence; frames of PyAV
         kept, thumbnails, joining           streams converted ahead; small pictures; all into a container
     paths                               which files a command means, and whether they can be used
     upscaler                            pictures in, larger pictures out
@@ -50,12 +51,12 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     job/                                upscale(): the main path
         progress                            events, and where they go
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
-        disk, store                         files written whole; a job's folder, its segments, resuming
+        disk, store, naming                 files written whole; a job's folder and segments; names of outputs
         plan, describe                      all that is decided before the first frame, and that in words
         pace                                how long it will take
         worker                              a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
-        stills, queue                       still images; jobs one after another
+        stills, queue, outlook              still images; jobs one after another; what would become of a file
         piping                              Y4M through pipes
     compare, bench/                     quality of one video against another; what this machine can do
         stopwatch                           the stages of a frame's way, timed
@@ -85,13 +86,14 @@ _HOMES = {
     "Stopped": "vidup.errors",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
-    "probe": "vidup.media.probing",
+    "open": "vidup.media.video",
+    "Video": "vidup.media.video",
+    "plan": "vidup.job.outlook",
     "Settings": "vidup.config",
     "Runtime": "vidup.config",
     "Progress": "vidup.job.progress",
     "Frame": "vidup.frame",
     "Color": "vidup.frame",
-    "MediaInfo": "vidup.frame",
     "VidupError": "vidup.errors",
     "ConfigError": "vidup.errors",
     "MediaError": "vidup.errors",
@@ -106,7 +108,6 @@ __all__ = [
     "EngineError",
     "Frame",
     "MediaError",
-    "MediaInfo",
     "Progress",
     "Receipt",
     "ResumeError",
@@ -115,9 +116,11 @@ __all__ = [
     "Stopped",
     "Upscaler",
     "VerifyError",
+    "Video",
     "VidupError",
     "compare",
-    "probe",
+    "open",
+    "plan",
     "upscale",
     "upscale_files",
     "verify",
@@ -127,11 +130,12 @@ if TYPE_CHECKING:
     from vidup.compare import compare
     from vidup.config import Runtime, Settings
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
-    from vidup.frame import Color, Frame, MediaInfo
+    from vidup.frame import Color, Frame
     from vidup.job import upscale, upscale_files
+    from vidup.job.outlook import plan
     from vidup.job.progress import Progress
     from vidup.job.verify import verify
-    from vidup.media.probing import probe
+    from vidup.media.video import Video, open
     from vidup.proof import Receipt
     from vidup.upscaler import Upscaler
 

@@ -81,7 +81,7 @@ def _upscale(arguments: argparse.Namespace) -> int:
     files = [(source, folder / default_output(source, settings).name if folder else output) for source in sources]
     if arguments.dry_run:
         for source, target in files:
-            _show(source, target or default_output(source, settings), settings, runtime)
+            _show(source, target, settings, runtime)
         return 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,8 @@ def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -
     from vidup.upscaler import Upscaler
 
     source, target = Path(name) if name != "-" else sys.stdin.buffer, sys.stdout.buffer
-    with _progress(arguments) as sink, redirect_stdout(sys.stderr), Upscaler(settings, runtime) as upscaler:
+    upscaler = Upscaler(settings, runtime, stop=arguments.stop)
+    with _progress(arguments) as sink, redirect_stdout(sys.stderr), upscaler:
         try:
             upscale_piped(upscaler, source, target, Tracker(sink), arguments.stop)
         except Stopped:
@@ -148,35 +149,16 @@ def _probe(arguments: argparse.Namespace) -> int:
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     source, output = Path(arguments.input), Path(arguments.output) if arguments.output else None
     paths.check([source], None, settings, overwrite=True)
-    from vidup.job import default_output
-
-    _show(source, output or default_output(source, settings), settings, runtime, output is not None, arguments.json)
+    _show(source, output, settings, runtime, arguments.json)
     return 0
 
 
-def _show(
-    source: Path, target: Path, settings: Settings, runtime: Runtime, rehearsed: bool = False, as_json: bool = False
-) -> None:
+def _show(source: Path, target: Path | None, settings: Settings, runtime: Runtime, as_json: bool = False) -> None:
     """Print what is in a file, and what would become of it."""
-    from vidup.job import describe, plan, rehearse, stills
+    from vidup.job.outlook import plan
 
-    if stills.is_still(source, target):
-        facts = stills.facts(source, target, settings)
-        lines = [
-            f"{source}: a still image of {facts['width']}x{facts['height']} {facts['mode']} ({facts['format']})",
-            f"  output    {target}: {facts['output_width']}x{facts['output_height']}",
-            *(f"  note: {note}" for note in facts["notes"]),
-        ]
-    else:
-        job, left = plan.plan(source, target, settings), list[str]()
-        if rehearsed:
-            job, left = rehearse.foresee(job)
-        facts = describe.table(job, runtime) if as_json else {}
-        notes = [*describe.describe(job)[1:], *left]
-        facts["notes"] = notes
-        lines = [*describe.facts(job, runtime), *(f"  {note}" for note in notes)]
-    for line in [json.dumps(facts, default=str)] if as_json else lines:
-        terminal.put(line)
+    found = plan(source, target, settings, runtime)
+    terminal.put(json.dumps(found.table, default=str) if as_json else str(found))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

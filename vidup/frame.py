@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vidup.errors import MediaError
 
@@ -126,6 +126,59 @@ class Frame:
 
     __hash__ = None  # type: ignore[assignment]  # planes can be written to
 
+    def rgb(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The picture as R, G, B: (height, width, 3), uint8 from 8 bits, else uint16 of which 65535 is white.
+
+        Raises:
+            MediaError: the matrix of its planes is not known.
+        """
+        from vidup.picture import color
+
+        return color.to_array(self)
+
+    @classmethod
+    def from_rgb(
+        cls,
+        array: NDArray[Any],
+        pix_fmt: str | None = None,
+        color: Color | None = None,
+        *,
+        pts: int = 0,
+        duration: int = 0,
+        time_base: Fraction = Fraction(1, 1000),
+    ) -> Frame:
+        """A frame of an array: (height, width), (height, width, 3) or with transparency (height, width, 4).
+
+        Args:
+            array: uint8, uint16 or floats in [0, 1].
+            pix_fmt: a planar format; where not given, gray or RGB of 8 bits, or of 16 where the array has more.
+            color: matrix and range of the planes; full-range RGB or gray where not given, and for YUV that is needed.
+
+        Raises:
+            MediaError: an array, a format or a matrix that cannot be meant.
+        """
+        from vidup.picture import kinds
+
+        planes, pix_fmt, color = kinds.to_planes(array, pix_fmt, color)
+        return cls(planes, pix_fmt, color, pts, duration, time_base)
+
+    @classmethod
+    def from_av(cls, frame: Any) -> Frame:
+        """A frame of PyAV, an `av.VideoFrame`, with its time; its planes are copied.
+
+        Raises:
+            MediaError: a pixel format that cannot be converted.
+        """
+        from vidup.media import video
+
+        return video.from_av(frame)
+
+    def to_av(self) -> Any:
+        """The frame as PyAV has them, an `av.VideoFrame`; its planes are copied."""
+        from vidup.media import video
+
+        return video.to_av(self)
+
     def shows(self, other: Frame) -> bool:
         """Whether it is the same picture as another frame, whatever their times."""
         if (self.pix_fmt, self.color, len(self.planes)) != (other.pix_fmt, other.color, len(other.planes)):
@@ -159,9 +212,9 @@ class StreamInfo:
     language: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MediaInfo:
-    """What is in a file, from its headers and its packets; nothing is decoded."""
+    """What is in a file, from its headers, its packets and its first frames."""
 
     path: str
     container: str
@@ -222,3 +275,8 @@ class MediaInfo:
     """It was read with `tolerate_errors`: what cannot be read of it is left out."""
     unlisted: bool = False
     """Some of its streams are not known at its head: they are found by reading all of it."""
+
+    def __repr__(self) -> str:
+        picture = f"{self.width}x{self.height} {self.pix_fmt} {self.codec}"
+        count = f"{self.frames} frames, {float(self.rate):.5g} a second, {len(self.streams)} streams"
+        return f"MediaInfo({self.path!r}, {picture}, {count})"

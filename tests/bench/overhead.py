@@ -35,6 +35,7 @@ import vidup
 from vidup import engines, upscaler
 from vidup.engines.hub import MINI
 from vidup.media import decoding
+from vidup.media.probing import probe
 from vidup.picture import color
 from vidup.prefetch import batched
 
@@ -171,7 +172,7 @@ def main() -> None:
         source = arguments.clip or material.clip(Path(folder) / "in.mp4", arguments.frames, *arguments.size)
         settings = vidup.Settings.preset("mini", model=chosen)
         runtime = vidup.Runtime(device=arguments.device, overwrite=True, compile=arguments.compile)
-        info = vidup.probe(source)
+        info = probe(source)
         frames = list(islice(decoding.decode(info), arguments.frames))
         if len(frames) < info.frames:
             settings = replace(settings, duration=float((frames[-1].pts + 1) * info.time_base - info.begin))

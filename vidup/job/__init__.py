@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vidup import engines
-from vidup.config import Given, Runtime, Settings, settings_of
+from vidup.config import Given, Runtime, settings_of
 from vidup.engines import stops
 from vidup.job import crew as crews
+from vidup.job.naming import default_output as default_output
 from vidup.job.progress import Sink, SinkFailed, Tracker
 from vidup.job.queue import Outcome as Outcome
 from vidup.job.queue import begin, failing, run
-from vidup.media import containers
 from vidup.proof import Receipt
 from vidup.upscaler import Upscaler
 
@@ -117,16 +116,3 @@ def _upscale(
     except SinkFailed as failed:
         raise failed.error from None
     return outcomes
-
-
-def default_output(source: Path, settings: Settings) -> Path:
-    """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
-    if settings.width and settings.height:
-        mark = f"_{settings.width}x{settings.height}"
-    elif settings.width or settings.height:
-        mark = f"_{settings.width}w" if settings.width else f"_{settings.height}p"
-    else:
-        mark = f"_x{settings.scale or engines.native_scale(settings):g}"
-    ending = source.suffix.lower()
-    kept = ending in {*containers.CONTAINERS, *containers.STILLS}
-    return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))

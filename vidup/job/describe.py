@@ -99,13 +99,18 @@ def facts(job: Job, runtime: Runtime) -> Iterator[str]:
         f"  takes     about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
         f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
     )
+    yield from (f"  stream {line}" for line in streams(job))
+    if info.chapters:
+        yield f"  chapters  {info.chapters}"
+
+
+def streams(job: Job) -> Iterator[str]:
+    """What becomes of each stream beside the picture, a line each."""
     for stream in job.streams:
         reason = f": {stream.reason}" if stream.reason else ""
         to = f" to {stream.encoder}" if stream.encoder else ""
-        detail = info.streams[stream.index].detail
-        yield f"  stream {stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
-    if info.chapters:
-        yield f"  chapters  {info.chapters}"
+        detail = job.info.streams[stream.index].detail
+        yield f"{stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
 
 
 def table(job: Job, runtime: Runtime) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vidup import proof
-from vidup.config import Settings
+from vidup.config import Given, Settings, settings_of
 from vidup.errors import VerifyError, VidupError
 from vidup.job.plan import Job, job_of
 from vidup.job.rehearse import rehearse
@@ -20,7 +20,7 @@ from vidup.proof import Receipt
 def verify(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    settings: Settings | None = None,
+    settings: Given = None,
     *,
     fast: bool = False,
 ) -> Receipt:
@@ -39,7 +39,7 @@ def verify(
         MediaError: a file cannot be read.
         VerifyError: names the first difference.
     """
-    settings, output = settings or Settings(), Path(output)
+    settings, output = settings_of(settings), Path(output)
     info = probing.probe(Path(source), settings.tolerate_errors)
     container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
     delivery, times = plan_delivery(info, container.with_options(settings.muxer_options), settings), None

@@ -12,12 +12,11 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import av
-import numpy as np
 
 from vidup.config import Settings
 from vidup.errors import MediaError
-from vidup.frame import Color, Frame, MediaInfo, layout
-from vidup.media import interlace
+from vidup.frame import Frame, MediaInfo, layout
+from vidup.media import frames, interlace
 from vidup.media.captions import read_captions
 from vidup.media.opening import clock
 from vidup.media.reading import Readers, timed_frames
@@ -55,7 +54,7 @@ def decode(
     with closing(pictures(info, begin, end, settings, readers)) as read:
         for picture in read:
             (converted,) = _in_planes([picture], info)
-            frame = _frame(converted, planar(info.pix_fmt), color)
+            frame = frames.frame_of(converted, planar(info.pix_fmt), color)
             captions = read_captions(picture)
             yield replace(frame, captions=captions) if captions and _is_own(picture, info) else frame
 
@@ -185,11 +184,6 @@ def _is_own(picture: Any, info: MediaInfo) -> bool:
     """Whether a picture is at the time of one of the source's: not the second that is made of a frame's fields."""
     time = picture.pts * picture.time_base / info.time_base
     return info.pts[bisect_left(info.pts, time) :][:1] == (time,)
-
-
-def _frame(picture: Any, pix_fmt: str, color: Color) -> Frame:
-    planes: Any = tuple(np.from_dlpack(plane) for plane in picture.planes)
-    return Frame(planes, pix_fmt, color, picture.pts, picture.duration, picture.time_base)
 
 
 def planar(pix_fmt: str) -> str:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, Layout, MediaInfo, layout
-from vidup.media import side_data
+from vidup.media import frames, side_data
 from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
 from vidup.media.containers import Container, video_format
 from vidup.media.decoding import planar
@@ -254,19 +253,9 @@ def same_priority() -> Iterator[None]:
 
 def to_av(frame: Frame, encoding: Encoding) -> Any:
     """A PyAV frame, its planes copied, its times in the encoding's time base."""
-    height, width = frame.planes[0].shape
     # Samples in the high bits are shifted here: ffmpeg's own conversion of them is not exact for RGB.
     high = encoding.pix_fmt.endswith("msble")
-    result = av.VideoFrame(width, height, encoding.pix_fmt if high else frame.pix_fmt)
-    shift = 16 - result.format.components[0].bits if high else 0
-    for plane, source in zip(result.planes, frame.planes, strict=False):
-        target = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-        target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(
-            source << shift if shift else source
-        ).view(np.uint8)
-    for plane in result.planes[len(frame.planes) :]:  # transparency that was asked for by --pix-fmt: opaque
-        bits = result.format.components[-1].bits
-        np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)[:] = (1 << bits) - 1
+    result = frames.filled(frame, encoding.pix_fmt if high else frame.pix_fmt)
     if result.format.name != encoding.pix_fmt:
         result = result.reformat(format=encoding.pix_fmt)
     unit = frame.time_base / encoding.time_base
@@ -275,8 +264,7 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
         round(frame.duration * unit),
         encoding.time_base,
     )
-    result.colorspace, result.color_primaries = encoding.color.matrix, encoding.color.primaries
-    result.color_trc, result.color_range = encoding.color.transfer, 2 if encoding.color.full_range else 1
+    frames.tag(result, encoding.color)
     result.pict_type = 0  # the encoder decides: a decoded frame's type would force it
     return result
 

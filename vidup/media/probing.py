@@ -62,7 +62,7 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
             width=first.width,
             height=first.height,
             pix_fmt=first.format.name,
-            color=_color(first),
+            color=color_of(first),
             color_tagged=int(first.colorspace) != UNSPECIFIED,
             sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
             rotation=first.rotation,
@@ -107,7 +107,8 @@ def _cropped(path: str | Path, container: Any, stream: Any, first: Any) -> list[
     ]
 
 
-def _color(frame: Any) -> Color:
+def color_of(frame: Any) -> Color:
+    """The colour that a PyAV frame is tagged with."""
     matrix, primaries, transfer = int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)
     # Gray that does not say its range is full, as ffmpeg writes and reads it.
     is_full = frame.color_range == 2 or (frame.color_range == 0 and planar(frame.format.name).startswith("gray"))

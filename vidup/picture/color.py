@@ -161,6 +161,14 @@ def gray_of(rgb: torch.Tensor) -> torch.Tensor:
     return (rgb * _to_ycc_on(BT709, rgb.device)[0].view(3, 1, 1)).sum(-3, keepdim=True)
 
 
+def to_array(frame: Frame) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A frame as R, G, B: (height, width, 3), uint8 from 8 bits, else uint16 of which 65535 is white."""
+    deep = _layout(frame.pix_fmt).bits > 8
+    green, blue, red = from_rgb(to_rgb(frame), "gbrp16le" if deep else "gbrp", Color(RGB, full_range=True))
+    array: NDArray[Any] = np.stack([red, green, blue], -1)
+    return array
+
+
 def alpha_of(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor | None:
     """A frame's transparency in [0, 1], float32 (1, h, w) on `device`; None where it has none."""
     kind = _layout(frame.pix_fmt)

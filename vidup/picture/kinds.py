@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from vidup.errors import MediaError
-from vidup.picture.color import gray_of
+from vidup.frame import Color, layout
+from vidup.picture.color import BT709, RGB, gray_of, planes_of, to_codes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,6 +71,22 @@ def take(picture: Any) -> Taken:
     raise MediaError(
         f"picture: is of type {type(picture).__name__}: expected an array of NumPy, a tensor, a Pillow image or a Frame"
     )
+
+
+def to_planes(
+    array: NDArray[Any], pix_fmt: str | None, color: Color | None
+) -> tuple[tuple[NDArray[np.uint8] | NDArray[np.uint16], ...], str, Color]:
+    """An array as planes, their format and their colour; see `Frame.from_rgb`."""
+    taken = _array(array)
+    if pix_fmt is None:
+        family = "gray" if array.ndim == 2 or array.shape[2] < 3 else "gbrap" if array.shape[2] == 4 else "gbrp"
+        pix_fmt = family if array.dtype == np.uint8 else f"{family}16le"
+    gray, kind = pix_fmt.startswith("gray"), layout(pix_fmt)
+    if taken.alpha is not None and kind is not None and not kind.alpha:
+        raise MediaError(f"picture: of shape {array.shape}, with transparency, for which {pix_fmt} has no plane")
+    color = color or Color(BT709 if gray else RGB, full_range=True)
+    alpha = None if taken.alpha is None else taken.alpha[0]
+    return planes_of(to_codes(taken.rgb[0], pix_fmt, color, alpha)), pix_fmt, color
 
 
 def _array(array: NDArray[Any]) -> Taken:

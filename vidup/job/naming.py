@@ -1,0 +1,22 @@
+"""The names of outputs where none are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidup import engines
+from vidup.config import Settings
+from vidup.media import containers
+
+
+def default_output(source: Path, settings: Settings) -> Path:
+    """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
+    if settings.width and settings.height:
+        mark = f"_{settings.width}x{settings.height}"
+    elif settings.width or settings.height:
+        mark = f"_{settings.width}w" if settings.width else f"_{settings.height}p"
+    else:
+        mark = f"_x{settings.scale or engines.native_scale(settings):g}"
+    ending = source.suffix.lower()
+    kept = ending in {*containers.CONTAINERS, *containers.STILLS}
+    return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))

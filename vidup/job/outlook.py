@@ -1,0 +1,100 @@
+"""What would become of a file, in figures and in words: nothing is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vidup.config import Given, Runtime, Settings, settings_of
+from vidup.frame import MediaInfo
+from vidup.job import describe, naming, pace, rehearse, stills
+from vidup.job import plan as plans
+from vidup.upscaler import Upscaler
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would become of a file. As a text it is what ``vidup probe`` prints."""
+
+    input: Path
+    output: Path
+    info: MediaInfo | None
+    """What is in the input; None for a still image."""
+    size: tuple[int, int]
+    """(height, width) of the output's pictures."""
+    frames: int
+    """Of the output."""
+    streams: tuple[str, ...]
+    """What becomes of each other stream, in words."""
+    notes: tuple[str, ...]
+    """What will be converted or lost, and what is to be known, in words."""
+    disk: int = 0
+    """Bytes that the job takes at the most, the output among them; an estimate for ordinary pictures."""
+    memory: int = 0
+    """Bytes of the host's memory for frames on their way."""
+    device_memory: int | None = None
+    """Bytes of the device's memory for the model; None where the loaded model alone knows."""
+    seconds: float | None = None
+    """How long it takes; None where it was not measured, or there are too few frames to be worth it."""
+    text: str = field(default="", repr=False)
+    table: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The same and more, made for JSON."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def plan(
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    settings: Given = None,
+    runtime: Runtime | None = None,
+    *,
+    measure: bool = False,
+) -> Plan:
+    """Find out what would become of a file; no model is loaded, but to measure.
+
+    Args:
+        input: a video or a still image.
+        output: where it would go; given, the join of all streams is rehearsed, where that is cheap.
+        settings: what decides the result; a text or a path is a preset.
+        runtime: where and how it would run.
+        measure: load the model and time it on the first frames.
+
+    Raises:
+        ConfigError: the settings do not fit the input or the output.
+        MediaError: the input cannot be read.
+        EngineError: the model is not to be had.
+    """
+    settings, runtime, source = settings_of(settings), runtime or Runtime(), Path(input)
+    target = naming.default_output(source, settings) if output is None else Path(output)
+    if stills.is_still(source, target):
+        return _of_still(source, target, settings)
+    job, left = plans.plan(source, target, settings), list[str]()
+    if output is not None:
+        job, left = rehearse.foresee(job)
+    notes = [*describe.describe(job)[1:], *left]
+    seconds = None
+    if measure:
+        with Upscaler(settings, runtime) as upscaler:
+            seconds = pace.seconds_left(job, upscaler, job.high - job.low)
+    table = describe.table(job, runtime) | {"notes": notes}
+    return Plan(
+        source, target, job.info, (job.encoding.height, job.encoding.width), len(job.times),
+        tuple(describe.streams(job)), tuple(notes),
+        table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds,
+        "\n".join([*describe.facts(job, runtime), *(f"  {note}" for note in notes)]), table,
+    )  # fmt: skip
+
+
+def _of_still(source: Path, target: Path, settings: Settings) -> Plan:
+    table = stills.facts(source, target, settings)
+    lines = [
+        f"{source}: a still image of {table['width']}x{table['height']} {table['mode']} ({table['format']})",
+        f"  output    {target}: {table['output_width']}x{table['output_height']}",
+        *(f"  note: {note}" for note in table["notes"]),
+    ]
+    size = table["output_height"], table["output_width"]
+    return Plan(source, target, None, size, 1, (), tuple(table["notes"]), text="\n".join(lines), table=table)

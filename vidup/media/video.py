@@ -1,0 +1,149 @@
+"""A video as a sequence of frames, and frames as PyAV has them."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+from vidup.config import Given, Settings, settings_of
+from vidup.errors import MediaError
+from vidup.frame import Frame, MediaInfo
+from vidup.media import decoding, frames, probing
+from vidup.media.opening import check_file
+from vidup.media.reading import Readers
+from vidup.picture.color import resolve
+
+
+def open(path: str | os.PathLike[str], settings: Given = None) -> Video:
+    """Open a video as a sequence of its frames.
+
+    Args:
+        settings: its ``matrix``, ``range``, ``deinterlace`` and ``tolerate_errors`` are used.
+
+    Raises:
+        MediaError: no media file, no video stream, a codec that cannot be decoded, a file that is damaged or cut short.
+    """
+    settings = settings_of(settings)
+    check_file(Path(path))
+    return Video(probing.probe(os.fspath(path), settings.tolerate_errors), settings)
+
+
+class Video(Sequence[Frame]):
+    """The frames of a file in the order in which they are shown, each with its time; decoded when they are taken.
+
+    ``video[3]`` is a frame, ``video[::10]`` a sequence of some, ``for frame in video`` decodes once from the first to
+    the last. Going forward is cheap, to go back decodes from an entry before. Any thread may read. Made by `open`.
+    """
+
+    def __init__(
+        self,
+        info: MediaInfo,
+        settings: Settings,
+        readers: Readers | None = None,
+        places: range | None = None,
+    ) -> None:
+        self.info = info
+        """What is in the file."""
+        self._settings, self._readers = settings, readers or Readers(info)
+        # Where a picture is made of each field, there are two for one frame of the file.
+        self._each = 2 if decoding.schedule(info, settings)[0] != info.time_base else 1
+        self._places = range(len(info.pts) * self._each) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Video: ...
+
+    def __getitem__(self, index: int | slice) -> Frame | Video:
+        """A frame, or a sequence of some of them.
+
+        Raises:
+            IndexError: there is no such frame.
+            MediaError: the file is damaged there.
+        """
+        if isinstance(index, slice):
+            return Video(self.info, self._settings, self._readers, self._places[index])
+        place, field = divmod(self._places[index], self._each)
+        end = next(iter(self.info.pts[place + 1 : place + 2]), None)
+        found = list(islice(self._decoded(self.info.pts[place], end), field, field + 1))
+        if not found:
+            raise MediaError(f"{self.info.path}: its frame {index} cannot be decoded")
+        return found[0]
+
+    def __iter__(self) -> Iterator[Frame]:
+        places = self._places
+        if not places or self._each > 1 or list(places) != list(range(places[0], places[-1] + 1)):
+            return super().__iter__()
+        behind = places[-1] + 1
+        return self._decoded(self.info.pts[places[0]], self.info.pts[behind] if behind < len(self.info.pts) else None)
+
+    def at(self, seconds: float | Fraction) -> Frame:
+        """The frame that a player shows at this time.
+
+        Args:
+            seconds: since the file begins.
+
+        Raises:
+            MediaError: the video is shorter.
+        """
+        info = self.info
+        time = (info.begin + Fraction(seconds)) / info.time_base
+        if seconds < 0 or time >= max(info.end, info.pts[-1] + 1):
+            last = float(info.end * info.time_base - info.begin)
+            raise MediaError(f"{info.path}: has nothing to show at {float(seconds):g} s: it lasts for {last:.3f} s")
+        times = list(decoding.schedule(info, self._settings)[1]) if self._each > 1 else info.pts
+        place = max(0, bisect_right(times, time * self._each) - 1)
+        return Video(info, self._settings, self._readers)[place]
+
+    def close(self) -> None:
+        """Close the file; taking a frame opens it again."""
+        self._readers.close()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Video({self.info!r}, {len(self)} frames)"
+
+    def _decoded(self, begin: int, end: int | None) -> Iterator[Frame]:
+        return decoding.decode(self.info, begin, end, self._settings, self._readers)
+
+
+def from_av(picture: Any) -> Frame:
+    """A frame of PyAV as vidup's, its planes copied; in the nearest planar format.
+
+    Raises:
+        MediaError: a pixel format that cannot be converted.
+    """
+    pix_fmt = decoding.planar(picture.format.name)
+    color = resolve(probing.color_of(picture), pix_fmt, picture.width, picture.height)
+    planes = picture if picture.format.name == pix_fmt else picture.reformat(format=pix_fmt)
+    unit = picture.time_base or Fraction(1, 1000)
+    frame = frames.frame_of(planes, pix_fmt, color, (picture.pts or 0, picture.duration or 0, unit))
+    return Frame(tuple(plane.copy() for plane in frame.planes), *(getattr(frame, name) for name in _BESIDE))
+
+
+_BESIDE = ("pix_fmt", "color", "pts", "duration", "time_base")
+
+
+def to_av(frame: Frame) -> Any:
+    """A frame as PyAV has them, its planes copied."""
+    result = frames.filled(frame, frame.pix_fmt)
+    result.pts, result.duration, result.time_base = frame.pts, frame.duration, frame.time_base
+    frames.tag(result, frame.color)
+    return result
