@@ -19,6 +19,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         structure, detail                   how a VAE is built; the fixed autoencoder of `mini`
         folding                             a power of two in its weights, for float16
         card, memory, compiling             what a device is and can do; its memory; torch.compile
+        finite                              results that are no numbers
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
         hub                                 find and load weights: a hub id, a folder, a file
         attention                           of the decoder: over the frame, or in windows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -17,11 +16,11 @@ import torch
 
 from vidup import engines
 from vidup.config import Given, Runtime, settings_of
-from vidup.engines import Choice, stops
+from vidup.engines import Choice, finite, stops
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.planner import Planner
 from vidup.engines.relay import Follower, Relay, Step
-from vidup.errors import EngineError, MediaError, Stopped
+from vidup.errors import MediaError, Stopped
 from vidup.frame import Color, Frame
 from vidup.picture import kinds
 from vidup.picture.geometry import Turn, output_size
@@ -33,12 +32,9 @@ if TYPE_CHECKING:
     from vidup.job.progress import Sink
     from vidup.proof import Receipt
 
-log = logging.getLogger(__name__)
-
 Picture = TypeVar("Picture")
 Result = TypeVar("Result")
 
-_HOST = torch.device("cpu")
 _AHEAD = 8  # frames whose steps are planned before the engine needs them
 
 
@@ -70,18 +66,14 @@ class Upscaler:
     """
 
     def __init__(
-        self,
-        settings: Given = None,
-        runtime: Runtime | None = None,
-        *,
-        stop: Callable[[], bool] = lambda: False,
+        self, settings: Given = None, runtime: Runtime | None = None, *, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self.settings, self.runtime, self.stop = settings_of(settings), runtime or Runtime(), stop
-        self._choices: dict[tuple[int, int], Choice] = {}
-        self._pixels = 0
+        self._choices, self._pixels = dict[tuple[int, int], Choice](), 0
         self._begin: tuple[int, tuple[int, int] | None] = 0, None
         self._relay: Relay | None = None
         self._lender: Upscaler | None = None
+        self._working: engines.Engine | None = None  # in place of the engine
         self._lock, self._thread = RLock(), OwnThread()
 
     @cached_property
@@ -133,8 +125,7 @@ class Upscaler:
                 self.__dict__.pop("planner", None)
                 del self.engine
                 gc.collect()  # an engine's caches hold on to it in a circle
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                torch.cuda.empty_cache()
         self._thread.close()
 
     def replace(self, **changes: Any) -> Upscaler:
@@ -191,10 +182,11 @@ class Upscaler:
         if isinstance(picture, Frame):
             return next(self.frames([picture]))
         taken = kinds.take(picture)
-        height, width = taken.rgb.shape[-2:]
-        rgb = self._sized(self._enlarge(taken.rgb.to(self.engine.device)), (height, width), even=False)
-        result: Picture = give_back(taken, rgb)
-        return result
+        make = partial(self._enlarge, taken.rgb.to(self.engine.device))
+        large = make()
+        large = large if finite.is_finite([large]) else torch.stack(self._anew(make))
+        rgb = self._sized(large, tuple(taken.rgb.shape[-2:]), even=False)
+        return cast(Picture, give_back(taken, rgb))
 
     def frames(
         self,
@@ -234,15 +226,19 @@ class Upscaler:
             made: Leaving | None = None
             for clip in batched(read, length):
                 before, leaving = leaving, []
-                for one, large in zip(clip, self._pictures(clip, relay), strict=True):
+                restore = relay.remember() if relay else None
+                results = list(self._pictures(clip, relay))
+                # A GPU works on this clip while the one before it is fetched and given away.
+                yield from (one.arrived() for one in before)
+                if not finite.is_finite(results):
+                    results = self._anew(partial(self._pictures, clip, relay), restore)
+                for one, large in zip(clip, results, strict=True):
                     if large is last and made is not None:  # an equal picture
                         made = made.again(one.picture)
                     else:
                         last, made = large, one.picture.leave(self._sized(large, size, even))
                     leaving.append(made)
-                del large, clip, one  # or a whole clip would be alive beside the next one
-                # A GPU works on this clip while the one before it is fetched and given away.
-                yield from (one.arrived() for one in before)
+                del large, results, clip, one, restore  # or a whole clip would be alive beside the next one
                 if not on_cuda:
                     yield from (one.arrived() for one in leaving)
                     leaving = []
@@ -294,7 +290,7 @@ class Upscaler:
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
         """Each picture as RGB; where results are carried with its step, which is planned on the host, ahead."""
-        device = self.engine.device if follower is None else _HOST
+        device = self.engine.device if follower is None else torch.device("cpu")
 
         def read() -> Iterator[_Read]:
             last: _Read | None = None
@@ -322,6 +318,19 @@ class Upscaler:
     def _enlarge(self, rgb: torch.Tensor, fill: bool = False) -> torch.Tensor:
         """Pictures of any number, each alone; with `fill` each call of the engine has as many as any other."""
         return self._window(rgb, engines.Place(height=rgb.shape[-2], width=rgb.shape[-1]), fill)
+
+    def _anew(
+        self, make: Callable[[], Iterable[torch.Tensor]], restore: Callable[[], None] | None = None
+    ) -> list[torch.Tensor]:
+        """Pictures that came out as no numbers, made in a precision of more range."""
+        with self._lock:
+            if restore is not None:
+                restore()
+            self._working = finite.wider(self.engine, self.settings.model)
+            try:
+                return finite.checked(list(make()), self._working, self.settings.model)
+            finally:
+                self._working = None
 
     def _window(self, rgb: torch.Tensor, place: engines.Place, fill: bool = False) -> torch.Tensor:
         """Windows of frames, all at one place, with what is done when memory runs out."""
@@ -366,23 +375,11 @@ class Upscaler:
         return self._thread.run(function) if graphs else function()
 
     def _back_off(self, before: Choice, height: int, width: int, failed: str) -> None:
-        choice = self.planner.smaller(before, height, width)
-        if choice is None:
-            raise EngineError(
-                f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
-                f" take a smaller model,{'' if self.runtime.offload else ' --offload,'} or another --device"
-            )
+        choice = self.planner.back_off(before, height, width, failed)
         self._in_its_thread(self.engine.close)
         self.choose(height, width, choice)
         gc.collect()
-        if self.engine.device.type == "cuda":
-            torch.cuda.empty_cache()
-        log.warning(
-            "memory ran out: from here on %d at a time, %s%s",
-            choice.batch,
-            f"in tiles of {choice.tile}" if choice.tile else "whole frames",
-            ", and the decoder keeps less" if choice.keep < before.keep else "",
-        )
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: int) -> torch.Tensor:
@@ -390,11 +387,11 @@ class Upscaler:
         count, clip = len(rgb), rgb
         if count < fill:  # a model gives the same bits for a picture only in batches of one shape
             clip = torch.cat([rgb, rgb[-1:].expand(fill - count, -1, -1, -1)])
-        enlarged = engines.enlarge(self.engine, clip, place, choice)[:count]
+        enlarged = engines.enlarge(self._working or self.engine, clip, place, choice)[:count]
         return anchor(enlarged, rgb, self.settings.anchor) if self.engine.invents else enlarged
 
     @torch.inference_mode()
-    def _sized(self, pictures: torch.Tensor, frame: tuple[int, int], even: bool) -> torch.Tensor:
+    def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:
         """Results, (..., H, W), of frames of this (height, width), brought to the size that is asked for."""
         size = output_size(self.settings, self.engine.scale, frame[0], frame[1], even)
         return resize(pictures[None], size)[0] if pictures.dim() == 3 else resize(pictures, size)

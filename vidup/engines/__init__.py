@@ -203,6 +203,13 @@ class Engine(Protocol):
         """What it computes in."""
 
     @property
+    def wider(self) -> Engine | None:
+        """The same model in a precision that holds what overflows in this one; None where this one has float32's range.
+
+        It is loaded at first use.
+        """
+
+    @property
     def identity(self) -> str:
         """Fingerprint of the weights and whatever else of the model decides pixels beside the settings."""
 
@@ -219,7 +226,7 @@ class Engine(Protocol):
             choice: how many pictures or tiles at once, and how large.
 
         Returns:
-            float32 (T, 3, round(scale * h), round(scale * w)).
+            float32 (T, 3, round(scale * h), round(scale * w)); NaN where the model overflowed.
         """
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
@@ -298,7 +305,9 @@ def carries(settings: Settings) -> bool:
     return settings.temporal != "off" and family(settings).invents
 
 
-_CARRIED = 5  # results at once: two that are carried, a segment's next, one that is being warped, and one blended
+_CARRIED = (
+    6  # results at once: two that are carried, a segment's next, one that is warped, one blended, the last clip's
+)
 
 
 def with_carried(needs: Needs, settings: Settings, scale: float) -> Needs:

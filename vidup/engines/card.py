@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -97,7 +97,7 @@ def precisions(name: str, facts: Card) -> tuple[torch.dtype, torch.dtype]:
     return unet, unet if has_it else torch.float32
 
 
-def wider(dtype: torch.dtype, facts: Card) -> str | None:
+def wider(dtype: torch.dtype, facts: Card) -> Literal["bfloat16", "float32"] | None:
     """The precision, in `Settings.dtype`'s words, that holds what overflows in this one; None where none does."""
     if dtype != torch.float16:
         return None  # bfloat16 has the range of float32

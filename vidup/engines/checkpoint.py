@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, claims, libraries, windows
+from vidup.engines.card import card, wider
 from vidup.engines.compiling import Compiled
+from vidup.engines.finite import clamped, tell
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
 from vidup.engines.unused import warn_unused
@@ -83,7 +86,7 @@ class Checkpoint:
     """A model of one pass. Pictures in and out are RGB in [0, 1]; what is beyond is clamped."""
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
-        self.device = device
+        self.runtime, self.device = runtime, device
         path = Path(settings.model)
         warn_unused(
             settings, path.name, ("revision", "vae", "tokenizer"), ("prompt", "negative_prompt", "vae_attention")
@@ -108,6 +111,7 @@ class Checkpoint:
     def lend(self, settings: Settings) -> Checkpoint:
         """As `Engine.lend`."""
         other = copy.copy(self)
+        other.__dict__.pop("wider", None)
         other._settle(settings)
         return other
 
@@ -131,6 +135,17 @@ class Checkpoint:
     def expect(self, pixels: int) -> None:
         """It is compiled only where that is asked for."""
 
+    @cached_property
+    def wider(self) -> Checkpoint | None:
+        """As `Engine.wider`."""
+        name = wider(self.dtype, card(self.device))
+        if name is None:
+            return None
+        name = name if name != "bfloat16" or self.model.supports_bfloat16 else "float32"
+        tell(self.dtype, name)
+        runtime = replace(self.runtime, compile="off", offload=False)
+        return Checkpoint(replace(self.settings, dtype=name), runtime, self.device)
+
     def close(self) -> None:
         """Let compiled code go."""
         self.run.release()
@@ -142,7 +157,8 @@ class Checkpoint:
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         large = plan.scaled(self.scale)
         frames = clip.clamp(0, 1).to(self.dtype)
-        return windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch).clamp_(0, 1)
+        pictures = windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch)
+        return clamped(pictures, self.dtype)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
         """FLOP for one frame, None where torch cannot count them without working; and 0, as there is no UNet."""

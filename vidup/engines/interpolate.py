@@ -46,6 +46,7 @@ class Interpolation:
 
     multiple = 1
     invents = False
+    wider = None
     dtype = torch.float32
 
     def __init__(self, method: str, scale: float, device: torch.device) -> None:

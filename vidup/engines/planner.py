@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, windows
 from vidup.engines.memory import memory_limit, reserved
+from vidup.errors import EngineError
 from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,29 @@ class Planner:
             if not larger and self.memory(less, height, width) < now:
                 return less
         return None
+
+    def back_off(self, before: Choice, height: int, width: int, failed: str) -> Choice:
+        """The next smaller choice where memory ran out, with a line in the log.
+
+        Args:
+            failed: the words in which it did.
+
+        Raises:
+            EngineError: there is none.
+        """
+        choice = self.smaller(before, height, width)
+        if choice is None:
+            raise EngineError(
+                f"memory ran out with one tile of {before.tile or max(height, width)} pixels at a time ({failed});"
+                f" take a smaller model,{'' if self.runtime.offload else ' --offload,'} or another --device"
+            )
+        log.warning(
+            "memory ran out: from here on %d at a time, %s%s",
+            choice.batch,
+            f"in tiles of {choice.tile}" if choice.tile else "whole frames",
+            ", and the decoder keeps less" if choice.keep < before.keep else "",
+        )
+        return choice
 
     def allows(self, choice: Choice, height: int, width: int) -> bool:
         """Whether it could be this planner's choice, now or once memory ran out; a stored one may have been changed."""

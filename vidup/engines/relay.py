@@ -7,6 +7,7 @@ A frame's step is planned on the host from the low-resolution frames alone (`Fol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -165,6 +166,16 @@ class Relay:
         self._next: _Results | None = None
         self.computed = self.total = 0
         """Low-resolution pixels that were computed, halos counted, and that there were."""
+
+    def remember(self) -> Callable[[], None]:
+        """A function that makes all that is carried what it is now."""
+        own, following, counts = copy(self._own), copy(self._next), (self.computed, self.total)
+
+        def restore() -> None:
+            self._own, self._next = copy(own), copy(following)
+            self.computed, self.total = counts
+
+        return restore
 
     def __call__(self, frames: torch.Tensor, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
         """The results of frames that follow those before.

@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, windows
-from vidup.engines.card import card, precisions
+from vidup.engines.card import card, precisions, wider
 from vidup.engines.compiling import Compiled, compiles
+from vidup.engines.finite import clamped, tell
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, at_work
 from vidup.engines.unused import warn_unused
@@ -61,7 +62,7 @@ class LatentX2:
     invents = True
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
-        self.device = device
+        self.runtime, self.device = runtime, device
         self.dtype, vae_dtype = precisions(settings.dtype, card(device))
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         parts = load_parts(settings, home, self.dtype, vae_dtype)
@@ -88,7 +89,7 @@ class LatentX2:
         if (settings.guidance_scale > 0) != (before.guidance_scale > 0):  # whether the prompt was read
             return None
         other = copy.copy(self)
-        other.__dict__.pop("needs", None)
+        other.__dict__.pop("wider", None)
         other._settle(settings)
         return other
 
@@ -141,6 +142,16 @@ class LatentX2:
         if self.unet.weighs and self.unet.expect(pixels * evaluations * flops):
             self.decoder.compile()
 
+    @cached_property
+    def wider(self) -> LatentX2 | None:
+        """As `Engine.wider`; its weights are on the device only while it works."""
+        name = wider(self.dtype, card(self.device))
+        if name is None:
+            return None
+        tell(self.dtype, name)
+        settings, runtime = replace(self.settings, dtype=name), replace(self.runtime, compile="off", offload=True)
+        return LatentX2(settings, runtime, self.device)
+
     def close(self) -> None:
         """Let compiled code go."""
         self.unet.release()
@@ -168,7 +179,7 @@ class LatentX2:
             )
         with at_work(self._vae_moves):
             picture = self.decoder(x / self.vae.config.scaling_factor, self.device, limits(self.device, choice.keep))
-        return (picture / 2 + 0.5).clamp_(0, 1)
+        return clamped(picture / 2 + 0.5, self.dtype)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP of the UNet and the decoder for one frame, and evaluations of one window with one text."""

@@ -19,8 +19,9 @@ from diffusers import DDPMScheduler
 
 from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
-from vidup.engines.card import card, precisions
+from vidup.engines.card import card, precisions, wider
 from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
+from vidup.engines.finite import clamped, tell
 from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work
@@ -59,7 +60,7 @@ class DiffusionX4:
     invents = True
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device, parts: Parts | None = None) -> None:
-        self.device = device
+        self.runtime, self.device = runtime, device
         self.dtype, vae_dtype = precisions(settings.dtype, card(device))
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         text_bytes = 0
@@ -104,7 +105,8 @@ class DiffusionX4:
             other._parts = replace(self._parts, positive=texts[0], negative=texts[1])
         parts = other._parts
         other.unet = self.unet.asking(parts.negative, parts.positive, settings.guidance_scale, settings.noise_level)
-        other.__dict__.pop("needs", None)
+        for name in ("_needs", "wider"):
+            other.__dict__.pop(name, None)
         other._settle(settings)
         return other
 
@@ -144,6 +146,16 @@ class DiffusionX4:
             if run.expect(pixels * evaluations * flops):
                 self.decoder.compile()
 
+    @cached_property
+    def wider(self) -> DiffusionX4 | None:
+        """As `Engine.wider`; its weights are on the device only while it works."""
+        name = wider(self.dtype, card(self.device))
+        if name is None or self._folder is None:
+            return None
+        tell(self.dtype, name)
+        settings, runtime = replace(self.settings, dtype=name), replace(self.runtime, compile="off", offload=True)
+        return DiffusionX4(settings, runtime, self.device)
+
     def close(self) -> None:
         """Let compiled code go."""
         self.unet.run.release()
@@ -173,7 +185,7 @@ class DiffusionX4:
             picture = self.decoder(latents, self.device, limits(self.device, choice.keep))
         if getattr(self.vae.config, "residual", False):
             picture += detail.up(low_res)
-        return picture.div_(2).add_(0.5).clamp_(0, 1)
+        return clamped(picture.div_(2).add_(0.5), self.dtype)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP for one frame, and evaluations of one window with one text."""
