@@ -266,4 +266,4 @@ def test_what_is_carried_is_planned_for():
         with Upscaler(Settings.preset("mini", temporal=temporal), Runtime(device="cpu", batch=1)) as made:
             plans[temporal] = made.planner.memory(made.choose(64, 96), 64, 96)
     result = 3 * 4 * (4 * 64) * (4 * 96)
-    assert plans["relay"] - plans["off"] == 5 * result
+    assert plans["relay"] - plans["off"] == 6 * result
