@@ -22,8 +22,9 @@ from vidup.frame import Color, Frame, HdrMetadata, MediaInfo
 from vidup.media import encoder
 from vidup.media.codecs import DEFAULTS
 from vidup.media.containers import MATROSKA, MOV, MP4, WEBM, Container
-from vidup.media.encoder import Encoding, choose_encoding, limits, loses, open_context, to_av
+from vidup.media.encoder import Encoding, choose_encoding, open_context, to_av
 from vidup.media.hdr import dynamic_hdr, read_hdr
+from vidup.media.losses import limits, loses
 from vidup.media.options import encoder_options
 from vidup.media.segment import decode_segment, encode_segment, read_segment
 from vidup.media.trial import objections

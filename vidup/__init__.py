@@ -4,7 +4,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
 `__init__`, where it holds something, stands last in it. `.github/ARCHITECTURE.md` says where to put what.
 
     errors, frame                       what can go wrong, and what flows: frames, colours, facts of a file
-    prefetch, presets, config           the only thread code; preset files; settings and runtime
+    prefetch                            the only thread code
+    presets, values, config             preset files; what a value may be; settings and runtime
     options                             the command line's options, made from the settings
     picture/                            tensors in, tensors out
         color, geometry                     planes <-> RGB; how pictures are turned, and how large they become
@@ -29,6 +30,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
     media/                              PyAV
+        sequences, linear                   numbered pictures; the light of OpenEXR
         containers, codecs                  a record for each output container, and for each encoder
         side_data, captions, cropping, hdr  what stands beside the pictures
         options, trial                      what an encoder is given, and its objections
@@ -37,7 +39,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         y4m                                 pictures through pipes
         frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream
         timing, table, probing              when each frame is shown; what is in a file
-        encoder, segment                    choose and open an encoder; encoded frames in a file of their own
+        encoder, losses                     choose and open an encoder; what it does not keep
+        segment                             encoded frames in a file of their own
         packets, sound, texts, conversion   the other streams: read, decoded, encoded anew
         streams, delivery                   what a container takes of them; what an output has to hold
         video                               a video as a sequence; frames of PyAV
@@ -57,6 +60,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         pace                                how long it will take
         worker                              a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
+        numbered                            numbered pictures as an output
         stills, queue, outlook              still images; jobs one after another; what would become of a file
         piping                              Y4M through pipes
     compare, bench/                     quality of one video against another; what this machine can do

@@ -72,8 +72,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     if "-" in arguments.inputs or arguments.output == "-":
         return _pipe(arguments, settings, runtime)
-    folder = paths.folder_of(arguments.inputs, arguments.output)
     sources = paths.expand(arguments.inputs, arguments.output)
+    folder = paths.folder_of(sources, arguments.output)
     output = Path(arguments.output) if arguments.output and folder is None else None
     paths.check(sources, output, settings, runtime.overwrite or runtime.skip_done)
     from vidup.job import default_output, upscale_files  # with torch: only now

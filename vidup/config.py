@@ -9,36 +9,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import numbers
 import os
 import re
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from vidup.errors import ConfigError
 from vidup.presets import brought, folder, preset_names, read_table
+from vidup.values import check, option, shown
 
 Config = TypeVar("Config", "Settings", "Runtime")
 _Any = TypeVar("_Any")
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    flags: tuple[str, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-    metavar: str | None = None,
-) -> Any:
-    """A field with its default, its help line, its short flags and the range that it must keep."""
-    metadata = {"help": help, "flags": flags, "low": low, "high": high, "metavar": metavar}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata, hash=False)
-    return field(default=default, metadata=metadata)
 
 
 MODELS = ("x4", "x2", "mini", "nearest", "bilinear", "bicubic", "lanczos")
@@ -144,6 +127,12 @@ class Settings:
     deinterlace: Literal["frame", "field", "off"] = option(
         "frame", "for interlaced input: a picture a frame, a picture a field (double rate), or as it is"
     )
+    fps: float | None = option(
+        None,
+        "frames a second of numbered pictures, and of a stream without times (25 where not given)",
+        low=0.01,
+        high=1000,
+    )
     bake_rotation: bool = option(False, "turn the pictures themselves instead of keeping the display matrix")
     streams: str | None = option(
         None, "streams to keep beside the picture, by ffmpeg's specifiers: a:0,s:m:language:eng; all where not given"
@@ -164,7 +153,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         if self.tile and self.tile <= 2 * self.tile_overlap:
             raise ConfigError(f"tile = {self.tile}: must be more than twice tile_overlap ({self.tile_overlap}), or 0")
         for name in ("height", "width"):
@@ -245,7 +234,7 @@ class Runtime:
     overwrite: bool = option(False, "replace the output if it exists", flags=("-y",))
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         _ = self.memory_limit
 
     @property
@@ -262,14 +251,14 @@ def _bytes(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match is not None else 0
     if not 1 <= size < 2**63:
-        raise ConfigError(f"{name} = {_shown(text)}: expected a size such as 8G or 512M")
+        raise ConfigError(f"{name} = {shown(text)}: expected a size such as 8G or 512M")
     if match is not None and not match[2] and size < _LEAST_BYTES:
-        raise ConfigError(f"{name} = {_shown(text)}: is {size:g} bytes; was {match[1]}G meant?")
+        raise ConfigError(f"{name} = {shown(text)}: is {size:g} bytes; was {match[1]}G meant?")
     return int(size)
 
 
 DELIVERY: tuple[str, ...] = (
-    *("start", "duration", "end", "matrix", "range", "deinterlace", "bake_rotation"),
+    *("start", "duration", "end", "matrix", "range", "deinterlace", "fps", "bake_rotation"),
     *("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options", "tolerate_errors"),
 )
 """The settings that decide what has to be in the output, however large its pictures are."""
@@ -326,74 +315,5 @@ def _known(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the keys are {', '.join(names)}"
-            raise ConfigError(f"{where}: unknown key {_shown(key)}{hint}")
+            raise ConfigError(f"{where}: unknown key {shown(key)}{hint}")
     return dict(table)
-
-
-def _check(config: Settings | Runtime) -> None:
-    hints = get_type_hints(type(config))
-    for spec in fields(config):
-        hint = hints[spec.name]
-        value = _plain(getattr(config, spec.name), hint)
-        object.__setattr__(config, spec.name, value)
-        if not _fits(value, hint):
-            raise ConfigError(f"{spec.name} = {_shown(value)}: expected {_describe(hint)}")
-        low, high = spec.metadata["low"], spec.metadata["high"]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and not (float("-inf") if low is None else low) <= value <= (
-            float("inf") if high is None else high
-        ):  # false for nan, too
-            wanted = f"{low} or more" if high is None else f"{low} to {high}"
-            raise ConfigError(f"{spec.name} = {_shown(value)}: expected {wanted}")
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: its beginning, where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) != float("inf")
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _plain(value: Any, hint: Any) -> Any:
-    """A value of a kind that stands for Python's own: a number of NumPy, a whole one that is written 20.0, a path."""
-    kind = scalar(hint)
-    if kind is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if type(value).__name__ in ("bool", "bool_") and kind is bool:  # NumPy's
-        return bool(value)
-    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    number = float(value)
-    return int(number) if kind is int and number.is_integer() else number
-
-
-def scalar(hint: Any) -> Any:
-    """The type of a value that is given: `float` of ``float | None``."""
-    return get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-
-
-def _describe(hint: Any) -> str:
-    hint = scalar(hint)
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(get_args(hint))
-    if get_origin(hint) is dict:
-        return "a table of texts"
-    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]

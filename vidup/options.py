@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vidup.config import Config, Runtime, Settings, layered, scalar
+from vidup.config import Config, Runtime, Settings, layered
+from vidup.values import scalar
 
 FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
 """What most people need; the help shows them before all others, with ``--output`` and ``--preset``."""
@@ -24,7 +25,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "from frame to frame": ("temporal", "trust", "refresh"),
     "the model": ("model", "revision", "dtype", "vae", "vae_attention", "tokenizer", "tile", "tile_overlap"),
     "encoding": ("codec", "crf", "bitrate", "pix_fmt", "encoder_options", "muxer_options", "segment_frames"),
-    "how the input is taken": ("matrix", "range", "deinterlace", "bake_rotation", "tolerate_errors"),
+    "how the input is taken": ("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
     "streams": ("streams", "drop_streams", "no_audio", "no_subtitles", "strict"),
     "machine": ("device", "batch", "compile", "max_memory", "offload", "workers", "ray"),
     "job": ("verify", "restart", "keep_work", "skip_done", "overwrite"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +13,9 @@ from pathlib import Path
 from vidup.config import MODELS, WEIGHTS, Settings
 from vidup.errors import ConfigError, EngineError, MediaError
 from vidup.media.containers import STILLS, STILLS_READ, check_ending
+from vidup.media.sequences import READ, existing, find, is_sequence, name, pattern_of
+
+log = logging.getLogger(__name__)
 
 _VIDEOS = {
     *(".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -18,38 +23,57 @@ _VIDEOS = {
 }
 """Endings of the videos that are looked for in a folder; one that is named may have any."""
 
+_TAKEN = _VIDEOS | STILLS | STILLS_READ | READ
+
 _HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 def expand(inputs: Sequence[str], output: str | None) -> list[Path]:
-    """The files that are meant, where a folder stands for the videos and pictures in it, by their names.
+    """The files that are meant.
+
+    A folder or a glob (``"frames/*.png"``) of nothing but numbered pictures without a gap is one sequence; another one
+    stands for the videos and pictures in it, by their names.
 
     Args:
         output: where they are to go, as it was typed.
 
     Raises:
         ConfigError: a folder holds neither, or is to be its own output.
+        MediaError: nothing is found by a glob.
     """
     found: list[Path] = []
     for each in map(Path, inputs):
-        if not each.is_dir():
-            found.append(each)
-            continue
-        if output is None or _is_same(each, Path(output)):
-            raise ConfigError(f"{each}: is a folder; give another one for the outputs with -o FOLDER")
-        inside = sorted(path for path in each.iterdir() if path.suffix.lower() in _VIDEOS | STILLS | STILLS_READ)
-        found += [path for path in inside if path.is_file() and not path.name.startswith(".")]
-        if not inside:
-            raise ConfigError(f"{each}: is a folder without videos or pictures")
+        if each.is_dir():
+            inside = sorted(
+                path for path in each.iterdir() if path.suffix.lower() in _VIDEOS | STILLS | STILLS_READ | READ
+            )
+            inside = [path for path in inside if path.is_file() and not path.name.startswith(".")]
+            pattern = pattern_of(inside)
+            if pattern is None and (output is None or _is_same(each, Path(output))):
+                raise ConfigError(f"{each}: is a folder; give another one for the outputs with -o FOLDER")
+            if not inside:
+                raise ConfigError(f"{each}: is a folder without videos or pictures")
+        elif glob.has_magic(str(each)) and not each.exists():
+            inside = sorted(map(Path, glob.glob(str(each))))  # noqa: PTH207  # of any folder
+            pattern = pattern_of(inside)
+            if not inside:
+                raise MediaError(f"{each}: no file has such a name")
+        else:
+            inside, pattern = [each], None
+        if pattern is not None:
+            log.info("%s: %d numbered pictures, taken as one sequence: %s", each, len(inside), pattern)
+        found += [pattern] if pattern is not None else inside
     return found
 
 
-def folder_of(inputs: Sequence[str], output: str | None) -> Path | None:
-    """The folder that many inputs go to; None where the output is a file or stands beside its input."""
-    many = len(inputs) > 1 or any(Path(each).is_dir() for each in inputs)
-    if output is None or not (many or output.endswith(("/", "\\")) or Path(output).is_dir()):
+def folder_of(sources: Sequence[Path], output: str | None) -> Path | None:
+    """The folder that outputs go to by their own names; None where the output is a file or stands beside its input."""
+    if output is None:
         return None
     folder = Path(output)
+    to_pictures = len(sources) == 1 and is_sequence(sources[0]) and not folder.suffix
+    if not (len(sources) > 1 or output.endswith(("/", "\\")) or folder.is_dir() or to_pictures):
+        return None
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; many inputs need a folder as output")
     if not folder.exists() and folder.suffix.lower() in _VIDEOS | STILLS:
@@ -72,7 +96,9 @@ def check(sources: Sequence[Path], output: Path | None, settings: Settings, over
             f"{others[0]}: there is no such file; if the output is to have that name, write -o {others[0]}"
         )
     for source in sources:
-        if not source.exists():
+        if is_sequence(source):
+            find(source)
+        elif not source.exists():
             raise MediaError(f"{source}: there is no such file")
     if output is not None:
         check_pair(first, output, overwrite or output.with_name(f"{output.name}.vidup").exists())
@@ -87,10 +113,10 @@ def check_settings(settings: Settings) -> None:
         ConfigError, EngineError: one is not.
     """
     check_model(settings.model)
-    for name in ("vae", "tokenizer"):
-        value = getattr(settings, name)
-        if value is not None and not Path(value).exists() and (name == "tokenizer" or not re.fullmatch(_HUB_ID, value)):
-            raise ConfigError(f"{name} = {value!r}: there is no such folder")
+    for part in ("vae", "tokenizer"):
+        value = getattr(settings, part)
+        if value is not None and not Path(value).exists() and (part == "tokenizer" or not re.fullmatch(_HUB_ID, value)):
+            raise ConfigError(f"{part} = {value!r}: there is no such folder")
 
 
 def check_pair(source: Path, target: Path, overwrite: bool) -> None:
@@ -101,8 +127,13 @@ def check_pair(source: Path, target: Path, overwrite: bool) -> None:
         MediaError: the input is not there, or the output's folder cannot be written to.
         OSError: a name that is too long, a folder that must not be entered.
     """
-    if not source.exists():
+    if is_sequence(source):
+        find(source)
+    elif not source.exists():
         raise MediaError(f"{source}: there is no such file")
+    if is_sequence(target):
+        _check_numbered(source, target, overwrite)
+        return
     if target.is_dir():
         raise ConfigError(f"{target}: is a folder; give a file name for the output")
     if target.exists() and target.samefile(source):
@@ -111,10 +142,32 @@ def check_pair(source: Path, target: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target}: is a pipe or a device; give a file name for the output")
     if target.exists() and not overwrite:
         raise ConfigError(f"{target}: exists; add -y (overwrite) to replace it, or give another name")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent}: there is no such folder for the output; make it first")
-    if not os.access(target.parent, os.W_OK):
-        raise MediaError(f"{target.parent}: cannot be written to; choose another folder for the output")
+    _check_folder(target.parent)
+
+
+def _check_numbered(source: Path, target: Path, overwrite: bool) -> None:
+    """`check_pair` for numbered pictures, whose own folder is made."""
+    if source == target or (
+        is_sequence(source) and source.name == target.name and _is_same(source.parent, target.parent)
+    ):
+        raise ConfigError(f"{target}: is the input; give the output another name")
+    if (numbers := existing(target)) and not overwrite:
+        raise ConfigError(
+            f"{name(target, numbers[0])}: exists; add -y (overwrite) to replace it, or give another folder"
+        )
+    _check_folder(target.parent if target.parent.exists() else target.parent.parent)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder for the output; make it first")
+    if not os.access(folder, os.W_OK):
+        raise MediaError(f"{folder}: cannot be written to; choose another folder for the output")
+
+
+def is_there(output: Path) -> bool:
+    """Whether an output, or one of its pictures, is there."""
+    return bool(existing(output)) if is_sequence(output) else output.is_file()
 
 
 def check_model(model: str) -> None:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -177,7 +176,7 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
         device_bytes=upscaler.planner.memory(choice, *size),
         host_bytes=plan.host_memory(job),
         output_bytes=output,
-        disk_bytes=2 * output + Path(job.info.path).stat().st_size,
+        disk_bytes=2 * output + int(job.facts["size"]),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vidup.config import Runtime
 from vidup.engines import native_scale
 from vidup.job.plan import Job, device_memory, disk, host_memory
-from vidup.media import captions, encoder, side_data
+from vidup.media import captions, losses, side_data
 from vidup.media.delivery import lost_tags
 from vidup.picture.geometry import size_notes
 
@@ -38,8 +38,8 @@ def describe(job: Job) -> list[str]:
     if lost := lost_tags(job):
         lines.append(f"note: tags of the file are lost ({', '.join(lost)}): {job.container} has no place for them")
     lines += [f"note: {job.container} cannot keep the {subject}" for subject in sorted(job.accepted)]
-    lines += [f"note: {loss}" for loss in encoder.loses(info, encoding)]
-    lines += [f"note: {limit}" for limit in encoder.limits(encoding)]
+    lines += [f"note: {loss}" for loss in losses.loses(info, encoding)]
+    lines += [f"note: {limit}" for limit in losses.limits(encoding)]
     lines += [f"note: {kind}: lost, there is no way to write it" for kind in side_data.lost(info, _carried(job))]
     lines += [f"note: {kind} is lost: no encoder here carries it" for kind in info.dynamic_hdr]
     if not info.color_tagged and job.settings.matrix == "auto" and info.pix_fmt.startswith(("yuv", "nv", "p0", "uyvy")):
@@ -57,6 +57,8 @@ def describe(job: Job) -> list[str]:
     tick = job.container.tick
     if tick is not None and (job.unit / tick).denominator != 1:
         lines.append(f"note: {job.container} counts in milliseconds: times are rounded by up to 0.5 ms")
+    if job.container.family == "pictures" and info.container != "image2":
+        lines.append(f"note: pictures bear no times: {float(info.rate):.3f} a second is to be told to the next program")
     if encoding.sample_aspect_ratio != 1 and not job.container.shows_aspect(encoding.codec):
         lines.append(
             f"note: {job.container} with {encoding.codec} does not keep the pixel aspect"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from vidup.errors import ConfigError, MediaError
+from vidup.media import sequences
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     try:
+        if sequences.is_sequence(path):
+            return sequences.find(path).fingerprint()
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for its writer
             raise MediaError(f"{path}: is no regular file, so that a stopped job could not go on; copy it to one")

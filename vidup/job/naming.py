@@ -7,6 +7,7 @@ from pathlib import Path
 from vidup import engines
 from vidup.config import Settings
 from vidup.media import containers
+from vidup.media.sequences import WRITTEN, is_sequence
 
 
 def default_output(source: Path, settings: Settings) -> Path:
@@ -18,5 +19,8 @@ def default_output(source: Path, settings: Settings) -> Path:
     else:
         mark = f"_x{settings.scale or engines.native_scale(settings):g}"
     ending = source.suffix.lower()
+    if is_sequence(source):  # in a folder beside theirs, by the same numbers
+        folder = source.parent.resolve()
+        return folder.with_name(folder.name + mark) / (source.name if ending in WRITTEN else f"{source.stem}.png")
     kept = ending in {*containers.CONTAINERS, *containers.STILLS}
     return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))

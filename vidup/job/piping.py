@@ -148,7 +148,7 @@ def _of_stream(stream: BinaryIO, settings: Settings) -> _Source:
 
 
 def _of_file(path: Path, settings: Settings) -> _Source:
-    info = probing.probe(path, settings.tolerate_errors)
+    info = probing.at_rate(probing.probe(path, settings.tolerate_errors), settings.fps)
     if info.variable_rate:
         raise ConfigError(f"{path}: its frames come at uneven times, which y4m cannot say; give a file as output")
     planned = delivery.plan_delivery(info, MATROSKA, settings)

@@ -56,7 +56,7 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     container = container_of(target).with_options(settings.muxer_options)
     check_file(source)
     facts = fingerprint_file(source)
-    info = probing.probe(source, settings.tolerate_errors)
+    info = probing.at_rate(probing.probe(source, settings.tolerate_errors), settings.fps)
     delivery = plan_delivery(info, container, settings)
     native = engines.native_scale(settings)
     size = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
@@ -124,15 +124,19 @@ def device_memory(job: Job, runtime: Runtime) -> int | None:
     return planner.memory(planner.choose(*size), *size) if planner is not None else None
 
 
+_BITS = {"ffv1": 12.0, "prores_ks": 5.0, "png": 14.0, "tiff": 24.0, "exr": 40.0, "dpx": 48.0}
+"""That a pixel takes, of encoders that take more than most."""
+
+
 def disk(job: Job, frames: int) -> int:
     """Bytes that a job will take: what `frames` of the source's frames become, twice, and the streams that are copied.
 
     An estimate for ordinary pictures at the default quality: grain takes more, drawings take less.
     """
-    bits = {"ffv1": 12.0, "prores_ks": 5.0}.get(job.encoding.codec, 0.25)  # a pixel
+    bits = _BITS.get(job.encoding.codec, 0.25)
     pixels = job.encoding.width * job.encoding.height
     encoded = pixels * bits / 8 * len(job.times) / (job.high - job.low)
-    return round(encoded * frames + encoded * (job.high - job.low) + Path(job.info.path).stat().st_size)
+    return round(encoded * frames + encoded * (job.high - job.low) + int(job.facts["size"]))
 
 
 NOT_IN_PART = "nothing of it lies in the part that is kept"

@@ -16,7 +16,7 @@ from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
-from vidup.job import describe, pace, plan, rehearse, stills
+from vidup.job import describe, numbered, pace, plan, rehearse, stills
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
 from vidup.job.plan import Job
@@ -26,7 +26,7 @@ from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker
 from vidup.media import joining
 from vidup.media.segment import read_segment
-from vidup.paths import check_pair
+from vidup.paths import check_pair, is_there
 from vidup.proof.pictures import Compared
 from vidup.upscaler import Upscaler
 
@@ -86,11 +86,11 @@ def begin(
 ) -> Work | None:
     """Plan a job and see that its folder can be used; None where there is nothing to be queued."""
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
-    if runtime.skip_done and target.is_file() and _is_delivered(outcome, upscaler):
+    if runtime.skip_done and is_there(target) and _is_delivered(outcome, upscaler):
         return None
     delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
     try:
-        check_pair(source, target, runtime.overwrite or delivered)
+        check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     tracker.enter("loading", target)
@@ -99,6 +99,7 @@ def begin(
         outcome.receipt = stills.upscale_still(upscaler, source, target, tracker)
         return None
     job = plan.plan(source, target, upscaler.settings)
+    numbered.make_folder(target)
     _take(target, source, taken)  # not before: what is no video, such as subtitles of the same name, takes none
     for line in describe.describe(job):
         log.info("%s", line)
@@ -307,6 +308,12 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
         raise MediaError(f"{gone[0]}: has gone while the job ran; the same command makes it again")
+    if job.container.family == "pictures":
+        tracker.enter("verifying", job.output)
+        with disk_full_named(job.output.parent), _with_input_unchanged(job):
+            work.outcome.receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
+        _end(work, len(job.times), runtime)
+        return
     whole = store.folder / f"whole{job.output.suffix}"
     try:
         with disk_full_named(store.folder), _with_input_unchanged(job):
@@ -327,10 +334,14 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
             work.outcome.receipt = replace(receipt, output=job.output)
     finally:
         whole.unlink(missing_ok=True)
+    _end(work, len(times), runtime)
+
+
+def _end(work: Work, frames: int, runtime: Runtime) -> None:
     share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
-    log.info("%s: delivered and verified, %d frames%s", job.output, len(times), share)
+    log.info("%s: delivered and verified, %d frames%s", work.job.output, frames, share)
     if not runtime.keep_work:
-        store.delete()
+        work.store.delete()
 
 
 @contextmanager
@@ -372,7 +383,10 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
 def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
     """Whether the output is a whole delivery of the input; one that is not is replaced only where that is allowed."""
     try:
-        outcome.receipt = verify(outcome.input, outcome.output, upscaler.settings, fast=True)
+        if stills.is_still(outcome.input, outcome.output):
+            outcome.receipt = stills.verify(outcome.input, outcome.output, upscaler.settings)
+        else:
+            outcome.receipt = verify(outcome.input, outcome.output, upscaler.settings, fast=True)
     except VidupError as error:
         fault = f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error})"
         if upscaler.runtime.overwrite:

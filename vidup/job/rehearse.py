@@ -42,6 +42,8 @@ def rehearse(job: Job, folder: Path) -> Job:
         ConfigError: the container cannot say when or how the pictures are shown.
         MediaError: the input cannot be read, or nothing can be written.
     """
+    if job.container.family == "pictures":  # which are not joined
+        return job
     planned, pictures = job, folder / _PICTURES
     _check_ticks(job)
     times = _times(job)
@@ -63,7 +65,7 @@ def rehearse(job: Job, folder: Path) -> Job:
 
 def foresee(job: Job) -> tuple[Job, list[str]]:
     """`rehearse` for a job that is only looked at, where that is cheap: the job, and what is left to be said of it."""
-    if Path(job.info.path).stat().st_size > _CHEAP:
+    if job.facts["size"] > _CHEAP:
         return job, ["note: the join is rehearsed when the job begins: what its container cannot say is found then"]
     with TemporaryDirectory() as folder:
         return rehearse(job, Path(folder)), []

@@ -19,11 +19,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vidup import engines
 from vidup.config import Settings
-from vidup.errors import ConfigError, MediaError, first_line
+from vidup.errors import ConfigError, MediaError, VerifyError, first_line
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
 from vidup.media.containers import STILLS, STILLS_READ
 from vidup.media.opening import MOST_PIXELS, check_file
+from vidup.media.sequences import is_sequence
 from vidup.picture.geometry import output_size, size_notes
 from vidup.picture.kinds import MODES
 from vidup.proof import Receipt, sha256
@@ -47,6 +48,8 @@ _NAMES = {"icc_profile": "colour profile", "exif": "EXIF data", "dpi": "resoluti
 
 def is_still(source: Path, target: Path) -> bool:
     """Whether a still image is to become one, by the names of both."""
+    if is_sequence(source) or is_sequence(target):
+        return False
     return source.suffix.lower() in STILLS | STILLS_READ and target.suffix.lower() in STILLS
 
 
@@ -162,6 +165,20 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     tracker.advance()
     log.info("%s: %dx%d -> %s: %dx%d", source, *still.image.size, target, *result.size)
     return Receipt(source, target, 1, 0, 1.0, (result.height, result.width), (), 0, sha256(target))
+
+
+def verify(source: Path, target: Path, settings: Settings) -> Receipt:
+    """See that a file is a still image as `upscale_still` makes it: whole, and of its size.
+
+    Raises:
+        ConfigError, MediaError: as `read`.
+        VerifyError: it is of another size.
+    """
+    before, after = read(source).image, read(target).image
+    size = output_size(settings, engines.native_scale(settings), before.height, before.width, even=False)
+    if (after.height, after.width) != size:
+        raise VerifyError(f"{target}: is {after.width}x{after.height}, expected {size[1]}x{size[0]}")
+    return Receipt(source, target, 1, 0, 1.0, size, (), 0, sha256(target))
 
 
 def _savable(result: Image.Image, target: Path) -> Image.Image:

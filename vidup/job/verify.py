@@ -14,6 +14,7 @@ from vidup.job.plan import Job, job_of
 from vidup.job.rehearse import rehearse
 from vidup.media import containers, decoding, encoder, probing
 from vidup.media.delivery import Delivery, plan_delivery
+from vidup.media.sequences import is_sequence
 from vidup.proof import Receipt
 
 
@@ -40,8 +41,10 @@ def verify(
         VerifyError: names the first difference.
     """
     settings, output = settings_of(settings), Path(output)
-    info = probing.probe(Path(source), settings.tolerate_errors)
+    info = probing.at_rate(probing.probe(Path(source), settings.tolerate_errors), settings.fps)
     container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
+    if is_sequence(output):
+        container = containers.container_of(output)
     delivery, times = plan_delivery(info, container.with_options(settings.muxer_options), settings), None
     if settings.tolerate_errors:  # which frames can be decoded is known after decoding
         decoded = decoding.decode(info, *delivery.span, settings)

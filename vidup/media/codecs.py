@@ -71,6 +71,24 @@ DEFAULTS = {
             **dict.fromkeys(("4444", "4444xq", "4", "5"), "444"),
         },
     ),
+    "png": Defaults(None, pix_fmts=("rgb24", "rgb48be", "gray", "gray16be"), rates=(), ignored=("b", "global_quality")),
+    "tiff": Defaults(
+        None,
+        {"compression_algo": "deflate"},
+        pix_fmts=("rgb24", "rgb48le", "gray", "gray16le"),
+        rates=(),
+        ignored=("b", "global_quality"),
+    ),
+    "dpx": Defaults(
+        None, pix_fmts=("rgb24", "gbrp10le", "gbrp12le", "rgb48le"), rates=(), ignored=("b", "global_quality")
+    ),
+    "exr": Defaults(
+        None,
+        {"format": "half", "compression": "zip16"},
+        pix_fmts=("gbrpf32le",),
+        rates=(),
+        ignored=("b", "global_quality"),
+    ),
     "h264_nvenc": Defaults(
         19,
         _NVENC,
@@ -119,3 +137,5 @@ LEVELS = {
     "av1_nvenc": _AV1,
     "libvpx-vp9": _VP9,
 }
+PICTURES = ("png", "tiff", "dpx", "exr")
+"""Encoders of single pictures: RGB or gray of full range, whatever video says."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import av
 
 from vidup.errors import ConfigError
+from vidup.media.sequences import WRITTEN, is_sequence
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class Container:
     """Of ffmpeg's muxer."""
     endings: tuple[str, ...]
     """Of a file's name, the usual one first."""
-    family: Literal["mov", "matroska"]
+    family: Literal["mov", "matroska", "pictures"]
+    """``pictures`` is no file: each frame becomes one of its own, and nothing else is held."""
     tick: Fraction | None
     """Seconds in one unit of all times; None where each stream counts in its own."""
     below_zero: Literal["hidden", "shifted"]
@@ -59,6 +61,8 @@ class Container:
 
     def holds(self, codec: str) -> bool:
         """Whether its muxer takes the video of an encoder, found by a dry run."""
+        if self.family == "pictures":
+            return codec == self.codec
         with io.BytesIO() as nowhere:
             try:
                 av.open(nowhere, "w", format=self.name).add_stream(codec)
@@ -74,6 +78,8 @@ class Container:
         """
         if not given:
             return self
+        if self.family == "pictures":
+            raise ConfigError(f"muxer_options = {dict(given)}: {self} have no muxer; leave it out")
         self._check_options(given)
         options = dict(self.options)
         for key, value in given.items():
@@ -108,6 +114,8 @@ class Container:
 
     def refusal(self, stream: Any) -> str | None:
         """Why it does not take a stream of an open input as it is, found by a dry run; None where it does."""
+        if self.family == "pictures":
+            return "pictures hold nothing else"
         if is_cover(stream):
             if self.cover is None:
                 return f"{self} has no place for a cover"
@@ -142,7 +150,7 @@ class Container:
     def arriving(self, tags: Mapping[str, str]) -> dict[str, str]:
         """What can be read back of a file's tags, found by a dry run: mov and mp4 have a place for some only."""
         if self.family != "mov":
-            return dict(tags)
+            return {} if self.family == "pictures" else dict(tags)
         every = "use_metadata_tags" in self.tag_options(tags).get("movflags", "")
         with io.BytesIO() as file:
             options = {"fflags": "+bitexact", **({"movflags": "use_metadata_tags"} if every else {})}
@@ -283,7 +291,9 @@ def check_ending(source: Path, output: Path) -> None:
     Raises:
         ConfigError: its ending is not known.
     """
-    is_still = source.suffix.lower() in STILLS | STILLS_READ and output.suffix.lower() in STILLS
+    is_still = (
+        not is_sequence(source) and source.suffix.lower() in STILLS | STILLS_READ and output.suffix.lower() in STILLS
+    )
     if not is_still:
         container_of(output)
 
@@ -294,6 +304,8 @@ def container_of(output: Path) -> Container:
     Raises:
         ConfigError: the ending is not known.
     """
+    if is_sequence(output):
+        return _pictures(output)
     container = CONTAINERS.get(output.suffix.lower())
     if container is None:
         raise ConfigError(
@@ -301,6 +313,16 @@ def container_of(output: Path) -> Container:
             f" choose a name that ends in {', '.join(CONTAINERS)}"
         )
     return container
+
+
+def _pictures(output: Path) -> Container:
+    codec = WRITTEN.get(output.suffix.lower())
+    if codec is None:
+        raise ConfigError(f"{output}: cannot write such pictures; take {', '.join(WRITTEN)}")
+    return Container(
+        name="pictures", endings=(output.suffix,), family="pictures", tick=None, below_zero="hidden", codec=codec,
+        deep_codec=codec, text="", sound="", lossless_sound="", cover=None, data=False, keeps_aspect=False, options={},
+    )  # fmt: skip
 
 
 def family(formats: str) -> str:

@@ -54,7 +54,7 @@ class Delivery:
     def display_matrix(self) -> tuple[int, ...] | None:
         """The nine integers of the display matrix that the output has."""
         matrix = self.info.display_matrix
-        if matrix is None or self.settings.bake_rotation:
+        if matrix is None or self._baked:
             return None
         # Some programs turn by sines that they have rounded, and Matroska takes whole turns only.
         turns = (0, 65536, -65536)
@@ -63,7 +63,11 @@ class Delivery:
     @property
     def turn(self) -> Turn:
         """How pictures are turned to stand upright, where the rotation is baked in."""
-        return Turn.of(self.info.display_matrix) if self.settings.bake_rotation else Turn()
+        return Turn.of(self.info.display_matrix) if self._baked else Turn()
+
+    @property
+    def _baked(self) -> bool:
+        return self.settings.bake_rotation or self.container.family == "pictures"
 
 
 def plan_delivery(info: MediaInfo, container: Container, settings: Settings) -> Delivery:

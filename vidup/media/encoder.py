@@ -18,11 +18,10 @@ import av
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, Layout, MediaInfo, layout
-from vidup.media import frames, side_data
-from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
+from vidup.media import frames, linear
+from vidup.media.codecs import DEFAULTS, PICTURES, Defaults
 from vidup.media.containers import Container, video_format
 from vidup.media.decoding import planar
-from vidup.media.hdr import hdr_params
 from vidup.media.options import encoder_options
 from vidup.media.trial import objections
 from vidup.picture import color
@@ -40,7 +39,7 @@ _FRAME_FLAGS = (
 )
 
 
-_MASTERING = ("ffv1",)  # encoders whose files are for further work: RGB and gray stay what they are
+_MASTERING = ("ffv1", *PICTURES)  # encoders whose files are for further work: RGB and gray stay what they are
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
         options=encoder_options(codec, settings, info.hdr, info.stereo_mode),
         time_base=_time_base(info),
         rate=info.rate,
-        color=_output_color(info, settings, planar(pix_fmt), defaults),
+        color=_output_color(info, settings, planar(pix_fmt), codec),
         sample_aspect_ratio=info.sample_aspect_ratio,
         hdr=info.hdr,
     )
@@ -253,11 +252,7 @@ def same_priority() -> Iterator[None]:
 
 def to_av(frame: Frame, encoding: Encoding) -> Any:
     """A PyAV frame, its planes copied, its times in the encoding's time base."""
-    # Samples in the high bits are shifted here: ffmpeg's own conversion of them is not exact for RGB.
-    high = encoding.pix_fmt.endswith("msble")
-    result = frames.filled(frame, encoding.pix_fmt if high else frame.pix_fmt)
-    if result.format.name != encoding.pix_fmt:
-        result = result.reformat(format=encoding.pix_fmt)
+    result = linear.encodable(frame) if encoding.codec == "exr" else _in_format(frame, encoding.pix_fmt)
     unit = frame.time_base / encoding.time_base
     result.pts, result.duration, result.time_base = (
         int(frame.pts * unit),
@@ -269,45 +264,10 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
     return result
 
 
-def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
-    """What of the picture's format the encoding does not keep, in words."""
-    source, target = layout(planar(info.pix_fmt)), layout(planar(encoding.pix_fmt))
-    assert source is not None and target is not None
-    lost = []
-    components = av.VideoFormat(info.pix_fmt).components
-    if (components[-1].is_alpha and len(components) in (2, 4)) or side_data.ALPHA in info.side_data:
-        lost.append("transparency is dropped: the picture is made opaque")
-    if target.bits < source.bits:
-        lost.append(
-            f"{source.bits} bits become {target.bits}: {encoding.codec} has no deeper format ({encoding.pix_fmt})"
-        )
-    if source.family == "gbr" and target.family == "yuv":
-        lost.append(f"RGB becomes {encoding.pix_fmt}")
-    elif source.family == "yuv" and (target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y):
-        lost.append(f"{info.pix_fmt} becomes {encoding.pix_fmt}: colour at a lower resolution")
-    tagged, written = (color.MATRIX_NAMES.get(code) for code in (info.color.matrix, encoding.color.matrix))
-    held = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
-    if held is not None and info.color.matrix not in held and tagged != written and source.family == "yuv":
-        lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} cannot say the first")
-    if encoding.hdr is not None and hdr_params(encoding.codec, encoding.hdr) is None:
-        lost.append(f"HDR10 mastering data is not kept by {encoding.codec}: take libx265, libsvtav1 or libx264")
-    return lost
-
-
-def limits(encoding: Encoding) -> list[str]:
-    """Where the encoding goes beyond what the largest level of its format allows players to expect, in words."""
-    level = LEVELS.get(encoding.codec)
-    if level is None:
-        return []
-    width, height = (-(-side // level.block) * level.block for side in (encoding.width, encoding.height))
-    size = f"{encoding.width}x{encoding.height}"
-    if width * height > level.samples or width > level.width or height > level.height:
-        return [f"{size} is beyond {level.name}: many players will refuse it"]
-    if width * height * encoding.rate > level.rate:
-        return [
-            f"{size} at {float(encoding.rate):g} frames a second is beyond {level.name}: many players will refuse it"
-        ]
-    return []
+def _in_format(frame: Frame, pix_fmt: str) -> Any:
+    # Samples in the high bits are shifted here: ffmpeg's own conversion of them is not exact for RGB.
+    result = frames.filled(frame, pix_fmt if pix_fmt.endswith("msble") else frame.pix_fmt)
+    return result if result.format.name == pix_fmt else result.reformat(format=pix_fmt)
 
 
 def _nearest(source: str, offered: list[str], codec: str) -> str:
@@ -327,6 +287,8 @@ def _nearest(source: str, offered: list[str], codec: str) -> str:
         finer = max(0, wanted.chroma_x - have.chroma_x) + max(0, wanted.chroma_y - have.chroma_y)
         return have.family != wanted.family, fewer, coarser, more, finer
 
+    if codec == "exr":
+        return "gbrpf32le"
     usable = [
         name
         for name in offered
@@ -338,13 +300,16 @@ def _nearest(source: str, offered: list[str], codec: str) -> str:
     return min(usable, key=loss) if usable else "yuv420p"
 
 
-def _output_color(info: MediaInfo, settings: Settings, target: str, defaults: Defaults) -> Color:
+def _output_color(info: MediaInfo, settings: Settings, target: str, codec: str) -> Color:
+    defaults = DEFAULTS.get(codec, Defaults(None))
     tags = color.resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     kind = layout(target)
     assert kind is not None
     if kind.family == "gbr":
         return Color(color.RGB, tags.primaries, tags.transfer, True)
     matrix, full_range = (color.BT709, False) if tags.matrix == color.RGB else (tags.matrix, tags.full_range)
+    if codec in PICTURES:
+        full_range = True
     if defaults.matrices is not None and matrix not in defaults.matrices:
         matrix = color.BT601 if matrix == 5 else color.BT709  # 5 and 6 are two names of one matrix
     return Color(matrix, tags.primaries, tags.transfer, full_range)

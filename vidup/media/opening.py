@@ -14,7 +14,10 @@ from typing import Any, NamedTuple, cast
 import av
 
 from vidup.errors import MediaError
-from vidup.media.origins import Origin, find, on_one_clock
+from vidup.media.linear import DECODER_OPTIONS
+from vidup.media.origins import Origin, on_one_clock
+from vidup.media.origins import find as find_clocks
+from vidup.media.sequences import find, is_sequence
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +75,22 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None, whole: 
 
 
 def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
+    name, kind, formats = str(path), None, av.formats_available - _INDIRECT
+    if is_sequence(path):
+        numbered = find(Path(path))
+        name, kind, formats = numbered.for_ffmpeg, "image2", {"image2"}
+        demuxing = {"pattern_type": "sequence", "start_number": str(numbered.first), **demuxing}
+    else:
+        kind = _still_format(Path(path))
     try:
         return av.open(
-            f"file:{path}",  # a colon in the name would be taken for a protocol otherwise
-            format=_still_format(Path(path)),
+            f"file:{name}",  # a colon in the name would be taken for a protocol otherwise
+            format=kind,
             metadata_errors="surrogateescape",
             # PyAV asks the demuxer to invent missing times, which ruins h264 in AVI.
             container_options={"fflags": flags},
             options={
-                "format_whitelist": ",".join(sorted(av.formats_available - _INDIRECT)),
+                "format_whitelist": ",".join(sorted(formats)),
                 "protocol_whitelist": "file",
                 "max_pixels": str(MOST_PIXELS),
                 **demuxing,
@@ -115,6 +125,9 @@ def check_file(path: str | Path) -> None:
     Raises:
         MediaError: the file is missing, is no regular file, or is empty.
     """
+    if is_sequence(path):
+        find(Path(path))
+        return
     try:
         facts = Path(path).stat()
     except FileNotFoundError:
@@ -133,7 +146,7 @@ def video_context(stream: Any) -> Any:
     """The stream's decoder, not yet open, limited to the pixels that a frame may have."""
     context = stream.codec_context
     if not context.is_open:
-        context.options = {"max_pixels": str(MOST_PIXELS)}
+        context.options = {"max_pixels": str(MOST_PIXELS), **(DECODER_OPTIONS if context.name == "exr" else {})}
     return context
 
 
@@ -190,7 +203,7 @@ def find_origins(container: Any) -> tuple[Origin, ...]:
 @lru_cache(maxsize=64)
 def _scan(path: Path, size: int, mtime_ns: int) -> tuple[Origin, ...]:
     with open_input(path) as container:
-        return find(_demux(container, None, log.debug))
+        return find_clocks(_demux(container, None, log.debug))
 
 
 def _demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:

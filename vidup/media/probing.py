@@ -6,6 +6,7 @@ import logging
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 
 import av
 
-from vidup.errors import MediaError
+from vidup.errors import ConfigError, MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
 from vidup.media import cropping, hdr, interlace, side_data
 from vidup.media.containers import family
@@ -132,3 +133,25 @@ def _stream_info(stream: Any) -> StreamInfo:
     elif stream.type == "audio" and context is not None:
         detail = f"{context.sample_rate} Hz {channels(context).layout}"
     return StreamInfo(stream.index, stream.type, codec_name(stream), detail, stream.metadata.get("language", ""))
+
+
+def at_rate(info: MediaInfo, fps: float | None) -> MediaInfo:
+    """What is in a file whose frames follow each other at a rate that it does not say itself.
+
+    Raises:
+        ConfigError: it does say when each is shown.
+    """
+    if fps is None:
+        return info
+    if info.container != "image2" and info.timing != "made":
+        raise ConfigError(f"fps = {fps:g}: {info.path} says when each frame is shown; leave it out")
+    rate = next(
+        (Fraction(whole * 1000, 1001) for whole in (24, 30, 48, 60, 120) if abs(fps - whole / 1.001) < 0.005),
+        Fraction(fps).limit_denominator(1001),
+    )
+    count = len(info.pts)
+    notes = tuple(note for note in info.notes if "bears no times" not in note)
+    return replace(
+        info, time_base=1 / rate, pts=tuple(range(count)), end=count, rate=rate, variable_rate=False, notes=notes,
+        entries=info.entries if info.container == "image2" else (),
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from vidup.errors import MediaError
 from vidup.frame import Frame
 from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
+from vidup.media.linear import DECODER_OPTIONS
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
     name = av.Codec(encoding.codec, "w").canonical_name
     context: Any = av.CodecContext.create(_DECODERS.get(name, name), "r")
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
+    context.options = dict(DECODER_OPTIONS) if name == "exr" else {}
     context.extradata, context.codec_tag = bytes.fromhex(head["extradata"]) or None, head["tag"]
     # Frames side by side cost more than they save where a frame takes less than handing it to a thread.
     context.thread_type = "AUTO" if encoding.width * encoding.height > _SMALL else "SLICE"
@@ -168,6 +170,7 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
             data = av.Packet(len(packet.data))
             data.update(packet.data)
             data.pts, data.duration, data.time_base = packet.pts, packet.duration, encoding.time_base
+            data.is_keyframe = packet.key  # without it FFmpeg adds a PNG to the picture before
         try:
             pictures = context.decode(data)
         except av.error.FFmpegError as error:

@@ -71,6 +71,8 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
     if refusal is None:
         beside = stream.type == "video" and not is_cover(stream)
         return plan("copy", "one video stream is upscaled, and it is another" if beside else "")
+    if container.family == "pictures":
+        return plan("drop", refusal)
     if container.cover == "attachment" and is_cover(stream):
         return plan("attach")
     return next(_conversions(stream, info, container, plan("convert", refusal)), plan("drop", refusal))

@@ -1,0 +1,57 @@
+"""Numbered pictures as an output: each frame in a file of its own, from the segments of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vidup.errors import VerifyError
+from vidup.job.disk import beside, put_in_place
+from vidup.job.plan import Job
+from vidup.media.segment import read_segment
+from vidup.media.sequences import is_sequence, name, numbers_of
+from vidup.proof import Receipt, sha256
+from vidup.proof.pictures import Compared
+
+
+def make_folder(target: Path) -> None:
+    """Make the folder of the pictures, where the one that it is in is there."""
+    if is_sequence(target):
+        target.parent.mkdir(exist_ok=True)
+
+
+def is_begun(folder: Path, target: Path) -> bool:
+    """Whether the pictures that are there may be those of a job that was stopped while it put them in place."""
+    return is_sequence(target) and folder.is_dir()
+
+
+def deliver(job: Job, segments: Sequence[Path], overwrite: bool, compared: Compared) -> Receipt:
+    """Write the pictures of proved segments, each whole, and read them again.
+
+    Args:
+        overwrite: replace pictures that are there; else only those are left that are the same.
+        compared: what came of the proof of the segments.
+
+    Raises:
+        ConfigError: a picture is there, and is another one.
+        MediaError: one cannot be written.
+        VerifyError: what was written is not what is read.
+    """
+    numbers = iter(numbers_of(Path(job.info.path), job.low, len(job.times)))
+    for segment in segments:
+        for packet in sorted(read_segment(segment), key=lambda packet: packet.pts):
+            target = name(job.output, next(numbers))
+            if not (target.is_file() and target.read_bytes() == packet.data):
+                part = beside(target, ".part")
+                part.write_bytes(packet.data)
+                try:
+                    put_in_place(part, target, overwrite)
+                finally:
+                    part.unlink(missing_ok=True)
+                if target.read_bytes() != packet.data:
+                    raise VerifyError(f"{target}: is not what was written; is the disk sound?")
+    size = job.encoding.height, job.encoding.width
+    source = Path(job.info.path)
+    return Receipt(
+        source, job.output, len(job.times), compared.pictures, compared.least_likeness, size, (), 0, sha256(job.output)
+    )

@@ -1,0 +1,54 @@
+"""What an encoding does not keep of the pictures, and where it goes beyond what players expect, in words."""
+
+from __future__ import annotations
+
+import av
+
+from vidup.frame import MediaInfo, layout
+from vidup.media import side_data
+from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
+from vidup.media.decoding import planar
+from vidup.media.encoder import Encoding
+from vidup.media.hdr import hdr_params
+from vidup.picture import color
+
+
+def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
+    """What of the picture's format the encoding does not keep, in words."""
+    source, target = layout(planar(info.pix_fmt)), layout(planar(encoding.pix_fmt))
+    assert source is not None and target is not None
+    lost = []
+    components = av.VideoFormat(info.pix_fmt).components
+    if (components[-1].is_alpha and len(components) in (2, 4)) or side_data.ALPHA in info.side_data:
+        lost.append("transparency is dropped: the picture is made opaque")
+    if target.bits < source.bits:
+        lost.append(
+            f"{source.bits} bits become {target.bits}: {encoding.codec} has no deeper format ({encoding.pix_fmt})"
+        )
+    if source.family == "gbr" and target.family == "yuv":
+        lost.append(f"RGB becomes {encoding.pix_fmt}")
+    elif source.family == "yuv" and (target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y):
+        lost.append(f"{info.pix_fmt} becomes {encoding.pix_fmt}: colour at a lower resolution")
+    tagged, written = (color.MATRIX_NAMES.get(code) for code in (info.color.matrix, encoding.color.matrix))
+    held = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
+    if held is not None and info.color.matrix not in held and tagged != written and source.family == "yuv":
+        lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} cannot say the first")
+    if encoding.hdr is not None and hdr_params(encoding.codec, encoding.hdr) is None:
+        lost.append(f"HDR10 mastering data is not kept by {encoding.codec}: take libx265, libsvtav1 or libx264")
+    return lost
+
+
+def limits(encoding: Encoding) -> list[str]:
+    """Where the encoding goes beyond what the largest level of its format allows players to expect, in words."""
+    level = LEVELS.get(encoding.codec)
+    if level is None:
+        return []
+    width, height = (-(-side // level.block) * level.block for side in (encoding.width, encoding.height))
+    size = f"{encoding.width}x{encoding.height}"
+    if width * height > level.samples or width > level.width or height > level.height:
+        return [f"{size} is beyond {level.name}: many players will refuse it"]
+    if width * height * encoding.rate > level.rate:
+        return [
+            f"{size} at {float(encoding.rate):g} frames a second is beyond {level.name}: many players will refuse it"
+        ]
+    return []

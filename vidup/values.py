@@ -1,0 +1,101 @@
+"""A setting's value: how its field is declared, and what it may be."""
+
+from __future__ import annotations
+
+import numbers
+import os
+import types
+from dataclasses import field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vidup.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flags: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field with its default, its help line, its short flags and the range that it must keep."""
+    metadata = {"help": help, "flags": flags, "low": low, "high": high, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata, hash=False)
+    return field(default=default, metadata=metadata)
+
+
+def check(config: Any) -> None:
+    """See that each field of a dataclass holds what it is for; numbers and paths of other kinds become Python's own.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+    hints = get_type_hints(type(config))
+    for spec in fields(config):
+        hint = hints[spec.name]
+        value = _plain(getattr(config, spec.name), hint)
+        object.__setattr__(config, spec.name, value)
+        if not _fits(value, hint):
+            raise ConfigError(f"{spec.name} = {shown(value)}: expected {_describe(hint)}")
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not (float("-inf") if low is None else low) <= value <= (
+            float("inf") if high is None else high
+        ):  # false for nan, too
+            wanted = f"{low} or more" if high is None else f"{low} to {high}"
+            raise ConfigError(f"{spec.name} = {shown(value)}: expected {wanted}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its beginning, where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) != float("inf")
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A value of a kind that stands for Python's own: a number of NumPy, a whole one that is written 20.0, a path."""
+    kind = scalar(hint)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value).__name__ in ("bool", "bool_") and kind is bool:  # NumPy's
+        return bool(value)
+    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = float(value)
+    return int(number) if kind is int and number.is_integer() else number
+
+
+def scalar(hint: Any) -> Any:
+    """The type of a value that is given: `float` of ``float | None``."""
+    return get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+
+
+def _describe(hint: Any) -> str:
+    hint = scalar(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is dict:
+        return "a table of texts"
+    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
