@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import pictures, video_times
 
-from vidup import probe
+import vidup
 from vidup.cli import main
 from vidup.job import numbered
 from vidup.media import sequences
@@ -197,7 +197,7 @@ def test_a_picture_of_another_size_is_refused(tmp_path: Path, capsys: Output):
 def test_rates(tmp_path: Path, make_clip: Callable[..., Path], capsys: Output):
     make(tmp_path / "in")
     source = tmp_path / "in" / "shot 100% %04d.png"
-    assert probe(source).rate == 25
+    assert vidup.plan(source, settings="mini").info.rate == 25
     assert main(["upscale", str(source), "-o", str(tmp_path / "a.mp4"), *NEAREST, "--fps", "23.976"]) == 0
     assert video_times(tmp_path / "a.mp4")[1] == Fraction(1001, 24000) and len(pictures(tmp_path / "a.mp4")) == COUNT
     assert main(["upscale", str(make_clip()), *NEAREST, "--fps", "24"]) == 2
