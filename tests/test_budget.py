@@ -16,8 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vidup import Color, Frame, Upscaler
 from vidup.bench import random_engine
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, architecture, hub
-from vidup.engines.memory import LiveBytes, is_out_of_memory, keep_to_limit, memory_limit, reserved
+from vidup.engines import Choice, Needs, Place, architecture, hub, memory
+from vidup.engines import planner as planning
+from vidup.engines.memory import (
+    KEPT,
+    LiveBytes,
+    is_out_of_memory,
+    keep_freed,
+    keep_to_limit,
+    keeps_freed,
+    memory_limit,
+    release_freed,
+    reserved,
+)
 from vidup.engines.planner import Planner
 from vidup.engines.tracing import trace_unet
 from vidup.engines.vae import Decoder, Limits
@@ -255,3 +266,62 @@ class TestMemory:
         assert shared == alone // 2
         for one in (replace(runtime, workers=1), replace(runtime, ray="auto")):  # a cluster's machines have their own
             assert OnRay(plain, one)._of_worker() is one
+
+
+class TestWhatTheProcessorKeeps:
+    """glibc keeps what is freed, so that the system does not clear the same memory for every layer of a model."""
+
+    CPU = torch.device("cpu")
+
+    @pytest.mark.skipif(not keeps_freed(torch.device("cpu")), reason="needs glibc")
+    def test_what_is_freed_is_taken_again(self) -> None:
+        import resource
+
+        def faults() -> int:
+            """Of 16,384 pages: 64 MiB, more than glibc keeps by itself."""
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.ones(64 * 2**18)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        keep_freed(self.CPU, 2**28)
+        faults()
+        assert min(faults() for _ in range(3)) < 1000
+        release_freed(self.CPU)
+        assert faults() > 10_000
+        keep_freed(self.CPU, 0)
+
+    def test_elsewhere_nothing_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert not keeps_freed(META)
+
+        def unknown(_: str) -> str:
+            raise ValueError("unrecognized configuration name")
+
+        for answer in (unknown, lambda _: None, lambda _: "musl"):
+            monkeypatch.setattr(memory.os, "confstr", answer, raising=False)
+            assert not keeps_freed(self.CPU)
+            keep_freed(self.CPU, 2**30)
+            release_freed(self.CPU)
+
+    def test_the_plan_has_it_where_there_is_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As much as is at work, to a bound; what is at work is chosen without it."""
+        monkeypatch.setattr(planning, "keeps_freed", lambda device: device.type == "cpu")
+        settings, choice = Settings(model="bicubic"), Choice(1, 0)
+        needs = Needs(self.CPU, frame=100.0, window=1000.0, weights=(5000, 0))
+
+        def planned(limit: str, needs: Needs = needs) -> int:
+            planner = Planner(needs, settings, Runtime(device="cpu", max_memory=limit))
+            assert planner.memory(choice, 100, 100) == 11_005_000
+            return planner.planned(choice, 100, 100)
+
+        assert planned("99M") == 2 * 11_000_000 + 5000 and planned("15M") == 11_005_000
+        assert planned("99M", replace(needs, device=META)) == 11_005_000
+        large = Planner(needs, settings, Runtime(device="cpu", max_memory="999G"))
+        assert large.kept(choice, 10_000, 10_000) == KEPT
+
+    def test_the_upscaler_goes_by_the_plan(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[int] = []
+        monkeypatch.setattr("vidup.upscaler.keep_freed", lambda _, size: told.append(size))
+        with Upscaler(Settings(model="bicubic", scale=2), Runtime(device="cpu")) as upscaler:
+            choice = upscaler.choose(30, 40)
+            assert upscaler.choose(30, 40) is choice
+            assert told == [upscaler.planner.kept(choice, 30, 40)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -17,7 +16,7 @@ import torch
 from vidup import engines
 from vidup.config import Given, Runtime, settings_of
 from vidup.engines import Choice, finite, stops
-from vidup.engines.memory import is_out_of_memory
+from vidup.engines.memory import is_out_of_memory, keep_freed, release_freed
 from vidup.engines.planner import Planner
 from vidup.engines.relay import Follower, Relay, Step
 from vidup.errors import MediaError, Stopped
@@ -121,11 +120,11 @@ class Upscaler:
         """Let the model and its memory go; another call loads it again."""
         with self._lock:
             if "engine" in self.__dict__:
+                device = self.engine.device
                 self._in_its_thread(self.engine.close)
                 self.__dict__.pop("planner", None)
                 del self.engine
-                gc.collect()  # an engine's caches hold on to it in a circle
-                torch.cuda.empty_cache()
+                release_freed(device)
         self._thread.close()
 
     def replace(self, **changes: Any) -> Upscaler:
@@ -273,10 +272,9 @@ class Upscaler:
         """
         size = height, width
         with self._lock:
-            if choice is not None:
-                self._choices[size] = choice
-            elif size not in self._choices:
-                self._choices[size] = self.planner.choose(*size)
+            if choice is not None or size not in self._choices:
+                settled = self._choices[size] = choice or self.planner.choose(*size)
+                keep_freed(self.engine.device, self.planner.kept(settled, *size))
             return self._choices[size]
 
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
@@ -378,8 +376,7 @@ class Upscaler:
         choice = self.planner.back_off(before, height, width, failed)
         self._in_its_thread(self.engine.close)
         self.choose(height, width, choice)
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_freed(self.engine.device)
 
     @torch.inference_mode()
     def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: int) -> torch.Tensor:

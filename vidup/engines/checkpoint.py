@@ -78,8 +78,9 @@ def _stamp(path: Path) -> _Stamp:
     return path, facts.st_size, facts.st_mtime_ns
 
 
-def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> None:
-    """None: the needs are known of the loaded model alone."""
+def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs | None:
+    """What it takes on the CPU; None elsewhere, where the model would have to be loaded onto the device."""
+    return Checkpoint(settings, runtime, device).needs if device.type == "cpu" else None
 
 
 class Checkpoint:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -76,6 +79,46 @@ def keep_to_limit(runtime: Runtime, device: torch.device) -> Callable[[], None]:
     limits.append(limit)
     hold()
     return lift
+
+
+KEPT = 2**30
+"""Bytes at the most that the C library keeps of what is freed."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+_BY_ITSELF = 2**25  # bytes of a block that glibc comes to keep by itself, and before 2.35 the most that it can be told
+
+
+def keep_freed(device: torch.device, size: int) -> None:
+    """On the CPU, have glibc keep so many bytes of what is freed for what is needed next.
+
+    By itself it gives blocks of more than 32 MB back to the system after every layer of a model, which has to clear the
+    same memory for the next one: a third of the time of a convolution net on large frames.
+
+    Args:
+        size: bytes, up to `KEPT`; 0 leaves it as it is by itself.
+    """
+    if keeps_freed(device):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_TRIM_THRESHOLD, max(size, 2 * _BY_ITSELF))
+        if not libc.mallopt(_MMAP_THRESHOLD, max(size, _BY_ITSELF)):
+            libc.mallopt(_MMAP_THRESHOLD, _BY_ITSELF)
+
+
+def release_freed(device: torch.device) -> None:
+    """Give to the system what the process has freed of a device's memory."""
+    gc.collect()  # an engine's caches hold on to it in a circle
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif keeps_freed(device):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def keeps_freed(device: torch.device) -> bool:
+    """Whether `keep_freed` has an effect: on the CPU, with glibc."""
+    try:
+        return device.type == "cpu" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    except (AttributeError, ValueError, OSError):  # Windows has no such question, other C libraries no answer
+        return False
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

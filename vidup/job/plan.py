@@ -121,7 +121,7 @@ def pixels(job: Job) -> int:
 def device_memory(job: Job, runtime: Runtime) -> int | None:
     """Bytes of the device that the model will take; None where it is known of the loaded model alone."""
     planner, size = engines.foresee(job.settings, runtime, pixels(job)), job.turn.size(job.info.height, job.info.width)
-    return planner.memory(planner.choose(*size), *size) if planner is not None else None
+    return planner.planned(planner.choose(*size), *size) if planner is not None else None
 
 
 _BITS = {"ffv1": 12.0, "prores_ks": 5.0, "png": 14.0, "tiff": 24.0, "exr": 40.0, "dpx": 48.0}

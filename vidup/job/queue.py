@@ -283,7 +283,7 @@ def _choose(work: Work, crew: Crew) -> None:
         work.store.save_choice(asdict(choice))
         log.debug(
             "%s: about %.2f GiB on %s; %d at a time, %s",
-            *(work.job.output, planner.memory(choice, *size) / 2**30, crew.device, choice.batch),
+            *(work.job.output, planner.planned(choice, *size) / 2**30, crew.device, choice.batch),
             f"tiles of {choice.tile}" if choice.tile else "whole frames",
         )
 
