@@ -511,9 +511,10 @@ class TestLoading:
 
     def test_the_hub_is_asked_for_no_more_than_is_needed(self, monkeypatch: pytest.MonkeyPatch, tiny_x4: Path) -> None:
         from vidup.engines import hub
+        from vidup.engines.layout import files_of
 
         half = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"]
-        files = [*hub._files(tiny_x4), *half, "x4-upscaler-ema.ckpt", "unet/diffusion_pytorch_model.bin", "README.md"]
+        files = [*files_of(tiny_x4), *half, "x4-upscaler-ema.ckpt", "unet/diffusion_pytorch_model.bin", "README.md"]
         asked: dict[str, object] = {}
 
         def snapshot(repository: str, **options: object) -> str:

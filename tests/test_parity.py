@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import enlarge, loaded
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Place
+from vidup.engines import Choice, Place, identify, native_scale
 from vidup.engines.x4 import _LATENTS, _LOW_RES
+from vidup.errors import EngineError
 from vidup.picture import noise
 
 STEPS, LEVEL, SEED = 5, 20, 3
@@ -86,3 +89,97 @@ def test_the_vaes_scaling_factor_is_the_stock_pipelines_whatever_its_file_says(
         stock = StableDiffusionUpscalePipeline.from_pretrained(folder)
     engine = loaded(Settings(model=str(folder), steps=1), Runtime(device="cpu")).engine
     assert engine.vae.config.scaling_factor == stock.vae.config.scaling_factor == 0.08333
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_x4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    shutil.copytree(tiny_x4, folder := tmp_path_factory.mktemp("distilled") / "model")
+    for part in ("unet", "vae", "low_res_scheduler", "scheduler"):
+        shutil.rmtree(folder / part)
+    config = UNet2DConditionModel.load_config(tiny_x4, subfolder="unet")
+    UNet2DConditionModel.from_config({**config, "num_class_embeds": None}).save_pretrained(folder / "unet")
+    DDIMScheduler(
+        beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing",
+    ).save_pretrained(folder / "scheduler")  # fmt: skip
+    index = json.loads((tiny_x4 / "model_index.json").read_text())
+    index |= {"_class_name": "StreamDiffVSRPipeline", "vae": [None, "TemporalAutoencoderTiny"]}
+    del index["low_res_scheduler"], index["max_noise_level"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    widths = {f"{side}_block_out_channels": (8, 8, 8) for side in ("encoder", "decoder")}
+    tiny = AutoencoderTiny(**widths, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1))
+    tiny.save_pretrained(folder := tmp_path_factory.mktemp("tiny"))
+    return folder
+
+
+class TestDistilled:
+    """An x4 upscaler of four steps, as Stream-DiffVSR: no noise level, no guidance, and no noise on the input."""
+
+    def test_it_runs_its_own_four_timesteps(
+        self, distilled: Path, decoder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        upscaler = loaded(Settings(model=str(distilled), vae=str(decoder), seed=SEED))
+        engine, picture = upscaler.engine, torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        assert [step.time for step in engine.steps] == [999, 749, 499, 249]
+        assert not engine.guided and not caplog.records
+        unet = UNet2DConditionModel.from_pretrained(distilled, subfolder="unet").eval()
+        vae = AutoencoderTiny.from_pretrained(decoder).eval()
+        text = CLIPTextModel.from_pretrained(distilled, subfolder="text_encoder").eval()
+        scheduler = DDIMScheduler.from_pretrained(distilled, subfolder="scheduler")
+        scheduler.set_timesteps(4)
+        tokens = CLIPTokenizer.from_pretrained(distilled, subfolder="tokenizer")
+        ids = tokens("", padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            embedding, x = text(ids)[0], noise.field(SEED, _LATENTS, 4, 32, 48)[None]
+            for time in scheduler.timesteps:
+                answer = unet(torch.cat([x, picture * 2 - 1], 1), time, embedding).sample
+                x = scheduler.step(answer, time, x).prev_sample
+            expected = (vae.decode(x).sample / 2 + 0.5).clamp(0, 1)
+        assert expected.std() > 0.02
+        torch.testing.assert_close(enlarge(upscaler, picture), expected, atol=1e-3, rtol=0)
+
+    def test_what_it_does_not_know_is_told(
+        self, distilled: Path, decoder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        upscaler = loaded(
+            Settings(model=str(distilled), vae=str(decoder), steps=8, noise_level=100, guidance_scale=4.0)
+        )
+        assert len(upscaler.engine.steps) == 4
+        told = [line.partition(" = ")[0] for line in caplog.messages if "has no effect with a distilled model" in line]
+        assert told == ["steps", "noise_level", "guidance_scale"]
+
+    def test_it_is_in_the_catalogue_and_a_tiny_decoder_takes_the_place_of_its_own(
+        self, distilled: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+
+        def snapshot(repository: str, **_: object) -> str:
+            asked.append(repository)
+            return str(decoder if "taesd" in repository else distilled)
+
+        for home in ("hub", "tiny"):
+            monkeypatch.setattr(f"vidup.engines.{home}.snapshot_download", snapshot)
+        monkeypatch.setattr("vidup.engines.hub.hf_hub_download", lambda *_, **__: str(distilled / "model_index.json"))
+        settings = Settings(model="Jamichsu/Stream-DiffVSR")
+        assert native_scale(settings) == 4
+        engine = loaded(settings).engine
+        assert set(asked) == {"Jamichsu/Stream-DiffVSR", "madebyollin/taesd-x4-upscaler"}
+        assert engine.identity == identify(settings, torch.device("cpu")) and "+" in engine.identity
+        assert engine.needs.window > 0 and engine.flops(32, 48, Choice(1, 0))[0] > 0
+
+    def test_another_unet_is_refused(self, distilled: Path, tiny_x4: Path, tmp_path: Path) -> None:
+        shutil.copytree(distilled, folder := tmp_path / "model")
+        shutil.rmtree(folder / "unet")
+        shutil.copytree(tiny_x4 / "unet", folder / "unet")
+        with pytest.raises(EngineError, match=r"is no distilled x4 upscaler: .* 1000 noise levels"):
+            loaded(Settings(model=str(folder)))
+        (folder / "scheduler" / "scheduler_config.json").unlink()
+        with pytest.raises(EngineError, match=r"lacks scheduler/scheduler_config\.json; .* Jamichsu/Stream-DiffVSR"):
+            loaded(Settings(model=str(folder)))

@@ -22,7 +22,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         card, memory, compiling             what a device is and can do; its memory; torch.compile
         finite                              results that are no numbers
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
-        hub                                 find and load weights: a hub id, a folder, a file
+        layout, hub                         a model's files; find and load weights: a hub id, a folder, a file
         attention                           of the decoder: over the frame, or in windows
         tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; the UNet at speed
         tracing                             what UNet and decoder take: bytes and FLOP

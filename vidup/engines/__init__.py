@@ -29,6 +29,8 @@ libraries.set_aside()  # before anything here imports diffusers
 
 _ONE_PASS = "weights of one pass"
 _X4 = "StableDiffusionUpscalePipeline"
+DISTILLED = "StreamDiffVSRPipeline"
+"""The pipeline of an x4 upscaler that was distilled to four steps."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Family:
     """It has `load`, `identity`, `foresee`, as `load`, `identify`, `foresee` here, and `scale` where not given."""
     names: dict[str, str]
     """What ``--model`` takes for them, each with its line in ``vidup list``."""
-    kind: str = ""
+    kinds: tuple[str, ...] = ()
     """How those that bear no name are recognised: what `_kind` says of a folder, a hub id or a file."""
     homes: dict[str, str] = field(default_factory=dict)
     """The hub id that a name stands for."""
@@ -59,21 +61,21 @@ FAMILIES = (
             "x4": "Stable Diffusion x4 upscaler, from the hub or its cache",
             "mini": "small x4 diffusion model that ships with vidup",
         },
-        _X4,
+        (_X4, DISTILLED),
         {"x4": "stabilityai/stable-diffusion-x4-upscaler"},
         4,
     ),
     Family(
         "x2",
         {"x2": "Stable Diffusion x2 latent upscaler, from the hub or its cache"},
-        "StableDiffusionLatentUpscalePipeline",
+        ("StableDiffusionLatentUpscalePipeline",),
         {"x2": "stabilityai/sd-x2-latent-upscaler"},
         2,
     ),
     Family(
         "checkpoint",
         {},
-        _ONE_PASS,
+        (_ONE_PASS,),
         others={
             "FILE": f"a single-image model ({', '.join(WEIGHTS)}; needs vidup[checkpoint]),"
             " or the x4 upscaler as one file"
@@ -97,9 +99,9 @@ def family(settings: Settings) -> Family:
     found = next((one for one in FAMILIES if settings.model in one.names), None)
     if found is None:
         kind = _kind(settings.model, settings.revision)
-        found = next((one for one in FAMILIES if one.kind == kind), None)
+        found = next((one for one in FAMILIES if kind in one.kinds), None)
         if found is None:
-            known = ", ".join(one.kind for one in FAMILIES if one.kind)
+            known = ", ".join(kind for one in FAMILIES for kind in one.kinds)
             raise EngineError(f"model = {settings.model!r}: is a {kind}; vidup runs {known}")
     return found
 

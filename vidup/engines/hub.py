@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from vidup.engines import HOMES, WEIGHTS, architecture, claims, prompts, single_
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.folding import fold
 from vidup.engines.identity import fingerprint as fingerprint
+from vidup.engines.layout import KINDS, LAYOUTS, files_of, variant, weight_files
 from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
@@ -39,16 +40,6 @@ _AUTOENCODERS = {
 }
 _HUB_SECONDS = 20.0
 _ID = r"[\w.-]+/[\w.-]+"
-_WEIGHTS = ("unet", "vae", "text_encoder")
-_NEEDED = (
-    "model_index.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-)
-_SCHEDULERS = {"x4": ("scheduler", "low_res_scheduler"), "x2": ("scheduler",)}
 
 
 @dataclass(frozen=True)
@@ -57,13 +48,15 @@ class Parts:
 
     unet: Any
     vae: Any
+    """None where it cannot be run: a tiny one takes its place."""
     positive: torch.Tensor
     """Embedding of the prompt, (1, tokens, width)."""
     negative: torch.Tensor
     """Embedding of the negative prompt, (1, tokens, width)."""
     scheduler: dict[str, Any]
-    low_res_scheduler: dict[str, Any]
-    max_noise_level: int
+    low_res_scheduler: dict[str, Any] | None
+    """None where the input gets no noise: such a model is run at its own few timesteps, without guidance."""
+    max_noise_level: int | None
     identity: str
     """Fingerprint of the weights and of what else the files say."""
 
@@ -87,6 +80,17 @@ def pipeline(model: str, revision: str | None) -> str:
             index = _cached_or_fetched(model, revision)
     with load_errors(path):
         return str(claims.read_table(index).get("_class_name"))
+
+
+def kind_of(model: str, revision: str | None) -> str:
+    """Which of `layout.LAYOUTS` a model of the x4 family has.
+
+    Raises:
+        EngineError: as `pipeline`.
+    """
+    if model in HOMES or model in SHIPPED or Path(model).is_file():
+        return "x4"
+    return KINDS.get(pipeline(model, revision), "x4")
 
 
 def _check_id(model: str, repository: str) -> None:
@@ -145,11 +149,11 @@ def locate(model: str, revision: str | None, half: bool, kind: str = "x4") -> Pa
             raise EngineError(f"revision = {revision!r}: {model} is on this machine; leave the revision out")
         if path.is_file() and path.suffix.lower() != ".safetensors":
             raise EngineError(f"model = {model!r}: is a file of another kind than {', '.join(WEIGHTS)}")
-        missing = _missing(_files(path), kind) if path.is_dir() else []
+        missing = LAYOUTS[kind].missing(files_of(path)) if path.is_dir() else []
         if missing:
             raise EngineError(
                 f"model = {model!r}: the folder lacks {', '.join(missing)}; it must have the hub's layout,"
-                f" as {HOMES[kind]} has it"
+                f" as {LAYOUTS[kind].example} has it"
             )
         return path
     repository = HOMES.get(model, model)
@@ -193,6 +197,8 @@ def load_parts(
         if tokenizer is not None:
             raise EngineError(f"tokenizer = {tokenizer!r}: {folder} has its own; leave it out")
         index = claims.read_table(folder / "model_index.json")
+        if KINDS.get(str(index.get("_class_name"))) == "distilled":
+            return _distilled(folder, device, unet_dtype, prompt, negative_prompt)
         autoencoder = _autoencoder(folder, index.get("vae"))
         ddim = schedule(folder, "scheduler", solver.variance_preserving)
         ddpm = schedule(folder, "low_res_scheduler", _noise_levels)
@@ -212,6 +218,21 @@ def load_parts(
             raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {len(known)}")
         hashed = identity(folder, unet_dtype != torch.float32)
         return Parts(unet, vae, positive, negative, ddim, ddpm, level, hashed)
+
+
+def _distilled(folder: Path, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str) -> Parts:
+    """An x4 upscaler that was distilled to a few steps: it knows no noise level, and its decoder is not run here."""
+    ddim = schedule(folder, "scheduler", solver.variance_preserving)
+    unet = load_module(UNet2DConditionModel, folder, "unet", dtype, device)
+    if unet.config.in_channels != unet.config.out_channels + 3 or unet.config.num_class_embeds is not None:
+        raise EngineError(
+            f"model {folder}: is no distilled x4 upscaler: its unet takes {unet.config.in_channels} channels and"
+            f" {unet.config.num_class_embeds} noise levels, expected {unet.config.out_channels} latent and 3 of the"
+            " input, and no noise level"
+        )
+    positive, negative = texts(folder, unet, device, dtype, prompt, negative_prompt)
+    hashed = identity(folder, dtype != torch.float32, "distilled")
+    return Parts(unet, None, positive, negative, ddim, None, None, hashed)
 
 
 def texts(
@@ -281,12 +302,11 @@ def _noise_levels(config: dict[str, Any], *_: object) -> list[float]:
     return found
 
 
-def identity(folder: Path, half: bool) -> str:
+def identity(folder: Path, half: bool, kind: str = "x4") -> str:
     """Fingerprint of a single file, or of the files of a layout that decide pixels, wherever it lies."""
     if folder.is_file():
         return fingerprint([folder])
-    files = _files(folder)
-    return fingerprint(folder / name for name in sorted({*filter(_is_small, files), *_weight_files(files, half)}))
+    return fingerprint(folder / name for name in LAYOUTS[kind].deciding(files_of(folder), half))
 
 
 def reads_text(unet: Any) -> bool:
@@ -307,12 +327,15 @@ def load_vae(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) 
 def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
     """One module of a layout on its device, ready to be called; the fp16 variant where half precision is wanted."""
     half = dtype in (torch.float16, torch.bfloat16)
-    variant = _variant(_files(folder), part, half)
-    weights = [
-        folder / name for name in _weight_files([f"{part}/{path.name}" for path in (folder / part).iterdir()], half)
-    ]
+    files = files_of(folder)
+    weights = [folder / name for name in weight_files(files, part, half)]
     claims.check_config(folder / part / "config.json", [path for path in weights if path.suffix == ".safetensors"])
-    options = {"subfolder": part, "variant": variant, "use_safetensors": True, "local_files_only": True}
+    options = {
+        "subfolder": part,
+        "variant": variant(files, part, half),
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
     key = "dtype" if kind is CLIPTextModel else "torch_dtype"  # the two libraries name it differently
     module, found = kind.from_pretrained(str(folder), **options, **{key: dtype}, output_loading_info=True)
     if lacking := [*found["missing_keys"], *found.get("mismatched_keys", ())]:  # they would be left at random
@@ -327,58 +350,13 @@ def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: 
     """From the cache where it is complete: a job that goes on for days must not change its weights with the hub."""
     with suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if not _missing(_files(folder), kind):
+        if not LAYOUTS[kind].missing(files_of(folder)):
             return folder
     with _answering(model, repository):
         files = ask(repository, revision)
-        missing = _missing(files, kind)
+        missing = LAYOUTS[kind].missing(files)
         if missing:
             raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}")
-        wanted = [*(name for name in files if _is_small(name)), *_weight_files(files, half)]
+        wanted = LAYOUTS[kind].deciding(files, half)
         log.info("%s: fetching from the hub, once", repository)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()] + [
-        path.name for path in folder.glob("*.json")
-    ]
-
-
-def _is_small(name: str) -> bool:
-    part, _, rest = name.rpartition("/")
-    return (
-        name == "model_index.json"
-        or part in ("tokenizer", "scheduler", "low_res_scheduler")
-        or (part in _WEIGHTS and rest == "config.json")
-    )
-
-
-def _missing(files: Iterable[str], kind: str) -> list[str]:
-    files = list(files)
-    needed = _NEEDED + tuple(f"{name}/scheduler_config.json" for name in _SCHEDULERS[kind])
-    lacking = [name for name in needed if name not in files]
-    return lacking + [f"{part}/*.safetensors" for part in _WEIGHTS if not any(_is_weight(name, part) for name in files)]
-
-
-def _is_weight(name: str, part: str) -> bool:
-    return name.startswith(f"{part}/") and name.endswith(".safetensors")
-
-
-def _weight_files(files: Iterable[str], half: bool) -> list[str]:
-    files = list(files)
-    chosen = []
-    for part in _WEIGHTS:
-        mark = ".fp16." if _variant(files, part, half) == "fp16" else None
-        for name in files:
-            belongs = name.startswith(f"{part}/") and name.endswith((".safetensors", ".safetensors.index.json"))
-            if belongs and (mark in name if mark else ".fp16." not in name):
-                chosen.append(name)
-    return chosen
-
-
-def _variant(files: Iterable[str], part: str, half: bool) -> str | None:
-    weights = [name for name in files if _is_weight(name, part)]
-    has_half = any(".fp16." in name or ".fp16-" in name for name in weights)
-    has_full = any(".fp16" not in name for name in weights)
-    return "fp16" if has_half and (half or not has_full) else None

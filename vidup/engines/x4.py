@@ -25,6 +25,7 @@ from vidup.engines.finite import clamped, tell
 from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work
+from vidup.engines.unused import warn_unused
 from vidup.engines.vae import Decoder, check, limits
 from vidup.errors import EngineError
 from vidup.picture import noise, tiling
@@ -32,6 +33,18 @@ from vidup.picture import noise, tiling
 log = logging.getLogger(__name__)
 
 _LOW_RES, _LATENTS = 0, 1  # streams of noise
+
+_OTHER_DECODER = {"distilled": "madebyollin/taesd-x4-upscaler"}
+_DISTILLED_STEPS = 4  # at the timesteps 999, 749, 499 and 249
+_NOT_DISTILLED = (
+    "steps",
+    "sampler",
+    "noise_level",
+    "negative_prompt",
+    "guidance_scale",
+    "guidance_start",
+    "guidance_end",
+)
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> DiffusionX4:
@@ -41,8 +54,10 @@ def load(settings: Settings, runtime: Runtime, device: torch.device) -> Diffusio
 
 def identity(settings: Settings, half: bool) -> str:
     """Fingerprint of its files, and of the decoder that is put in."""
-    own = hub.identity(hub.locate(settings.model, settings.revision, half), half)
-    return own if settings.vae is None else f"{own}+{tiny.identity(settings.vae)}"
+    kind = hub.kind_of(settings.model, settings.revision)
+    own = hub.identity(hub.locate(settings.model, settings.revision, half, kind), half, kind)
+    vae = settings.vae or _OTHER_DECODER.get(kind)
+    return own if vae is None else f"{own}+{tiny.identity(vae)}"
 
 
 class DiffusionX4:
@@ -66,7 +81,8 @@ class DiffusionX4:
         text_bytes = 0
         self._folder: Path | None = None
         if parts is None:
-            self._folder = folder = locate(settings.model, settings.revision, half=self.dtype != torch.float32)
+            kind = hub.kind_of(settings.model, settings.revision)
+            self._folder = folder = locate(settings.model, settings.revision, self.dtype != torch.float32, kind)
             parts = load_parts(
                 folder, home, self.dtype, vae_dtype, settings.prompt, settings.negative_prompt, settings.tokenizer
             )
@@ -74,9 +90,9 @@ class DiffusionX4:
         self._parts, self._home = parts, home
         self.identity = parts.identity
         self.vae = parts.vae
-        if settings.vae is not None:
-            channels = self.vae.config.latent_channels
-            self.vae, own = tiny.load_tiny(settings.vae, channels, self.scale, home, self.dtype)
+        if vae := settings.vae or (_OTHER_DECODER["distilled"] if parts.vae is None else None):
+            channels = parts.unet.config.out_channels
+            self.vae, own = tiny.load_tiny(vae, channels, self.scale, home, self.dtype)
             self.identity = f"{self.identity}+{own}"
         compiled = compiles(runtime.compile, card(device), runtime.offload)
         self.unet = Unet(
@@ -113,16 +129,22 @@ class DiffusionX4:
     def _settle(self, settings: Settings) -> None:
         """All that follows from the settings alone."""
         self.settings, parts, device = settings, self._parts, self.device
-        if settings.noise_level > parts.max_noise_level:
-            raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
-        self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
-
-        # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
-        differ = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
-        self.guides = [differ and guided for guided in solver.interval(settings, len(self.steps))]
+        if parts.low_res_scheduler is None or parts.max_noise_level is None:
+            warn_unused(settings, "a distilled model", (), _NOT_DISTILLED)
+            self.steps = solver.variance_preserving(
+                {**parts.scheduler, "timestep_spacing": "trailing"}, "ddim", _DISTILLED_STEPS
+            )
+            guides, self.signal, self.noise = False, 1.0, 0.0
+        else:
+            if settings.noise_level > parts.max_noise_level:
+                raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
+            self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
+            # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
+            guides = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
+            cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
+            self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
+        self.guides = [guides and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
-        cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
-        self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
         # On the device once: the loop neither copies nor waits. Frames of a job have one size.
         self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
         self._weights = lru_cache(maxsize=8)(self._make_weights)

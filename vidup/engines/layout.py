@@ -1,0 +1,87 @@
+"""The files of a model in the hub's layout: which have to be there, which are fetched, which decide pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidup.engines import DISTILLED, HOMES
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a kind of model."""
+
+    example: str
+    """A hub id that has them."""
+    schedulers: tuple[str, ...]
+    weights: tuple[str, ...] = ("unet", "vae", "text_encoder")
+    """The parts with weights that are used."""
+
+    def missing(self, files: Iterable[str]) -> list[str]:
+        """What files lack, in words."""
+        found = set(files)
+        needed = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+        needed += [f"{part}/config.json" for part in self.weights]
+        needed += [f"{name}/scheduler_config.json" for name in self.schedulers]
+        return [name for name in needed if name not in found] + [
+            f"{part}/*.safetensors" for part in self.weights if not any(_is_weight(name, part) for name in found)
+        ]
+
+    def deciding(self, files: Iterable[str], half: bool) -> list[str]:
+        """The files that decide pixels, in order: all small ones, and weights, of the fp16 variant where `half`."""
+        files = list(files)
+        small = [name for name in files if self._is_small(name)]
+        return sorted({*small, *(name for part in self.weights for name in weight_files(files, part, half))})
+
+    def _is_small(self, name: str) -> bool:
+        part, _, rest = name.rpartition("/")
+        return (
+            name == "model_index.json"
+            or part in ("tokenizer", *self.schedulers)
+            or (part in self.weights and rest == "config.json")
+        )
+
+
+LAYOUTS = {
+    "x4": Layout(HOMES["x4"], ("scheduler", "low_res_scheduler")),
+    "x2": Layout(HOMES["x2"], ("scheduler",)),
+    # Its own decoder and its ControlNet read the frame before: they are not run.
+    "distilled": Layout("Jamichsu/Stream-DiffVSR", ("scheduler",), ("unet", "text_encoder")),
+}
+
+KINDS = {DISTILLED: "distilled"}
+"""By the pipeline's name, where it is another than the family's own."""
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files of a folder and of the folders in it, as the hub names them."""
+    return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()] + [
+        path.name for path in folder.glob("*.json")
+    ]
+
+
+def weight_files(files: Iterable[str], part: str, half: bool) -> list[str]:
+    """The files with a part's weights, of the variant that is wanted or else there."""
+    files = list(files)
+    mark = ".fp16." if variant(files, part, half) == "fp16" else None
+    return [
+        name
+        for name in files
+        if name.startswith(f"{part}/")
+        and name.endswith((".safetensors", ".safetensors.index.json"))
+        and (mark in name if mark else ".fp16." not in name)
+    ]
+
+
+def variant(files: Iterable[str], part: str, half: bool) -> str | None:
+    """``fp16`` where a part's weights are there in half precision, and that is wanted or all there is."""
+    weights = [name for name in files if _is_weight(name, part)]
+    has_half = any(".fp16." in name or ".fp16-" in name for name in weights)
+    has_full = any(".fp16" not in name for name in weights)
+    return "fp16" if has_half and (half or not has_full) else None
+
+
+def _is_weight(name: str, part: str) -> bool:
+    return name.startswith(f"{part}/") and name.endswith(".safetensors")
