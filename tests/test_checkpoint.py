@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Place, checkpoint, compiling, native_scale
+from vidup.engines import Choice, Place, anchor_rounds, checkpoint, compiling, native_scale
 from vidup.engines.checkpoint import Checkpoint
 from vidup.engines.memory import LiveBytes
 from vidup.errors import EngineError
-from vidup.picture.resample import resize
+from vidup.job.describe import describe
+from vidup.job.plan import plan as plan_job
+from vidup.picture.resample import anchor, resize
 from vidup.picture.tiling import plan
 from vidup.picture.tiling import weights as weights_of
 
@@ -65,6 +68,23 @@ def test_equals_spandrels_own_call(tmp_path: Path, name: str, scale: int) -> Non
     expected = spandrel.ModelLoader().load_from_state_dict(torch.nn.Module.state_dict(compact(upscale=scale)))(source)
     assert expected.std() > 0.01
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("given", "rounds"), [(None, 1), (0, 0), (3, 3)])
+def test_one_round_of_the_anchor_where_nothing_is_said(
+    tmp_path: Path, make_clip: Callable[..., Path], given: int | None, rounds: int
+) -> None:
+    path, source, place = write(compact(), tmp_path / "m.pth"), picture(20, 24), Place(height=20, width=24)
+    upscaler = make(path, anchor=given)
+    raw = enlarge(make(path), source, place)
+    assert torch.equal(upscaler._enlarge(source), anchor(raw, source, rounds))
+    lines = describe(plan_job(make_clip(), tmp_path / "out.mp4", upscaler.settings))
+    assert any(f"by {rounds} round" in line if rounds else "the anchor is off" in line for line in lines)
+
+
+def test_rounds_of_the_anchor_by_what_the_model_is(tmp_path: Path) -> None:
+    assert [anchor_rounds(Settings(model=name)) for name in ("x4", "mini", "x2", "bicubic")] == [5, 5, 5, 0]
+    assert anchor_rounds(Settings(model=str(write(compact(upscale=1), tmp_path / "one.pth")), anchor=4)) == 0
 
 
 def test_the_anchor_leaves_restoration_alone(tmp_path: Path) -> None:

@@ -83,8 +83,12 @@ class Settings:
         0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0, high=32768
     )
     tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)
-    anchor: int = option(
-        5, "rounds that pull the result back to the input's colours and light; 0 is off", low=0, high=100
+    anchor: int | None = option(
+        None,
+        "rounds that pull the result back to the input's colours and light; 0 is off; where not given, 5, and 1 for"
+        " files of weights of one pass",
+        low=0,
+        high=100,
     )
     temporal: Literal["relay", "steady", "off"] = option(
         "relay",

@@ -277,13 +277,17 @@ class Upscaler:
                 keep_freed(self.engine.device, self.planner.kept(settled, *size))
             return self._choices[size]
 
+    @cached_property
+    def _rounds(self) -> int:
+        return engines.anchor_rounds(self.settings)
+
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
         """What plans the steps of the pictures that come now, where results are carried, and the relay for them."""
         self._relay = None
         settings = self.settings
         if not (self.engine.invents and engines.carries(settings)):
             return None
-        self._relay = Relay(self._window, self.engine.scale, settings.anchor, settings.temporal == "steady")
+        self._relay = Relay(self._window, self.engine.scale, self._rounds, settings.temporal == "steady")
         return Follower(number, settings.trust, settings.refresh, span)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
@@ -385,7 +389,7 @@ class Upscaler:
         if count < fill:  # a model gives the same bits for a picture only in batches of one shape
             clip = torch.cat([rgb, rgb[-1:].expand(fill - count, -1, -1, -1)])
         enlarged = engines.enlarge(self._working or self.engine, clip, place, choice)[:count]
-        return anchor(enlarged, rgb, self.settings.anchor) if self.engine.invents else enlarged
+        return anchor(enlarged, rgb, self._rounds) if self.engine.invents else enlarged
 
     @torch.inference_mode()
     def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vidup.config import Runtime
-from vidup.engines import native_scale
+from vidup.engines import anchor_rounds, family, native_scale
 from vidup.job.plan import Job, device_memory, disk, host_memory
 from vidup.media import captions, losses, side_data
 from vidup.media.delivery import lost_tags
@@ -21,6 +21,10 @@ def describe(job: Job) -> list[str]:
         f"{info.path}: {info.width}x{info.height} {info.pix_fmt}, {len(job.times)} frames"
         f" -> {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}, {job.container}"
     ]
+    if family(job.settings).invents:
+        rounds = anchor_rounds(job.settings)
+        how = f"{rounds} round{'s' * (rounds > 1)} of the anchor" if rounds else "nothing: the anchor is off"
+        lines.append(f"note: the result is pulled back to the input's colours and light by {how}")
     lines += [f"note: {note}" for note in info.notes]
     shown, result = job.turn.size(info.height, info.width), (encoding.height, encoding.width)
     lines += [f"note: {note}" for note in size_notes(job.settings, native_scale(job.settings), shown, result)]
