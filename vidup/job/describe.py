@@ -23,8 +23,8 @@ def describe(job: Job) -> list[str]:
     ]
     if family(job.settings).invents:
         rounds = anchor_rounds(job.settings)
-        how = f"{rounds} round{'s' * (rounds > 1)} of the anchor" if rounds else "nothing: the anchor is off"
-        lines.append(f"note: the result is pulled back to the input's colours and light by {how}")
+        by = f"{rounds} round{'s' * (rounds > 1)} of the anchor" if rounds else "nothing: the anchor is off"
+        lines.append(f"note: the result is pulled back to the input's colours and light by {by}")
     lines += [f"note: {note}" for note in info.notes]
     shown, result = job.turn.size(info.height, info.width), (encoding.height, encoding.width)
     lines += [f"note: {note}" for note in size_notes(job.settings, native_scale(job.settings), shown, result)]
