@@ -42,7 +42,7 @@ def test_progress(make_clip: Callable[..., Path]):
     states = [event.state for event in events]
     assert states == ["loading", *["upscaling"] * 13, "joining", "verifying", "done"]
     assert [event.frame for event in events] == [0, *range(13), 12, 12, 12]
-    assert {event.frames for event in events[1:]} == {12} and {event.output for event in events} == {str(output)}
+    assert {event.frames for event in events} == {12} and {event.output for event in events} == {str(output)}
     assert events[0].eta is None and events[0].fps == 0
     assert all(event.eta is not None and event.eta >= 0 and event.fps > 0 for event in events[2:])
     assert events[-1].eta == 0 and output.is_file()
@@ -55,6 +55,29 @@ def test_a_queue_tells_the_file_in_hand(make_clip: Callable[..., Path], tmp_path
     vidup.upscale_files(list(zip(sources, outputs, strict=True)), NEAREST, on_progress=events.append)
     told = [Path(event.output).name for event in events if event.state == "upscaling" and event.frame]
     assert told[0] == "1.mp4" and told[-1] == "2.mp4" and told == sorted(told) and len(told) == 24
+    assert {(event.frames, event.file_frames) for event in events} == {(24, 12)}
+    assert [event.file_frame for event in events if event.state == "upscaling" and event.frame] == [*range(1, 13)] * 2
+    ended = [(Path(event.output).name, event.file_frame, event.left) for event in events if event.state == "done"]
+    assert ended == [("1.mp4", 12, 1), ("2.mp4", 12, 0)]
+
+
+def test_a_queue_tells_which_file_failed(make_clip: Callable[..., Path], tmp_path: Path):
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    sources, events = [tmp_path / "no.mp4", make_clip(), tmp_path / "none.mp4"], []
+    outcomes = vidup.upscale_files(
+        [(one, tmp_path / f"{index}.mp4") for index, one in enumerate(sources)], NEAREST, on_progress=events.append
+    )
+    ended = {Path(event.output).name: event for event in events if event.state in ("done", "failed")}
+    assert {name: event.state for name, event in ended.items()} == {
+        "0.mp4": "failed",
+        "1.mp4": "done",
+        "2.mp4": "failed",
+    }
+    assert [ended[f"{index}.mp4"].error for index in (0, 2)] == [str(outcomes[0].error), str(outcomes[2].error)]
+    assert (events[-1].left, events[-1].frame, events[-1].frames) == (0, 12, 12)
+    with pytest.raises(MediaError):
+        vidup.upscale(sources[0], tmp_path / "out.mp4", NEAREST, on_progress=events.append)
+    assert (events[-1].state, events[-1].left) == ("failed", 0)
 
 
 def test_a_queue_does_not_name_a_file_that_failed(

@@ -8,7 +8,9 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -158,3 +160,27 @@ def test_times_in_words():
         *("1 s", "40 s", "2 min", "12 min", "3 h 20 min", "2 d 4 h"),
     ]
     assert all(len(pace.in_words(2.0**power)) < 16 for power in itertools.islice(itertools.count(), 25))
+
+
+def test_without_a_terminal_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch):
+    clock, stream = Hours(monkeypatch), StringIO()
+    bar = Bar(stream)
+    for frame in range(1, 10):
+        clock.now += 10
+        bar(Progress("upscaling", frame, 9, 0.1, 90 - 10.0 * frame, "out.mp4", None, 2, 20))
+    bar.close()
+    assert stream.getvalue().splitlines() == [
+        "upscaling: 3 of 9 frames, step 2 of 20, 10 s/frame, 01:00 left",
+        "upscaling: 6 of 9 frames, step 2 of 20, 10 s/frame, 00:30 left",
+        "upscaling: 9 of 9 frames, step 2 of 20, 10 s/frame",
+    ]
+
+
+def test_in_a_notebook_a_bar_is_drawn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Whose standard error is no terminal; with ipywidgets it is one of theirs."""
+    kernel = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    bar = Progress.bar()
+    bar(Progress("upscaling", 2, 4, 2.0, 1.0, "out.mp4"))
+    bar.close()
+    assert "| 2/4, 2 frames/s, 00:01 left" in capsys.readouterr().err

@@ -53,7 +53,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         likeness, faults                    how like pictures are; which are broken
         joined, pictures                    a joined file against its segments; each picture against its source
     job/                                upscale(): the main path
-        progress                            events, and where they go
+        progress, outcome                   events, and where they go; what becomes of each file
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
         disk, store, naming                 files written whole; a job's folder and segments; names of outputs
         plan, describe                      all that is decided before the first frame, and that in words

@@ -11,9 +11,10 @@ from vidup.config import Given, Runtime, settings_of
 from vidup.engines import stops
 from vidup.job import crew as crews
 from vidup.job.naming import default_output as default_output
+from vidup.job.outcome import Outcome as Outcome
+from vidup.job.outcome import failing
 from vidup.job.progress import Sink, SinkFailed, Tracker
-from vidup.job.queue import Outcome as Outcome
-from vidup.job.queue import begin, failing, run
+from vidup.job.queue import begin, run
 from vidup.proof import Receipt
 from vidup.upscaler import Upscaler
 
@@ -95,24 +96,28 @@ def _upscale(
     on_progress: Sink | None,
 ) -> list[Outcome]:
     settings, runtime, stop = upscaler.settings, upscaler.runtime, upscaler.stop
-    tracker = Tracker(on_progress)
+    tracker = Tracker(on_progress, len(files))
     outcomes, works = [], []
     taken: dict[Path, Path] = {}  # output -> the input that it is of
     try:
         with ExitStack() as stack:
             stack.enter_context(stops.watched(stops.Watch(tracker.beat, tracker.step)))
             crew = crews.choose(upscaler)
+            begun = []
             for source, target in files:
                 name = crew.located(Path(source))
                 output = default_output(name, settings) if target is None else crew.located(Path(target))
                 outcome = Outcome(name, output)
                 outcomes.append(outcome)
-                with failing(outcome):
-                    work = begin(outcome, upscaler, crew, tracker, stack, taken)
+                begun.append(begin(outcome, upscaler, crew, tracker, stack, taken))
+                with failing(outcome, tracker):
+                    next(begun[-1], None)
+            for outcome, beginning in zip(outcomes, begun, strict=True):
+                with failing(outcome, tracker):
+                    work = next(beginning, None)
                     works += [work] if work is not None else []
             if works:
                 run(works, runtime, crew, tracker, stop)
-        tracker.enter("done")
     except SinkFailed as failed:
         raise failed.error from None
     return outcomes

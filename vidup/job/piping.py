@@ -74,7 +74,7 @@ def upscale_piped(
     log.info("%s: %dx%d %s -> %dx%d %s, y4m", found.name, *size[::-1], found.head.pix_fmt, *after[::-1], pix_fmt)
     for note in _notes(found, size_notes(settings, upscaler.engine.scale, size, after)):
         log.info("note: %s", note)
-    tracker.expect(found.count)
+    tracker.expect(found.count, 0, "-")
     tracker.enter("compiling" if upscaler.compiles else "upscaling", first=upscaler.choose(*size).batch)
     frames = upscaler.frames(_watched(found, stop), head.pix_fmt, color, found.turn)
     count = 0
@@ -85,7 +85,7 @@ def upscale_piped(
         raise found.faults[0]
     if not count:
         raise MediaError(f"{found.name}: holds no frame")
-    tracker.enter("done")
+    tracker.end("-")
     return count
 
 

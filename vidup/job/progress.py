@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,25 +12,27 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
 
 _DRAWN_EVERY = 0.1  # seconds, at the most
+_WRITTEN_EVERY = 30  # seconds
 _BEAT = 0.5  # seconds after which a picture that is not done tells of its steps
 
-State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done"]
+State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done", "failed"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job stands."""
+    """Where a job stands, or a queue of them."""
 
     state: State
+    """Of the file `output`: each ends as ``done`` or as ``failed``."""
     frame: int
-    """Frames that are upscaled, and with the encoder."""
+    """Frames that are upscaled, and with the encoder, of all files."""
     frames: int
-    """Frames of the whole job; 0 while that is not known."""
+    """Frames of all files, without those of failed ones; 0 where that is not known."""
     fps: float
     """Frames a second since this run began to upscale; 0 while the model is loaded and compiled."""
     eta: float | None
@@ -41,6 +44,18 @@ class Progress:
     """Steps of the model that are done of the pictures in hand; told where a picture takes long."""
     steps: int = 0
     """How many there are; 0 where that is not known."""
+    file_frame: int = 0
+    """As `frame`, of the file `output` alone."""
+    file_frames: int = 0
+    left: int = 0
+    """Files that have not ended."""
+    error: str = ""
+    """What the file failed with."""
+
+    @staticmethod
+    def bar() -> Bar:
+        """For `on_progress`: a bar in a terminal or a notebook, elsewhere a line every half minute."""
+        return Bar()
 
 
 Sink = Callable[[Progress], Any]
@@ -58,19 +73,22 @@ class SinkFailed(Exception):
 class Tracker:
     """Turns what happens to a job, or to several, into events for a sink."""
 
-    def __init__(self, sink: Sink | None) -> None:
-        self._sink, self._output = sink, ""
+    def __init__(self, sink: Sink | None, files: int = 1) -> None:
+        self._sink, self._output, self._left = sink, "", files
+        self._of_file: dict[str, tuple[int, int]] = {}  # frames that are done and that there are, by the output
         self._frame = self._frames = self._before = 0
         self._computed = self._pixels = self._step = self._steps = 0
         self._state: State = "loading"
         self._told = 0.0
         self._began, self._first = time.monotonic(), 0
 
-    def expect(self, frames: int, done: int = 0) -> None:
+    def expect(self, frames: int, done: int = 0, output: object = "") -> None:
         """One job more: of so many frames, of which some were done by an earlier run."""
         self._frames += frames
         self._frame += done
         self._before += done
+        before = self._of_file.get(_key(output), (0, 0))
+        self._of_file[_key(output)] = before[0] + done, before[1] + frames
 
     def enter(self, state: State, output: object = None, first: int = 0) -> None:
         """Work of another kind begins.
@@ -89,11 +107,22 @@ class Tracker:
         if output is not None:
             self._output = str(output)
         self._frame += frames
+        done, expected = self._of_file.get(_key(self._output), (0, 0))
+        self._of_file[_key(self._output)] = done + frames, expected
         self._step = self._steps = 0
         if self._first > 0:
             self._first -= frames
             self._began, self._before = time.monotonic(), self._frame
         self._send("upscaling")
+
+    def end(self, output: object, error: BaseException | None = None) -> None:
+        """A file has ended: it is delivered, or has failed; of that one no more frames are expected."""
+        self._output = str(output)
+        done, frames = self._of_file.get(_key(output), (0, 0))
+        if error is not None:
+            self._frames -= frames - done
+        self._left -= 1
+        self._send("done" if error is None else "failed", "" if error is None else str(error))
 
     def step(self, done: int, count: int) -> None:
         """Of the pictures in hand so many steps are done."""
@@ -102,7 +131,7 @@ class Tracker:
 
     def beat(self) -> None:
         """Work goes on: tell it where nothing was told for a while, so that a sink can stop what takes long."""
-        if self._state in ("compiling", "upscaling") and time.monotonic() - self._told > _BEAT:
+        if self._steps and self._state in ("compiling", "upscaling") and time.monotonic() - self._told > _BEAT:
             self._send(self._state)
 
     def count(self, computed: int, pixels: int) -> None:
@@ -110,7 +139,7 @@ class Tracker:
         self._computed += computed
         self._pixels += pixels
 
-    def _send(self, state: State) -> None:
+    def _send(self, state: State, error: str = "") -> None:
         self._state, self._told = state, time.monotonic()
         if self._sink is None:
             return
@@ -119,18 +148,27 @@ class Tracker:
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
         share = round(self._computed / self._pixels, 3) if self._pixels else None
-        steps = self._step, self._steps
+        done, expected = self._of_file.get(_key(self._output), (0, 0))
         event = Progress(
-            state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share, *steps
-        )
+            state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share,
+            self._step, self._steps, done, expected, self._left, error,
+        )  # fmt: skip
         try:
             self._sink(event)
         except Exception as error:
             raise SinkFailed(error) from None
 
 
+def _key(output: object) -> str:
+    """The file that an output leads to, whatever it is called by."""
+    try:
+        return os.path.realpath(str(output))
+    except (OSError, ValueError):
+        return str(output)
+
+
 class Bar:
-    """A tqdm bar on standard error; nothing is drawn where that is no terminal.
+    """A bar in a terminal or a notebook, by tqdm; elsewhere a line every half minute. On standard error.
 
     Rate and time left are the events' own: tqdm's would count loading, compiling and what an earlier run has done.
     """
@@ -141,8 +179,8 @@ class Bar:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._bar: tqdm[Any] | None = None
-        self._state = ""
-        self._sink = unread(self._draw)
+        self._state, self._written = "", time.monotonic()
+        self._sink = unread(self._draw if self._stream.isatty() or _in_notebook() else self._write)
 
     def __call__(self, event: Progress) -> None:
         self._sink(event)
@@ -150,9 +188,8 @@ class Bar:
     def _draw(self, event: Progress) -> None:
         bar = self._bar
         if bar is None:
-            bar = self._bar = tqdm(
-                file=self._stream, disable=None, miniters=1, mininterval=_DRAWN_EVERY, bar_format=self._UNCOUNTED
-            )
+            options: dict[str, Any] = {} if _in_notebook() else {"file": self._stream}
+            bar = self._bar = tqdm(miniters=1, mininterval=_DRAWN_EVERY, bar_format=self._UNCOUNTED, **options)
         if event.frames:  # which is known once all files are looked at
             bar.total, bar.bar_format = event.frames, self._COUNTED
         entered = event.state != self._state
@@ -162,8 +199,14 @@ class Bar:
         bar.update(event.frame - bar.n)
         if entered:
             bar.refresh()
-        if event.state == "done":
+        if event.state in ("done", "failed") and not event.left:
             self.close()
+
+    def _write(self, event: Progress) -> None:
+        if time.monotonic() - self._written >= _WRITTEN_EVERY:
+            self._written = time.monotonic()
+            count = f"{event.frame} of {event.frames} frames" if event.frames else f"{event.frame} frames"
+            print(", ".join([f"{event.state}: {count}", *_figures(event)]), file=self._stream, flush=True)
 
     def close(self) -> None:
         """End the bar's line; may be called twice."""
@@ -173,8 +216,16 @@ class Bar:
             self._bar = None
 
 
+def _in_notebook() -> bool:
+    """Whether this is a kernel of Jupyter's, whose pages draw bars."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", ())
+
+
 def _figures(event: Progress) -> Iterator[str]:
     """What the bar says beside how many frames are done."""
+    if event.step:
+        yield f"step {event.step} of {event.steps}"
     if event.fps:
         yield f"{event.fps:.3g} frames/s" if event.fps >= 1 else f"{1 / event.fps:.3g} s/frame"
     if event.eta is not None and event.frame < event.frames:

@@ -15,10 +15,11 @@ from vidup import engines, proof
 from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
-from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
+from vidup.errors import ConfigError, MediaError, VerifyError, VidupError
 from vidup.job import describe, numbered, pace, plan, rehearse, stills
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
+from vidup.job.outcome import Outcome, fail, failing
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
@@ -34,32 +35,6 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".vidup"
 """What the name of a job's folder ends in. It lies beside the output: the result moves into place in one step."""
-
-
-@dataclass
-class Outcome:
-    """What became of one input."""
-
-    input: Path
-    output: Path
-    error: VidupError | None = None
-    skipped: bool = False
-    """It was delivered before."""
-    receipt: proof.Receipt | None = None
-    """What was proved of the output, where there is no error."""
-
-
-@contextmanager
-def failing(outcome: Outcome) -> Iterator[None]:
-    """An error of vidup's own, or of the system, is the outcome; all others pass."""
-    try:
-        yield
-    except Stopped:
-        raise
-    except VidupError as error:
-        outcome.error = error
-    except OSError as error:  # a folder that is gone, too many open files
-        outcome.error = MediaError(system_words(error, outcome.output))
 
 
 @dataclass
@@ -83,21 +58,30 @@ class Work:
 
 def begin(
     outcome: Outcome, upscaler: Upscaler, crew: Crew, tracker: Tracker, stack: ExitStack, taken: dict[Path, Path]
-) -> Work | None:
-    """Plan a job and see that its folder can be used; None where there is nothing to be queued."""
+) -> Iterator[Work | None]:
+    """Plan a job and see that its folder can be used.
+
+    Yields:
+        None, once it is known what there is to do: all files are looked at before a model is loaded for the first. Then
+        the job, where there is one to be queued.
+    """
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
     if runtime.skip_done and is_there(target) and _is_delivered(outcome, upscaler):
-        return None
+        tracker.end(outcome.output)
+        return
     delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
     try:
         check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
-    tracker.enter("loading", target)
     if stills.is_still(source, target):
         _take(target, source, taken)
+        tracker.expect(1, 0, target)
+        yield None
+        tracker.enter("loading", target)
         outcome.receipt = stills.upscale_still(upscaler, source, target, tracker)
-        return None
+        tracker.end(target)
+        return
     job = plan.plan(source, target, upscaler.settings)
     numbered.make_folder(target)
     _take(target, source, taken)  # not before: what is no video, such as subtitles of the same name, takes none
@@ -105,16 +89,26 @@ def begin(
         log.info("%s", line)
     if runtime.strict and plan.lost(job):
         raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
+    tracker.expect(len(job.times), 0, target)
+    yield None
+    tracker.enter("loading", target)
     allowed = partial(_allowed, job, crew)
     store = open_store(beside(target, FOLDER), _made_from(job, crew), runtime.restart, allowed)
     stack.callback(_leave, store)
-    if delivered:
-        log.info("%s: was delivered and verified before; only the job's folder was left", target)
-        outcome.skipped = True
-        outcome.receipt = proof.check(target, job, job.encoding, fast=True)
-        if not runtime.keep_work:
-            store.delete()
-        return None
+    if not delivered:
+        yield _prepared(job, outcome, store, crew, runtime)
+        return
+    log.info("%s: was delivered and verified before; only the job's folder was left", target)
+    outcome.skipped = True
+    outcome.receipt = proof.check(target, job, job.encoding, fast=True)
+    if not runtime.keep_work:
+        store.delete()
+    tracker.advance(len(job.times), target)
+    tracker.end(target)
+
+
+def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Runtime) -> Work:
+    """A job whose model, space and join have been seen to."""
     _ = crew.planner  # a model that cannot be had stops the job here, and not after the join was rehearsed
     parts = _segments(job, store.folder)
     missing = [part.frames for part in parts if not part.path.is_file()]
@@ -122,12 +116,11 @@ def begin(
     need_disk(store.folder, size)
     log.debug(
         "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
-        *(target, size / 2**30, plan.host_memory(job) / 2**30),
+        *(job.output, size / 2**30, plan.host_memory(job) / 2**30),
     )
     job = rehearse.rehearse(job, store.folder)
     if runtime.strict and plan.lost(job):
-        raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
-    tracker.expect(len(job.times))
+        raise ConfigError(f"{job.info.path}: strict: {'; '.join(plan.lost(job))}")
     store.close()  # until its turn: a system opens only so many files for a process
     return Work(job, outcome, store, parts, {part.index for part in parts})
 
@@ -162,7 +155,7 @@ def _open(work: Work, crew: Crew, tracker: Tracker) -> None:
     if done:
         log.info("%s: %d of %d segments are done already", job.output, len(done), len(work.segments))
     frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
-    tracker.expect(0, sum(segment.frames for segment in work.segments if segment.index in done) * frames)
+    tracker.expect(0, sum(segment.frames for segment in work.segments if segment.index in done) * frames, job.output)
     work.left -= done
     _choose(work, crew)
 
@@ -205,7 +198,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
         """What is left of one job after another, each from the moment when somebody has time for it."""
         nonlocal is_begun
         for file, work in enumerate(works):
-            with failing(work.outcome):
+            with failing(work.outcome, tracker):
                 _open(work, crew, tracker)
                 if not work.left:
                     _deliver(work, tracker, runtime)
@@ -225,14 +218,14 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
         work = works[task.file]
         work.in_hand -= 1
         if isinstance(result, VidupError):
-            work.outcome.error = work.outcome.error or result
+            fail(work.outcome, result, tracker)
         else:
             work.left.discard(task.segment.index)
             work.computed += result.computed
             work.pixels += result.pixels
             work.compared += result.compared or Compared(0, 1.0)
             tracker.count(result.computed, result.pixels)
-            with failing(work.outcome):
+            with failing(work.outcome, tracker):
                 if work.store.choice != asdict(result.choice):
                     work.store.save_choice(asdict(result.choice))
                 if not work.left:
@@ -334,14 +327,15 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
             work.outcome.receipt = replace(receipt, output=job.output)
     finally:
         whole.unlink(missing_ok=True)
-    _end(work, len(times), runtime)
+    _end(work, len(times), runtime, tracker)
 
 
-def _end(work: Work, frames: int, runtime: Runtime) -> None:
+def _end(work: Work, frames: int, runtime: Runtime, tracker: Tracker) -> None:
     share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
     log.info("%s: delivered and verified, %d frames%s", work.job.output, frames, share)
     if not runtime.keep_work:
         work.store.delete()
+    tracker.end(work.job.output)
 
 
 @contextmanager

@@ -126,7 +126,6 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         ConfigError: the file holds several pictures, or the output's format does not hold one of that size.
         MediaError: it is no image, or is damaged.
     """
-    tracker.expect(1)
     still = read(source)
     for note in still.notes:
         log.warning("%s: %s", source, note)
