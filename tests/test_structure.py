@@ -42,6 +42,7 @@ WINGS = {
         "options",
     },
     "doctor": {"errors", "engines", "media"},
+    "vapoursynth": {"errors", "config", "engines", "upscaler"},
     "terminal": {"errors"},
     "arguments": {"config", "options", "presets", "bench"},
     "cli": {
@@ -95,6 +96,7 @@ ONLY_IN = {
     "spandrel": {"engines"},
     "cv2": {"engines"},
     "ray": {"job"},
+    "vapoursynth": {"vapoursynth"},
 }
 MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 60
@@ -153,7 +155,10 @@ def test_the_map_names_every_file():
 def test_what_is_imported_is_installed_with_it():
     """A dependency that only the tests have is missed by whoever has the plain install."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(project["optional-dependencies"][name][0] for name in ("checkpoint", "ray"))]
+    wanted = [
+        *project["dependencies"],
+        *(project["optional-dependencies"][name][0] for name in ("checkpoint", "ray", "vapoursynth")),
+    ]
     declared = {re.split("[<>=]", line)[0] for line in wanted}
     names = packages_distributions()
     for path in FILES:

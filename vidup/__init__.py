@@ -66,6 +66,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     compare, bench/                     quality of one video against another; what this machine can do
         stopwatch                           the stages of a frame's way, timed
     doctor                              whether this machine is ready
+    vapoursynth                         a function for VapourSynth scripts
     terminal                            standard streams and signals
     arguments, cli                      what can be typed; call the library, exit code
 

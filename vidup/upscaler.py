@@ -238,7 +238,7 @@ class Upscaler:
                         last, made = large, one.picture.leave(self._sized(large, size, even))
                     leaving.append(made)
                 del large, results, clip, one, restore  # or a whole clip would be alive beside the next one
-                if not on_cuda:
+                if not on_cuda or self.runtime.batch == 1:  # nothing is waited for: pictures may come one by one
                     yield from (one.arrived() for one in leaving)
                     leaving = []
         yield from (one.arrived() for one in leaving)

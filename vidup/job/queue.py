@@ -305,7 +305,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
         tracker.enter("verifying", job.output)
         with disk_full_named(job.output.parent), _with_input_unchanged(job):
             work.outcome.receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
-        _end(work, len(job.times), runtime)
+        _end(work, len(job.times), runtime, tracker)
         return
     whole = store.folder / f"whole{job.output.suffix}"
     try:
