@@ -58,7 +58,8 @@ def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn
     with clock.of("engine"):
         pictures = resize(upscaler(rgb), (encoding.height, encoding.width))  # whose sides are even
     with clock.of("to planes"):
-        planes = [color.from_rgb(picture, encoding.pix_fmt, encoding.color) for picture in pictures]
+        pix_fmt = decoding.planar(encoding.pix_fmt)
+        planes = [color.from_rgb(picture, pix_fmt, encoding.color) for picture in pictures]
     return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
 
 
@@ -120,6 +121,6 @@ def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:
     """A frame of the result at the place `index` of a constant rate."""
     step = max(1, round(1 / (encoding.rate * encoding.time_base)))
     return replace(
-        frame, planes=planes, pix_fmt=encoding.pix_fmt, color=encoding.color,
+        frame, planes=planes, pix_fmt=decoding.planar(encoding.pix_fmt), color=encoding.color,
         pts=index * step, duration=step, time_base=encoding.time_base,
     )  # fmt: skip

@@ -107,7 +107,7 @@ def host_memory(job: Job) -> int:
     """
     kind = layout(planar(job.encoding.pix_fmt))
     assert kind is not None
-    samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y)
+    samples = 1 + (kind.planes - 1) / (kind.chroma_x * kind.chroma_y) + kind.alpha
     frame = job.encoding.width * job.encoding.height * samples * (1 if kind.bits == 8 else 2)
     kept = min(KEPT * frame * job.info.width * job.info.height / (job.encoding.width * job.encoding.height), KEPT_BYTES)
     return round(3 * QUEUE_BYTES + frame * (2 * _ENCODER_FRAMES + _DECODER_FRAMES) + 2 * kept)

@@ -31,8 +31,15 @@ class Defaults:
     """Its options, of bits a second and of bits, that hold constant quality below a bitrate."""
     ignored: tuple[str, ...] = ("global_quality",)
     """Options of every encoder in ffmpeg that would decide its rate, and that it does not go by."""
+    alpha: bool = False
+    """Whether its formats with transparency are taken for pictures that have it."""
     profiles: Mapping[str, str] = field(default_factory=dict)
     """Of its profiles, what stands in the names of the pixel formats that each is for."""
+
+
+def _picture(*pix_fmts: str, **options: str) -> Defaults:
+    """Of an encoder of single pictures, without loss."""
+    return Defaults(None, options, pix_fmts=pix_fmts, rates=(), ignored=("b", "global_quality"), alpha=True)
 
 
 _NVENC = {"preset": "p5", "tune": "hq", "rc": "vbr", "b": "0", "spatial-aq": "1"}
@@ -58,11 +65,16 @@ DEFAULTS = {
         cap=("b",),
     ),
     "ffv1": Defaults(
-        None, {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}, rates=(), ignored=("b", "global_quality")
+        None,
+        {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"},
+        rates=(),
+        ignored=("b", "global_quality"),
+        alpha=True,
     ),
     "prores_ks": Defaults(
         None,
         {"profile": "auto"},
+        alpha=True,
         matrices=frozenset({1, 2, 6, 9}),
         rates=(),
         ignored=("b",),
@@ -71,24 +83,10 @@ DEFAULTS = {
             **dict.fromkeys(("4444", "4444xq", "4", "5"), "444"),
         },
     ),
-    "png": Defaults(None, pix_fmts=("rgb24", "rgb48be", "gray", "gray16be"), rates=(), ignored=("b", "global_quality")),
-    "tiff": Defaults(
-        None,
-        {"compression_algo": "deflate"},
-        pix_fmts=("rgb24", "rgb48le", "gray", "gray16le"),
-        rates=(),
-        ignored=("b", "global_quality"),
-    ),
-    "dpx": Defaults(
-        None, pix_fmts=("rgb24", "gbrp10le", "gbrp12le", "rgb48le"), rates=(), ignored=("b", "global_quality")
-    ),
-    "exr": Defaults(
-        None,
-        {"format": "half", "compression": "zip16"},
-        pix_fmts=("gbrpf32le",),
-        rates=(),
-        ignored=("b", "global_quality"),
-    ),
+    "png": _picture("rgb24", "rgb48be", "gray", "gray16be", "rgba", "rgba64be"),
+    "tiff": _picture("rgb24", "rgb48le", "gray", "gray16le", "rgba", "rgba64le", compression_algo="deflate"),
+    "dpx": _picture("rgb24", "gbrp10le", "gbrp12le", "rgb48le", "rgba", "rgba64le"),
+    "exr": _picture("gbrpf32le", "gbrapf32le", format="half", compression="zip16"),
     "h264_nvenc": Defaults(
         19,
         _NVENC,

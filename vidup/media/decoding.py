@@ -187,7 +187,7 @@ def _is_own(picture: Any, info: MediaInfo) -> bool:
 
 
 def planar(pix_fmt: str) -> str:
-    """The planar format, of those that vidup converts itself, that holds a pixel format's colours.
+    """The planar format, of those that vidup converts itself, that holds a pixel format's colours and transparency.
 
     Raises:
         MediaError: there is none.
@@ -199,12 +199,16 @@ def planar(pix_fmt: str) -> str:
     except ValueError:
         raise MediaError(f"pixel format {pix_fmt!r} is not known") from None
     bits = max(component.bits for component in kind.components)
+    alpha = kind.components[-1].is_alpha and not kind.has_palette
     if kind.is_rgb or kind.has_palette:  # first: a palette's colours are looked up by one component
-        family = "gbrp"
+        family = "gbrap" if alpha else "gbrp"
+    elif alpha and len(kind.components) == 2:
+        family = "gbrap"  # no format of gray has a plane of its own for it
     elif len(kind.components) <= 2:
         family = "gray"
     else:
         x, y = 64 // kind.chroma_width(64), 64 // kind.chroma_height(64)
         family = {(1, 1): "yuv444p", (2, 1): "yuv422p", (2, 2): "yuv420p", (4, 1): "yuv411p"}.get((x, y), "yuv444p")
+        family = family.replace("yuv", "yuva") if alpha else family
     depth = next(depth for depth in (8, 10, 12, 16, 32) if bits <= depth)
     return family if depth == 8 else f"{family}{min(depth, 16)}le"

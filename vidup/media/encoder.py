@@ -252,7 +252,9 @@ def same_priority() -> Iterator[None]:
 
 def to_av(frame: Frame, encoding: Encoding) -> Any:
     """A PyAV frame, its planes copied, its times in the encoding's time base."""
-    result = linear.encodable(frame) if encoding.codec == "exr" else _in_format(frame, encoding.pix_fmt)
+    result = (
+        linear.encodable(frame, encoding.pix_fmt) if encoding.codec == "exr" else _in_format(frame, encoding.pix_fmt)
+    )
     unit = frame.time_base / encoding.time_base
     result.pts, result.duration, result.time_base = (
         int(frame.pts * unit),
@@ -275,27 +277,28 @@ def _nearest(source: str, offered: list[str], codec: str) -> str:
     wanted = layout(source)
     assert wanted is not None
     kept = codec in _MASTERING or wanted.family == "yuv"
+    transparent = wanted.alpha and DEFAULTS.get(codec, Defaults(None)).alpha
     if not kept:  # RGB and gray are delivered as what players play: 4:2:0
         wanted = Layout("yuv", wanted.bits, 2, 2)
 
-    def loss(name: str) -> tuple[bool, int, int, int, int]:
+    def loss(name: str) -> tuple[bool, bool, int, int, int, int]:
         have = layout(planar(name))
         assert have is not None
         fewer = max(0, wanted.bits - have.bits)
         coarser = max(0, have.chroma_x - wanted.chroma_x) + max(0, have.chroma_y - wanted.chroma_y)
         more = max(0, have.bits - wanted.bits)
         finer = max(0, wanted.chroma_x - have.chroma_x) + max(0, wanted.chroma_y - have.chroma_y)
-        return have.family != wanted.family, fewer, coarser, more, finer
+        return transparent and not have.alpha, have.family != wanted.family, fewer, coarser, more, finer
 
     if codec == "exr":
-        return "gbrpf32le"
+        return "gbrapf32le" if transparent else "gbrpf32le"
     usable = [
         name
         for name in offered
         if not name.startswith("yuvj")
         and "f16" not in name
         and "f32" not in name
-        and not any(component.is_alpha for component in av.VideoFormat(name).components)
+        and (transparent or not av.VideoFormat(name).components[-1].is_alpha)
     ]
     return min(usable, key=loss) if usable else "yuv420p"
 

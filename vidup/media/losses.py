@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import av
-
 from vidup.frame import MediaInfo, layout
 from vidup.media import side_data
 from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
@@ -18,9 +16,11 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     source, target = layout(planar(info.pix_fmt)), layout(planar(encoding.pix_fmt))
     assert source is not None and target is not None
     lost = []
-    components = av.VideoFormat(info.pix_fmt).components
-    if (components[-1].is_alpha and len(components) in (2, 4)) or side_data.ALPHA in info.side_data:
-        lost.append("transparency is dropped: the picture is made opaque")
+    if (source.alpha and not target.alpha) or side_data.ALPHA in info.side_data:
+        lost.append(
+            "transparency is dropped: the picture is made opaque; prores_ks (mov, mkv), ffv1 (mkv) and pictures"
+            " (%05d.png) keep it"
+        )
     if target.bits < source.bits:
         lost.append(
             f"{source.bits} bits become {target.bits}: {encoding.codec} has no deeper format ({encoding.pix_fmt})"
