@@ -299,6 +299,7 @@ def _nearest(source: str, offered: list[str], codec: str) -> str:
         and "f16" not in name
         and "f32" not in name
         and (transparent or not av.VideoFormat(name).components[-1].is_alpha)
+        and len(av.VideoFormat(name).components) != 2  # of gray and transparency, which have no planes
     ]
     return min(usable, key=loss) if usable else "yuv420p"
 
