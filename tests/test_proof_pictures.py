@@ -19,9 +19,10 @@ from conftest import pattern
 
 import vidup
 from vidup import Color, Frame, Settings, Upscaler, VerifyError
-from vidup.media import joining, segment
+from vidup.media import joining, opening, segment
 from vidup.media.thumbnails import thumbnails
 from vidup.picture import color
+from vidup.prefetch import prefetch
 from vidup.proof.faults import faults
 from vidup.proof.likeness import REACH, measure
 
@@ -75,6 +76,28 @@ def test_a_fault_is_found_at_the_first_segment(make_clip: Callable[..., Path], m
         vidup.upscale(source, source.with_name("output.mp4"), FAST)
     assert str(caught.value).startswith(str(source.with_name("output.mp4")))
     assert not list(source.parent.glob("*.vidup/00000.seg*"))
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_small_frames_are_handed_to_no_threads(make_clip: Callable[..., Path], monkeypatch, small: bool):
+    """Of tiny frames that took as long as all else of their proof; what is found is the same."""
+    source = make_clip(times=TIMES, sound=False)
+    monkeypatch.setattr("vidup.media.opening._SMALL", 128 * 96 if small else 64 * 48 - 1)
+    ahead, kinds = [], set()
+    monkeypatch.setattr("vidup.proof.pictures.prefetch", lambda items: ahead.append(1) or prefetch(items))
+    opened = opening.set_threads
+
+    def watched(context: Any, exact: bool = False) -> None:
+        opened(context, exact)
+        kinds.add(context.thread_type.name)
+
+    for module in ("reading", "segment"):
+        monkeypatch.setattr(f"vidup.media.{module}.set_threads", watched)
+    assert vidup.verify(source, vidup.upscale(source, source.with_name("output.mp4"), FAST)).compared == 36
+    assert (not ahead, kinds == {"SLICE"}) == (small, small)
+    upscaled(monkeypatch, black)
+    with pytest.raises(VerifyError, match=r"frame 5 .* does not show"):
+        vidup.upscale(source, source.with_name("other.mp4"), FAST)
 
 
 def test_what_follows_a_fault_is_not_upscaled_to_its_end(make_clip: Callable[..., Path], monkeypatch):

@@ -224,7 +224,7 @@ class OwnThread:
             executor.shutdown()
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Generator[list[T], None, None]:
     """Group `items` in lists of `size`; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):

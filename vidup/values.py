@@ -6,6 +6,7 @@ import numbers
 import os
 import types
 from dataclasses import field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vidup.errors import ConfigError
@@ -27,13 +28,19 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)  # compiles each annotation anew, and a job makes hundreds of settings
+
+
 def check(config: Any) -> None:
     """See that each field of a dataclass holds what it is for; numbers and paths of other kinds become Python's own.
 
     Raises:
         ConfigError: a value is of the wrong type or out of its range.
     """
-    hints = get_type_hints(type(config))
+    kind: Any = type(config)
+    hints = _hints(kind)
     for spec in fields(config):
         hint = hints[spec.name]
         value = _plain(getattr(config, spec.name), hint)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import av
 
 from vidup.frame import MediaInfo
-from vidup.media.opening import _UNREADABLE, clock, open_input, reason, tolerant_demux, video_context
+from vidup.media.opening import _UNREADABLE, clock, open_input, reason, set_threads, tolerant_demux, video_context
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,15 @@ def decode_packets(
     stream: Any, packets: Iterable[Any], damaged: Callable[[str], None], exact: bool = False
 ) -> Iterator[Any]:
     """`decode_stream` of some of its packets."""
-    stream.thread_type = "SLICE" if exact else "AUTO"
-    context = video_context(stream)
+    context, unit = video_context(stream), stream.time_base
+    if not context.is_open:
+        set_threads(context, exact)
+    checked = context.name == "ffv1"
     last: int | None = None
     for packet in chain(packets, [None]):
         if packet is not None and packet.size == 0:
             continue  # would end the decoding
-        if packet is not None and context.name == "ffv1" and _checksums_hold(bytes(packet)) is False:
+        if packet is not None and checked and _checksums_hold(bytes(packet)) is False:
             damaged(f"its frame at {clock(packet.pts, stream.time_base)} is damaged")
         try:
             frames = stream.decode(packet)
@@ -60,7 +62,7 @@ def decode_packets(
             damaged(f"is damaged {where}: {reason(error)}")
             continue
         for frame in frames:
-            frame.time_base = stream.time_base  # the last ones, which come without a packet, have none
+            frame.time_base = unit  # the last ones, which come without a packet, have none
             time = own_time(frame)
             last = last if time is None else time
             yield frame
@@ -150,10 +152,10 @@ class _Reader:
             yield frame
 
     def _keep(self, frame: Any) -> None:
+        if not self._kept:  # the first one tells how large they are
+            size = sum(plane.buffer_size for plane in frame.planes)
+            self._kept = deque(maxlen=max(1, min(KEPT, KEPT_BYTES // size)))
         self._kept.append((frame.pts, frame))
-        size = sum(plane.buffer_size for plane in frame.planes)
-        while len(self._kept) > 1 and (len(self._kept) > KEPT or len(self._kept) * size > KEPT_BYTES):
-            self._kept.popleft()
 
     def close(self) -> None:
         self._kept.clear()

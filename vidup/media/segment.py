@@ -20,6 +20,7 @@ from vidup.frame import Frame
 from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
 from vidup.media.linear import DECODER_OPTIONS
+from vidup.media.opening import set_threads
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ _MAGIC = b"vidup segment 2\n"  # those of version 1 had not been proved
 _PACKET = struct.Struct("<qqIB")  # pts, duration, size, key frame
 _CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
 
-
-_SMALL = 2**17  # pixels
 
 _DECODERS = {"av1": "libdav1d"}
 """Those that do not bear the format's name: FFmpeg's own for AV1 works on GPUs alone."""
@@ -159,8 +158,7 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
     context.options = dict(DECODER_OPTIONS) if name == "exr" else {}
     context.extradata, context.codec_tag = bytes.fromhex(head["extradata"]) or None, head["tag"]
-    # Frames side by side cost more than they save where a frame takes less than handing it to a thread.
-    context.thread_type = "AUTO" if encoding.width * encoding.height > _SMALL else "SLICE"
+    set_threads(context)
     shown = 0
     for packet in chain(read_segment(path), [None]):
         data = None

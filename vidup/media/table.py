@@ -78,14 +78,17 @@ class Table:
         shown: dict[int, int] = {}
         corrupt: list[int] = []
         total = reached = 0
-        last = Fraction(0)
+        ends: dict[int, int] = {}  # of each stream's last packet, in whole numbers of the stream's units
+        units: dict[int, Fraction] = {}
         is_rising = True
         for packet in tolerant_demux(container, None, self.damaged):
-            if packet.size == 0 or packet.time_base is None:
+            unit = packet.time_base
+            if packet.size == 0 or unit is None:
                 continue  # a flush packet
             begins = packet.pts if packet.pts is not None else packet.dts
             if begins is not None:
-                last = max(last, (begins + (packet.duration or 0)) * packet.time_base)
+                end, index = begins + (packet.duration or 0), packet.stream_index
+                ends[index], units[index] = max(ends.get(index, 0), end), unit
             if packet.stream is not stream:
                 continue
             total += 1
@@ -105,6 +108,7 @@ class Table:
                 self.decode_times.append(packet.dts)
         if total == 0:
             return False
+        last = max((end * units[index] for index, end in ends.items()), default=Fraction(0))
         if shown:
             self.pts = sorted(shown)
             self.end = self.pts[-1] + shown[self.pts[-1]]

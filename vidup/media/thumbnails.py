@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from vidup.frame import Color
@@ -36,34 +36,34 @@ def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> 
         color: the matrix and range that the frames are meant in, whatever they say themselves; RGB is full range.
         height, width: of the small pictures: a multiple of 4 each, which lets the scaler's rows be read as they lie.
     """
-    scaler = VideoReformatter()
+    scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name is looked up for each frame
     matrix = _SCALER_CODES.get(color.matrix, _BT601)  # always said: it refuses some tags of frames
     for frame in frames:
         kind = frame.format
         is_rgb = kind.is_rgb or kind.has_palette
         ycgco = color.matrix == YCGCO and not is_rgb and len(kind.components) >= 3
-        small = scaler.reformat(
+        small: Any = scaler.reformat(
             frame,
             width,
             height,
             "yuv444p16le" if ycgco else "gbrp16le",
             src_colorspace=matrix,
             dst_colorspace=matrix,
-            interpolation="AREA",
+            interpolation=area,
             src_color_range=_FULL if is_rgb or color.full_range else 1,
             dst_color_range=_FULL,
             threads=1,
         )
-        planes = [_samples(plane, height, width) for plane in small.planes]
-        picture = _from_ycgco(*planes) if ycgco else np.stack([planes[2], planes[0], planes[1]])
+        planes = [np.frombuffer(plane, np.uint16).reshape(height, -1)[:, :width] for plane in small.planes]
+        if ycgco:
+            picture = _from_ycgco(*planes)
+        else:  # the planes are green, blue, red
+            picture = np.empty((3, height, width), np.uint16)
+            picture[1], picture[2], picture[0] = planes
         # The scaler takes these formats as full range, whatever is set.
         if not color.full_range and kind.name.startswith(("gray", "ya", "yuvj")):
             picture = _expanded(picture)
         yield Thumbnail(frame.pts, picture)
-
-
-def _samples(plane: Any, height: int, width: int) -> NDArray[np.uint16]:
-    return np.frombuffer(plane, np.uint16).reshape(height, -1)[:, :width]
 
 
 def _from_ycgco(*planes: NDArray[np.uint16]) -> NDArray[np.uint16]:

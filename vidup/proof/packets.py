@@ -32,32 +32,36 @@ _AUDIBLE = Fraction(9, 10)  # of what is loud in the source, that has to be loud
 def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery: Delivery) -> Fraction:
     """Every frame at its time; returns by how much the container moved all streams, in seconds."""
     tick, unit = delivery.container.tick or Fraction(0), delivery.unit
-    found = [time * made.time_base for time in made.pts]
-    shift = Fraction(0)
-    if tick and found[0] - expected[0] * unit > tick / 2:
+    # In whole numbers: a film has frames by the hundred thousand.
+    fine = math.lcm(made.time_base.denominator, unit.denominator, 2 * tick.denominator)
+    scales = int(made.time_base * fine), int(unit * fine)
+    found, wanted = [time * scales[0] for time in made.pts], [time * scales[1] for time in expected]
+    step, shift = int(tick * fine), 0
+    if step and found[0] - wanted[0] > step // 2:
         # Matroska cannot begin below 0: all streams are moved by the time of the first packet that would.
         # Each time is rounded on its own: the usual distance is nearer to the truth than the first.
-        usual = median(got - wanted * unit for got, wanted in zip(found[:1000], expected, strict=False))
-        shift = round(usual / tick) * tick
-        if shift > _below_zero(delivery) + tick:
-            shift = Fraction(0)
-    if len(found) != len(expected):
-        where = _first_gap(found, expected, unit, shift)
-        raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(expected)}{where}")
+        usual = median(got - due for got, due in zip(found[:1000], wanted, strict=False))
+        shift = round(usual / step) * step
+        if shift > _below_zero(delivery) * fine + step:
+            shift = 0
+    if len(found) != len(wanted):
+        where = _first_gap(found, wanted, fine, shift)
+        raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(wanted)}{where}")
     # Other programs move streams by parts of a tick, and then round again what does not lie on it.
-    exact = shift == 0 or (tick and unit % tick == 0)
-    for index, (got, wanted) in enumerate(zip(found, expected, strict=True)):
-        if abs(got - shift - wanted * unit) > (tick / 2 if exact else tick):
+    limit = step // 2 if shift == 0 or unit % tick == 0 else step
+    for index, (got, due) in enumerate(zip(found, wanted, strict=True)):
+        if abs(got - shift - due) > limit:
             raise VerifyError(
-                f"{output}: frame {index} is at {float(got):.6f} s, expected {float(wanted * unit + shift):.6f} s"
+                f"{output}: frame {index} is at {got / fine:.6f} s, expected {(due + shift) / fine:.6f} s"
             )
-    return shift
+    return Fraction(shift, fine)
 
 
-def _first_gap(found: Sequence[Fraction], expected: Sequence[int], unit: Fraction, shift: Fraction) -> str:
-    for got, wanted in zip_longest(found, expected):
-        if got is None or wanted is None or abs(got - shift - wanted * unit) > Fraction(1, 1000):
-            return "" if wanted is None else f"; the first that differs should be at {float(wanted * unit):.6f} s"
+def _first_gap(found: Sequence[int], wanted: Sequence[int], fine: int, shift: int) -> str:
+    """From when on frames differ, in words; all times in a second's `fine` parts."""
+    for got, due in zip_longest(found, wanted):
+        if got is None or due is None or abs(got - shift - due) * 1000 > fine:
+            return "" if due is None else f"; the first that differs should be at {due / fine:.6f} s"
     return ""
 
 

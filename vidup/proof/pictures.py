@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
+from vidup.media.opening import is_small
 from vidup.media.reading import Readers
 from vidup.media.segment import decode_segment, read_segment
 from vidup.media.thumbnails import thumbnails
@@ -37,6 +38,7 @@ _SAMPLES, _RUN = 24, 4  # the fast way: so many places, so many frames at each
 _AT_ONCE = 96  # pictures that are measured together
 _BATCH = 16  # that are handed from thread to thread
 
+T = TypeVar("T")
 Picture = NDArray[np.uint16]
 
 
@@ -95,8 +97,8 @@ def check_segment(
         readers: of the source, where segment after segment is proved.
     """
     low, high = span
-    scale = delivery.unit / encoding.time_base
-    expected = [int(time * scale) for time in times[low:high]]
+    scale, by = (delivery.unit / encoding.time_base).as_integer_ratio()
+    expected = [time * scale // by for time in times[low:high]]
     packets = sorted(packet.pts for packet in read_segment(segment))
     if packets != expected:
         amiss = next((time for time in expected if time not in set(packets)), packets[-1]) * encoding.time_base
@@ -126,7 +128,7 @@ def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Seq
     delivery, low, high = source.delivery, source.low, source.high
     tolerant = delivery.settings.tolerate_errors
     fine = 0.0
-    with closing(source.pictures), closing(prefetch(batched(found, _BATCH))) as batches:
+    with closing(source.pictures), closing(_ahead(found, delivery.info)) as batches:
         pictures = chain.from_iterable(batches)
         for first in range(low, high, _AT_ONCE):
             last = min(high, first + _AT_ONCE)
@@ -137,7 +139,7 @@ def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Seq
             if not likeness.there.all() and not tolerant:
                 missing = first + int(np.argmin(likeness.there))
                 raise VerifyError(f"{output}: the source has no picture for frame {missing}")
-            seconds = np.array([float(time * delivery.unit) for time in times[first:last]])
+            seconds = np.array(times[first:last]) * float(delivery.unit)
             for fault in faults(likeness, first, seconds):
                 # Where a source is damaged, what is missing in its pictures is left to chance by some decoders.
                 if fault.is_error and not tolerant:
@@ -145,6 +147,12 @@ def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Seq
                 log.warning("%s: %s", output, fault.words)
             fine = max(fine, float((likeness.fine * likeness.there).max()))
     return Compared(high - low, 1 - fine)
+
+
+def _ahead(pictures: Iterator[T], info: MediaInfo) -> Generator[list[T], None, None]:
+    """Batches of small pictures, made in a thread of its own where a source's frames are large enough for one."""
+    batches = batched(pictures, _BATCH)
+    return batches if is_small(info.width, info.height) else prefetch(batches)
 
 
 def _found(output: Path, frames: Iterable[Any], color: Color, delivery: Delivery) -> Iterator[Picture]:
@@ -174,7 +182,7 @@ class _Source:
         begin, end = max(0, low - REACH), min(len(times), high + REACH)
         self._places = {times[place] + delivery.offset: place for place in range(begin, end)}
         self._window: dict[int, Picture] = {}
-        self.pictures = prefetch(batched(self._read(times[begin], times[end - 1]), _BATCH))
+        self.pictures = _ahead(self._read(times[begin], times[end - 1]), delivery.info)
         self._last = -1
 
     def around(self, first: int, last: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
@@ -196,7 +204,7 @@ class _Source:
         delivery = self.delivery
         info, given = delivery.info, delivery.settings
         names = ("matrix", "range", "deinterlace", "tolerate_errors")
-        settings = replace(Settings(), **{name: getattr(given, name) for name in names})
+        settings = Settings(**{name: getattr(given, name) for name in names})
         color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, given.matrix, given.range)
         scale = info.time_base / delivery.unit  # 2 where fields became frames
         begin, end = (int((time + delivery.offset) // scale) for time in (first, last))
