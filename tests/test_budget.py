@@ -63,7 +63,8 @@ def parts(unet_dtype: torch.dtype, vae_dtype: torch.dtype, narrower: int = 1) ->
     texts = (text.to(META, unet_dtype) for text in architecture.random_text(narrower))
     return hub.Parts(
         architecture.random_unet(META, unet_dtype, narrower), architecture.random_vae(META, vae_dtype, narrower),
-        *texts, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL, "random",
+        *texts, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.NOISE_LEVEL,
+        architecture.MAX_NOISE_LEVEL, "random",
     )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ class TestBudget:
         assert both == pytest.approx(2 * single, rel=0.05)
         batch = torch.rand(1, 7, 96, 160)
         with torch.inference_mode(), LiveBytes() as live:
-            one.engine.unet(batch, torch.tensor(1), True)
+            one.engine.unet(batch, torch.tensor(1), True, torch.tensor([20]))
         assert live.peak == pytest.approx(both * 96 * 160, rel=0.05)
 
     def test_graphs_keep_their_memory_while_the_decoder_works(self, engine: Any) -> None:

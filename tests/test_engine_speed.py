@@ -76,7 +76,7 @@ class TestFixedTexts:
         plain, fixed = (load(tiny_x4 / "unet").eval().requires_grad_(False) for _ in range(2))
         texts = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
         before = sum(parameter.numel() for parameter in fixed.parameters())
-        asked = Unet(fixed, texts[:1], texts[1:], 3.0, 20, CPU)
+        asked = Unet(fixed, texts[:1], texts[1:], 3.0, CPU)
         assert asked.texts is None
         assert sum(parameter.numel() for parameter in fixed.parameters()) < before
         # Every reader of text: two of the levels that only cross-attend read it twice.
@@ -87,8 +87,8 @@ class TestFixedTexts:
             negative, positive = plain(
                 torch.cat([batch, batch]), time, texts.repeat_interleave(3, 0), class_labels=level
             ).sample.chunk(2)
-            torch.testing.assert_close(asked(batch, time, True), negative + 3 * (positive - negative))
-            torch.testing.assert_close(asked(batch, time, False), positive)
+            torch.testing.assert_close(asked(batch, time, True, level[:3]), negative + 3 * (positive - negative))
+            torch.testing.assert_close(asked(batch, time, False, level[:3]), positive)
         assert not torch.allclose(negative, positive, atol=1e-3)
 
     def test_a_unet_that_uses_text_otherwise_is_left_alone(self, tiny_x4: Path) -> None:

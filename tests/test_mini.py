@@ -5,17 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vidup.compare import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
 from vidup.mini import CHECKPOINT
+from vidup.mini.crops import Crops, make_pictures
 from vidup.mini.degrade import degraded, reduced
 from vidup.mini.measure import ANCHOR, Figures, detail_gain, enlarged, figures, table
 from vidup.mini.model import load_checkpoint, make_unet, save_checkpoint
 from vidup.mini.muon import orthogonalised
 from vidup.mini.pictures import MIX, picture
 from vidup.mini.scenes import SCENES
-from vidup.mini.train import FIGURES_BEGIN, FIGURES_END, Recipe, learning_rate, make_pictures, train, write_card
+from vidup.mini.train import FIGURES_BEGIN, FIGURES_END, Recipe, _energy_error, learning_rate, train, write_card
 from vidup.picture.resample import anchor
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers warn of their own affairs
@@ -82,8 +84,8 @@ def test_reduction_keeps_what_is_flat(kernel):
 
 def test_degradation_is_repeatable():
     source = picture(1, 64)
-    one, two = (degraded(np.random.default_rng(3), source) for _ in range(2))
-    assert one.shape == (16, 16, 3) and np.array_equal(one, two)
+    (one, far), (two, _) = (degraded(np.random.default_rng(3), source) for _ in range(2))
+    assert one.shape == (16, 16, 3) and np.array_equal(one, two) and far >= 0
 
 
 def test_anchor_makes_the_result_reduced_the_input():
@@ -114,7 +116,7 @@ def test_unet_takes_a_prompt_and_ignores_it():
 
 
 def test_learning_rate_rises_stays_and_falls():
-    recipe = Recipe(10000, 1, 8, 1.0, 0.3, 0, 1)
+    recipe = Recipe(10000, 1, 8, 1.0, 0.3, 0)
     assert learning_rate(recipe, 0) <= 0.01
     assert learning_rate(recipe, 300) == learning_rate(recipe, 6999) == 1.0
     assert learning_rate(recipe, 8500) == pytest.approx(0.5)
@@ -123,17 +125,16 @@ def test_learning_rate_rises_stays_and_falls():
 
 def test_a_continued_training_equals_an_unbroken_one(tmp_path, monkeypatch):
     monkeypatch.setattr("vidup.mini.train.make_unet", lambda: make_unet((16, 16)))
-    monkeypatch.setattr("vidup.mini.train._make_picture", _small_picture)
     ends = []
     for name, stops in (("unbroken", (3,)), ("continued", (2, 3))):
         work = tmp_path / name
         (work / "pictures").mkdir(parents=True)
         for seed in range(3):
             _small_picture(work / "pictures", seed)
-        make_pictures(work / "pictures", 3, 1)  # all are there: none is made
+        make_pictures(work / "pictures", 3, [], 1)  # all are there: none is made
         for stop in stops:
             # The schedule of three iterations in both, as when a run is killed.
-            recipe = Recipe(3, 2, 8, 1e-3, 0.0, 0, 3)
+            recipe = Recipe(3, 2, 8, 1e-3, 0.0, 0)
             monkeypatch.setattr("vidup.mini.train.learning_rate", lambda recipe, iteration: 1e-3)
             recipe.iterations = stop
             training = train(recipe, work, torch.device("cpu"), save_every=1, validate=False)
@@ -142,6 +143,28 @@ def test_a_continued_training_equals_an_unbroken_one(tmp_path, monkeypatch):
     for kind in ("unet", "average"):
         one, two = (getattr(end, kind).state_dict() for end in ends)
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_crops_of_photographs_and_their_footage_show_the_same_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("vidup.mini.crops.VERSIONS", 2)
+    monkeypatch.setattr("vidup.mini.crops.FOOTAGE", 1.0)
+    Image.fromarray(picture(5, 264)).save(tmp_path / "lawn.png")
+    make_pictures(tmp_path / "pictures", 0, [tmp_path / "lawn.png"], 1)
+    assert [path.name for path in sorted((tmp_path / "pictures").iterdir())] == [
+        "photo-lawn-100.npy",
+        "photo-lawn-100.npz",
+    ]
+    batch = Crops(tmp_path / "pictures", 0, 4, 16).batch(0)
+    assert batch.truth.shape == (4, 3, 64, 64) and batch.low.shape == (4, 3, 16, 16)
+    for truth, low, distance in zip(batch.truth, batch.low, batch.distances, strict=True):
+        off = 127.5 * (down(truth[None]) - low).square().mean().sqrt()
+        assert off < 1.8 * distance + 4  # another place would be much further away
+
+
+def test_the_error_in_energy_is_of_each_picture():
+    truth = torch.rand(2, 3, 16, 16)
+    errors = _energy_error(truth, torch.full_like(truth, 0.5))
+    assert errors.shape == (2,) and (errors > 0).all() and _energy_error(truth, truth).max() == 0
 
 
 def _small_picture(folder, seed):

@@ -12,6 +12,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
         kinds, passing                      pictures of other libraries; a picture on its way through
         metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
+        footage                             noise and compression, estimated; the anchor that leaves them out
     engines/                            what makes the picture; the protocol and the catalogue of models
         stops, unused                       whether to stop, asked while a picture is made; settings without effect
         libraries, identity, claims         what models stand on; fingerprints of weights; what files claim
@@ -26,6 +27,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         attention                           of the decoder: over the frame, or in windows
         tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; the UNet at speed
         tracing                             what UNet and decoder take: bytes and FLOP
+        held                                results held to what can be trusted of their input
         windows, planner                    the one loop over tiles; the choice of batch and tiles
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
@@ -38,6 +40,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
         frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream
+        quantiser                           how coarsely pictures were quantised when they were encoded
         timing, table, probing              when each frame is shown; what is in a file
         encoder, losses                     choose and open an encoder; what it does not keep
         segment                             encoded frames in a file of their own

@@ -66,7 +66,20 @@ class Settings:
     guidance_start: float = option(0.0, "share of the steps after which guidance sets in", low=0, high=1)
     guidance_end: float = option(1.0, "share of the steps after which guidance ends", low=0, high=1)
     steps: int = option(20, "denoising steps", low=1, high=1000)
-    noise_level: int = option(20, "noise given to the input; more lets the model invent more", low=0, high=999)
+    noise_level: int | Literal["auto"] = option(
+        "auto",
+        "noise given to the input: more lets the model invent more; auto is the model's own, and more where the input"
+        " is compressed or noisy",
+        low=0,
+        high=999,
+    )
+    quantiser: float | Literal["auto"] = option(
+        "auto",
+        "step of the quantiser that the input was encoded with, in codes of 255, which noise_level and anchor follow: 0"
+        " is a clean input; auto reads it from the file",
+        low=0,
+        high=1000,
+    )
     seed: int = option(0, "same seed, same pixels", low=0, high=2**63 - 1)
     sampler: Literal["dpmpp_2m", "unipc", "ddim"] = option("dpmpp_2m", "the solver; ddim is as on the hub")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
@@ -83,10 +96,10 @@ class Settings:
         0, "side of a tile in input pixels; 0 takes the whole frame where it fits", flags=("-t",), low=0, high=32768
     )
     tile_overlap: int = option(32, "input pixels that neighbouring tiles share", low=32, high=512)
-    anchor: int | None = option(
-        None,
-        "rounds that pull the result back to the input's colours and light; 0 is off; where not given, 5, and 1 for"
-        " files of weights of one pass",
+    anchor: int | Literal["auto"] = option(
+        "auto",
+        "rounds that pull the result back to the input's colours and light, 0 is off; auto is 5 for diffusion and 1"
+        " for other models, and leaves out what compression and noise put into the input",
         low=0,
         high=100,
     )

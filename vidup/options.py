@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vidup.config import Config, Runtime, Settings, layered
-from vidup.values import scalar
+from vidup.values import scalar, words
 
 FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
 """What most people need; the help shows them before all others, with ``--output`` and ``--preset``."""
@@ -20,7 +20,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "part of the input": ("start", "duration", "end"),
     "the picture": (
         *("prompt", "negative_prompt", "guidance_scale", "guidance_start", "guidance_end", "steps", "noise_level"),
-        *("seed", "sampler", "anchor"),
+        *("quantiser", "seed", "sampler", "anchor"),
     ),
     "from frame to frame": ("temporal", "trust", "refresh"),
     "the model": ("model", "revision", "dtype", "vae", "vae_attention", "tokenizer", "tile", "tile_overlap"),
@@ -62,7 +62,7 @@ def add_options(
 
 
 def _add_option(group: Any, spec: Field[Any], hint: Any) -> None:
-    hint, about = scalar(hint), spec.metadata
+    named, hint, about = words(hint), scalar(hint), spec.metadata
     default = "" if spec.default in (MISSING, None, "", False) else f" (default: {spec.default})"
     keywords: dict[str, Any] = {
         "dest": spec.name,
@@ -77,8 +77,18 @@ def _add_option(group: Any, spec: Field[Any], hint: Any) -> None:
         keywords |= {"action": _KeyValue, "metavar": about["metavar"]}
     else:
         metavar = about["metavar"] or hint.__name__.upper()
-        keywords |= {"type": _TYPES.get(metavar, hint), "metavar": metavar}
+        keywords |= {"type": _or(named, _TYPES.get(metavar, hint)), "metavar": "|".join([*named, metavar])}
     group.add_argument(*about["flags"], "--" + spec.name.replace("_", "-"), **keywords)
+
+
+def _or(named: tuple[str, ...], read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What reads a value, or takes one of some words as it is."""
+
+    def either(text: str) -> Any:
+        return text if text in named else read(text)
+
+    either.__name__ = read.__name__  # argparse shows it where it refuses
+    return either
 
 
 _UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "min": 60.0, "h": 3600.0}

@@ -15,7 +15,7 @@ import torch
 
 from vidup import engines
 from vidup.config import Given, Runtime, settings_of
-from vidup.engines import Choice, finite, stops
+from vidup.engines import Choice, finite, held, stops
 from vidup.engines.memory import is_out_of_memory, keep_freed, release_freed
 from vidup.engines.planner import Planner
 from vidup.engines.relay import Follower, Relay, Step
@@ -24,7 +24,7 @@ from vidup.frame import Color, Frame
 from vidup.picture import kinds
 from vidup.picture.geometry import Turn, output_size
 from vidup.picture.passing import Leaving, Passing, Wanted, give_back, passing
-from vidup.picture.resample import anchor, resize
+from vidup.picture.resample import resize
 from vidup.prefetch import OwnThread, batched, prefetch
 
 if TYPE_CHECKING:
@@ -278,16 +278,16 @@ class Upscaler:
             return self._choices[size]
 
     @cached_property
-    def _rounds(self) -> int:
-        return engines.anchor_rounds(self.settings)
+    def _anchoring(self) -> tuple[held.Anchor, int]:
+        return held.anchoring(self.settings)
 
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
         """What plans the steps of the pictures that come now, where results are carried, and the relay for them."""
-        self._relay = None
-        settings = self.settings
+        self._relay, settings = None, self.settings
         if not (self.engine.invents and engines.carries(settings)):
             return None
-        self._relay = Relay(self._window, self.engine.scale, self._rounds, settings.temporal == "steady")
+        anchor, rounds = self._anchoring
+        self._relay = Relay(self._window, self.engine.scale, rounds, settings.temporal == "steady", anchor)
         return Follower(number, settings.trust, settings.refresh, span)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
@@ -389,7 +389,8 @@ class Upscaler:
         if count < fill:  # a model gives the same bits for a picture only in batches of one shape
             clip = torch.cat([rgb, rgb[-1:].expand(fill - count, -1, -1, -1)])
         enlarged = engines.enlarge(self._working or self.engine, clip, place, choice)[:count]
-        return anchor(enlarged, rgb, self._rounds) if self.engine.invents else enlarged
+        anchor, rounds = self._anchoring  # no rounds where nothing is invented
+        return anchor(enlarged, rgb, rounds)
 
     @torch.inference_mode()
     def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:

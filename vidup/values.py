@@ -7,9 +7,11 @@ import os
 import types
 from dataclasses import field, fields
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vidup.errors import ConfigError
+
+_UNIONS = (Union, types.UnionType)
 
 
 def option(
@@ -68,7 +70,7 @@ def shown(value: Any) -> str:
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if isinstance(hint, types.UnionType):
+    if get_origin(hint) in _UNIONS:
         return any(_fits(value, part) for part in get_args(hint))
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
@@ -96,10 +98,18 @@ def _plain(value: Any, hint: Any) -> Any:
 
 def scalar(hint: Any) -> Any:
     """The type of a value that is given: `float` of ``float | None``."""
-    return get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return get_args(hint)[0] if get_origin(hint) in _UNIONS else hint
+
+
+def words(hint: Any) -> tuple[str, ...]:
+    """What may be given in place of a number: ``auto`` of ``int | Literal["auto"]``."""
+    others = get_args(hint)[1:] if get_origin(hint) in _UNIONS else ()
+    return tuple(word for one in others if get_origin(one) is Literal for word in get_args(one))
 
 
 def _describe(hint: Any) -> str:
+    if words(hint):
+        return f"{', '.join(words(hint))} or {_describe(scalar(hint))}"
     hint = scalar(hint)
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))

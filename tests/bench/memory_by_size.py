@@ -46,7 +46,7 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     home = torch.device("cpu") if device.type == "meta" else device  # texts are compared, which meta cannot
     positive, negative = (text.to(home, halves[0]) for text in texts)
     parts = Parts(unet, vae, positive, negative, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER,
-                  architecture.MAX_NOISE_LEVEL, "random")  # fmt: skip
+                  architecture.NOISE_LEVEL, architecture.MAX_NOISE_LEVEL, "random")  # fmt: skip
     name = str(halves[0]).removeprefix("torch.")
     settings = Settings(steps=2, prompt="a", guidance_scale=9 if arguments.guided else 1, dtype=name)
     runtime = Runtime(compile="off", batch=arguments.batch, max_memory=arguments.max_memory)

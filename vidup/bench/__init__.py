@@ -114,6 +114,7 @@ def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> Di
         negative if settings.prompt or settings.negative_prompt else positive,
         architecture.SCHEDULER,
         architecture.LOW_RES_SCHEDULER,
+        architecture.NOISE_LEVEL,
         architecture.MAX_NOISE_LEVEL,
         f"random, narrower {narrower}",
     )

@@ -320,7 +320,7 @@ def anchor_rounds(settings: Settings) -> int:
     own = family(settings)
     if not own.invents or native_scale(settings) == 1:  # of a model that restores, the target is the input itself
         return 0
-    return own.anchor if settings.anchor is None else settings.anchor
+    return own.anchor if settings.anchor == "auto" else settings.anchor
 
 
 _CARRIED = (

@@ -18,7 +18,7 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 LOW_RES_SCHEDULER: dict[str, Any] = {**_BETAS, "_class_name": "DDPMScheduler"}
-MAX_NOISE_LEVEL = 350
+NOISE_LEVEL, MAX_NOISE_LEVEL = 20, 350
 SCALING_FACTOR = 0.08333
 """Of the VAE's latents, whatever its file says, as in diffusers' pipeline."""
 TEXT_PARAMETERS = 340_387_840

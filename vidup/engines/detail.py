@@ -68,7 +68,11 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
         Returns:
             (N, 48, h, w), each channel of about zero mean and unit variance.
         """
-        values = F.pixel_unshuffle(x - up(down(x)), FACTOR) - self.mean.view(-1, 1, 1)
+        return self.encode_detail(x - up(down(x)))
+
+    def encode_detail(self, detail: torch.Tensor) -> torch.Tensor:
+        """Latents of what is to be added to a bicubic enlargement: (N, 3, 4h, 4w) to (N, 48, h, w)."""
+        values = F.pixel_unshuffle(detail, FACTOR) - self.mean.view(-1, 1, 1)
         # The basis is orthonormal, so its transpose inverts it; a 1x1 convolution applies it at every place.
         return F.conv2d(values, (self.basis / self.std).T[:, :, None, None])
 

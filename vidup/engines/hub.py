@@ -56,6 +56,8 @@ class Parts:
     scheduler: dict[str, Any]
     low_res_scheduler: dict[str, Any] | None
     """None where the input gets no noise: such a model is run at its own few timesteps, without guidance."""
+    noise_level: int
+    """Where the settings leave it open and the input is clean."""
     max_noise_level: int | None
     identity: str
     """Fingerprint of the weights and of what else the files say."""
@@ -191,8 +193,8 @@ def load_parts(
             )
             return Parts(
                 file.unet, file.vae, positive, negative,
-                architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.MAX_NOISE_LEVEL,
-                fingerprint([folder]),
+                architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.NOISE_LEVEL,
+                architecture.MAX_NOISE_LEVEL, fingerprint([folder]),
             )  # fmt: skip
         if tokenizer is not None:
             raise EngineError(f"tokenizer = {tokenizer!r}: {folder} has its own; leave it out")
@@ -216,8 +218,11 @@ def load_parts(
         known = [signal for signal in _noise_levels(ddpm) if signal > 0][: unet.config.num_class_embeds]
         if not isinstance(level, int) or not 0 <= level < len(known):
             raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {len(known)}")
+        own = index.get("noise_level", architecture.NOISE_LEVEL)
+        if not isinstance(own, int) or not 0 <= own <= level:
+            raise EngineError(f"model {folder}: noise_level = {own!r}: expected 0 to max_noise_level, {level}")
         hashed = identity(folder, unet_dtype != torch.float32)
-        return Parts(unet, vae, positive, negative, ddim, ddpm, level, hashed)
+        return Parts(unet, vae, positive, negative, ddim, ddpm, own, level, hashed)
 
 
 def _distilled(folder: Path, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str) -> Parts:
@@ -232,7 +237,7 @@ def _distilled(folder: Path, device: torch.device, dtype: torch.dtype, prompt: s
         )
     positive, negative = texts(folder, unet, device, dtype, prompt, negative_prompt)
     hashed = identity(folder, dtype != torch.float32, "distilled")
-    return Parts(unet, None, positive, negative, ddim, None, None, hashed)
+    return Parts(unet, None, positive, negative, ddim, None, 0, None, hashed)
 
 
 def texts(

@@ -14,8 +14,7 @@ import torch
 from torch.nn import functional
 
 from vidup.engines import LEAD_IN, Place, flow
-from vidup.picture import temporal
-from vidup.picture.resample import anchor
+from vidup.picture import resample, temporal
 from vidup.picture.temporal import CELL, CUT, Box, Motion
 
 HALO = 8
@@ -152,6 +151,7 @@ class Relay:
         scale: of the results.
         rounds: of the anchor.
         steady: every frame is computed, and what was carried is blended in.
+        anchor: what holds a picture to its frame, as `vidup.picture.resample.anchor`.
     """
 
     def __init__(
@@ -160,8 +160,10 @@ class Relay:
         scale: float,
         rounds: int,
         steady: bool = False,
+        anchor: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = resample.anchor,
     ) -> None:
-        self._compute, self._scale, self._rounds, self._steady = compute, scale, min(rounds, _ROUNDS), steady
+        self._compute, self._scale, self._steady = compute, scale, steady
+        self._anchor, self._rounds = anchor, min(rounds, _ROUNDS)
         self._own = _Results()
         self._next: _Results | None = None
         self.computed = self.total = 0
@@ -241,7 +243,7 @@ class Relay:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
             picture = self._patched(frame, step, pieces, carried, trust)
-        results.last = anchor(picture[None], frame[None], self._rounds)[0]
+        results.last = self._anchor(picture[None], frame[None], self._rounds)[0]
 
     def _carried(self, source: torch.Tensor, motion: Motion) -> torch.Tensor:
         """The source along the motion, with the contrast that the frame has now."""

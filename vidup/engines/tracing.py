@@ -32,18 +32,18 @@ def trace_unet(unet: Any, tokens: int, guided: bool) -> float:
     Args:
         unet: a `UNet2DConditionModel`; its configuration is built again on the meta device.
     """
-    twin, batch, when = _unet_twin(unet, tokens, _PROBE, _PROBE)
-    twin.conditions(1, guided)
+    twin, batch, when, levels = _unet_twin(unet, tokens, _PROBE, _PROBE)
+    twin.text(1, guided)
     with torch.inference_mode(), LiveBytes() as live:
-        twin(batch, when, guided)
+        twin(batch, when, guided, levels)
     return float(live.peak) / _PROBE**2
 
 
 def unet_flops(unet: Any, tokens: int, height: int, width: int) -> int:
     """FLOP of one evaluation of one window with one text."""
-    twin, batch, when = _unet_twin(unet, tokens, height, width)
+    twin, batch, when, levels = _unet_twin(unet, tokens, height, width)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(batch, when, False)
+        twin(batch, when, False, levels)
     return int(counter.get_total_flops())
 
 
@@ -55,15 +55,18 @@ def decoder_flops(decoder: Decoder, height: int, width: int, limits: Limits) -> 
     return int(counter.get_total_flops())
 
 
-def _unet_twin(unet: Any, tokens: int, height: int, width: int) -> tuple[Unet, torch.Tensor, torch.Tensor]:
-    """The same architecture on the meta device, and the arguments that it is called with."""
+def _unet_twin(
+    unet: Any, tokens: int, height: int, width: int
+) -> tuple[Unet, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same architecture on the meta device, and a batch, a time and noise levels that it is called with."""
     dtype, meta = next(unet.parameters()).dtype, torch.device("meta")
     with meta:
         twin = type(unet).from_config(unet.config)
     twin = torch.nn.Module.to(twin, dtype).eval().requires_grad_(False)
     text = torch.empty(1, tokens, unet.config.cross_attention_dim, dtype=dtype, device=meta)
     batch = torch.empty(1, unet.config.in_channels, height, width, dtype=dtype, device=meta)
-    return Unet(twin, text, text, 2.0, 0, meta), batch, torch.zeros((), dtype=torch.long, device=meta)
+    time, levels = (torch.zeros(shape, dtype=torch.long, device=meta) for shape in ((), (1,)))
+    return Unet(twin, text, text, 2.0, meta), batch, time, levels
 
 
 def _decoder_twin(decoder: Decoder, height: int, width: int) -> tuple[Decoder, torch.Tensor]:

@@ -22,7 +22,6 @@ class Unet:
         unet: a `UNet2DConditionModel` with a class embedding for the noise level; changed in place.
         negative, positive: embeddings of the texts, (1, tokens, width).
         guidance_scale: how far to go from the negative's answer to the positive's, and beyond.
-        noise_level: of the input.
         device: where it works; the UNet may be elsewhere until then, see `Moved`.
         compiled: see `Compiled`.
     """
@@ -33,18 +32,17 @@ class Unet:
         negative: torch.Tensor,
         positive: torch.Tensor,
         guidance_scale: float,
-        noise_level: int,
         device: torch.device,
         compiled: str = "off",
     ) -> None:
         self.module, self.device = unet, device
         texts = torch.cat([negative, positive])
         self._known = [texts] if fix_texts(unet, texts) else None
-        self._settle(texts, guidance_scale, noise_level)
+        self._settle(texts, guidance_scale)
         self.run = Compiled(unet, compiled, device, unet)
 
-    def asking(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float, noise_level: int) -> Unet:
-        """The same model with other texts and numbers; this one stays as it is."""
+    def asking(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float) -> Unet:
+        """The same model with other texts and another scale; this one stays as it is."""
         other, texts = copy.copy(self), torch.cat([negative, positive])
         if self._known is not None and not any(torch.equal(texts, known) for known in self._known):
             with torch.inference_mode(False), torch.no_grad():
@@ -52,35 +50,36 @@ class Unet:
                     if isinstance(one, FixedText):
                         one.add(texts)
             self._known.append(texts)
-        other._settle(texts, guidance_scale, noise_level)
+        other._settle(texts, guidance_scale)
         return other
 
-    def _settle(self, texts: torch.Tensor, guidance_scale: float, noise_level: int) -> None:
-        self.guidance_scale, self.noise_level = guidance_scale, noise_level
+    def _settle(self, texts: torch.Tensor, guidance_scale: float) -> None:
+        self.guidance_scale = guidance_scale
         self.texts = texts.to(self.device) if self._known is None else None
         known = self._known or []
         self._first = 2 * next((place for place, one in enumerate(known) if one is texts or torch.equal(one, texts)), 0)
-        self.conditions = lru_cache(maxsize=8)(self._make_conditions)
+        self.text = lru_cache(maxsize=8)(self._make_text)
 
-    def __call__(self, batch: torch.Tensor, time: torch.Tensor, guided: bool) -> torch.Tensor:
+    def __call__(self, batch: torch.Tensor, time: torch.Tensor, guided: bool, levels: torch.Tensor) -> torch.Tensor:
         """The model's answer.
 
         Args:
             batch: (n, C, h, w) in the UNet's dtype.
             time: the timestep, one number on the device.
             guided: ask with both texts, which costs twice as much as with the positive one alone.
+            levels: noise level of each window's input, int64 (n,).
 
         Returns:
             float32 (n, latent channels, h, w).
         """
-        text, level = self.conditions(len(batch), guided)
+        text = self.text(len(batch), guided)
         if guided:
-            batch = torch.cat([batch, batch])
+            batch, levels = torch.cat([batch, batch]), torch.cat([levels, levels])
         answer: torch.Tensor = self.run(
             batch.contiguous(memory_format=self.run.memory_format),
             time,
             encoder_hidden_states=text,
-            class_labels=level,
+            class_labels=levels,
             return_dict=False,
         )[0].float()
         if guided:
@@ -88,11 +87,10 @@ class Unet:
             answer = negative + self.guidance_scale * (positive - negative)
         return answer
 
-    def _make_conditions(self, count: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text, or which of the fixed texts, and noise level for a batch of `count` windows."""
+    def _make_text(self, count: int, guided: bool) -> torch.Tensor:
+        """The text, or which of the fixed texts, of each of `count` windows."""
         which = torch.tensor([0, 1] if guided else [1], device=self.device).repeat_interleave(count)
-        level = torch.full((len(which),), self.noise_level, device=self.device)
-        return ((which + self._first).view(-1, 1, 1) if self.texts is None else self.texts[which]), level
+        return (which + self._first).view(-1, 1, 1) if self.texts is None else self.texts[which]
 
 
 class FixedText(nn.Module):

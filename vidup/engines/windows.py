@@ -56,3 +56,11 @@ def blend(
                 tiling.crop(blended[frame], target, tile).add_(answer.float() * weights[tile])
     assert blended is not None, "a clip has at least one frame, a plan at least one window"
     return blended
+
+
+def spread(values: torch.Tensor, source: tiling.Tiles, batch: int) -> list[torch.Tensor]:
+    """What belongs to each frame, (T,), for the windows of each call that `blend` makes."""
+    rows = values.repeat_interleave(len(source.origins))
+    if len(rows) > batch:
+        rows = torch.cat([rows, rows[-1:].expand(-len(rows) % batch)])
+    return list(torch.split(rows, batch))

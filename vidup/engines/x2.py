@@ -96,7 +96,7 @@ class LatentX2:
     def _settle(self, settings: Settings) -> None:
         """All that follows from the settings alone."""
         self.settings, device = settings, self.device
-        read = replace(settings, noise_level=settings.noise_level or Settings.noise_level)  # 0 is what it has
+        read = replace(settings, noise_level=settings.noise_level or "auto")  # 0 is what it has
         warn_unused(read, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
         if 0 < settings.tile < 2 * self.multiple:
             raise EngineError(

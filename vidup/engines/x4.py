@@ -22,13 +22,14 @@ from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub
 from vidup.engines.card import card, precisions, wider
 from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
 from vidup.engines.finite import clamped, tell
+from vidup.engines.held import quantiser
 from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work
 from vidup.engines.unused import warn_unused
 from vidup.engines.vae import Decoder, check, limits
 from vidup.errors import EngineError
-from vidup.picture import noise, tiling
+from vidup.picture import footage, noise, tiling
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,7 @@ class DiffusionX4:
             self.vae, own = tiny.load_tiny(vae, channels, self.scale, home, self.dtype)
             self.identity = f"{self.identity}+{own}"
         compiled = compiles(runtime.compile, card(device), runtime.offload)
-        self.unet = Unet(
-            parts.unet, parts.negative, parts.positive, settings.guidance_scale, settings.noise_level, device, compiled
-        )
+        self.unet = Unet(parts.unet, parts.negative, parts.positive, settings.guidance_scale, device, compiled)
         self.decoder = Decoder(self.vae, settings.vae_attention, device)
         if self.unet.run.active:
             self.decoder.compile()
@@ -120,7 +119,7 @@ class DiffusionX4:
             )
             other._parts = replace(self._parts, positive=texts[0], negative=texts[1])
         parts = other._parts
-        other.unet = self.unet.asking(parts.negative, parts.positive, settings.guidance_scale, settings.noise_level)
+        other.unet = self.unet.asking(parts.negative, parts.positive, settings.guidance_scale)
         for name in ("_needs", "wider"):
             other.__dict__.pop(name, None)
         other._settle(settings)
@@ -134,15 +133,15 @@ class DiffusionX4:
             self.steps = solver.variance_preserving(
                 {**parts.scheduler, "timestep_spacing": "trailing"}, "ddim", _DISTILLED_STEPS
             )
-            guides, self.signal, self.noise = False, 1.0, 0.0
+            guides, cumulative = False, torch.ones(1)
         else:
-            if settings.noise_level > parts.max_noise_level:
+            if settings.noise_level != "auto" and settings.noise_level > parts.max_noise_level:
                 raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
             self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
             # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
             guides = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
-            cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[settings.noise_level].item()
-            self.signal, self.noise = cumulative**0.5, (1 - cumulative) ** 0.5
+            cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[: parts.max_noise_level + 1]
+        self.cumulative = cumulative.to(device)
         self.guides = [guides and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
         # On the device once: the loop neither copies nor waits. Frames of a job have one size.
@@ -189,14 +188,21 @@ class DiffusionX4:
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         weights = self._weights(plan)
         low_res = clip.clamp(0, 1) * 2 - 1
-        noisy = self.signal * low_res + self.noise * self._field(_LOW_RES, 3, height, width, place.top, place.left)
+        levels = self._levels(clip)
+        signal = self.cumulative[levels].view(-1, 1, 1, 1)
+        field = self._field(_LOW_RES, 3, height, width, place.top, place.left)
+        noisy = signal.sqrt() * low_res + (1 - signal).sqrt() * field
         channels = self.vae.config.latent_channels
         start = self._field(_LATENTS, channels, height, width, place.top, place.left).expand(count, -1, -1, -1)
 
-        guides = iter(self.guides)
+        guides, rows = iter(self.guides), windows.spread(levels, plan, choice.batch)
 
         def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
-            ask = partial(self.unet, time=self.times[step.time], guided=next(guides))
+            unet, each = partial(self.unet, time=self.times[step.time], guided=next(guides)), iter(rows)
+
+            def ask(inputs: torch.Tensor) -> torch.Tensor:
+                return unet(inputs, levels=next(each))
+
             inputs = torch.cat([x, noisy], 1).to(self.dtype)
             return windows.blend(ask, inputs, plan, plan, weights, choice.batch)
 
@@ -208,6 +214,14 @@ class DiffusionX4:
         if getattr(self.vae.config, "residual", False):
             picture += detail.up(low_res)
         return clamped(picture.div_(2).add_(0.5), self.dtype)
+
+    def _levels(self, clip: torch.Tensor) -> torch.Tensor:
+        """Noise level of each picture, int64 (T,): as the settings say, else as far from clean as it is."""
+        level = 0 if self._parts.max_noise_level is None else self.settings.noise_level
+        if level != "auto":
+            return torch.full((len(clip),), level, device=self.device)
+        distances = footage.distance(clip, quantiser(self.settings))
+        return noise.levels_for(distances, self.cumulative).clamp_min(self._parts.noise_level)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP for one frame, and evaluations of one window with one text."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import log2
 from typing import Any
 
 from vidup.config import Runtime
 from vidup.engines import anchor_rounds, family, native_scale
+from vidup.engines.held import quantiser
 from vidup.job.plan import Job, device_memory, disk, host_memory
 from vidup.media import captions, losses, side_data
 from vidup.media.delivery import lost_tags
@@ -52,6 +54,8 @@ def describe(job: Job) -> list[str]:
             f"note: the file does not say its colour matrix: {standard} is assumed from its size, and written;"
             " --matrix says another"
         )
+    if family(job.settings).invents and quantiser(job.settings) >= CLEAN:
+        lines.append(f"note: the video is {compression(quantiser(job.settings))}")
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
         lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
@@ -117,6 +121,17 @@ def streams(job: Job) -> Iterator[str]:
         to = f" to {stream.encoder}" if stream.encoder else ""
         detail = job.info.streams[stream.index].detail
         yield f"{stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
+
+
+CLEAN = 6.0
+"""Step of the quantiser, in codes, under which nobody sees it."""
+
+
+def compression(step: float) -> str:
+    """How hard pictures were compressed, in words, from the step of their quantiser in codes."""
+    crf = round(6 * log2(max(step, 0.625) / 0.625) - 4)  # where x264's constant quality has that step, about
+    how = "compressed" if crf < 27 else "compressed hard"
+    return f"{how}, like x264 at crf {crf}: what that put into the picture is left out (--quantiser 0 trusts all of it)"
 
 
 def table(job: Job, runtime: Runtime) -> dict[str, Any]:

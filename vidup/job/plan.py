@@ -18,6 +18,7 @@ from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, plan_delivery
 from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
+from vidup.media.quantiser import quantiser_step
 from vidup.media.reading import KEPT, KEPT_BYTES
 from vidup.picture.geometry import output_size
 
@@ -57,6 +58,8 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     check_file(source)
     facts = fingerprint_file(source)
     info = probing.at_rate(probing.probe(source, settings.tolerate_errors), settings.fps)
+    if settings.quantiser == "auto" and engines.family(settings).invents:
+        settings = replace(settings, quantiser=quantiser_step(info))
     delivery = plan_delivery(info, container, settings)
     native = engines.native_scale(settings)
     size = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)

@@ -162,11 +162,12 @@ def set_threads(context: Any, exact: bool = False) -> None:
         context.thread_type = "SLICE" if exact else "AUTO"
 
 
-def video_context(stream: Any) -> Any:
-    """The stream's decoder, not yet open, limited to the pixels that a frame may have."""
+def video_context(stream: Any, **options: str) -> Any:
+    """The stream's decoder, not yet open, limited to the pixels that a frame may have; its options may be more."""
     context = stream.codec_context
     if not context.is_open:
-        context.options = {"max_pixels": str(MOST_PIXELS), **(DECODER_OPTIONS if context.name == "exr" else {})}
+        own = DECODER_OPTIONS if context.name == "exr" else {}
+        context.options = {**context.options, "max_pixels": str(MOST_PIXELS), **own, **options}
     return context
 
 

@@ -116,6 +116,7 @@ def save_checkpoint(folder: Path, unet: UNet2DConditionModel, vae: DetailAutoenc
             "_diffusers_version": "0.35.0",
             "low_res_scheduler": ["diffusers", "DDPMScheduler"],
             "max_noise_level": MAX_NOISE_LEVEL,
+            "noise_level": 0,
             "scheduler": ["diffusers", "DDIMScheduler"],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],

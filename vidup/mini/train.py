@@ -1,12 +1,15 @@
-"""Train `mini` from nothing, on pictures that this package makes.
+"""Train `mini`, on pictures that this package makes and on photographs, clean and as footage holds them.
 
     python -m vidup.mini.train --work ~/mini                       train; run it again to continue
+    python -m vidup.mini.train --work ~/mini --photographs FOLDER  learn from photographs as well
+    python -m vidup.mini.train --work ~/mini --begin               begin with the shipped weights
     python -m vidup.mini.train --work ~/mini --export              write the newest state as the checkpoint
     python -m vidup.mini.train --work ~/mini --measure FOLDER      measure it on the clips of a folder, for the card
 
 The UNet learns the clean whitened detail z from its noisy version alpha * z + sigma * noise, at every noise level of
 the schedule (Ho, Jain and Abbeel 2020), given the low-resolution picture with a little noise on it, whose level is the
-class label. Without noise to start from there is nothing to see but that picture; the later steps refine a sample.
+class label: the further a frame of footage is from the clean picture, the higher (`vidup.picture.noise.levels_for`).
+Without noise to start from there is nothing to see but that picture; the later steps refine a sample.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import copy
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,17 +29,27 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 
-from vidup.engines.detail import FACTOR, DetailAutoencoder
+from vidup.engines.detail import FACTOR, DetailAutoencoder, up
 from vidup.mini import CHECKPOINT
-from vidup.mini.degrade import degraded
+from vidup.mini.crops import Crops, make_pictures
 from vidup.mini.measure import WAYS, Figures, clips, detail_gain, frames, made_pictures, measure, table
-from vidup.mini.model import MAX_NOISE_LEVEL, TEXT_WIDTH, make_low_res_scheduler, make_unet, save_checkpoint
+from vidup.mini.model import (
+    MAX_NOISE_LEVEL,
+    TEXT_WIDTH,
+    load_checkpoint,
+    make_low_res_scheduler,
+    make_unet,
+    save_checkpoint,
+)
 from vidup.mini.muon import Muon
-from vidup.mini.pictures import picture
+from vidup.picture.noise import levels_for
 
 FEW_STEPS = (749, 666, 499, 332, 249)
 """Timesteps of trailing schedules of two to four steps, besides the first, 999."""
-EMA = 0.997
+LEVELS = make_low_res_scheduler().alphas_cumprod
+ENERGY = 0.15
+"""Weight of the error in gradient energy where the input is clean."""
+EMA = 0.999
 CARD = CHECKPOINT.parent / "README.md"
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
@@ -54,84 +66,33 @@ class Recipe:
     cooldown: float
     """Share of the iterations, at the end, over which the learning rate falls to nothing."""
     seed: int
-    pictures: int
 
 
-def make_pictures(folder: Path, count: int, processes: int) -> None:
-    """Fill a folder with pictures of seeds 0 to count - 1, one .npy each; those that exist are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [seed for seed in range(count) if not _place(folder, seed).exists()]
-    if not missing:
-        return
-    start = time.monotonic()
-    with ProcessPoolExecutor(processes) as pool:
-        for done, _ in enumerate(pool.map(_make_picture, [folder] * len(missing), missing, chunksize=4), 1):
-            if done % 100 == 0:
-                print(f"pictures {done}/{len(missing)}, {time.monotonic() - start:.0f} s", flush=True)
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 in its own units."""
+    return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
 
 
-def _place(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:06d}.npy"
-
-
-def _make_picture(folder: Path, seed: int) -> None:
-    path = _place(folder, seed)
-    part = path.with_suffix(".part.npy")
-    np.save(part, picture(seed))
-    part.replace(path)
-
-
-class Crops:
-    """Batches cut from the pictures; iteration and seed decide one, so that a continued run sees the same."""
-
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.pictures: list[NDArray[np.uint8]] = [
-            np.load(_place(folder, seed), mmap_mode="r") for seed in range(recipe.pictures)
-        ]
-
-    def batch(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor, np.random.Generator]:
-        """Truth (N, 3, 4c, 4c) and low resolution (N, 3, c, c) in [-1, 1], and the generator for what follows."""
-        rng = np.random.default_rng((self.recipe.seed, iteration))
-        pairs = [self._pair(rng) for _ in range(self.recipe.batch)]
-        truth, low = (torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in zip(*pairs, strict=True))
-        return truth.float() / 127.5 - 1, low.float() / 127.5 - 1, rng
-
-    def _pair(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        side = 4 * self.recipe.crop
-        source = self.pictures[rng.integers(len(self.pictures))]
-        # Of three places take the liveliest: most of a picture is smooth, and smooth is soon learned.
-        best, liveliest = None, -1.0
-        for _ in range(int(rng.integers(1, 4))):
-            top, left = rng.integers(source.shape[0] - side + 1, size=2)
-            window = source[top : top + side, left : left + side]
-            life = float(np.abs(np.diff(window[::2, :, 1].astype(np.int16), axis=1)).mean())
-            if life > liveliest:
-                best, liveliest = window, life
-        assert best is not None
-        window = best[:, :: rng.choice([-1, 1])][:: rng.choice([-1, 1])]
-        if rng.random() < 0.5:
-            window = window.transpose(1, 0, 2)
-        if rng.random() < 0.3:
-            window = window[..., rng.permutation(3)]
-        if rng.random() < 0.1:
-            window = 255 - window
-        window = np.ascontiguousarray(window)
-        return window, degraded(rng, window)
+def pictures_of(path: Path) -> list[Path]:
+    """The file itself, or the pictures in a folder."""
+    return sorted(one for one in path.iterdir() if one.suffix in {".png", ".jpg", ".tif"}) if path.is_dir() else [path]
 
 
 def draw_timesteps(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """Half of them pure noise, where every sampling begins; then those of few steps, then any."""
+    """Most of them pure noise, where every sampling begins; then those of few steps, then any."""
     kind = rng.random(count)
     few = rng.choice(FEW_STEPS, count)
     anywhere = rng.integers(0, 1000, count)
-    return np.where(kind < 0.45, 999, np.where(kind < 0.8, few, anywhere)).astype(np.int64)
+    return np.where(kind < 0.7, 999, np.where(kind < 0.92, few, anywhere)).astype(np.int64)
 
 
-def draw_levels(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """Noise levels of the low-resolution picture: none for most, the others mostly low."""
+def draw_levels(rng: np.random.Generator, distances: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Noise levels of the low-resolution pictures: as their distance from clean asks for, estimated badly; some any."""
+    count = len(distances)
+    estimated = distances * np.exp(rng.normal(0, 0.35, count))
     some = (MAX_NOISE_LEVEL * rng.random(count) ** 3).astype(np.int64)
-    return np.where(rng.random(count) < 0.6, 0, some)
+    fitting = levels_for(torch.from_numpy(estimated), LEVELS).numpy()
+    return np.where(rng.random(count) < 0.9, fitting, some)
 
 
 @dataclass
@@ -147,9 +108,13 @@ class Training:
     iteration: int = 0
 
     @classmethod
-    def begin(cls, recipe: Recipe, device: torch.device) -> Training:
+    def begin(cls, recipe: Recipe, device: torch.device, shipped: bool = False) -> Training:
+        """From nothing, or from the weights that are shipped, whose autoencoder stays."""
         torch.manual_seed(recipe.seed)
-        unet = make_unet().to(device, memory_format=torch.channels_last)  # a fifth faster on a CPU
+        unet, vae = load_checkpoint(CHECKPOINT) if shipped else (make_unet(), DetailAutoencoder())
+        unet.requires_grad_(True).class_embedding.requires_grad_(False)
+        vae.register_to_config(scaling_factor=1.0)  # found anew at export
+        unet = unet.to(device, memory_format=torch.channels_last)  # a fifth faster on a CPU
         learned = {name: p for name, p in unet.named_parameters() if p.requires_grad}
         inner = [p for name, p in learned.items() if p.ndim > 1 and name not in ("conv_in.weight", "conv_out.weight")]
         others = [p for p in learned.values() if all(p is not i for i in inner)]
@@ -157,7 +122,7 @@ class Training:
             Muon(inner, recipe.learning_rate),
             torch.optim.AdamW(others, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        return cls(unet, copy.deepcopy(unet).eval().requires_grad_(False), DetailAutoencoder().to(device), optimizers)
+        return cls(unet, copy.deepcopy(unet).eval().requires_grad_(False), vae.to(device), optimizers)
 
     def save(self, path: Path) -> None:
         state = {
@@ -187,35 +152,40 @@ def learning_rate(recipe: Recipe, iteration: int) -> float:
     return recipe.learning_rate * min(1.0, (iteration + 1) / 100, max(left, 0.01))
 
 
-def loss_of(training: Training, crops: Crops, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+def loss_of(training: Training, crops: Crops) -> torch.Tensor:
     """The loss of the batch that belongs to the training's iteration."""
     device = next(training.unet.parameters()).device
-    truth, low, rng = crops.batch(training.iteration)
-    count = len(truth)
+    batch = crops.batch(training.iteration)
+    clean, rng, count = batch.low, batch.rng, len(batch.low)
     timesteps = torch.from_numpy(draw_timesteps(rng, count))
-    levels = torch.from_numpy(draw_levels(rng, count))
+    levels = torch.from_numpy(draw_levels(rng, batch.distances))
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    low = make_low_res_scheduler().add_noise(low, torch.randn(low.shape, generator=generator), levels).to(device)
-    truth = truth.to(device)
-    z = training.vae.encode(truth)
+    low = make_low_res_scheduler().add_noise(clean, torch.randn(clean.shape, generator=generator), levels).to(device)
+    truth, base = batch.truth.to(device), up(clean.to(device))
+    z = training.vae.encode_detail(truth - base)  # footage is wrong in what bicubic enlargement gives, too
     noise = torch.randn(z.shape, generator=generator).to(device)
-    alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1).to(device)
-    sigma = (1 - alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1).to(device)
+    alpha = LEVELS[timesteps].sqrt().view(-1, 1, 1, 1).to(device)
+    sigma = (1 - LEVELS[timesteps]).sqrt().view(-1, 1, 1, 1).to(device)
     inputs = torch.cat([alpha * z + sigma * noise, low], 1).contiguous(memory_format=torch.channels_last)
     text = torch.zeros(count, 77, TEXT_WIDTH, device=device)
-    answer = training.unet(inputs, timesteps.to(device), text, class_labels=levels.to(device)).sample
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device)):
+        answer = training.unet(inputs, timesteps.to(device), text, class_labels=levels.to(device)).sample.float()
     error = answer - z
     scale = training.vae.std.square().mean().sqrt()  # the size that detail has
     wrong = F.conv2d(error, (training.vae.basis * training.vae.std)[:, :, None, None])
     pixels = wrong.abs().mean() / scale
-    energy = _energy_error(truth, truth + F.pixel_shuffle(wrong, FACTOR)) / scale
+    # What compression took away must not be made up: there the mean of what may be there is right.
+    sharp = ENERGY / (1 + torch.from_numpy(batch.distances).float().to(device).square() / 4)
+    energy = (sharp * _energy_error(truth, truth + F.pixel_shuffle(wrong, FACTOR))).mean() / scale
     # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture counts most.
-    loss: torch.Tensor = 0.15 * error.abs().mean() + pixels + 1.5 * energy
+    loss: torch.Tensor = 0.1 * error.abs().mean() + pixels + energy
     return loss
 
 
 def _energy_error(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Mean difference of the gradient energy (absolute differences of neighbours) of squares of 8 x 8 pixels.
+    """For each picture, (N,), the mean difference of the gradient energy of squares of 8 x 8 pixels.
+
+    That is the absolute difference of neighbours.
 
     The absolute error alone is least for the median of what may be there, which is too smooth. How much detail a small
     region has can be told far better than where each bit of it lies.
@@ -225,28 +195,36 @@ def _energy_error(truth: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         across, downward = x.diff(dim=-1)[..., :-1, :].abs(), x.diff(dim=-2)[..., :-1].abs()
         return F.avg_pool2d(across + downward, 8, ceil_mode=True)
 
-    return (energy(truth) - energy(other)).abs().mean()
+    return (energy(truth) - energy(other)).abs().mean((1, 2, 3))
 
 
-def train(recipe: Recipe, work: Path, device: torch.device, save_every: int = 500, validate: bool = True) -> Training:
+def train(
+    recipe: Recipe,
+    work: Path,
+    device: torch.device,
+    save_every: int = 500,
+    validate: bool = True,
+    shipped: bool = False,
+) -> Training:
     """Train up to the recipe's iterations, from the work folder's state where there is one.
 
     Args:
         work: holds `pictures/` (made before) and `state.pt`.
         validate: measure on held-out made pictures whenever the state is saved.
+        shipped: begin with the shipped weights, where there is no state.
     """
     state = work / "state.pt"
-    crops = Crops(work / "pictures", recipe)
-    training = Training.begin(recipe, device)
+    crops = Crops(work / "pictures", recipe.seed, recipe.batch, recipe.crop)
+    training = Training.begin(recipe, device, shipped)
     if state.exists():
         training.load(state, device)
         print(f"continuing at iteration {training.iteration}", flush=True)
-    else:
+    elif not shipped:
         some = [crops.pictures[i] for i in range(0, len(crops.pictures), max(1, len(crops.pictures) // 100))]
-        sample = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        size = min(min(one.shape[:2]) for one in some) // FACTOR * FACTOR
+        sample = torch.from_numpy(np.stack([one[:size, :size] for one in some])).permute(0, 3, 1, 2).float() / 127.5 - 1
         training.vae.fit(sample.to(device))
     held_out = made_pictures() if validate else []
-    alphas_cumprod = make_low_res_scheduler().alphas_cumprod
     groups = [group for optimizer in training.optimizers for group in optimizer.param_groups]
     learned = [weight for group in groups for weight in group["params"]]
     training.unet.train()
@@ -254,7 +232,7 @@ def train(recipe: Recipe, work: Path, device: torch.device, save_every: int = 50
     while training.iteration < recipe.iterations:
         for group in groups:
             group["lr"] = learning_rate(recipe, training.iteration)
-        loss = loss_of(training, crops, alphas_cumprod)
+        loss = loss_of(training, crops)
         for weight in learned:
             weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -306,6 +284,8 @@ def _parser() -> argparse.ArgumentParser:
         help="batches in all; more than before continues (default %(default)s)",
     )
     add("--pictures", type=int, default=1500, help="made and learned from (default %(default)s)")
+    add("--photographs", type=Path, nargs="+", default=[], metavar="PATH", help="pictures, or folders of them")
+    add("--begin", action="store_true", help="begin with the shipped weights")
     add("--batch", type=int, default=8, help="crops an iteration (default %(default)s)")
     add("--crop", type=int, default=32, help="side of a crop in low-resolution pixels (default %(default)s)")
     add("--learning-rate", type=float, default=2e-3, help="of Muon and AdamW (default %(default)s)")
@@ -338,8 +318,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    recipe = Recipe(options.iterations, options.batch, options.crop, options.learning_rate, options.cooldown,
-                    options.seed, options.pictures)  # fmt: skip
+    recipe = Recipe(
+        options.iterations, options.batch, options.crop, options.learning_rate, options.cooldown, options.seed
+    )
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -347,8 +328,9 @@ def main(arguments: list[str] | None = None) -> None:
         training = Training.begin(recipe, device)
         training.load(options.work / "state.pt", device)
     else:
-        make_pictures(options.work / "pictures", options.pictures, options.threads)
-        training = train(recipe, options.work, device, options.save_every)
+        photographs = [found for given in options.photographs for found in pictures_of(given)]
+        make_pictures(options.work / "pictures", options.pictures, photographs, options.threads)
+        training = train(recipe, options.work, device, options.save_every, shipped=options.begin)
     gain = detail_gain(training.average, training.vae, made_pictures(), PRESET)
     training.vae.register_to_config(scaling_factor=round(1 / gain, 4))  # latents are divided by it before decoding
     if not options.measure:

@@ -40,3 +40,21 @@ def field(seed: int, stream: int, channels: int, height: int, width: int, top: i
 def _block(seed: int, stream: int, channels: int, row: int, column: int) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, row, column]))
     return generator.standard_normal((channels, BLOCK, BLOCK), dtype=np.float32)
+
+
+NOISE_SHARE = 0.4
+"""Noise that is added, as a share of what is wrong with the input already."""
+
+
+def levels_for(distances: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The noise levels that inputs ask for: noise conditioning augmentation (Ho et al. 2022) says what not to trust.
+
+    Args:
+        distances: (n,) root mean square distances of inputs from the clean pictures, in codes of 0 to 255.
+        alphas_cumprod: (levels,) of the schedule that the model's noise levels belong to; same device.
+
+    Returns:
+        int64 (n,), the first level whose noise is two fifths of that distance, at most the last.
+    """
+    noise = 127.5 * (1 - alphas_cumprod).sqrt()  # the picture is in [-1, 1]
+    return (noise < NOISE_SHARE * distances[:, None]).sum(1).clamp_max(len(noise) - 1)

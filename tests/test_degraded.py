@@ -1,0 +1,217 @@
+"""Compressed and noisy input: how far it is from clean, what is asked of the model then, and what the anchor holds."""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import loaded
+
+from vidup import ConfigError, Settings, Upscaler
+from vidup.engines.windows import spread
+from vidup.job.describe import CLEAN, describe
+from vidup.job.plan import plan
+from vidup.media.probing import probe
+from vidup.media.quantiser import quantiser_step
+from vidup.mini.degrade import CODECS, MARGIN, as_footage, compressed, distance, reduced
+from vidup.mini.measure import HELD_OUT
+from vidup.mini.pictures import picture
+from vidup.mini.train import LEVELS
+from vidup.picture import footage
+from vidup.picture.metrics import luma, psnr
+from vidup.picture.noise import levels_for
+from vidup.picture.resample import anchor, resize
+from vidup.picture.tiling import plan as plan_tiles
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers warn of their own affairs
+
+
+GOOD = {
+    "libx264": {"crf": "14"},
+    "libx265": {"crf": "14"},
+    "libvpx-vp9": {"crf": "12", "b": "0"},
+    "mpeg4": {"qmin": "2", "qmax": "2"},
+    "mpeg2video": {"qmin": "2", "qmax": "2"},
+}
+BAD = {
+    "libx264": {"crf": "38"},
+    "libx265": {"crf": "38"},
+    "libvpx-vp9": {"crf": "60", "b": "0"},
+    "mpeg4": {"qmin": "24", "qmax": "24"},
+    "mpeg2video": {"qmin": "24", "qmax": "24"},
+}
+
+
+def write(path: Path, codec: str, options: dict[str, str]) -> None:
+    """Six frames of a picture that drifts, 160x128."""
+    pixels = picture(HELD_OUT + 90, 192)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        for shift in range(6):
+            window = np.ascontiguousarray(pixels[shift : shift + 128, 2 * shift : 2 * shift + 160])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@cache
+def small(index: int) -> np.ndarray:
+    """(48, 64, 3), of a picture that nothing learned from."""
+    return reduced(np.ascontiguousarray(picture(HELD_OUT + 100 + index, 256)[:192]))
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 2.0, 4.0, 7.0, 10.0])
+def test_the_estimate_of_noise_is_within_a_code(sigma: float) -> None:
+    rng = np.random.default_rng(int(sigma))
+    found = []
+    for index in range(4):
+        gray = rng.standard_normal((48, 64, 1)) * sigma
+        noisy = np.clip(np.round(64 + 0.5 * small(index) + gray), 0, 255).astype(np.uint8)
+        found.append(float(footage.distance(tensor(noisy), 0.0)))
+    assert np.mean(found) == pytest.approx(sigma, abs=1.0)
+
+
+def test_the_estimate_of_compression_follows_the_truth() -> None:
+    clip = [small(1), np.roll(small(1), 1, 0), np.roll(small(1), 2, 0)]
+    true, found = [], []
+    for crf in (17, 27, 37):
+        frames, step = compressed(clip, "libx264", crf)
+        true.append(distance(frames[2], clip[2]))
+        found.append(float(footage.distance(tensor(frames[2]), step)))
+    assert found == sorted(found) and found[0] < 0.6 * found[2]
+    assert np.mean(found) == pytest.approx(np.mean(true), rel=0.5)
+
+
+def test_the_estimate_is_of_each_place() -> None:
+    frame = np.full((64, 96, 3), 120.0)
+    frame[:, 48:] += 8 * np.random.default_rng(0).standard_normal((64, 48, 1))
+    codes = footage.error(tensor(np.round(frame).astype(np.uint8)), 0.0)[0, 0]
+    assert codes.shape == (64, 96)
+    assert codes[:, :36].mean() < 1 and codes[:, 60:].mean() == pytest.approx(8, abs=1.5)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 5), (2, 33)])
+def test_any_size_has_an_estimate(height: int, width: int) -> None:
+    assert footage.error(torch.rand(2, 3, height, width), 8.0).shape == (2, 1, height, width)
+
+
+def test_what_is_flat_and_clean_is_said_to_be() -> None:
+    assert float(footage.distance(torch.full((1, 3, 40, 40), 0.3), 0.0)) < 0.7
+
+
+def test_the_anchor_leaves_noise_out_and_takes_colours_in() -> None:
+    clean = tensor(small(2))
+    noise = 7 / 255 * torch.randn(1, 1, *clean.shape[-2:], generator=torch.Generator().manual_seed(0))
+    noisy = (clean + noise).clamp(0, 1)
+    truth = resize(clean, (192, 256))
+    shifted = truth + torch.tensor([0.1, -0.05, 0.0]).view(1, 3, 1, 1)  # right but for its colours
+    followed, pulled = footage.held(shifted, noisy, 5, 0.0), anchor(shifted, noisy, 5)
+    inside = (..., slice(32, -32), slice(32, -32))
+    assert (followed - truth)[inside].mean((0, 2, 3)).abs().max() < 0.01
+    assert psnr(luma(followed)[inside], luma(truth)[inside]) > psnr(luma(pulled)[inside], luma(truth)[inside]) + 3
+
+
+def test_the_anchor_holds_to_a_clean_input() -> None:
+    clean = tensor(small(2))
+    blurred = resize(resize(clean, (24, 32)), (192, 256))
+    back = [
+        psnr(resize(hold(blurred, clean, 5), (48, 64)), clean) for hold in (partial(footage.held, step=0.0), anchor)
+    ]
+    assert back[0] > 50
+    assert torch.equal(footage.held(blurred, clean, 0, 9.0), blurred)
+
+
+def test_levels_rise_with_the_distance() -> None:
+    cumulative = torch.linspace(1, 0.9, 40)
+    levels = levels_for(torch.tensor([0.0, 2.0, 8.0, 40.0, 1e6]), cumulative).tolist()
+    assert levels[0] == 0 and levels == sorted(levels) and levels[-1] == 39
+    noise = 127.5 * (1 - cumulative).sqrt()
+    assert noise[levels[2]] >= 2 > noise[levels[2] - 1]
+
+
+class TestNoiseLevel:
+    def mini(self, **options: Any) -> Upscaler:
+        return loaded(Settings(model="mini", temporal="off", anchor=0, **options))
+
+    def test_each_picture_has_what_it_asks_for_in_any_company(self) -> None:
+        flat = torch.full((1, 3, 16, 24), 0.5)
+        noisy = flat + 0.06 * torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+        level = int(levels_for(footage.distance(noisy, 0.0), LEVELS))
+        assert level > 2
+        with self.mini() as follows, self.mini(noise_level=0) as own, self.mini(noise_level=level) as fixed:
+            both = follows(torch.cat([flat, noisy]))
+            torch.testing.assert_close(both[:1], own(flat), atol=1e-5, rtol=0)
+            torch.testing.assert_close(both[1:], fixed(noisy), atol=1e-5, rtol=0)
+            assert (both[1:] - own(noisy)).abs().max() > 1e-3
+
+    def test_windows_of_a_frame_have_its_level(self) -> None:
+        assert [one.tolist() for one in spread(torch.tensor([3, 7]), plan_tiles(64, 96, 64, 32, 8), 3)] == [
+            [3, 3, 7],
+            [7, 7, 7],
+        ]
+
+
+class TestFootage:
+    @pytest.mark.parametrize("name", list(CODECS))
+    def test_every_encoder_gives_frames_back_and_worse_ones_where_asked(self, name: str) -> None:
+        clip = [small(0), np.roll(small(0), 1, 1)]
+        (good, fine), (bad, coarse) = (compressed(clip, name, quality) for quality in CODECS[name][1])
+        assert 0 < fine < coarse / 2
+        assert [one.shape for one in good] == [(48, 64, 3)] * 2
+        assert distance(bad[1], clip[1]) > 1.3 * distance(good[1], clip[1])
+
+    def test_a_frame_lies_where_it_says(self) -> None:
+        pixels = picture(HELD_OUT + 7, 192)
+        made = as_footage(np.random.default_rng(3), pixels)
+        (y, x), (height, width) = made.place, made.frame.shape[:2]
+        assert 0 <= y <= MARGIN and 0 <= x <= MARGIN and made.frame.shape == made.clean.shape
+        window = np.ascontiguousarray(pixels[y : y + 4 * height, x : x + 4 * width])
+        assert min(distance(reduced(window, kernel), made.clean) for kernel in ("bicubic", "area", "lanczos")) == 0
+
+
+class TestQuantiser:
+    @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4", "mpeg2video"])
+    def test_a_files_step_follows_its_encoder(self, codec: str, tmp_path: Path) -> None:
+        """Where the decoder says it, and where it is estimated from the bits of key frames."""
+        found = []
+        for name, options in (("good", GOOD), ("bad", BAD)):
+            path = tmp_path / f"{name}.mkv"
+            write(path, codec, options.get(codec, {}))
+            found.append(quantiser_step(probe(path)))
+        assert 1 < found[0] < 14 and 25 < found[1] < 150
+
+    def test_what_is_lossless_has_hardly_a_step(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.mkv", "ffv1", {})
+        assert quantiser_step(probe(tmp_path / "a.mkv")) < CLEAN
+
+    def test_a_job_is_planned_for_it_and_says_so(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.mkv", "libx264", BAD["libx264"])
+        job = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="mini"))
+        assert job.settings.quantiser == quantiser_step(job.info)
+        assert any("compressed hard, like x264 at crf" in line for line in describe(job))
+        trusted = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="mini", quantiser=0.0))
+        assert trusted.settings.quantiser == 0 and not any("compressed" in line for line in describe(trusted))
+        plain = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="bicubic"))
+        assert plain.settings.quantiser == "auto"  # nothing follows it there
+
+
+class TestSettings:
+    def test_auto_is_the_default_and_numbers_stay(self) -> None:
+        assert (Settings().anchor, Settings().noise_level) == ("auto", "auto")
+        assert Settings(anchor=3, noise_level=0).anchor == 3
+
+    @pytest.mark.parametrize("value", ["off", 2.5, -1, True])
+    def test_else_one_line(self, value: object) -> None:
+        with pytest.raises(ConfigError, match=r"^anchor = .*expected (auto or a whole number|0 to 100)"):
+            Settings(anchor=value)  # type: ignore[arg-type]
+
+    def test_the_preset_of_mini_follows_the_footage(self) -> None:
+        settings = Settings.preset("mini")
+        assert (settings.noise_level, settings.anchor) == ("auto", "auto")

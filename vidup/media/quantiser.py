@@ -1,0 +1,86 @@
+"""How coarsely a file's pictures were quantised when they were encoded, which is what compression did to them."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import av
+import numpy as np
+
+from vidup.errors import MediaError
+from vidup.frame import MediaInfo
+from vidup.media.opening import open_input, tolerant_demux, video_context
+from vidup.media.reading import decode_packets
+
+_PLACES, _FRAMES = (0.0, 0.35, 0.7), 8
+_HEAD = struct.Struct("@IQQii")
+"""The beginning of FFmpeg's AVVideoEncParams: blocks, where they begin, bytes of each, kind, quantiser of the frame."""
+_VP9, _H264, _MPEG = 0, 1, 2
+_WIDTH = 12**-0.5
+"""Of the error that rounding leaves, against the step that is rounded to (Bennett 1948)."""
+
+
+def step_of(frame: av.VideoFrame) -> float | None:
+    """Step of the quantiser of a decoded frame, in codes of 0 to 255; None where its decoder does not export it.
+
+    Of the decoders here those of H.264, VP9 and MPEG-1 to 4 do. H.264 doubles the step with every 6 (ITU-T H.264, 8.5);
+    VP9's table is nearly exponential, and MPEG's numbers are weighted by a matrix: those two are fitted to what x264
+    leaves at the same error.
+    """
+    found = next((bytes(one) for one in frame.side_data if one.type.name == "VIDEO_ENC_PARAMS"), b"")
+    if len(found) < _HEAD.size:
+        return None
+    blocks, begin, size, kind, quantiser = _HEAD.unpack_from(found)
+    if blocks and begin + blocks * size <= len(found) and size >= 20:
+        table = np.frombuffer(found, np.uint8, blocks * size, begin).reshape(blocks, size)
+        quantiser += float(np.ascontiguousarray(table[:, 16:20]).view(np.int32).mean())
+    if kind == _H264:
+        return float(0.625 * 2 ** (quantiser / 6))
+    return float(2 ** (1.71 + 0.0195 * quantiser)) if kind == _VP9 else 2.0 * quantiser
+
+
+def quantiser_step(info: MediaInfo) -> float:
+    """Step of the quantiser over some frames at three places of a file, in codes of 0 to 255.
+
+    Where the decoder does not export it, it is estimated from the bits that a pixel of a key frame takes and from how
+    lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third.
+
+    Returns:
+        The mean, in hundredths; 0 where nothing could be read.
+    """
+    exported: list[float] = []
+    estimated: list[float] = []
+    for share in _PLACES if info.timing == "packets" else _PLACES[:1]:
+        with suppress(av.error.FFmpegError, ValueError, MediaError), open_input(info.path) as container:
+            stream = container.streams[info.video_index]
+            if share:
+                container.seek(info.pts[int(share * len(info.pts))], stream=stream, backward=True)
+            video_context(stream, export_side_data="venc_params")
+            sizes: list[int] = []
+            packets = (_noted(packet, sizes) for packet in tolerant_demux(container, stream, _ignore))
+            frames = list(islice(decode_packets(stream, packets, _ignore), _FRAMES))
+            exported += [step for frame in frames if (step := step_of(frame)) is not None]
+            if frames and sizes and not exported:
+                estimated.append(_from_bits(frames[0], sizes[0]))
+    found = exported or estimated
+    return round(float(np.mean(found)), 2) if found else 0.0
+
+
+def _noted(packet: Any, sizes: list[int]) -> Any:
+    if packet.is_keyframe and packet.size:
+        sizes.append(packet.size)
+    return packet
+
+
+def _ignore(_: str) -> None:
+    """What is damaged is said by whoever reads the file for its pictures."""
+
+
+def _from_bits(frame: av.VideoFrame, size: int) -> float:
+    gray = frame.reformat(format="gray").to_ndarray().astype(np.float32)
+    lively = (np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()) / 2
+    bits = 8 * size / gray.size
+    return float(0.85 * lively**0.9 / bits**0.95 / _WIDTH)
