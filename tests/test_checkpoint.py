@@ -351,7 +351,9 @@ def test_brightness_is_kept_by_the_public_way(tmp_path: Path) -> None:
 
 
 def test_compiled_it_gives_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "compiler", lambda: {"backend": "eager", "fullgraph": True, "dynamic": False})
+    monkeypatch.setattr(
+        compiling, "compiler", lambda whole=True: {"backend": "eager", "fullgraph": True, "dynamic": False}
+    )
     torch._dynamo.reset()
     path, place = write(compact(), tmp_path / "compact.pth"), Place(height=40, width=56)
     expected = enlarge(make(path), picture(40, 56), place)

@@ -16,6 +16,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 import vidup
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, compiling, hub
+from vidup.engines.compiling import Compiled
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.solver import interval
 from vidup.engines.tiny import load_tiny
@@ -109,71 +110,80 @@ class TestCompiling:
         yield
         torch._dynamo.reset()
 
-    def test_one_graph_and_the_same_picture(
+    def test_one_graph_a_shape_and_the_same_picture(
         self, engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
-        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
+        """With a backend that only runs the graph: what is checked is how many there are, and how they are called."""
+        graphs: list[Any] = []
+
+        def counted(graph: Any, inputs: Any) -> Any:
+            graphs.append(inputs)
+            return graph
+
+        monkeypatch.setattr(
+            compiling, "compiler", lambda whole=True: {**EAGER, "backend": counted, "dynamic": not whole}
+        )
         monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
-        expected = enlarge(engine(guidance_end=0.5, steps=2), picture(2), PLACE)
-        one = engine(Runtime(device="cpu", compile="on"), guidance_end=0.5, steps=2)
+        usual, one = engine(steps=1), engine(Runtime(device="cpu", compile="on"), steps=1)
+        large, small = picture(2), picture()[..., :16, :24]
+        windows = [(large[..., 8:, :32], 8, 0), (large[:1, :, :16], 0, 0), (large[:1, :, 8:, 16:], 8, 16)]
+        work = [(large, 0, 0), (large, 0, 0), *windows, (large, 0, 0), (small, 0, 0)]
         with caplog.at_level(logging.INFO, "vidup"):
-            result = enlarge(one, picture(2), PLACE)
-            enlarge(one, picture(1), PLACE)
-        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
-        told = [line for line in caplog.messages if "compiling" in line]
-        assert len(told) == 2  # a shape with guidance and one without
+            made = []
+            for clip, top, left in work:
+                place = Place(top, left, *(small.shape[-2:] if clip is small else (24, 40)))
+                torch.testing.assert_close(enlarge(one, clip, place), enlarge(usual, clip, place), atol=1e-4, rtol=0)
+                made.append(len(graphs))
+        assert made == [1, 1, 2, 2, 2, 2, 3]  # one for each size of frame, and one for all windows
         assert one.engine.unet.run.active
+        assert len([line for line in caplog.messages if "compiling" in line]) == 2
 
     @pytest.mark.parametrize("wish", ["auto", "on"])
     def test_what_cannot_be_compiled_is_told(
-        self, engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wish: str
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wish: str
     ) -> None:
         def broken(*_: Any) -> Any:
             raise RuntimeError("no compiler here")
 
-        monkeypatch.setattr(compiling, "compiler", lambda: {**EAGER, "backend": broken})
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
-        expected = enlarge(engine(steps=1), picture(), PLACE)
-        one = engine(Runtime(device="cpu", compile="on"), steps=1)
-        one.engine.unet.run.required = wish == "on"
+        monkeypatch.setattr(compiling, "compiler", lambda whole=True: {**EAGER, "backend": broken})
+        run, x = Compiled(lambda x: x + 1, wish, CPU), torch.zeros(1, 3, 4, 4)
+        run.expect(compiling.WORTH)
+        assert run.active
         if wish == "on":
             with pytest.raises(EngineError, match=r"compile = 'on'.*no compiler here"):
-                enlarge(one, picture(), PLACE)
+                run(x)
         else:
-            assert torch.equal(enlarge(one, picture(), PLACE), expected)
+            assert torch.equal(run(x), x + 1) and not run.active
             assert "no compiler here" in caplog.text
+            assert not run.expect(compiling.WORTH)
 
     def test_what_was_compiled_is_let_go(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
+        monkeypatch.setattr(compiling, "compiler", lambda whole=True: EAGER)
         reset, resets = torch.compiler.reset, []
         monkeypatch.setattr(torch.compiler, "reset", lambda: (resets.append(1), reset()))
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
-        one = engine(Runtime(device="cpu", compile="on"), steps=1)
-        first = enlarge(one, picture(2), PLACE)
-        assert one.compiles and one.engine.unet.run.active
+        run, x = Compiled(lambda x: x + 1, "on", CPU), torch.zeros(1, 3, 4, 4)
+        one = engine(steps=1)
+        one.engine.unet.run = run
+        first = run(x)
+        assert one.compiles and run.active
         one.engine.close()
         assert resets == [1]
         one.engine.close()  # nothing was made since
         assert resets == [1]
-        torch.testing.assert_close(enlarge(one, picture(2), PLACE), first)
-        assert one.engine.unet.run.active
+        assert torch.equal(run(x), first) and run.active
 
-    def test_want_of_memory_is_none_of_the_compilers_failures(
-        self, engine: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_want_of_memory_is_none_of_the_compilers_failures(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(compiling, "compiler", lambda: {**EAGER, "backend": broken})
-        monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
-        one = engine(Runtime(device="cpu", compile="on"), steps=1)
+        monkeypatch.setattr(compiling, "compiler", lambda whole=True: {**EAGER, "backend": broken})
+        run = Compiled(lambda x: x + 1, "on", CPU)
         with pytest.raises(Exception) as caught:  # torch wraps it
-            enlarge(one, picture(), PLACE)
-        assert is_out_of_memory(caught.value) and one.engine.unet.run.active
+            run(torch.zeros(1, 3, 4, 4))
+        assert is_out_of_memory(caught.value) and run.active
 
     def test_a_job_is_weighed(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
+        monkeypatch.setattr(compiling, "compiler", lambda whole=True: EAGER)
         one = engine(Runtime(device="cpu", compile="off"), steps=3, guidance_end=0.5)
         run = one.engine.unet.run
         one.expect(2**62)
@@ -228,13 +238,13 @@ class TestCompiling:
         assert "scale_shift_silu" in told and "no compiler here" in told
 
     def test_graphs_of_another_size_are_let_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compiling, "compiler", lambda: EAGER)
+        monkeypatch.setattr(compiling, "compiler", lambda whole=True: EAGER)
         resets: list[int] = []
         monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
-        run = compiling.Compiled(lambda x: x + 1, "on", torch.device("cuda"))
+        run = Compiled(lambda x: x + 1, "on", torch.device("cuda"))
         for size in ((48, 64), (48, 64), (24, 32)):
-            run.begin(size)
-            run(torch.zeros(1, 3, *size))
+            run.begin(clip := torch.zeros(1, 3, *size), Place(0, 0, *size))
+            run(clip)
         assert len(resets) == 1
 
     def test_the_code_is_kept_between_runs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

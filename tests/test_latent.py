@@ -253,7 +253,9 @@ def test_identity_is_that_of_the_weights(tiny_x2: Path, tmp_path: Path) -> None:
 
 def test_compiled_it_gives_the_same_picture(tiny_x2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a backend that only runs the graph: what is checked is that there is one, and how it is called."""
-    monkeypatch.setattr(compiling, "compiler", lambda: {"backend": "eager", "fullgraph": True, "dynamic": False})
+    monkeypatch.setattr(
+        compiling, "compiler", lambda whole=True: {"backend": "eager", "fullgraph": True, "dynamic": False}
+    )
     monkeypatch.setattr("vidup.engines.vae.compiled_or_not", lambda function: function)
     torch._dynamo.reset()
     source, place = picture(64, 64), Place(height=64, width=64)

@@ -154,7 +154,7 @@ class Checkpoint:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
-        self.run.begin((place.height, place.width))
+        self.run.begin(clip, place)
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         large = plan.scaled(self.scale)
         frames = clip.clamp(0, 1).to(self.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vidup.engines import stops
+from vidup.engines import Place, stops
 from vidup.engines.card import Card, memory_format
 from vidup.engines.memory import is_out_of_memory
 from vidup.errors import EngineError
@@ -29,18 +29,21 @@ WORTH = 500 * 480 * 270 * 20 * X4_FLOPS
 breaks even near 200 frames on a card of 80 TFLOP/s and near 1,000 on one of 800."""
 
 
-def compiler() -> dict[str, Any]:
+def compiler(whole: bool = True) -> dict[str, Any]:
     """What torch.compile is given: one graph for a shape, on CUDA recorded and replayed as one launch.
+
+    Windows of what is carried from frame to frame have hundreds of shapes: for those that are not `whole` frames, nor
+    tiles of them, it is one graph for all, launched kernel by kernel.
 
     Where torch can (2.9 and later), its choice of kernels is not by what was faster a moment ago: a job that goes on
     has the same bits.
     """
     from torch._inductor import config  # takes a while, and is only needed here
 
-    options = {"triton.cudagraphs": True}
+    options = {"triton.cudagraphs": whole}
     if hasattr(config, "deterministic"):
         options["deterministic"] = True
-    return {"options": options, "fullgraph": True, "dynamic": False}
+    return {"options": options, "fullgraph": True, "dynamic": not whole}
 
 
 class Compiled:
@@ -63,8 +66,8 @@ class Compiled:
         self.active = False
         """Whether it is compiled, or will be."""
         self._calls: Counter[tuple[int, ...]] = Counter()  # by shape, up to 2
-        self._size: tuple[int, int] | None = None
-        self._fast = function
+        self._size, self._whole = (0, 0), True
+        self._fast = self._windows = function
         self._hooks: list[Any] = []
         self._lay_out()
         if wish == "on":
@@ -82,6 +85,7 @@ class Compiled:
         keep_compiled_code()
         torch._dynamo.config.cache_size_limit = max(_SHAPES, torch._dynamo.config.cache_size_limit)  # type: ignore[attr-defined, unused-ignore]
         self._fast = torch.compile(self.function, **compiler())
+        self._windows = torch.compile(self.function, **compiler(whole=False))
         self._lay_out()
 
     @property
@@ -97,6 +101,8 @@ class Compiled:
         """
         if not self.active:
             return self.function(batch, *arguments, **keywords)
+        if not self._whole:
+            return self._tried(self._windows, batch, *arguments, **keywords)
         mark: Any = torch.compiler.cudagraph_mark_step_begin
         mark()  # the answer before has been used up: its memory may be written
         shape = tuple(batch.shape)
@@ -108,8 +114,11 @@ class Compiled:
             if batch.is_cuda:
                 torch.cuda.empty_cache()  # which the allocator cannot do by itself while a graph is prepared
         self._calls[shape] += 1
+        return self._tried(self._fast, batch, *arguments, **keywords)
+
+    def _tried(self, fast: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         try:
-            return self._fast(batch, *arguments, **keywords)
+            return fast(*arguments, **keywords)
         except Exception as error:  # a compiler fails in many ways
             if is_out_of_memory(error):
                 raise
@@ -121,13 +130,17 @@ class Compiled:
             log.warning("the model cannot be compiled (%s): it runs as it is", reason)
             self.active = self.weighs = False
             self._lay_out()
-        return self.function(batch, *arguments, **keywords)
+        return self.function(*arguments, **keywords)
 
-    def begin(self, size: tuple[int, int]) -> None:
-        """Frames of this size come now: what CUDA graphs hold for another one, and no plan counts, is let go."""
-        if self.graphs and self._size not in (None, size):
+    def begin(self, clip: torch.Tensor, place: Place) -> None:
+        """See how a clip that comes now sits in its frame.
+
+        Where that has another size than those before, what CUDA graphs hold for them, and no plan counts, is let go.
+        """
+        size = place.height, place.width
+        if self.graphs and self._size not in ((0, 0), size):
             self.release()
-        self._size = size
+        self._size, self._whole = size, clip.shape[-2] >= place.height and clip.shape[-1] >= place.width
 
     def release(self) -> None:
         """Let compiled code go, and with it the memory that CUDA graphs hold. It is compiled again when it is called.

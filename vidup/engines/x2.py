@@ -159,7 +159,7 @@ class LatentX2:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
-        self.unet.begin((place.height, place.width))
+        self.unet.begin(clip, place)
         pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         small = _divided(pixels, self.factor)
         latents = small.scaled(self.scale)

@@ -184,7 +184,7 @@ class DiffusionX4:
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         count, _, height, width = clip.shape
-        self.unet.run.begin((place.height, place.width))
+        self.unet.run.begin(clip, place)
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         weights = self._weights(plan)
         low_res = clip.clamp(0, 1) * 2 - 1
