@@ -58,7 +58,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     job/                                upscale(): the main path
         progress, outcome                   events, and where they go; what becomes of each file
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
-        disk, store, naming                 files written whole; a job's folder and segments; names of outputs
+        disk, store                         files written whole; a job's folder and segments
+        animated, naming                    pictures that move; names of outputs
         plan, describe                      all that is decided before the first frame, and that in words
         pace                                how long it will take
         worker                              a frame's way: decode, upscale, encode, prove

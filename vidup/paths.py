@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vidup.config import MODELS, WEIGHTS, Settings
 from vidup.errors import ConfigError, EngineError, MediaError
-from vidup.media.containers import STILLS, STILLS_READ, check_ending
+from vidup.media.containers import ANIMATIONS, STILLS, STILLS_READ, check_ending
 from vidup.media.sequences import READ, existing, find, is_sequence, name, pattern_of
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _VIDEOS = {
 }
 """Endings of the videos that are looked for in a folder; one that is named may have any."""
 
-_TAKEN = _VIDEOS | STILLS | STILLS_READ | READ
+_TAKEN = _VIDEOS | STILLS | STILLS_READ | ANIMATIONS | READ
 
 _HUB_ID = r"[\w.-]+/[\w.-]+"
 
@@ -44,9 +44,7 @@ def expand(inputs: Sequence[str], output: str | None) -> list[Path]:
     found: list[Path] = []
     for each in map(Path, inputs):
         if each.is_dir():
-            inside = sorted(
-                path for path in each.iterdir() if path.suffix.lower() in _VIDEOS | STILLS | STILLS_READ | READ
-            )
+            inside = sorted(path for path in each.iterdir() if path.suffix.lower() in _TAKEN)
             inside = [path for path in inside if path.is_file() and not path.name.startswith(".")]
             pattern = pattern_of(inside)
             if pattern is None and (output is None or _is_same(each, Path(output))):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vidup import engines
 from vidup.config import Settings
+from vidup.job.animated import moves
 from vidup.media import containers
 from vidup.media.sequences import WRITTEN, is_sequence
 
@@ -22,5 +23,7 @@ def default_output(source: Path, settings: Settings) -> Path:
     if is_sequence(source):  # in a folder beside theirs, by the same numbers
         folder = source.parent.resolve()
         return folder.with_name(folder.name + mark) / (source.name if ending in WRITTEN else f"{source.stem}.png")
-    kept = ending in {*containers.CONTAINERS, *containers.STILLS}
+    if ending == ".gif" and not moves(source):
+        ending = ".png"
+    kept = ending in {*containers.CONTAINERS, *containers.STILLS, *containers.ANIMATIONS}
     return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))

@@ -11,6 +11,7 @@ from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.frame import MediaInfo
 from vidup.job import describe, naming, pace, rehearse, stills
 from vidup.job import plan as plans
+from vidup.media import containers
 from vidup.upscaler import Upscaler
 
 
@@ -70,7 +71,7 @@ def plan(
     """
     settings, runtime, source = settings_of(settings), runtime or Runtime(), Path(input)
     target = naming.default_output(source, settings) if output is None else Path(output)
-    if stills.is_still(source, target):
+    if containers.is_picture(source, target):
         return _of_still(source, target, settings)
     job, left = plans.plan(source, target, settings), list[str]()
     if output is not None:
@@ -92,7 +93,7 @@ def plan(
 def _of_still(source: Path, target: Path, settings: Settings) -> Plan:
     table = stills.facts(source, target, settings)
     lines = [
-        f"{source}: a still image of {table['width']}x{table['height']} {table['mode']} ({table['format']})",
+        f"{source}: {table['words']}",
         f"  output    {target}: {table['output_width']}x{table['output_height']}",
         *(f"  note: {note}" for note in table["notes"]),
     ]

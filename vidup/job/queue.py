@@ -25,7 +25,7 @@ from vidup.job.progress import Tracker
 from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
 from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker
-from vidup.media import joining
+from vidup.media import containers, joining
 from vidup.media.segment import read_segment
 from vidup.paths import check_pair, is_there
 from vidup.proof.pictures import Compared
@@ -74,7 +74,7 @@ def begin(
         check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
-    if stills.is_still(source, target):
+    if containers.is_picture(source, target):
         _take(target, source, taken)
         tracker.expect(1, 0, target)
         yield None
@@ -377,7 +377,7 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
 def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
     """Whether the output is a whole delivery of the input; one that is not is replaced only where that is allowed."""
     try:
-        if stills.is_still(outcome.input, outcome.output):
+        if containers.is_picture(outcome.input, outcome.output):
             outcome.receipt = stills.verify(outcome.input, outcome.output, upscaler.settings)
         else:
             outcome.receipt = verify(outcome.input, outcome.output, upscaler.settings, fast=True)

@@ -20,11 +20,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidup import engines
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, VerifyError, first_line
+from vidup.job import animated
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
-from vidup.media.containers import STILLS, STILLS_READ
+from vidup.media.containers import ANIMATIONS
 from vidup.media.opening import MOST_PIXELS, check_file
-from vidup.media.sequences import is_sequence
 from vidup.picture.geometry import output_size, size_notes
 from vidup.picture.kinds import MODES
 from vidup.proof import Receipt, sha256
@@ -44,13 +44,6 @@ _KEPT = {
 }
 """What a format can hold, beside the pixels."""
 _NAMES = {"icc_profile": "colour profile", "exif": "EXIF data", "dpi": "resolution", "xmp": "XMP data"}
-
-
-def is_still(source: Path, target: Path) -> bool:
-    """Whether a still image is to become one, by the names of both."""
-    if is_sequence(source) or is_sequence(target):
-        return False
-    return source.suffix.lower() in STILLS | STILLS_READ and target.suffix.lower() in STILLS
 
 
 @dataclass(frozen=True)
@@ -107,25 +100,35 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigError, MediaError: as `read`.
     """
-    still = read(source)
-    image = still.image
-    scale, before = engines.native_scale(settings), (image.height, image.width)
+    scale = engines.native_scale(settings)
+    if animated.moves(source):
+        what = animated.read(source)
+        before, notes, words = what.size, list[str](), str(what)
+        told = {"format": "animation", "frames": len(what.durations), "milliseconds": sum(what.durations)}
+    else:
+        still = read(source)
+        before, notes = (still.image.height, still.image.width), list(still.notes)
+        told = {"format": still.format, "mode": still.image.mode}
+        words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
     height, width = output_size(settings, scale, *before, even=False)
-    notes = [*still.notes, *size_notes(settings, scale, before, (height, width))]
     return {
-        **{"path": str(source), "format": still.format, "mode": image.mode, "width": image.width},
-        **{"height": image.height, "notes": notes, "output": str(target)},
+        **{"path": str(source), **told, "width": before[1], "height": before[0], "words": words},
+        **{"notes": [*notes, *size_notes(settings, scale, before, (height, width))], "output": str(target)},
         **{"output_width": width, "output_height": height},
     }
 
 
 def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Tracker) -> Receipt:
-    """Upscale a still image into a new file; its colour profile, EXIF and resolution are kept.
+    """Upscale a picture into a new file; colour profile, EXIF and resolution of a still image are kept.
 
     Raises:
         ConfigError: the file holds several pictures, or the output's format does not hold one of that size.
         MediaError: it is no image, or is damaged.
     """
+    if animated.moves(source):
+        return animated.upscale(upscaler, source, target, tracker)
+    if target.suffix.lower() in ANIMATIONS:
+        raise ConfigError(f"{target}: is for what moves, and {source} is one picture; take .png")
     still = read(source)
     for note in still.notes:
         log.warning("%s: %s", source, note)
@@ -173,6 +176,11 @@ def verify(source: Path, target: Path, settings: Settings) -> Receipt:
         ConfigError, MediaError: as `read`.
         VerifyError: it is of another size.
     """
+    if animated.moves(source):
+        what = animated.read(source).size
+        size = output_size(settings, engines.native_scale(settings), *what, even=False)
+        animated.verify(source, target, size)
+        return Receipt(source, target, 1, 0, 1.0, size, (), 0, sha256(target))
     before, after = read(source).image, read(target).image
     size = output_size(settings, engines.native_scale(settings), before.height, before.width, even=False)
     if (after.height, after.width) != size:
@@ -205,8 +213,7 @@ def _check_claims(path: Path, image: Image.Image) -> None:
     if pictures > 1 and kind == "TIFF":
         raise ConfigError(f"{path}: holds {pictures} pages; give each as a file of its own")
     if pictures > 1 and kind != "MPO":
-        ending = "save it as GIF or APNG, and " if kind == "WEBP" else ""  # which ffmpeg reads
-        raise ConfigError(f"{path}: holds {pictures} pictures; {ending}give an output that ends in .mp4 or .mkv")
+        raise ConfigError(f"{path}: holds {pictures} pictures; give an output that ends in .mp4 or .mkv")
 
 
 def _upright(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Image.Image:

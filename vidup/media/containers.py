@@ -284,6 +284,17 @@ STILLS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 STILLS_READ = {".gif", ".avif"}
 """Endings of still images that are only read."""
 
+ANIMATIONS = {".gif", ".apng"}
+"""Endings of pictures that move, beside those of still images that may."""
+
+
+def is_picture(source: Path, output: Path) -> bool:
+    """Whether a picture, still or moving, is to become one, by the names of both."""
+    if is_sequence(source) or is_sequence(output):
+        return False
+    read, written = STILLS | STILLS_READ | ANIMATIONS, STILLS | ANIMATIONS
+    return source.suffix.lower() in read and output.suffix.lower() in written
+
 
 def check_ending(source: Path, output: Path) -> None:
     """See that a file of the output's name can be written.
@@ -291,10 +302,7 @@ def check_ending(source: Path, output: Path) -> None:
     Raises:
         ConfigError: its ending is not known.
     """
-    is_still = (
-        not is_sequence(source) and source.suffix.lower() in STILLS | STILLS_READ and output.suffix.lower() in STILLS
-    )
-    if not is_still:
+    if not is_picture(source, output):
         container_of(output)
 
 

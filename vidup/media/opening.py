@@ -115,7 +115,7 @@ def _still_format(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(21)
     if head[8:16] == b"WEBPVP8X" and head[20:] and head[20] & 2:
-        raise MediaError(f"{path}: is an animated WebP, which cannot be decoded here; save it as GIF, APNG or video")
+        raise MediaError(f"{path}: is an animated WebP, which FFmpeg does not decode; make a .webp, .png or .gif of it")
     return "jpeg_pipe" if head[:3] == b"\xff\xd8\xff" and path.suffix.lower() in (".jpg", ".jpeg") else None
 
 
