@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vidup.engines.memory import LiveBytes
 from vidup.errors import EngineError
 from vidup.job.describe import describe
 from vidup.job.plan import plan as plan_job
+from vidup.picture.footage import held
 from vidup.picture.resample import anchor, resize
 from vidup.picture.tiling import plan
 from vidup.picture.tiling import weights as weights_of
@@ -70,14 +72,15 @@ def test_equals_spandrels_own_call(tmp_path: Path, name: str, scale: int) -> Non
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("given", "rounds"), [(None, 1), (0, 0), (3, 3)])
+@pytest.mark.parametrize(("given", "rounds"), [("auto", 1), (0, 0), (3, 3)])
 def test_one_round_of_the_anchor_where_nothing_is_said(
-    tmp_path: Path, make_clip: Callable[..., Path], given: int | None, rounds: int
+    tmp_path: Path, make_clip: Callable[..., Path], given: int | str, rounds: int
 ) -> None:
     path, source, place = write(compact(), tmp_path / "m.pth"), picture(20, 24), Place(height=20, width=24)
     upscaler = make(path, anchor=given)
     raw = enlarge(make(path), source, place)
-    assert torch.equal(upscaler._enlarge(source), anchor(raw, source, rounds))
+    hold = partial(held, step=0.0) if given == "auto" else anchor
+    assert torch.equal(upscaler._enlarge(source), hold(raw, source, rounds))
     lines = describe(plan_job(make_clip(), tmp_path / "out.mp4", upscaler.settings))
     assert any(f"by {rounds} round" in line if rounds else "the anchor is off" in line for line in lines)
 
