@@ -36,6 +36,7 @@ TURING = Card("cuda", 8 * GIGA, False, True, "linux")
 WINDOWS = Card("cuda", 24 * GIGA, True, False, "win32")
 MPS = Card("mps", 16 * GIGA, False, False, "darwin")
 CPU = Card("cpu", 16 * GIGA, True, True, "linux")
+AMX = replace(CPU, matrix_units=True)
 ALL = (HOPPER, TURING, WINDOWS, MPS, CPU)
 
 full, half, brain = torch.float32, torch.float16, torch.bfloat16
@@ -56,6 +57,12 @@ def test_precisions(facts: Card, automatic: tuple[Any, Any], bfloat16: tuple[Any
     assert precisions("bfloat16", facts) == bfloat16
     assert precisions("float16", facts) == (half, half)
     assert precisions("float32", facts) == (full, full)
+
+
+def test_detail_takes_bfloat16_where_a_cpu_has_units_for_it() -> None:
+    assert precisions("auto", AMX, detail=True) == (brain, brain)
+    assert precisions("auto", AMX) == precisions("auto", CPU, detail=True) == (full, full)
+    assert precisions("float32", AMX, detail=True) == (full, full)
 
 
 def test_what_overflows_in_float16_has_another_precision() -> None:

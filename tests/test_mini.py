@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vidup import Settings, Upscaler
 from vidup.compare import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
 from vidup.mini import CHECKPOINT
@@ -236,3 +237,11 @@ def test_shipped_checkpoint_beats_bicubic_and_repeats_itself():
     assert mini.psnr > bicubic.psnr
     assert mini.gmsd < bicubic.gmsd
     assert mini.fidelity > 45
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no units for bfloat16")
+def test_bfloat16_is_within_a_code_of_float32():
+    low = torch.from_numpy(reduced(picture(8, 128))).permute(2, 0, 1)[None].float() / 255
+    fast, exact = (Upscaler(Settings(model="mini", temporal="off", dtype=dtype)) for dtype in ("auto", "float32"))
+    assert fast.engine.dtype == torch.bfloat16
+    assert (fast(low) - exact(low)).abs().max() < 2 / 255

@@ -83,7 +83,8 @@ class Settings:
     seed: int = option(0, "same seed, same pixels", low=0, high=2**63 - 1)
     sampler: Literal["dpmpp_2m", "unipc", "ddim"] = option("dpmpp_2m", "the solver; ddim is as on the hub")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
-        "auto", "precision of the model; auto is float16 on cuda, else float32"
+        "auto",
+        "precision of the model; auto is float16 on cuda, else float32 (mini: bfloat16 where a CPU has units for it)",
     )
     vae: str | None = option(None, "another decoder: the hub id or folder of an AutoencoderTiny")
     vae_attention: Literal["auto", "full", "windowed"] = option(

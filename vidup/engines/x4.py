@@ -77,7 +77,7 @@ class DiffusionX4:
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device, parts: Parts | None = None) -> None:
         self.runtime, self.device = runtime, device
-        self.dtype, vae_dtype = precisions(settings.dtype, card(device))
+        self.dtype, vae_dtype = precisions(settings.dtype, card(device), settings.model in hub.SHIPPED)
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
         text_bytes = 0
         self._folder: Path | None = None

@@ -175,7 +175,7 @@ def loss_of(training: Training, crops: Crops) -> torch.Tensor:
     wrong = F.conv2d(error, (training.vae.basis * training.vae.std)[:, :, None, None])
     pixels = wrong.abs().mean() / scale
     # What compression took away must not be made up: there the mean of what may be there is right.
-    sharp = ENERGY / (1 + torch.from_numpy(batch.distances).float().to(device).square() / 4)
+    sharp = ENERGY / (1 + torch.from_numpy(batch.distances).float().to(device).square() / 8)
     energy = (sharp * _energy_error(truth, truth + F.pixel_shuffle(wrong, FACTOR))).mean() / scale
     # Whitened components weigh alike, though the eye sees the strong ones: so the error of the picture counts most.
     loss: torch.Tensor = 0.1 * error.abs().mean() + pixels + energy
