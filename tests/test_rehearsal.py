@@ -154,12 +154,14 @@ def test_converted_sound_that_begins_below_zero(tmp_path: Path, target: str, cap
     assert f"note: all streams begin {float(late):.3f} s later: " in caplog.text
 
 
-def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("start", [0.0, 0.4])
+def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: float):
     source = Material(sounds=(Sound("aac"),)).write(tmp_path / "source.mkv")
     monkeypatch.setattr("vidup.media.kept._convert", lambda *_: False)
     upscaled = Upscaled()
     output = tmp_path / "output.webm"
-    settings = Settings(model="nearest", scale=2, encoder_options={"deadline": "realtime", "cpu-used": "8"})
+    options = {"deadline": "realtime", "cpu-used": "8"}
+    settings = Settings(model="nearest", scale=2, encoder_options=options, start=start)
     with pytest.raises(ConfigError, match=r"strict: stream 1 .* would be left out: nothing of it can be decoded"):
         vidup.upscale(source, output, settings, runtime=Runtime(strict=True), on_progress=upscaled)
     assert upscaled.frames == 0

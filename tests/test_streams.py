@@ -242,25 +242,46 @@ def test_subtitles_that_are_no_utf8(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert [words for *_, words in said(output)[0]] == ["café", "naïve", "end"]
 
 
-def picture_subtitles(path: Path) -> Path:
+def picture_subtitles(path: Path, codec: str = "dvd_subtitle", times: tuple[int, ...] = (200, 600), lasts=100) -> Path:
     """A file with pictures as subtitles: its packets are a DVD's, two pixels of one colour."""
     control = struct.pack(">HH", 0, 14) + bytes.fromhex("00 03 3210 04 fff0 05 000001000001 06 0004 0005 01 ff")
     unit = bytes.fromhex("0000 0000") + b"\x40\x40" + control
     unit = struct.pack(">HH", len(unit), 6) + unit[4:]
     with av.open(str(Material().write(path.with_name("plain.mkv")))) as plain, av.open(str(path), "w") as target:
         video = target.add_stream_from_template(plain.streams.video[0], opaque=True)
-        texts = target.add_mux_stream("dvd_subtitle")
+        texts = target.add_mux_stream(codec)
         texts.metadata["language"] = "fin"
         for packet in plain.demux(video=0):
             if packet.size:
                 packet.stream = video
                 target.mux(packet)
-        for begin in (200, 600):
-            packet = av.Packet(unit)
+        for number, begin in enumerate(times):
+            blu_ray = b"\x16" + struct.pack(">HHHBHBxBB", 11, 32, 32, 16, number, 128, 0, 0) + b"\x80\0\0"
+            packet = av.Packet(blu_ray if codec == "hdmv_pgs_subtitle" else unit)
             packet.stream, packet.time_base, packet.pts, packet.dts = texts, MILLISECOND, begin, begin
-            packet.duration = 100
+            packet.duration = lasts
             target.mux(packet)
     return path
+
+
+@pytest.mark.parametrize(
+    ("codec", "start", "expected"),
+    [
+        ("dvd_subtitle", 0.4, [0, 0.8]),
+        ("hdmv_pgs_subtitle", 0.4, [0, 0.8]),  # the first of both has gone
+        ("hdmv_pgs_subtitle", 0.32, [0, 0.88]),  # a picture may begin with the part
+        ("dvb_subtitle", 1.24, [0]),
+        ("subrip", 0.4, [0, 0.8]),
+    ],
+)
+def test_a_subtitle_that_does_not_say_how_long_it_stands_is_there_when_a_part_begins(
+    tmp_path: Path, codec: str, start: float, expected: list[float]
+):
+    source = picture_subtitles(tmp_path / "source.mkv", codec, (200, 320, 1200), lasts=0)
+    output, _ = deliver(source, "mkv", start=start)
+    found, before = packets_of(output)[1], packets_of(source)[1]
+    assert np.allclose([float(begin) for begin, *_ in found], expected, atol=0.001)
+    assert [data for *_, data in found] == [data for *_, data in before][-len(expected) :]
 
 
 def test_subtitles_that_are_pictures(tmp_path: Path):

@@ -22,6 +22,8 @@ from vidup.job.plan import NOT_IN_PART, Job
 from vidup.media import decoding, joining, kept, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
+from vidup.media.opening import open_input
+from vidup.media.packets import kept_packets, tolerance
 from vidup.media.segment import encode_segment
 
 log = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ def _converted(job: Job, folder: Path) -> Job:
             try:
                 if kept.keep(job, plan, folder):
                     break
-                if job.trim is not None:  # all of a stream of which nothing can be decoded is left out by the plan
+                if not _lies_in_part(job, plan):
                     part = replace(plan, action="drop", reason=NOT_IN_PART, encoder="", layout="")
                     job = replace(job, streams=tuple(part if each is plan else each for each in job.streams))
                     break
@@ -128,6 +130,12 @@ def _converted(job: Job, folder: Path) -> Job:
                 fault = str(error)
             job, plan = _instead(job, plan, fault)
     return job
+
+
+def _lies_in_part(job: Job, plan: StreamPlan) -> bool:
+    with open_input(job.info.path, whole=job.info.unlisted) as source:
+        packets = kept_packets(source, [plan.index], job.trim, tolerance(job.info))
+        return next(packets, None) is not None
 
 
 def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], float]:

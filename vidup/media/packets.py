@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
+
+import av
 
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
@@ -15,6 +18,11 @@ from vidup.media.containers import is_cover
 from vidup.media.opening import clock, tolerant_demux
 
 log = logging.getLogger(__name__)
+
+LONGEST_TEXT = Fraction(3)
+"""Seconds for which a text is shown at the most that does not say how long."""
+_AHEAD = 1  # seconds by which packets of one time lie apart in a file
+_FOREVER = 2**32 - 1  # milliseconds
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ def kept_packets(
     tell, last = damaged or refuse, dict[int, tuple[int, int]]()
     spread, waiting = set[int](), dict[int, Any]()
     transport = source.format.name == "mpegts"
-    for packet in tolerant_demux(source, [source.streams[index] for index in indices], tell):
+    packets = tolerant_demux(source, [source.streams[index] for index in indices], tell)
+    for packet in packets if trim is None else _standing(packets, trim.begin):
         if not packet.size:
             continue
         index, kind = packet.stream.index, packet.stream.type
@@ -79,6 +88,55 @@ def kept_packets(
         elif trim is None or _shift(packet, trim):
             yield packet
     yield from (packet for packet in waiting.values() if trim is not None and _shift(packet, trim))
+
+
+def _standing(packets: Iterator[Any], begin: Fraction) -> Iterator[Any]:
+    """Packets, of which those subtitles come at `begin` that stand there already and do not say for how long: pictures,
+    as Blu-rays have them, are shown until the next, texts for 3 seconds at the most.
+    """
+    standing: dict[int, list[Any]] = {}  # by their stream: pictures may be in several packets of one time
+    for packet in packets:
+        time = packet.pts if packet.pts is not None else packet.dts
+        if not packet.size or time is None:
+            yield packet
+            continue
+        index, moment = packet.stream.index, time * packet.time_base
+        if packet.stream.type == "subtitle" and not packet.duration and moment <= begin:
+            before = standing.get(index, [])
+            standing[index] = [*before, packet] if before and before[0].pts == packet.pts else [packet]
+            continue
+        if packet.stream.type == "subtitle" and moment <= begin:
+            standing.pop(index, None)
+        # Whether another one comes before the part begins is certain a little later: files are interleaved.
+        for over in [one for one in standing if moment > begin + _AHEAD or (one == index and moment > begin)]:
+            yield from _brought_to(standing.pop(over), begin)
+        yield packet
+    for left in standing.values():
+        yield from _brought_to(left, begin)
+
+
+def _brought_to(packets: list[Any], begin: Fraction) -> Iterator[Any]:
+    """Packets of a subtitle that stands at `begin`, with that time; none where it has gone by then."""
+    for packet in packets:
+        unit, lasts = packet.time_base, _own_length(packet)
+        time = -(-begin // unit)
+        left = None if lasts is None else packet.pts * unit + lasts - time * unit
+        if left is None or left > 0:
+            is_text = packet.stream.codec_context.codec.text_sub
+            packet.pts = packet.dts = time
+            packet.duration = round(left / unit) if is_text and left is not None else 0
+            yield packet
+
+
+def _own_length(packet: Any) -> Fraction | None:
+    """Seconds for which a subtitle is shown that has no duration; None where it is until the next."""
+    if packet.stream.codec_context.codec.text_sub:
+        return LONGEST_TEXT
+    with suppress(av.error.FFmpegError, ValueError):
+        shown = packet.stream.codec_context.decode2(packet)  # of DVDs the picture itself says it
+        if shown is not None and 0 < shown.end_display_time < _FOREVER:
+            return Fraction(shown.end_display_time, 1000)
+    return None
 
 
 def _until(packet: Any, before: Any) -> int:
@@ -141,7 +199,7 @@ def _shift(packet: Any, trim: Trim) -> bool:
         return False
     begin = time * packet.time_base
     end = begin + (packet.duration or 0) * packet.time_base
-    if end <= trim.begin or begin >= trim.end:
+    if (end <= trim.begin and begin < trim.begin) or begin >= trim.end:
         return False
     if packet.stream.type == "subtitle":
         # A text that stands already, or still, when the part begins, or ends, is shown as long as the part lasts.

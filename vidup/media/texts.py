@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import av
 
 from vidup.media.opening import clock
+from vidup.media.packets import LONGEST_TEXT
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ TICK = Fraction(1, 1000)
 """Seconds in one unit of the times of texts that are encoded anew."""
 
 _MARKUP = re.compile(r"\{[^}]*\}|<[^>]*>|\\[Nnh]|\W")
-_LONGEST = 3  # seconds that a text without an end is shown
+
 _FIELDS = 8  # of a line of ASS, as ffmpeg's decoders give it, before its words
 
 
@@ -42,7 +43,7 @@ def ended(shown: Iterable[Shown]) -> list[Shown]:
     return [
         text
         if text.end > text.begin
-        else text._replace(end=min(text.begin + _LONGEST, begins[bisect(begins, text.begin)]))
+        else text._replace(end=min(text.begin + LONGEST_TEXT, begins[bisect(begins, text.begin)]))
         for text in texts
     ]
 
