@@ -22,6 +22,7 @@ from vidup.engines.interpolate import Interpolation
 from vidup.job import upscale_files
 
 TESTS = Path(__file__).parent
+CPU = Runtime(device="cpu")
 NEAREST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=3)
 
 
@@ -408,3 +409,73 @@ class TestWorkers:
         two = vidup.upscale(source, source.with_name("two.mp4"), settings, runtime=runtime, on_progress=kill).output
         assert len(killed) == 1 and any("another takes its place" in record.message for record in caplog.records)
         assert content(one) == content(two)
+
+
+class TestWithinASegment:
+    """Where frames are slow, what is done of a segment is kept before it ends, and what is carried with it."""
+
+    SETTINGS = Settings(model="mini", steps=1, codec="ffv1", segment_frames=6, seed=3)
+
+    @pytest.fixture
+    def film(self, make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr("vidup.job.made._SLOW", -1)
+        return make_clip(
+            "film.mkv", times=range(0, 9 * 40, 40), time_base=Fraction(1, 1000), size=(24, 16), sound=False
+        )
+
+    def stopped(self, film: Path, frames: int, settings: Settings = SETTINGS) -> Path:
+        output = film.with_name("out.mkv")
+        with pytest.raises(Interrupted):
+            vidup.upscale(film, output, settings, runtime=Runtime(device="cpu"), on_progress=stop_after(frames))
+        return output
+
+    @pytest.mark.parametrize(("temporal", "after"), [("relay", 8), ("off", 4)])
+    def test_a_stopped_job_goes_on_at_the_frame(
+        self, film: Path, temporal: str, after: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = self.SETTINGS.replace(temporal=temporal)
+        expected = pictures(vidup.upscale(film, film.with_name("whole.mkv"), settings, runtime=CPU).output)
+        output = self.stopped(film, after, settings)
+        names = [path.name for path in output.with_name("out.mkv.vidup").iterdir()]
+        assert f"{after // 6:05}.made" in names and f"{after // 6:05}.planes" in names
+        computed, events = [], list[vidup.Progress]()
+        enlarge = vidup.Upscaler._enlarge_clip
+        monkeypatch.setattr(
+            vidup.Upscaler, "_enlarge_clip", lambda self, *given: computed.append(1) or enlarge(self, *given)
+        )
+        receipt = vidup.upscale(film, output, settings, runtime=CPU, on_progress=events.append)
+        assert next(event.frame for event in events if event.state == "upscaling") == after
+        assert max(event.frame for event in events) == 9
+        assert all(np.array_equal(one, two) for one, two in zip(pictures(receipt.output), expected, strict=True))
+        if temporal == "off":
+            assert len(computed) == 9 - after
+        assert not output.with_name("out.mkv.vidup").exists()
+
+    def test_a_killed_one_at_what_was_written_last(self, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = pictures(vidup.upscale(film, film.with_name("whole.mkv"), self.SETTINGS, runtime=CPU).output)
+        monkeypatch.setattr("vidup.job.made._EVERY", -1)
+        monkeypatch.setattr("vidup.job.made._Keeper.save", lambda self: None)
+        output = self.stopped(film, 4)
+        events: list[vidup.Progress] = []
+        receipt = vidup.upscale(film, output, self.SETTINGS, runtime=CPU, on_progress=events.append)
+        assert next(event.frame for event in events if event.state == "upscaling") == 4
+        assert all(np.array_equal(one, two) for one, two in zip(pictures(receipt.output), expected, strict=True))
+
+    @pytest.mark.parametrize("how", ["planes", "made", "cut"])
+    def test_what_is_damaged_is_made_again(self, film: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+        output = self.stopped(film, 4)
+        kept = output.with_name("out.mkv.vidup") / f"00000.{'made' if how == 'cut' else how}"
+        kept.write_bytes(kept.read_bytes()[: -40 if how == "cut" else 30])
+        receipt = vidup.upscale(film, output, self.SETTINGS, runtime=CPU)
+        assert receipt.frames == 9 and ("is damaged: its segment is made again" in caplog.text) == (how != "planes")
+
+    def test_a_full_disk_ends_that_alone(
+        self, film: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def full(*given: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("vidup.job.made._EVERY", -1)
+        monkeypatch.setattr("vidup.job.made.write_atomically", full)
+        receipt = vidup.upscale(film, None, self.SETTINGS, runtime=CPU)
+        assert receipt.frames == 9 and "what is done before it ends cannot be kept: [Errno" in caplog.text

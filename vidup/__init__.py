@@ -62,7 +62,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         animated, naming                    pictures that move; names of outputs
         plan, describe                      all that is decided before the first frame, and that in words
         pace                                how long it will take
-        worker                              a frame's way: decode, upscale, encode, prove
+        made, worker                        what is kept of a segment; a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
         numbered                            numbered pictures as an output
         stills, queue, outlook              still images; jobs one after another; what would become of a file

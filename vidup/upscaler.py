@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, islice
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -18,7 +18,7 @@ from vidup.config import Given, Runtime, settings_of
 from vidup.engines import Choice, finite, held, stops
 from vidup.engines.memory import is_out_of_memory, keep_freed, release_freed
 from vidup.engines.planner import Planner
-from vidup.engines.relay import Follower, Relay, Step
+from vidup.engines.relay import Carried, Follower, Relay, Step
 from vidup.errors import MediaError, Stopped
 from vidup.frame import Color, Frame
 from vidup.picture import kinds
@@ -52,11 +52,6 @@ class Upscaler:
     is beyond clipped. Linear light is the caller's to encode before and to decode behind, as by ``x ** (1 / 2.4)`` and
     ``y ** 2.4``.
 
-    ::
-
-        with Upscaler("mini") as upscaler:
-            large = upscaler(picture)
-
     Args:
         settings: what decides the picture; a text or a path is a preset. The encoder's settings are for files alone.
         runtime: device and batch.
@@ -69,7 +64,7 @@ class Upscaler:
     ) -> None:
         self.settings, self.runtime, self.stop = settings_of(settings), runtime or Runtime(), stop
         self._choices, self._pixels = dict[tuple[int, int], Choice](), 0
-        self._begin: tuple[int, tuple[int, int] | None] = 0, None
+        self._begin: tuple[int, tuple[int, int] | None, Carried | None] = 0, None, None
         self._relay: Relay | None = None
         self._lender: Upscaler | None = None
         self._working: engines.Engine | None = None  # in place of the engine
@@ -77,11 +72,7 @@ class Upscaler:
 
     @cached_property
     def engine(self) -> engines.Engine:
-        """The model; it is loaded here.
-
-        Raises:
-            EngineError: it, or a part of it, is not to be had, or the device is not there.
-        """
+        """The model; it is loaded here. Raises EngineError: it is not to be had, or the device is not there."""
         with self._lock:
             if "engine" not in self.__dict__:  # by another thread meanwhile
                 lent = self._lender and engines.lend(self._lender.engine, self._lender.settings, self.settings)
@@ -209,7 +200,7 @@ class Upscaler:
         Raises:
             MediaError, EngineError, Stopped: as `__call__`; also where the size changes.
         """
-        begin, self._begin = self._begin, (0, None)
+        (number, span, carried), self._begin = self._begin, (0, None, None)
         wanted, leaving = Wanted(pix_fmt, tags, turn or Turn()), list[Leaving]()
         coming = (passing(picture, wanted) for picture in pictures)
         first = next(coming, None)
@@ -218,12 +209,14 @@ class Upscaler:
         size, even = first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
         length = self.choose(*size).batch if on_cuda else 1
-        follower, relay = self._follow(*begin), self._relay
+        follower, relay = self._follow(number, span), self._relay
+        if relay is not None and carried is not None:
+            relay.restore(carried, self.engine.device)
         with closing(self._read(chain([first], coming), follower)) as read:
             del first, coming
             last: torch.Tensor | None = None
             made: Leaving | None = None
-            for clip in batched(read, length):
+            for clip in batched(islice(read, carried.frames if carried else 0, None), length):
                 before, leaving = leaving, []
                 restore = relay.remember() if relay else None
                 results = list(self._pictures(clip, relay))
@@ -243,19 +236,21 @@ class Upscaler:
                     leaving = []
         yield from (one.arrived() for one in leaving)
 
-    def reset(self, number: int = 0, span: tuple[int, int] | None = None) -> None:
+    def reset(self, number: int = 0, span: tuple[int, int] | None = None, carried: Carried | None = None) -> None:
         """Load the engine if it is not, and say which frames of a file those of the next call of `frames` are.
 
         Args:
             number: of the frame in its file that comes first.
             span: of a segment that another one follows, the numbers of its first frame and of the first that is the
                 other's: what comes now goes over into that, which begins with what it sees of the last frames alone.
-
-        Raises:
-            EngineError: as `engine`.
+            carried: where so many of these frames were made before: they are not made again.
         """
         _ = self.engine
-        self._begin, self._relay = (number, span), None
+        self._begin, self._relay = (number, span, carried), None
+
+    def carried(self) -> Carried | None:
+        """What the last call of `frames` carries, for `reset`; None where nothing is, or in the midst of a frame."""
+        return None if self._relay is None else self._relay.carried()
 
     @property
     def computed(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -135,11 +136,24 @@ def _grown(box: Box, height: int, width: int) -> Box:
     )
 
 
+_NAMES = ("last", "kept")
+
+
 class _Results:
     """What is carried: the last result, and the one from before the last cut; (3, H, W) each."""
 
     last: torch.Tensor | None = None
     kept: torch.Tensor | None = None
+
+
+class Carried(NamedTuple):
+    """All that is carried, on the host: what a stopped job goes on from."""
+
+    frames: int
+    """How many were made."""
+    results: dict[str, torch.Tensor]
+    computed: int
+    total: int
 
 
 class Relay:
@@ -168,14 +182,34 @@ class Relay:
         self._next: _Results | None = None
         self.computed = self.total = 0
         """Low-resolution pixels that were computed, halos counted, and that there were."""
+        self._count, self._settled = 0, True
+
+    def carried(self) -> Carried | None:
+        """What is carried now; None in the midst of a frame."""
+        names = {f"{which}.{name}": getattr(one, name, None) for which, one in self._both() for name in _NAMES}
+        results = {name: one.detach().to("cpu", copy=True) for name, one in names.items() if one is not None}
+        return Carried(self._count, results, self.computed, self.total) if self._settled else None
+
+    def restore(self, carried: Carried, device: torch.device) -> None:
+        """Go on from what was carried once."""
+        self._count, _, self.computed, self.total = carried
+        if any(name.startswith("next.") for name in carried.results):
+            self._next = _Results()
+        for which, one in self._both():
+            for name in _NAMES if one is not None else ():
+                result = carried.results.get(f"{which}.{name}")
+                setattr(one, name, None if result is None else result.to(device))
+
+    def _both(self) -> tuple[tuple[str, _Results | None], ...]:
+        return ("own", self._own), ("next", self._next)
 
     def remember(self) -> Callable[[], None]:
         """A function that makes all that is carried what it is now."""
-        own, following, counts = copy(self._own), copy(self._next), (self.computed, self.total)
+        own, following, counts = copy(self._own), copy(self._next), (self.computed, self.total, self._count)
 
         def restore() -> None:
             self._own, self._next = copy(own), copy(following)
-            self.computed, self.total = counts
+            self.computed, self.total, self._count = counts
 
         return restore
 
@@ -193,6 +227,7 @@ class Relay:
         """
         fresh = self._computed(frames, steps)
         for frame, step, pieces in zip(frames, steps, fresh, strict=True):
+            self._settled = False
             self.total += frame.shape[-2] * frame.shape[-1]
             self._advance(self._own, frame, step, pieces)
             if step.opens:  # as the next segment begins, which knows nothing of what was before
@@ -204,6 +239,7 @@ class Relay:
             assert picture is not None
             if step.fade and self._next is not None and self._next.last is not None:
                 picture = torch.lerp(picture, self._next.last, step.fade)
+            self._count, self._settled = self._count + 1, True
             yield picture
 
     def _computed(self, frames: torch.Tensor, steps: Sequence[Step]) -> list[list[tuple[Box, torch.Tensor]]]:

@@ -16,7 +16,7 @@ from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError
-from vidup.job import describe, numbered, pace, plan, rehearse, stills
+from vidup.job import describe, made, numbered, pace, plan, rehearse, stills
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
 from vidup.job.outcome import Outcome, fail, failing
@@ -155,8 +155,10 @@ def _open(work: Work, crew: Crew, tracker: Tracker) -> None:
     if done:
         log.info("%s: %d of %d segments are done already", job.output, len(done), len(work.segments))
     frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
-    tracker.expect(0, sum(segment.frames for segment in work.segments if segment.index in done) * frames, job.output)
     work.left -= done
+    kept = sum(made.kept(job, segment) for segment in work.segments if segment.index in work.left)
+    ended = sum(segment.frames for segment in work.segments if segment.index in done)
+    tracker.expect(0, ended * frames + kept, job.output)
     _choose(work, crew)
 
 
@@ -170,7 +172,7 @@ def _take(target: Path, source: Path, taken: dict[Path, Path]) -> None:
 def _leave(store: Store) -> None:
     """Keep a folder only for what a later run can use."""
     try:
-        if store.folder.is_dir() and not any(store.folder.glob("*.seg")):
+        if store.folder.is_dir() and not any(store.folder.glob("*.seg")) and not any(store.folder.glob("*.made")):
             with suppress(VidupError):  # another process has it meanwhile
                 store.open()
                 store.delete()
@@ -221,6 +223,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
             fail(work.outcome, result, tracker)
         else:
             work.left.discard(task.segment.index)
+            made.forget(task.segment.path)
             work.computed += result.computed
             work.pixels += result.pixels
             work.compared += result.compared or Compared(0, 1.0)

@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 
 _RECORD, _LOCK = "job.json", "lock"
 _OWN = re.compile(
-    r"lock|(job\.json|\d{5,}\.seg|stream\d+-[\w.()-]+\.kept|(whole|unproved|undelivered|rehearsal)\.\w+)((\.\w+)*\.part)?"
+    r"lock|(job\.json|\d{5,}\.(seg|planes|made)|stream\d+-[\w.()-]+\.kept"
+    r"|(whole|unproved|undelivered|rehearsal)\.\w+)((\.\w+)*\.part)?"
 )
-"""The names that files of a job bear: lock, record, segments, converted streams, the joined result, the rehearsal's;
-and what of these is not whole."""
+"""The names that files of a job bear: lock, record, segments and what is done of them, converted streams, the joined
+result, the rehearsal's; and what of these is not whole."""
 _SEGMENT = re.compile(r"\d{5,}\.seg")
 _MOST_BYTES = 1 << 24  # of a record: presets and prompts have their place
 

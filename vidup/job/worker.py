@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vidup.engines import Choice
 from vidup.errors import MediaError, Stopped, VidupError, system_words
 from vidup.frame import Frame
+from vidup.job import made
 from vidup.job.crew import Report
 from vidup.job.disk import disk_full_named
 from vidup.job.plan import QUEUE_BYTES, Job, span
@@ -195,13 +196,14 @@ def upscale_segment(
     # Closed here, not when they are collected: the traceback of an error would keep their threads.
     decoded = prefetch(decode(), QUEUE_BYTES, _bytes)
     encoder = Consumer(encode, QUEUE_BYTES, _bytes)
-    upscaler.reset(*_numbers(job, segment, begin))
+    wanted = planar(job.encoding.pix_fmt), job.encoding.color, job.turn
+    results = made.upscaled(upscaler, decoded, segment.path, _numbers(job, segment, begin), wanted)
     try:
-        with closing(decoded):
-            for frame in upscaler.frames(decoded, planar(job.encoding.pix_fmt), job.encoding.color, job.turn):
+        with closing(decoded), closing(results):
+            for frame, is_new in results:
                 if not leads_in(frame):
                     encoder.put(replace(frame, pts=frame.pts - job.offset))
-                    report(1)
+                    report(int(is_new))
         job.check_input()  # before the segment's file stands
         encoder.end()
         return encoder, proved

@@ -1,0 +1,195 @@
+"""What is done of a segment before it ends, where frames are slow: kept beside it, so that a stopped job goes on there.
+
+``NNNNN.planes`` has the planes of its frames, one after the other, ``NNNNN.made`` how many of them count and what is
+carried from the last of them. Planes behind those are of no account: they are made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from safetensors.torch import load, save
+
+from vidup.engines.relay import Carried
+from vidup.errors import first_line
+from vidup.frame import Color, Frame
+from vidup.job.disk import open_plain, write_atomically
+from vidup.job.plan import Job
+from vidup.job.store import Segment
+from vidup.picture.geometry import Turn
+from vidup.upscaler import Upscaler
+
+log = logging.getLogger(__name__)
+
+_SLOW = 1.0  # seconds that the first frame takes where frames are kept
+_EVERY = 30.0  # seconds after which what is carried is written again
+_PLANES, _MADE = ".planes", ".made"
+
+_Form = list[tuple[str, tuple[int, int]]]
+"""The dtype and the shape of each plane."""
+
+
+def kept(job: Job, segment: Segment) -> int:
+    """How many frames of the output are kept of a segment that is not done."""
+    found, each, pts = _read(segment.path), len(job.times) // (job.high - job.low), job.info.pts
+    lead = 0 if segment.lead_in is None else bisect_right(pts, segment.begin) - bisect_right(pts, segment.lead_in)
+    return 0 if found is None else max(0, found[0].frames - lead * each)
+
+
+def forget(segment: Path) -> None:
+    """Remove what is kept of a segment."""
+    for ending in (_MADE, _PLANES):
+        with suppress(OSError):
+            segment.with_suffix(ending).unlink(missing_ok=True)
+
+
+def upscaled(
+    upscaler: Upscaler,
+    frames: Iterable[Frame],
+    segment: Path,
+    begin: tuple[int, tuple[int, int] | None],
+    wanted: tuple[str, Color, Turn],
+) -> Generator[tuple[Frame, bool], None, None]:
+    """The frames of a segment, upscaled, and whether each is new: those that are kept are read.
+
+    Args:
+        segment: its file.
+        begin: for `Upscaler.reset`.
+        wanted: for `Upscaler.frames`.
+    """
+    carried, form = _read(segment) or (None, [])
+    done, sources = carried.frames if carried else 0, list[Frame]()
+
+    def noted() -> Iterator[Frame]:
+        for frame in frames:
+            if len(sources) < done:
+                sources.append(frame)
+            yield frame
+
+    upscaler.reset(*begin, carried)
+    began, keeper = time.monotonic(), None
+    with closing(upscaler.frames(noted(), *wanted)) as results:
+        first = next(results, None)
+        if done:
+            log.info("%s: %d frames of it are done already", segment, len(sources))
+            yield from ((frame, False) for frame in _planes(segment, sources, form, wanted))
+        if first is None:
+            return
+        if done or (upscaler.engine.invents and time.monotonic() - began > _SLOW):
+            keeper = _Keeper(segment, upscaler, done)
+        try:
+            frame: Frame | None = first
+            while frame is not None:
+                if keeper is not None:
+                    keeper.add(frame)
+                yield frame, True
+                frame = next(results, None)
+        except BaseException:
+            if keeper is not None:
+                keeper.save()
+            raise
+        finally:
+            if keeper is not None:
+                keeper.close()
+
+
+class _Keeper:
+    """Writes what is done. A disk that is full ends that, and nothing else."""
+
+    def __init__(self, segment: Path, upscaler: Upscaler, done: int) -> None:
+        self._segment, self._upscaler, self._count, self._done = segment, upscaler, done, done
+        self._file: BinaryIO | None = None
+        self._form: _Form = []
+        self._taken: Carried | None = None  # not all of whose frames have come yet
+        self._written, self._given_up = time.monotonic(), False
+
+    def add(self, frame: Frame) -> None:
+        """A frame more is done."""
+        if self._given_up:
+            return
+        self._form = [(plane.dtype.name, plane.shape) for plane in frame.planes]
+        try:
+            if self._file is None:
+                self._file = open_plain(self._segment.with_suffix(_PLANES), "r+b" if self._done else "wb")
+                self._file.seek(self._done * sum(plane.nbytes for plane in frame.planes))
+            for plane in frame.planes:
+                self._file.write(np.ascontiguousarray(plane).data)
+            self._count += 1
+            if self._taken is None and time.monotonic() - self._written > _EVERY:
+                self._taken = self._carried()
+            if self._taken is not None and self._taken.frames <= self._count:
+                self._write(self._taken)
+        except OSError as error:
+            self._give_up(error)
+
+    def save(self) -> None:
+        """See that all that is done can be gone on from, as far as what is carried is that of the last frame."""
+        carried = None if self._given_up else self._carried()
+        if carried is not None and carried.frames == self._count > self._done:
+            try:
+                self._write(carried)
+            except OSError as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def _carried(self) -> Carried | None:
+        return self._upscaler.carried() if self._upscaler.computed[1] else Carried(self._count, {}, 0, 0)
+
+    def _write(self, carried: Carried) -> None:
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        about = {"count": carried.frames, "computed": carried.computed, "total": carried.total, "form": self._form}
+        write_atomically(self._segment.with_suffix(_MADE), save(carried.results, {"vidup": json.dumps(about)}))
+        self._taken, self._written = None, time.monotonic()
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("%s: what is done before it ends cannot be kept: %s", self._segment, first_line(error))
+        self._given_up = True
+        self.close()
+        forget(self._segment)
+
+
+def _read(segment: Path) -> tuple[Carried, _Form] | None:
+    """What is kept of a segment; None where nothing is, or it is damaged."""
+    path, planes = segment.with_suffix(_MADE), segment.with_suffix(_PLANES)
+    if not path.is_file() or not planes.is_file():
+        return None
+    try:
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["vidup"])
+        form: _Form = [(str(dtype), (int(height), int(width))) for dtype, (height, width) in about["form"]]
+        carried = Carried(int(about["count"]), load(data), int(about["computed"]), int(about["total"]))
+        whole = planes.stat().st_size >= carried.frames * sum(
+            np.dtype(dtype).itemsize * h * w for dtype, (h, w) in form
+        )
+    except Exception as error:  # of a file that is damaged each reader fails in its own way
+        log.warning("%s: is damaged: its segment is made again: %s", path, first_line(error))
+        return None
+    return (carried, form) if whole and carried.frames > 0 else None
+
+
+def _planes(segment: Path, sources: Iterable[Frame], form: _Form, wanted: tuple[str, Color, Turn]) -> Iterator[Frame]:
+    """The frames that are kept, each at the time of its source."""
+    with open_plain(segment.with_suffix(_PLANES), "rb") as file:
+        for source in sources:
+            planes = tuple(
+                np.frombuffer(file.read(np.dtype(dtype).itemsize * h * w), dtype).reshape(h, w)
+                for dtype, (h, w) in form
+            )
+            yield replace(source, planes=planes, pix_fmt=wanted[0], color=wanted[1])
