@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,13 @@ import torch
 from conftest import enlarge
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import vidup
 from vidup import Color, Frame, Upscaler
 from vidup.bench import random_engine
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, architecture, hub, memory
 from vidup.engines import planner as planning
+from vidup.engines.interpolate import Interpolation
 from vidup.engines.memory import (
     KEPT,
     LiveBytes,
@@ -326,3 +330,26 @@ class TestWhatTheProcessorKeeps:
             choice = upscaler.choose(30, 40)
             assert upscaler.choose(30, 40) is choice
             assert told == [upscaler.planner.kept(choice, 30, 40)]
+
+
+def test_what_is_chosen_for_one_size_is_not_for_another(
+    make_clip: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory runs out over the first of two files: that is kept for it, and the second has its own choice."""
+    enlarged = Interpolation.__call__
+
+    def short(self: Interpolation, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
+        if clip.shape[-2] == 48 and choice.batch > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return enlarged(self, clip, place, choice)
+
+    monkeypatch.setattr(Interpolation, "__call__", short)
+    sizes = {"large": (64, 48), "small": (32, 24)}
+    files = [
+        (make_clip(f"{name}.mp4", size=size, sound=False), tmp_path / f"{name}_x2.mp4") for name, size in sizes.items()
+    ]
+    runtime = Runtime(device="cpu", keep_work=True)
+    done = vidup.upscale_files(files, Settings(model="nearest", scale=2), runtime=runtime)
+    assert [one.error for one in done] == [None, None] and caplog.text.count("memory ran out") == 2
+    kept = [json.loads((tmp_path / f"{name}_x2.mp4.vidup" / "job.json").read_text())["choice"] for name in sizes]
+    assert [one["batch"] for one in kept] == [1, 4]

@@ -2,7 +2,7 @@
 
     python tests/bench/planned.py [--sizes WxH ...]
 
-Each cell is planned GB and how: frames at a time, or tiles. The UNet is in float16, the decoder in bfloat16. No GPU is
+Each cell is planned GB and how: frames at a time, or tiles. UNet and decoder are in float16. No GPU is
 needed, none is asked. How near the plan comes to what tensors take is `memory_by_size.py`'s to tell.
 """
 
@@ -33,7 +33,7 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 def planned(width: int, height: int, prompt: str, compiled: str, options: dict[str, Any]) -> str:
     """Bytes and choice for frames of a size, in words."""
     runtime = Runtime(**{"max_memory": "140G", "compile": compiled, **options})
-    unet, vae = architecture.random_unet(META, torch.float16), architecture.random_vae(META, torch.bfloat16)
+    unet, vae = architecture.random_unet(META, torch.float16), architecture.random_vae(META, torch.float16)
     texts = architecture.TOKENS, 2 * architecture.TEXT_PARAMETERS
     needs = x4.needs(CUDA, unet, Decoder(vae), texts, bool(prompt), compiled == "on")
     planner = Planner(with_carried(needs, Settings(), 4), Settings(), runtime)
