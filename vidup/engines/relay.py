@@ -67,7 +67,7 @@ class Follower:
         self._number, self._tolerance, self._refresh, self._span = number, tolerance, refresh, span
         self._frame: torch.Tensor | None = None
         self._kept: torch.Tensor | None = None
-        self._age = 0
+        self._age, self._last = 0, number - 1
 
     @torch.inference_mode()
     def __call__(self, frame: torch.Tensor) -> Step:
@@ -79,7 +79,11 @@ class Follower:
         """
         number = self._number
         self._number += 1
-        step = Step(None, equal=True) if frame is self._frame else self._changed(frame, number)
+        if frame is self._frame:
+            step = Step(None, equal=True)
+        else:
+            step = self._changed(frame, number)
+            self._last = number
         if self._span is None:
             return step
         begin, end = self._span
@@ -118,7 +122,8 @@ class Follower:
 
     def _windows(self, motion: Motion, frame: torch.Tensor, number: int, kept: bool = False) -> Step:
         height, width = frame.shape[-2:]
-        fresh = temporal.refreshed(motion.cells.shape[0], motion.cells.shape[1], number, self._refresh)
+        rows, columns = motion.cells.shape
+        fresh = temporal.refreshed(rows, columns, number, self._refresh, self._last)
         boxes = tuple(_grown(box, height, width) for box in temporal.cover(motion.cells | fresh, HALO / CELL))
         if sum((bottom - top) * (right - left) for top, left, bottom, right in boxes) > _WHOLE * height * width:
             boxes = ((0, 0, height, width),)

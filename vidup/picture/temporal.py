@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import gcd
 from operator import or_
 
 import torch
@@ -34,7 +33,7 @@ _PAST = 0.55  # and by which what moves past it moves at least
 _EDGE = 2  # pixels beside it that hold its edges
 _HIDDEN = 0.8  # of the contrast around it, which hides a difference
 _APART = 1.0  # squared pixels by which flow there and back may differ, beside what their length allows
-_CALL = 4.0  # cells that a call of the model costs beside its area
+_CALL = 6.0  # cells that a call of the model costs beside its area
 _SHARPER = 0.2  # of its contrast, and one code, by which a place may become sharper and still be trusted
 
 
@@ -252,27 +251,29 @@ def recomputed(trust: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
     return functional.avg_pool2d(importance[None], CELL, ceil_mode=True)[0, 0] > _RECOMPUTED
 
 
-def refreshed(rows: int, columns: int, number: int, period: int) -> torch.Tensor:
-    """The cells that are refreshed in a frame, so that none is carried for ever: one block after another.
+def refreshed(rows: int, columns: int, number: int, period: int, last: int) -> torch.Tensor:
+    """The cells that are refreshed in a frame, so that none is carried for ever: a quarter of the frame at a time.
 
-    As in the intra refresh of video codecs; the phase is that of the frame's place in the file.
+    As in the intra refresh of video codecs, but in few blocks, whose halos cost less; the phase is that of the frame's
+    place in the file.
 
     Args:
         number: of the frame in the file.
         period: frames after which all cells have had their turn; 0 refreshes none.
+        last: number of the frame before that was computed, not equal to its own: what fell due since is done now.
 
     Returns:
         bool, (rows, columns).
     """
     turn = torch.zeros(rows, columns, dtype=torch.bool)
-    if period:
-        across = max(1, min(period, round((period * columns / rows) ** 0.5)))
-        down = period // across
-        # Neighbours in space are not neighbours in time: blocks follow in steps of about the golden section.
-        blocks = down * across
-        step = next(step for step in range(max(1, round(0.618 * blocks)), 2 * blocks + 1) if gcd(step, blocks) == 1)
-        place = number * step % blocks
-        top, left = divmod(place, across)
+    if not period:
+        return turn
+    down, across = 1 + (period > 3), 1 + (period > 1)
+    every = period // (down * across)
+    for beat in range(max(last // every, number // every - down * across) + 1, number // every + 1):
+        # Neighbours in time are not neighbours in space: diagonals first.
+        top = beat % down
+        left = (beat // down + top) % across
         block = slice(columns * left // across, columns * (left + 1) // across)
         turn[rows * top // down : rows * (top + 1) // down, block] = True
     return turn
