@@ -545,7 +545,7 @@ def test_colour_tags_come_back(codec: str, matrix: int, full: bool, tmp_path: Pa
         ("ffv1", "uyvy422", "yuv422p"),
         ("ffv1", "yuva444p10le", "yuva444p10le"),
         ("ffv1", "ya8", "bgra"),
-        ("libvpx-vp9", "yuva420p", "yuv420p"),
+        ("libvpx-vp9", "yuva420p", "yuva420p"),
         ("prores_ks", "yuv420p", "yuv422p10le"),
         ("prores_ks", "yuva444p10le", "yuva444p10le"),
         ("libx265", "yuv422p12le", "yuv422p12le"),

@@ -40,6 +40,9 @@ def make(path: Path, codec: str, pix_fmt: str) -> Path:
         context = stream.codec_context
         context.width, context.height, context.pix_fmt, context.colorspace = WIDTH, HEIGHT, pix_fmt, 1
         context.color_range = 1
+        if codec == "libvpx-vp9":
+            stream.metadata["alpha_mode"] = "1"
+            context.options = {"crf": "4", "b": "0", "cpu-used": "8"}
         for index in range(COUNT):
             for packet in stream.encode(frame(index, pix_fmt)):
                 container.mux(packet)
@@ -51,7 +54,10 @@ def make(path: Path, codec: str, pix_fmt: str) -> Path:
 def alphas(path: Path) -> tuple[str, list[np.ndarray]]:
     """The pixel format of a video, and the transparency of each frame, of 255."""
     with av.open(str(path)) as container:
-        found = list(container.decode(video=0))
+        stream = container.streams.video[0]
+        beside = stream.metadata.get("ALPHA_MODE") == "1"  # which FFmpeg's own decoder leaves out
+        context = av.CodecContext.create("libvpx-vp9", "r") if beside else stream.codec_context
+        found = [one for packet in container.demux(stream) for one in context.decode(packet if packet.size else None)]
     kind = found[0].format
     flat = [one.reformat(format="gbrap16le") for one in found]
     return kind.name, [np.from_dlpack(one.planes[3]).astype(float) / 257 for one in flat]
@@ -65,6 +71,9 @@ def alphas(path: Path) -> tuple[str, list[np.ndarray]]:
         ("in.mkv", "ffv1", "gbrap16le", "out.mkv", ["-c", "ffv1"], "gbrap16le"),
         ("in.mov", "qtrle", "argb", "out.mkv", ["-c", "ffv1"], "bgra"),
         ("in.mov", "png", "rgba64be", "out.mov", ["-c", "prores_ks"], "yuva444p12le"),
+        ("in.webm", "libvpx-vp9", "yuva420p", "out.webm", ["-e", "cpu-used=8"], "yuva420p"),
+        ("in.webm", "libvpx-vp9", "yuva420p", "out.mov", ["-c", "prores_ks"], "yuva444p12le"),
+        ("in.mov", "qtrle", "argb", "out.webm", ["-e", "cpu-used=8"], "yuva420p"),
         ("in.mov", "prores_ks", "yuva444p10le", "%03d.png", [], "rgba64be"),
         ("in.mov", "png", "ya8", "%03d.tif", [], "rgba"),
         ("in.mov", "png", "rgba", "%03d.exr", [], "gbrapf16le"),
@@ -86,7 +95,9 @@ def test_transparency_is_kept(tmp_path: Path, source: str, codec: str, pix_fmt: 
         assert large.shape == (2 * HEIGHT, 2 * WIDTH)
         edge = np.abs(np.diff(small, axis=1)).max(0).argmax()
         for columns in (slice(0, max(1, edge - 3)), slice(edge + 5, None)):  # but for the edge, which is bicubic
-            assert np.abs(large[::2, ::2][:, columns] - small[:, columns]).max() <= 2
+            assert np.abs(large[::2, ::2][:, columns] - small[:, columns]).max() <= (
+                12 if "webm" in (source + output) else 2
+            )
 
 
 def test_what_does_not_keep_it_says_so(tmp_path: Path, capsys: Output):

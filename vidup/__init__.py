@@ -37,6 +37,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         side_data, captions, cropping, hdr  what stands beside the pictures
         options, trial                      what an encoder is given, and its objections
         selection, origins                  which streams are kept; clocks that begin anew
+        beside                              the transparency of VP9
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
         frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream

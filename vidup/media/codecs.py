@@ -60,6 +60,7 @@ DEFAULTS = {
     "libvpx-vp9": Defaults(
         24,
         {"b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "1"},
+        alpha=True,
         matrices=frozenset({0, 1, 2, 5, 6, 7, 9}),
         rates=("b", "lossless"),
         cap=("b",),

@@ -60,6 +60,12 @@ class Encoding:
     """Of the source; it is among the options where the encoder has one for it."""
 
     @property
+    def has_beside(self) -> bool:
+        """Whether transparency stands beside each picture; see `beside`."""
+        kind = layout(self.pix_fmt)
+        return self.codec == "libvpx-vp9" and kind is not None and kind.alpha
+
+    @property
     def encoder_time_base(self) -> Fraction:
         """Seconds in one unit of the times that the encoder is given: no finer than all of them keep exactly."""
         return max(self.time_base, Fraction(1, _FINEST))
@@ -91,7 +97,8 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
             f" {', '.join(name for name in offered if family in name)}; leave one of the two out"
         )
     preferred = [name for name in offered if family in name and (not defaults.pix_fmts or name in defaults.pix_fmts)]
-    pix_fmt = settings.pix_fmt or _nearest(source, preferred, codec)
+    beside_only = codec == "libvpx-vp9" and container.family != "matroska"  # which alone has a place for it
+    pix_fmt = settings.pix_fmt or _nearest(source, preferred, codec, defaults.alpha and not beside_only)
     encoding = Encoding(
         codec=codec,
         width=width,
@@ -272,12 +279,16 @@ def _in_format(frame: Frame, pix_fmt: str) -> Any:
     return result if result.format.name == pix_fmt else result.reformat(format=pix_fmt)
 
 
-def _nearest(source: str, offered: list[str], codec: str) -> str:
-    """The offered format that loses least of `source`, and among those the one that adds least."""
+def _nearest(source: str, offered: list[str], codec: str, alpha: bool) -> str:
+    """The offered format that loses least of `source`, and among those the one that adds least.
+
+    Args:
+        alpha: transparency is kept.
+    """
     wanted = layout(source)
     assert wanted is not None
     kept = codec in _MASTERING or wanted.family == "yuv"
-    transparent = wanted.alpha and DEFAULTS.get(codec, Defaults(None)).alpha
+    transparent = wanted.alpha and alpha
     if not kept:  # RGB and gray are delivered as what players play: 4:2:0
         wanted = Layout("yuv", wanted.bits, 2, 2)
 

@@ -20,7 +20,7 @@ from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
 from vidup.media.opening import open_input
 from vidup.media.packets import Trim
-from vidup.media.segment import read_segment
+from vidup.media.segment import av_packets, read_segment
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ def _add_video(target: Any, source: Any, encoding: Encoding, container: Containe
     if video_format(encoding.codec) == "hevc" and container.family == "mov":
         context.codec_tag = "hvc1"  # what Apple's players want
     stream.metadata.update(streams.tags(source, container, encoded=True))
+    if encoding.has_beside:
+        stream.metadata["alpha_mode"] = "1"
     stream.disposition = source.disposition
     return stream
 
@@ -149,12 +151,9 @@ def chapters(source: Any, trim: Trim | None) -> list[Any]:
 def _video_packets(segments: Sequence[Path], encoding: Encoding, stream: Any, order: list[int]) -> Iterator[Any]:
     decode_times = iter(_decode_times(order))
     for segment in segments:
-        for packet in read_segment(segment):
-            result = av.Packet(packet.data)
-            result.stream, result.time_base = stream, encoding.time_base
-            result.pts, result.dts, result.duration = packet.pts, next(decode_times), packet.duration
-            result.is_keyframe = packet.key
-            yield result
+        for packet in av_packets(segment, encoding):
+            packet.stream, packet.dts = stream, next(decode_times)
+            yield packet
 
 
 def _decode_times(order: list[int]) -> list[int]:

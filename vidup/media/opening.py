@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import av
 
 from vidup.errors import MediaError
+from vidup.media import beside
 from vidup.media.linear import DECODER_OPTIONS
 from vidup.media.origins import Origin, on_one_clock
 from vidup.media.origins import find as find_clocks
@@ -165,6 +166,9 @@ def set_threads(context: Any, exact: bool = False) -> None:
 def video_context(stream: Any, **options: str) -> Any:
     """The stream's decoder, not yet open, limited to the pixels that a frame may have; its options may be more."""
     context = stream.codec_context
+    if beside.has(stream):
+        own, context = context, av.CodecContext.create(beside.DECODERS[context.name], "r")
+        context.extradata = own.extradata
     if not context.is_open:
         own = DECODER_OPTIONS if context.name == "exr" else {}
         context.options = {**context.options, "max_pixels": str(MOST_PIXELS), **own, **options}

@@ -15,6 +15,7 @@ from typing import Any, cast
 import av
 
 from vidup.frame import MediaInfo
+from vidup.media import beside
 from vidup.media.opening import _UNREADABLE, clock, open_input, reason, set_threads, tolerant_demux, video_context
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def decode_packets(
         if packet is not None and checked and _checksums_hold(bytes(packet)) is False:
             damaged(f"its frame at {clock(packet.pts, stream.time_base)} is damaged")
         try:
-            frames = stream.decode(packet)
+            frames = context.decode(packet)
         except EOFError:
             continue
         except _UNREADABLE as error:
@@ -230,7 +231,7 @@ def _from_entry(
         for frame in decode_packets(stream, chain([first], packets), told.append, exact or info.faulty):
             if frame.pts is None or frame.pts < first.pts:
                 continue
-            if expected == begin and not frame.key_frame:  # whatever the container says
+            if expected == begin and not frame.key_frame and not beside.has(stream):  # whatever the container says
                 return place
             is_trouble = frame.is_corrupt or frame.pts != info.pts[expected]
             if is_trouble and _is_fresh(info, clean_from, frame.pts):

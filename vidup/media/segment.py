@@ -17,6 +17,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.frame import Frame
+from vidup.media import beside
 from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
 from vidup.media.linear import DECODER_OPTIONS
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 _MAGIC = b"vidup segment 2\n"  # those of version 1 had not been proved
-_PACKET = struct.Struct("<qqIB")  # pts, duration, size, key frame
+_PACKET = struct.Struct("<qqIB")  # pts, duration, size, flags
+_SECOND = 2  # a flag beside that of a key frame: four bytes of length, and the picture of transparency, come first
 _CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
 
 
@@ -41,6 +43,8 @@ class Packet(NamedTuple):
     duration: int
     key: bool
     data: bytes
+    second: bytes = b""
+    """The picture beside it that is its transparency, see `beside`."""
 
 
 def encode_segment(
@@ -93,7 +97,10 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
                 raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
             pts, duration, captions = waiting.pop(packet.pts)
             data = with_captions(bytes(packet), encoding.codec, captions)
-            write(_PACKET.pack(pts, duration, len(data), packet.is_keyframe) + data)
+            second = beside.of(packet) if encoding.has_beside else b""
+            if second:
+                data = len(second).to_bytes(4, "little") + second + data
+            write(_PACKET.pack(pts, duration, len(data), packet.is_keyframe | (_SECOND if second else 0)) + data)
             encoded += 1
 
     extradata = context.extradata or b""
@@ -138,10 +145,38 @@ def read_segment(path: Path) -> Iterator[Packet]:
         read(int.from_bytes(read(4), "little"))
         while left > 0:
             pts, duration, size, key = _PACKET.unpack(read(_PACKET.size))
-            yield Packet(pts, duration, bool(key), read(size))
+            data, second = read(size), b""
+            if key & _SECOND:
+                begin = 4 + int.from_bytes(data[:4], "little")
+                data, second = data[begin:], data[4:begin]
+            yield Packet(pts, duration, bool(key & 1), data, second)
             count += 1
         if file.read() != _CHECKSUM.pack(count, checksum):
             raise MediaError(f"{path}: the segment is damaged")
+
+
+def av_packets(path: Path, encoding: Encoding) -> Iterator[Any]:
+    """The packets of a segment as PyAV's, each with its time and duration, in the order of decoding.
+
+    Raises:
+        MediaError: as `read_segment`.
+    """
+    stored: Iterable[Packet] = read_segment(path)
+    pairs: Iterator[Any] = iter(())
+    if encoding.has_beside:
+        stored = list(stored)
+        pairs = beside.packets((packet.data, packet.second) for packet in stored)
+    for packet in stored:
+        if encoding.has_beside:
+            result = next(pairs)
+        else:
+            # In memory of FFmpeg's own: Python's is given back under its lock, for which a decoder's threads would wait
+            # while whoever closes the decoder holds the lock and waits for them.
+            result = av.Packet(len(packet.data))
+            result.update(packet.data)
+        result.pts, result.duration, result.time_base = packet.pts, packet.duration, encoding.time_base
+        result.is_keyframe = packet.key  # without it FFmpeg adds a PNG to the picture before
+        yield result
 
 
 def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]:
@@ -154,23 +189,16 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
         file.seek(len(_MAGIC))
         head = json.loads(file.read(int.from_bytes(file.read(4), "little")))
     name = av.Codec(encoding.codec, "w").canonical_name
-    context: Any = av.CodecContext.create(_DECODERS.get(name, name), "r")
+    decoder = beside.DECODERS[name] if encoding.has_beside else _DECODERS.get(name, name)
+    context: Any = av.CodecContext.create(decoder, "r")
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
     context.options = dict(DECODER_OPTIONS) if name == "exr" else {}
     context.extradata, context.codec_tag = bytes.fromhex(head["extradata"]) or None, head["tag"]
     set_threads(context)
     shown = 0
-    for packet in chain(read_segment(path), [None]):
-        data = None
-        if packet is not None:
-            # In memory of FFmpeg's own: Python's is given back under its lock, for which a decoder's threads would wait
-            # while whoever closes the decoder holds the lock and waits for them.
-            data = av.Packet(len(packet.data))
-            data.update(packet.data)
-            data.pts, data.duration, data.time_base = packet.pts, packet.duration, encoding.time_base
-            data.is_keyframe = packet.key  # without it FFmpeg adds a PNG to the picture before
+    for packet in chain(av_packets(path, encoding), [None]):
         try:
-            pictures = context.decode(data)
+            pictures = context.decode(packet)
         except av.error.FFmpegError as error:
             raise MediaError(f"its picture {shown} cannot be decoded: {error.strerror or error}") from error
         for picture in pictures:

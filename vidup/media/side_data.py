@@ -53,7 +53,8 @@ def kinds(frames: Sequence[Any], stream: Any) -> tuple[str, ...]:
     found = {kind for frame in frames for kind, data in side_data(frame).items() if _says(kind, data, frame)}
     if not _says("GOP_TIMECODE", side_data(frames[0]).get("GOP_TIMECODE", b""), frames[0]):
         found -= {"GOP_TIMECODE"}  # it counts from 0
-    if any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
+    said = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+    if said and not frames[0].format.components[-1].is_alpha:
         found.add(ALPHA)
     return tuple(kind for kind in (*_WORDS, ALPHA) if kind in found)
 

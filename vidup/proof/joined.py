@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vidup.errors import VerifyError
 from vidup.frame import MediaInfo
+from vidup.media import beside
 from vidup.media.codecs import DEFAULTS
 from vidup.media.encoder import Encoding
 from vidup.media.opening import open_input
@@ -36,8 +37,9 @@ def holds(output: Path, made: MediaInfo, encoding: Encoding, segments: Sequence[
     ours = chain.from_iterable(read_segment(segment) for segment in segments)
     for index, (packet, found) in enumerate(zip_longest(ours, _packets(output, made))):
         if packet is not None and found is not None:
-            data, units = found
-            if data == packet.data or units(data) == _units(made.codec, b"")(packet.data):
+            data, second, units = found
+            same = data == packet.data or units(data) == _units(made.codec, b"")(packet.data)
+            if same and second == packet.second:
                 continue
         words = f"packet {index} of its video is not its segment's"
         if encoding.codec in DEFAULTS:
@@ -47,13 +49,14 @@ def holds(output: Path, made: MediaInfo, encoding: Encoding, segments: Sequence[
     return True
 
 
-def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, Units]]:
+def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, bytes, Units]]:
+    """Of each packet the picture, what is beside it, and how it is taken apart."""
     with open_input(output) as container:
         stream = container.streams[made.video_index]
         units = _units(made.codec, stream.codec_context.extradata or b"")
         for packet in container.demux(stream):
             if packet.size:
-                yield bytes(packet), units
+                yield bytes(packet), beside.of(packet), units
 
 
 def _units(codec: str, extradata: bytes) -> Units:
