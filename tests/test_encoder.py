@@ -498,6 +498,13 @@ def test_sizes_that_an_encoder_cannot_hold_are_refused(codec: str, size: tuple[i
         chosen(codec, size)
 
 
+def test_what_x265_spoils_memory_with_is_refused():
+    info = info_of()
+    assert choose_encoding(Settings(codec="libx265"), info, 64, 40, MATROSKA).width == 64
+    with pytest.raises(ConfigError, match="libx265 takes pictures of 64 pixels in width and more, not 48x64"):
+        choose_encoding(Settings(codec="libx265"), info, 48, 64, MATROSKA)
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
 def test_the_largest_size_opens(codec: str):
     width, _ = DEFAULTS[codec].largest

@@ -31,6 +31,8 @@ class Defaults:
     """Its options, of bits a second and of bits, that hold constant quality below a bitrate."""
     ignored: tuple[str, ...] = ("global_quality",)
     """Options of every encoder in ffmpeg that would decide its rate, and that it does not go by."""
+    narrowest: int = 1
+    """Width of a picture below which it writes past its memory, which can end the process."""
     alpha: bool = False
     """Whether its formats with transparency are taken for pictures that have it."""
     profiles: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +55,9 @@ DEFAULTS = {
     "libx264": Defaults(
         18, {"preset": "medium"}, ("x264-params", "mbtree=0:open-gop=0"), crf_range=(0, 51), largest=(16384, 16384)
     ),
-    "libx265": Defaults(20, {"preset": "medium"}, ("x265-params", "log-level=error:open-gop=0"), crf_range=(0, 51)),
+    "libx265": Defaults(
+        20, {"preset": "medium"}, ("x265-params", "log-level=error:open-gop=0"), crf_range=(0, 51), narrowest=64
+    ),
     "libsvtav1": Defaults(
         26, {"preset": "6"}, ("svtav1-params", ""), crf_range=(1, 63), largest=(16384, 8704), cap=("maxrate",)
     ),

@@ -87,6 +87,11 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
             f"{codec} holds at most {defaults.largest[0]}x{defaults.largest[1]}, not {width}x{height}:"
             " choose another --codec, a smaller --scale or --height"
         )
+    if width < defaults.narrowest:
+        raise ConfigError(
+            f"{codec} takes pictures of {defaults.narrowest} pixels in width and more, not {width}x{height}: choose"
+            " another --codec"
+        )
     offered = [form.name for form in encoder.video_formats or []]
     if settings.pix_fmt is not None and offered and settings.pix_fmt not in offered:
         raise ConfigError(f"pix_fmt = {settings.pix_fmt!r}: {codec} takes {', '.join(offered)}")
