@@ -79,6 +79,9 @@ def test_paths_and_models_are_checked_before_anything_is_loaded(make_clip: Clips
     ):
         assert named in refused(["upscale", *words], capsys)
         assert "vidup.job" not in sys.modules
+    for words in (["verify", source, none], ["compare", none, source], ["probe", none], ["bench", "--input", none]):
+        assert "none.mp4: there is no such file" in refused(words, capsys)
+        assert "vidup.job" not in sys.modules
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 

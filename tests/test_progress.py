@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vidup import Progress, terminal
+from vidup import EngineError, Progress, terminal
 from vidup.cli import main
+from vidup.engines.interpolate import Interpolation
 from vidup.job import pace, progress
 from vidup.job.progress import Bar, Tracker
 
@@ -184,3 +185,16 @@ def test_in_a_notebook_a_bar_is_drawn(monkeypatch: pytest.MonkeyPatch, capsys: p
     bar(Progress("upscaling", 2, 4, 2.0, 1.0, "out.mp4"))
     bar.close()
     assert "| 2/4, 2 frames/s, 00:01 left" in capsys.readouterr().err
+
+
+def test_an_error_never_stands_below_done(make_clip: Clips, show: Show, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise EngineError("no")
+
+    source = make_clip(times=(0, 512, 1024), sound=False)
+    screen = show()
+    monkeypatch.setattr(Interpolation, "__call__", fail)
+    assert main(["upscale", str(source), *NEAREST]) == 1
+    shown = [line for line in screen.lines() if line]
+    assert shown[-1] == "vidup: no" and any(line.startswith("failed") for line in shown)
+    assert "done" not in screen.getvalue()

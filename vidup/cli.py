@@ -164,6 +164,7 @@ def _show(source: Path, target: Path | None, settings: Settings, runtime: Runtim
 def _verify(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    paths.check_there(arguments.source, arguments.output)
     from vidup.job.verify import verify
 
     settings = from_options(Settings, vars(arguments))
@@ -193,6 +194,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    paths.check_there(arguments.truth, arguments.other)
     from vidup.compare import compare
 
     result = compare(arguments.truth, arguments.other)
@@ -218,6 +220,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.input:
+        paths.check_there(arguments.input)
     terminal.put(bench.report(arguments))
     return 0
 

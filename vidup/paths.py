@@ -93,15 +93,24 @@ def check(sources: Sequence[Path], output: Path | None, settings: Settings, over
         raise ConfigError(
             f"{others[0]}: there is no such file; if the output is to have that name, write -o {others[0]}"
         )
-    for source in sources:
-        if is_sequence(source):
-            find(source)
-        elif not source.exists():
-            raise MediaError(f"{source}: there is no such file")
+    check_there(*sources)
     if output is not None:
         check_pair(first, output, overwrite or output.with_name(f"{output.name}.vidup").exists())
         check_ending(first, output)
     check_settings(settings)
+
+
+def check_there(*sources: str | Path) -> None:
+    """See that files are there.
+
+    Raises:
+        MediaError: one is not, or one of a row of numbered pictures is not.
+    """
+    for source in map(Path, sources):
+        if is_sequence(source):
+            find(source)
+        elif not source.exists():
+            raise MediaError(f"{source}: there is no such file")
 
 
 def check_settings(settings: Settings) -> None:
@@ -125,10 +134,7 @@ def check_pair(source: Path, target: Path, overwrite: bool) -> None:
         MediaError: the input is not there, or the output's folder cannot be written to.
         OSError: a name that is too long, a folder that must not be entered.
     """
-    if is_sequence(source):
-        find(source)
-    elif not source.exists():
-        raise MediaError(f"{source}: there is no such file")
+    check_there(source)
     if is_sequence(target):
         _check_numbered(source, target, overwrite)
         return

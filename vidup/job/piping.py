@@ -82,6 +82,7 @@ def upscale_piped(
         tracker.advance()
         count += 1
     if found.faults:
+        tracker.end("-", found.faults[0])
         raise found.faults[0]
     if not count:
         raise MediaError(f"{found.name}: holds no frame")
