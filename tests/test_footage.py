@@ -360,3 +360,71 @@ def test_y4m_that_is_cut_within_its_last_frame_is_told(cut: int, tmp_path: Path)
     with pytest.raises(MediaError, match=rf"is cut short: its last {rest} bytes are no whole frame"):
         probing.probe(path)
     assert probing.probe(path, tolerate_errors=True).frames == 4
+
+
+def fastest_clock(clip: Path) -> Path:
+    """Its track counts in the finest unit that there is a place for."""
+    data = bytearray(clip.read_bytes())
+    place = data.index(b"mdhd") + 16
+    old, length = struct.unpack(">II", data[place : place + 8])
+    scale = (2**31 - 1) // old
+    data[place : place + 8] = struct.pack(">II", 2**31 - 1, length * scale)
+    place = data.index(b"stts") + 8
+    (entries,) = struct.unpack(">I", data[place : place + 4])
+    for entry in range(place + 8, place + 8 + 8 * entries, 8):
+        (lasts,) = struct.unpack(">I", data[entry : entry + 4])
+        data[entry : entry + 4] = struct.pack(">I", lasts * scale)
+    path = clip.with_name("clock.mp4")
+    path.write_bytes(data)
+    return path
+
+
+def in_fragments(clip: Path) -> Path:
+    path = clip.with_name("fragments.mp4")
+    options = {"movflags": "frag_keyframe+empty_moov"}
+    with av.open(str(clip)) as before, av.open(str(path), "w", container_options=options) as target:
+        copies = {stream.index: target.add_stream_from_template(stream, opaque=True) for stream in before.streams}
+        for packet in before.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    return path
+
+
+def odd_y4m(clip: Path) -> Path:
+    path, frame = clip.with_name("odd.y4m"), b"FRAME\n" + bytes(63 * 47 + 2 * 32 * 24)
+    path.write_bytes(b"YUV4MPEG2 W63 H47 F25:1 Ip A1:1 C420jpeg\n" + 12 * frame)
+    return path
+
+
+STEPS = (0, 1, 1, 5000, 1, 40, 1_000_000, 1, 1, 3, 20_000_000, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "target"),
+    [(fastest_clock, "mp4"), (in_fragments, "mp4"), (odd_y4m, "mov"), (lambda clip: clip, "mov")],
+    ids=["fastest clock", "fragments", "odd y4m", "wild durations"],
+)
+def test_what_players_play_goes_through(make_clip: Callable[..., Path], make: Any, target: str, request: Any):
+    wild = "wild" in request.node.callspec.id
+    times = tuple(sum(STEPS[: place + 1]) for place in range(12))
+    clip = make_clip("c.mkv", times, time_base=Fraction(1, 1000), sound=False) if wild else make_clip(bframes=0)
+    path = make(clip)
+    settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=5)
+    receipt = vidup.upscale(path, path.with_name(f"out.{target}"), settings)
+    assert receipt.frames == receipt.compared == 12
+    info, made = probing.probe(path), probing.probe(receipt.output)
+    assert [time * made.time_base for time in made.pts] == [time * info.time_base for time in info.pts]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.264", "libx264", {"preset": "veryfast", "x264-params": "interlaced=1:bframes=3"}),
+        ("a.hevc", "libx265", {"preset": "ultrafast", "x265-params": "log-level=error:keyint=20:bframes=4"}),
+    ],
+)
+def test_every_picture_of_an_elementary_stream_comes(tmp_path: Path, name: str, codec: str, options: dict[str, str]):
+    source = elementary(tmp_path / name, codec, 54, **options)
+    settings = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=20)
+    assert vidup.upscale(source, tmp_path / "out.mp4", settings).compared == 54
