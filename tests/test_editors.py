@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from vidup import ConfigError, MediaError, Runtime, Settings, Upscaler
 
+SAMPLES = Path(__file__).parent.parent / "samples"
 CPU = Runtime(device="cpu")
 NEAREST = Settings(model="nearest", scale=2)
 
@@ -92,3 +95,13 @@ class TestVapourSynth:
 
     def test_its_module_is_short(self) -> None:
         assert len((Path(__file__).parent.parent / "vidup" / "vapoursynth.py").read_text().splitlines()) < 100
+
+
+def test_the_samples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / "in.png"), np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))
+    monkeypatch.setattr(sys, "argv", ["with_opencv.py", str(tmp_path / "in.png"), str(tmp_path / "out.png")])
+    runpy.run_path(str(SAMPLES / "with_opencv.py"))
+    assert cv2.imread(str(tmp_path / "out.png")).shape == (32, 40, 3)
+    for path in (SAMPLES / "with_moviepy.py", SAMPLES / "with_vapoursynth.vpy"):
+        compile(path.read_text(encoding="utf-8"), path, "exec")

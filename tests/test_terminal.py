@@ -155,6 +155,6 @@ def test_the_third_ends_at_once():
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.splitlines() == [
-        "vidup: stopping after the batch in hand; Ctrl-C again stops at once",
+        "vidup: stopping; Ctrl-C again stops at once",
         "vidup: ended at once",
     ]

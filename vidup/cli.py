@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidup import bench, paths, terminal
+from vidup import bench, terminal
 from vidup.arguments import parser
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
@@ -68,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
+    from vidup import paths  # with PyAV
+
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     if "-" in arguments.inputs or arguments.output == "-":
@@ -101,6 +103,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
 
 def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> int:
     """Y4M from standard input, or a file, to standard output."""
+    from vidup import paths  # with PyAV
+
     if arguments.output != "-" or len(arguments.inputs) != 1:
         raise ConfigError("-: is one input that goes to standard output, with -o -; ffmpeg makes a file of that")
     if arguments.progress == "json" or arguments.dry_run:
@@ -145,6 +149,8 @@ def _progress(arguments: argparse.Namespace) -> Iterator[Sink | None]:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    from vidup import paths  # with PyAV
+
     typed = vars(arguments)
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     source, output = Path(arguments.input), Path(arguments.output) if arguments.output else None

@@ -107,7 +107,7 @@ def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
         count += 1
         if count == 1:
             stop.set()
-            _write(b"vidup: stopping after the batch in hand; Ctrl-C again stops at once\n")
+            _write(b"vidup: stopping; Ctrl-C again stops at once\n")
         elif count == 2:
             raise KeyboardInterrupt
         else:

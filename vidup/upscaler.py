@@ -208,7 +208,7 @@ class Upscaler:
             return
         size, even = first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
-        length = self.choose(*size).batch if on_cuda else 1
+        length = self._at_once(self.choose(*size))
         follower, relay = self._follow(number, span), self._relay
         if relay is not None and carried is not None:
             relay.restore(carried, self.engine.device)
@@ -334,8 +334,7 @@ class Upscaler:
         with self._lock:
             while True:
                 choice = self.choose(place.height, place.width)
-                # Elsewhere one picture keeps the device busy; alone, its bits are the same in any company.
-                count = choice.batch if self.engine.device.type == "cuda" else 1
+                count = self._at_once(choice)
                 try:
                     clips = [
                         self._at_engine(partial(self._enlarge_clip, clip, place, choice, count if fill else 0))
@@ -348,6 +347,11 @@ class Upscaler:
                     failed = str(error).splitlines()[0]
                 # Outside of the handler, so that the traceback, which holds tensors, is gone.
                 self._back_off(choice, place.height, place.width, failed)
+
+    def _at_once(self, choice: Choice) -> int:
+        """Pictures in one call. Of a model, but on CUDA, one keeps the device busy, and alone its bits are its own."""
+        needs = self.planner.needs
+        return choice.batch if needs.device.type == "cuda" or not needs.window else 1
 
     def _at_engine(self, function: Callable[[], Result]) -> Result:
         """Call what works with the engine, and have it asked whether to stop."""
