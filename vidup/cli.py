@@ -170,6 +170,8 @@ def _show(source: Path, target: Path | None, settings: Settings, runtime: Runtim
 def _verify(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from vidup import paths  # with PyAV
+
     paths.check_there(arguments.source, arguments.output)
     from vidup.job.verify import verify
 
@@ -200,6 +202,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from vidup import paths  # with PyAV
+
     paths.check_there(arguments.truth, arguments.other)
     from vidup.compare import compare
 
@@ -226,6 +230,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    from vidup import paths  # with PyAV
+
     if arguments.input:
         paths.check_there(arguments.input)
     terminal.put(bench.report(arguments))
