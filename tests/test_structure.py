@@ -222,3 +222,10 @@ def test_a_job_without_a_diffusion_model_imports_none_of_its_libraries():
         left += [module for module in imported if module.partition(".")[0] == "vidup"]
         left.append(name.rpartition(".")[0])
     assert {"vidup.job.worker", "vidup.engines.planner", "vidup.proof.pictures"} <= seen
+
+
+def test_every_dependency_names_the_lowest_version_that_does():
+    """Which `.ci/lowest` installs: exact releases, so that what is declared is what is tested."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in (*project["dependencies"], *project["optional-dependencies"]["checkpoint"]):
+        assert re.fullmatch(r"[\w-]+>=\d+(\.\d+)*(,<\d+)?", line), line
