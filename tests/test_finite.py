@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import loaded
 from safetensors.torch import load_file, save_file
 
 from vidup import Frame, Runtime, Settings, Upscaler
+from vidup.engines import architecture
 from vidup.engines.finite import clamped, is_finite
 from vidup.engines.vae import Decoder
 from vidup.errors import EngineError
@@ -115,3 +117,26 @@ def test_infinity_is_no_white() -> None:
     found = clamped(beyond.clone(), torch.float16)
     assert found[:3].tolist() == [0, 0.5, 1] and found[3:].isnan().all()
     assert is_finite([found[:3]]) and not is_finite([found[:3], found]) and not is_finite([found[3:4]])
+
+
+@torch.inference_mode()
+def test_float16_has_room_for_the_unet() -> None:
+    """The true depth, an eighth of the widths, and weights that keep the variance of what goes through a layer, which
+    is 2.4 times those that a network begins with."""
+    unet = architecture.random_unet(torch.device("cpu"), torch.float32, 8)
+    largest: list[float] = []
+    for module in unet.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.weight.mul_(6**0.5)
+            module.register_forward_hook(lambda _, __, answer: largest.append(answer.abs().max().item()))
+    text = architecture.random_text(8)[0]
+    batch = torch.randn(1, 7, 16, 16, generator=torch.Generator().manual_seed(0))
+    level = torch.tensor([20])
+    for time in (1, 999):
+        given = (torch.tensor(time), text)
+        expected = unet(batch, *given, class_labels=level).sample
+        half = copy.deepcopy(unet)
+        torch.nn.Module.to(half, torch.float16)
+        found = half(batch.half(), given[0], text.half(), class_labels=level).sample.float()
+        assert 10 * torch.log10(expected.var() / (found - expected).square().mean()) > 45
+    assert 10 < max(largest) < 65504 / 32
