@@ -65,7 +65,7 @@ class Compiled:
         """Whether it is for `expect` to say if it is compiled."""
         self.active = False
         """Whether it is compiled, or will be."""
-        self._calls: Counter[tuple[int, ...]] = Counter()  # by shape, up to 2
+        self._calls: Counter[tuple[int, ...]] = Counter()  # of whole frames, by shape; of windows under ()
         self._size, self._whole = (0, 0), True
         self._fast = self._windows = function
         self._hooks: list[Any] = []
@@ -101,20 +101,19 @@ class Compiled:
         """
         if not self.active:
             return self.function(batch, *arguments, **keywords)
-        if not self._whole:
-            return self._tried(self._windows, batch, *arguments, **keywords)
-        mark: Any = torch.compiler.cudagraph_mark_step_begin
-        mark()  # the answer before has been used up: its memory may be written
-        shape = tuple(batch.shape)
-        if self._calls[shape] > 1:  # compiled by the first call, recorded as a CUDA graph by the second
-            return self._fast(batch, *arguments, **keywords)
+        fast, shape = (self._fast, tuple(batch.shape)) if self._whole else (self._windows, ())
+        if self._whole:
+            mark: Any = torch.compiler.cudagraph_mark_step_begin
+            mark()  # the answer before has been used up: its memory may be written
+            if self._calls[shape] > 1:  # compiled by the first call, recorded as a CUDA graph by the second
+                return fast(batch, *arguments, **keywords)
         if not self._calls[shape]:
-            words = "x".join(map(str, shape))
-            log.info("compiling the model for batches of %s, once; later runs find it on disk", words)
+            words = f"batches of {'x'.join(map(str, shape))}" if shape else "windows of any shape"
+            log.info("compiling the model for %s, once; later runs find it on disk", words)
             if batch.is_cuda:
                 torch.cuda.empty_cache()  # which the allocator cannot do by itself while a graph is prepared
         self._calls[shape] += 1
-        return self._tried(self._fast, batch, *arguments, **keywords)
+        return self._tried(fast, batch, *arguments, **keywords)
 
     def _tried(self, fast: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         try:
