@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import vidup
 from vidup import Color, Frame, Runtime, Settings, Upscaler
-from vidup.engines import LEAD_IN, Place, flow
+from vidup.engines import LEAD_IN, Choice, Needs, Place, flow, with_carried
+from vidup.engines.planner import Planner
 from vidup.engines.relay import HALO, Follower, Relay
 from vidup.media import decoding, probing
 from vidup.picture.resample import anchor, resize
@@ -175,6 +176,31 @@ def test_batches_decide_nothing(batch: int):
     one, _, _ = carried(frames, refresh=12)
     many, _, _ = carried(frames, batch, refresh=12)
     torch.testing.assert_close(torch.stack(many), torch.stack(one), atol=1e-5, rtol=0)
+
+
+def test_what_waits_elsewhere_gives_the_same_pictures():
+    """Offloaded, the device holds nothing of what is carried while the model works."""
+    frames = [*pan(3), *pan(2, seed=5)]
+    plain, _, _ = carried(frames, refresh=12)
+    follower, where = Follower(0, 2.0, 12), []
+    relay = Relay(Inventor(), 4, 5, home=torch.device("cpu"))
+    relay._waiting = lambda result: where.append(result.device) or result.clone()  # type: ignore[method-assign]
+    waited = [next(iter(relay(frame[None], [follower(frame)]))) for frame in frames]
+    assert len(where) == len(frames)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(plain, waited, strict=True))
+
+
+def test_offloaded_what_is_carried_is_not_planned_beside_the_model():
+    needs = Needs(torch.device("cuda"), 0.0, window=1e5, weights=(10**9, 10**8))
+    plans = {}
+    for offload in (False, True):
+        for temporal in ("off", "relay"):
+            settings = Settings.preset("mini", temporal=temporal)
+            planner = Planner(with_carried(needs, settings, 4), settings, Runtime(offload=offload, max_memory="40G"))
+            plans[offload, temporal] = planner.memory(Choice(1, 128), 720, 1280)
+    result = 3 * 4 * 16 * 720 * 1280
+    assert plans[False, "relay"] - plans[False, "off"] > 5 * result
+    assert plans[True, "relay"] == plans[True, "off"]
 
 
 def test_steady_computes_every_frame_and_changes_less():

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from weakref import ref
 
 import torch
 
@@ -214,7 +215,7 @@ class Upscaler:
             relay.restore(carried, self.engine.device)
         with closing(self._read(chain([first], coming), follower)) as read:
             del first, coming
-            last: torch.Tensor | None = None
+            last: ref[torch.Tensor] | None = None  # which does not keep it alive beside the next clip
             made: Leaving | None = None
             for clip in batched(islice(read, carried.frames if carried else 0, None), length):
                 before, leaving = leaving, []
@@ -225,10 +226,10 @@ class Upscaler:
                 if not finite.is_finite(results):
                     results = self._anew(partial(self._pictures, clip, relay), restore)
                 for one, large in zip(clip, results, strict=True):
-                    if large is last and made is not None:  # an equal picture
+                    if last is not None and large is last() and made is not None:  # an equal picture
                         made = made.again(one.picture)
                     else:
-                        last, made = large, one.picture.leave(self._sized(large, size, even))
+                        last, made = ref(large), one.picture.leave(self._sized(large, size, even))
                     leaving.append(made)
                 del large, results, clip, one, restore  # or a whole clip would be alive beside the next one
                 if not on_cuda or self.runtime.batch == 1:  # nothing is waited for: pictures may come one by one
@@ -282,7 +283,8 @@ class Upscaler:
         if not (self.engine.invents and engines.carries(settings)):
             return None
         anchor, rounds = self._anchoring
-        self._relay = Relay(self._window, self.engine.scale, rounds, settings.temporal == "steady", anchor)
+        home, steady = torch.device("cpu") if self.runtime.offload else None, settings.temporal == "steady"
+        self._relay = Relay(self._window, self.engine.scale, rounds, steady, anchor, home)
         return Follower(number, settings.trust, settings.refresh, span)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:

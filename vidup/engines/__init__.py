@@ -323,9 +323,8 @@ def anchor_rounds(settings: Settings) -> int:
     return own.anchor if settings.anchor == "auto" else settings.anchor
 
 
-_CARRIED = (
-    6  # results at once: two that are carried, a segment's next, one that is warped, one blended, the last clip's
-)
+_CARRIED = 6
+"""Results at once: two that are carried, a segment's next, one that is warped, one blended, the last clip's."""
 
 
 def with_carried(needs: Needs, settings: Settings, scale: float) -> Needs:

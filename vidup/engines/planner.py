@@ -98,11 +98,12 @@ class Planner:
         needs, plan = self.needs, self.cut(choice, height, width)
         first, second = needs.weights
         carried = height * width * needs.carried
-        working, decoding = self._working(choice, plan) + carried, self._decoding(choice, plan) + carried
+        beside = 0 if self.runtime.offload else carried  # or it waits on the host
+        working, decoding = self._working(choice, plan) + beside, self._decoding(choice, plan) + beside
         kind = needs.device.type
         each = reserved(kind, graphs=False)
         if self.runtime.offload:
-            return round(max(first + each * working, second + each * decoding))
+            return round(max(first + each * working, second + each * max(decoding, carried)))
         taken = each * max(working, decoding)
         if needs.compiled and kind == "cuda":  # graphs keep their memory while the decoder works
             taken = reserved(kind, graphs=True) * self._working(choice, plan) + each * decoding

@@ -171,6 +171,7 @@ class Relay:
         rounds: of the anchor.
         steady: every frame is computed, and what was carried is blended in.
         anchor: what holds a picture to its frame, as `vidup.picture.resample.anchor`.
+        home: where what is carried waits while the model works; the device of the frames where not given.
     """
 
     def __init__(
@@ -180,9 +181,10 @@ class Relay:
         rounds: int,
         steady: bool = False,
         anchor: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = resample.anchor,
+        home: torch.device | None = None,
     ) -> None:
         self._compute, self._scale, self._steady = compute, scale, steady
-        self._anchor, self._rounds = anchor, min(rounds, _ROUNDS)
+        self._anchor, self._rounds, self._home = anchor, min(rounds, _ROUNDS), home
         self._own = _Results()
         self._next: _Results | None = None
         self.computed = self.total = 0
@@ -203,7 +205,7 @@ class Relay:
         for which, one in self._both():
             for name in _NAMES if one is not None else ():
                 result = carried.results.get(f"{which}.{name}")
-                setattr(one, name, None if result is None else result.to(device))
+                setattr(one, name, None if result is None else result.to(self._home or device))
 
     def _both(self) -> tuple[tuple[str, _Results | None], ...]:
         return ("own", self._own), ("next", self._next)
@@ -237,13 +239,13 @@ class Relay:
             self._advance(self._own, frame, step, pieces)
             if step.opens:  # as the next segment begins, which knows nothing of what was before
                 self._next = _Results()
-                self._next.last = pieces[0][1]
+                self._next.last = self._waiting(pieces[0][1])
             elif self._next is not None:
                 self._advance(self._next, frame, step, pieces)
-            picture = self._own.last
-            assert picture is not None
+            assert self._own.last is not None
+            picture = self._own.last.to(frame.device)
             if step.fade and self._next is not None and self._next.last is not None:
-                picture = torch.lerp(picture, self._next.last, step.fade)
+                picture = torch.lerp(picture, self._next.last.to(frame.device), step.fade)
             self._count, self._settled = self._count + 1, True
             yield picture
 
@@ -273,10 +275,10 @@ class Relay:
         if step.keep:
             results.kept = results.last
         if step.motion is None or source is None:  # that nothing was kept is known here alone: what there is is shown
-            results.last = pieces[0][1] if step.motion is None else results.last
+            results.last = self._waiting(pieces[0][1]) if step.motion is None else results.last
             return
         size = source.shape[-2:]
-        carried = self._carried(source, step.motion)
+        carried = self._carried(source.to(frame.device), step.motion)
         trust = functional.interpolate(
             step.motion.trust[None, None].to(frame.device), size, mode="bilinear", align_corners=False
         )[0]
@@ -284,7 +286,10 @@ class Relay:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
             picture = self._patched(frame, step, pieces, carried, trust)
-        results.last = self._anchor(picture[None], frame[None], self._rounds)[0]
+        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds)[0])
+
+    def _waiting(self, result: torch.Tensor) -> torch.Tensor:
+        return result if self._home is None else result.to(self._home)
 
     def _carried(self, source: torch.Tensor, motion: Motion) -> torch.Tensor:
         """The source along the motion, with the contrast that the frame has now."""
