@@ -354,9 +354,11 @@ def _cause(error: Exception) -> str:
 
 
 def available() -> dict[str, str]:
-    """The encoders that vidup has defaults for and that open on this machine, and what the defaults are."""
+    """The encoders of video that vidup has defaults for and that open on this machine, and what the defaults are."""
     found = {}
     for name, defaults in DEFAULTS.items():
+        if name in PICTURES:
+            continue
         try:
             av.Codec(name, "w")
         except ValueError:
