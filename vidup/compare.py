@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,7 +24,11 @@ BORDER = 8
 """Pixels at every side that `compare` leaves out."""
 REDUCED = 4
 """How many times smaller the truth is made for what the input would be, of which bicubic makes its picture."""
-_SAME = Fraction(1, 1000)  # seconds
+SAME = Fraction(1, 1000)
+"""Seconds by which times may differ and be the same: the tick of mkv and webm."""
+
+_One = TypeVar("_One")
+_Figures = TypeVar("_Figures")
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,15 @@ class Comparison:
         return mean(self.frames)
 
 
-def mean(frames: Sequence[FrameFigures]) -> FrameFigures:
-    """The mean of each figure over the frames that have it; None where none has."""
+def mean(frames: Sequence[_Figures]) -> _Figures:
+    """The mean of each figure over the frames, all of one dataclass, that have it; None where none has."""
+    kind: Any = type(frames[0])
     means: dict[str, Any] = {}
-    for name in (field.name for field in fields(FrameFigures)):
+    for name in (field.name for field in fields(kind)):
         known = [value for frame in frames if (value := getattr(frame, name)) is not None]
         means[name] = fmean(known) if known else None
-    return FrameFigures(**means)
+    figures: _Figures = kind(**means)
+    return figures
 
 
 def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Comparison:
@@ -96,7 +102,7 @@ def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Com
     figures, changes, missing = [], [], 0
     previous: Frame | None = None
     before: tuple[torch.Tensor, torch.Tensor] | None = None
-    for time, one, two in _aligned(first, second):
+    for time, one, two in aligned(_timed(first), _timed(second)):
         if one is None or two is None:
             missing += 1
             previous = before = None
@@ -159,17 +165,18 @@ def _reduced(truth: torch.Tensor) -> torch.Tensor:
     return (resize(truth[None], (height, width))[0].clamp(0, 1) * 255).round() / 255
 
 
-def _aligned(first: MediaInfo, second: MediaInfo) -> Iterator[tuple[Fraction, Frame | None, Frame | None]]:
-    """Frames of both videos in the order of their times; None where one has no frame."""
-    ones, twos = _timed(first), _timed(second)
+def aligned(
+    ones: Iterator[tuple[Fraction, _One]], twos: Iterator[tuple[Fraction, _One]]
+) -> Iterator[tuple[Fraction, _One | None, _One | None]]:
+    """What two videos show, each with its time in seconds, in the order of the times; None where one shows nothing."""
     one, two = next(ones, None), next(twos, None)
     while one is not None or two is not None:
         apart = one[0] - two[0] if one and two else Fraction(0)
-        if two is None or (one and apart < -_SAME):
+        if two is None or (one and apart < -SAME):
             assert one is not None
             yield one[0], one[1], None
             one = next(ones, None)
-        elif one is None or apart > _SAME:
+        elif one is None or apart > SAME:
             yield two[0], None, two[1]
             two = next(twos, None)
         else:

@@ -1,0 +1,95 @@
+"""One line of a picture over time: what stands still is upright, what moves is slanted, what flickers is ragged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+
+from vidup.compare import aligned
+from vidup.report.faith import enlarged
+from vidup.report.films import Film
+from vidup.report.pictures import LINE, corner, embedded, farthest
+
+FRAMES = 96
+"""Frames that are followed at the most."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The same line of several videos over the same time."""
+
+    row: int
+    left: int
+    columns: int
+    begin: float
+    """Seconds after the first frame."""
+    end: float
+    frames: int
+    pictures: tuple[tuple[str, str], ...]
+    """Whose it is, and its data URI: a row for each frame, the first at the top."""
+
+
+def lines(first: Film, others: Mapping[str, Film], time: float | None, name: str) -> Lines | None:
+    """Follow the line that flickers most at a time.
+
+    Args:
+        first: the truth, or the input, which is enlarged by bicubic.
+        others: results by their names.
+        time: of the most flickering frame; the middle of the film where there is none.
+        name: what the first is called.
+
+    Returns:
+        None where there are not two frames.
+    """
+    middle = first.place(time) if time is not None else None
+    middle = len(first.times) // 2 if middle is None else middle
+    low = corner(middle, FRAMES, len(first.times))
+    high = min(low + FRAMES, len(first.times))
+    if high - low < 2:
+        return None
+    row, column, size = _where(first, others, max(middle, 1))
+    left = corner(column, LINE, size[1])
+    right = min(left + LINE, size[1])
+    found: dict[str, list[torch.Tensor]] = {name: [], **{other: [] for other in others}}
+    times: list[float] = []
+    for label, film in others.items():
+        begin, end = _span(film, first.times[low], first.times[high - 1])
+        for when, one, two in aligned(first.pictures(low, high), film.pictures(begin, end)):
+            if one is None:
+                continue
+            if two is None:
+                two = torch.zeros(3, *size)  # black: it shows nothing then
+            if label == next(iter(others)):
+                found[name].append(enlarged(one, two)[:, row, left:right].clone())
+                times.append(float(when))
+            found[label].append(two[:, row, left:right].clone())  # not the whole picture
+    pictures = tuple((label, embedded(torch.stack(rows, 1))) for label, rows in found.items())
+    return Lines(row, left, right - left, times[0], times[-1], len(times), pictures)
+
+
+def _span(film: Film, begin: Fraction, end: Fraction) -> tuple[int, int]:
+    """The places of the frames that are shown from one time to another."""
+    low = next((place for place, time in enumerate(film.times) if time > begin - Fraction(1, 500)), len(film.times))
+    high = next((place for place, time in enumerate(film.times) if time > end + Fraction(1, 500)), len(film.times))
+    return low, high
+
+
+def _where(first: Film, others: Mapping[str, Film], place: int) -> tuple[int, int, tuple[int, int]]:
+    """The row and the column around which the results change most that the first does not, and their size."""
+    film = next(iter(others.values()))
+    size = film.size
+    best: tuple[float, int, int] = (-1.0, size[0] // 2, size[1] // 2)
+    for film in others.values():
+        pairs = [(first.at(float(time)), film.at(float(time))) for time in first.times[place - 1 : place + 1]]
+        if any(one is None or two is None for one, two in pairs):
+            continue
+        (one, two), (three, four) = pairs
+        assert one is not None and two is not None and three is not None and four is not None
+        change, expected = four - two, enlarged(three, four) - enlarged(one, two)
+        row, column = farthest(change, expected)
+        strength = float((change - expected)[:, row].square().mean())
+        best = max(best, (strength, row, column))
+    return best[1], best[2], size

@@ -1,0 +1,235 @@
+"""The page: one HTML file that holds its style, its script and its pictures, and asks the network for nothing.
+
+`page.html`, `page.css` and `page.js` beside this file are put together with what is made here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import vidup
+from vidup.report.choice import Chosen
+from vidup.report.figures import Figure, written
+from vidup.report.lines import Lines
+from vidup.report.pictures import View
+from vidup.report.plots import POINTS, Curve, plot, readings
+
+_COLOURS = 8  # of the page's style
+
+
+@dataclass(frozen=True)
+class Row:
+    """A result, as the page shows it."""
+
+    name: str
+    """As it is called in the page; no other has that name."""
+    about: str
+    """Size, frames, and what else is to be known of it, in words."""
+    mean: Any
+    """Its figures, as `Page.figures` names them: over all frames."""
+    frames: Sequence[Any]
+    """And of each."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a page shows."""
+
+    title: str
+    intro: Sequence[str]
+    """Paragraphs that say what is compared with what, and what is to be known."""
+    figures: Sequence[Figure]
+    rows: Sequence[Row]
+    chosen: Sequence[tuple[Chosen, Sequence[View]]]
+    maps: str
+    """What the maps among the pictures show."""
+    lines: Lines | None
+    stretch: float = 1.0
+    """Width of a pixel by its height."""
+
+
+def plain(text: str) -> str:
+    """A text for a page, such as a file's name: what cannot be shown, or turns the text around, is replaced."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def html(page: Page) -> str:
+    """The page as text."""
+    folder = files("vidup.report")
+    template, style, script = (
+        (folder / f"page.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js")
+    )
+    curves = [_curves(figure, page.rows) for figure in _plotted(page)]
+    numbers = [readings(each, figure.digits) for each, figure in zip(curves, _plotted(page), strict=True)]
+    parts = [*_head(page), *_table(page), *_frames(page), *_plots(page, curves), *_lines(page), *_foot()]
+    return Template(template).substitute(
+        version=escape(vidup.__version__),
+        title=escape(plain(page.title)),
+        style=style,
+        script=script,
+        readings=json.dumps(numbers).replace("<", "\\u003c"),
+        body="\n".join(parts),
+    )
+
+
+def _head(page: Page) -> Iterator[str]:
+    yield f"<h1>{escape(plain(page.title))}</h1>"
+    for paragraph in page.intro:
+        yield f"<p>{escape(plain(paragraph))}</p>"
+
+
+def _table(page: Page) -> Iterator[str]:
+    heads = "".join(
+        f'<th scope="col" title="{escape(figure.about)}">{escape(figure.title)}<small>{escape(figure.unit) or "&nbsp;"}'
+        "</small></th>"
+        for figure in page.figures
+    )
+    yield f'<div class="sheet"><table><thead><tr><th scope="col">mean of all frames</th>{heads}</tr></thead><tbody>'
+    for index, row in enumerate(page.rows):
+        cells = "".join(f"<td>{written(getattr(row.mean, f.name), f.digits)}</td>" for f in page.figures)
+        yield (
+            f'<tr><th scope="row"><i class="key {_style(index)}"></i>{escape(row.name)}'
+            f"<small>{escape(row.about)}</small></th>{cells}</tr>"
+        )
+    beside = {name: (figure, title) for figure in page.figures for name, title in figure.beside}
+    for title in dict.fromkeys(title for _, title in beside.values()):
+        cells = "".join(
+            f"<td>{written(next((getattr(page.rows[0].mean, n) for n, t in f.beside if t == title), None), f.digits)}</td>"
+            for f in page.figures
+        )
+        yield f'<tr class="dim"><th scope="row">{escape(title)}, beside them</th>{cells}</tr>'
+    yield "</tbody></table></div>"
+    told = "; ".join(f"{figure.title}: {figure.about}" for figure in page.figures)
+    yield f'<p class="dim">{escape(told)}.</p>'
+
+
+def _frames(page: Page) -> Iterator[str]:
+    yield "<h2>Frames</h2>"
+    yield (
+        '<p class="dim">The divider follows the pointer, a finger, and the arrow keys once a picture is chosen. '
+        f'{escape(page.maps)} <span class="ramp" role="img" aria-label="from black to pale yellow"></span></p>'
+    )
+    for number, (chosen, views) in enumerate(page.chosen):
+        yield f'<section id="frame-{number}"><h3>{escape(_sentence(chosen.why))}, at {chosen.time:.3f} s</h3>'
+        told = [f"{row.name}: {_told(page.figures, frame)}" for row in page.rows if (frame := _at(row, chosen.time))]
+        for line in told:
+            yield f'<p class="dim">{escape(line)}</p>'
+        for view in views:
+            yield _slider(view, page.stretch)
+        yield "</section>"
+
+
+def _slider(view: View, stretch: float) -> str:
+    options = [f'<option value="{index}">{escape(name)}</option>' for index, (name, _) in enumerate(view.pictures)]
+    second = min(1, len(options) - 1)
+    right = "".join(
+        option.replace("<option", "<option selected") if index == second else option
+        for index, option in enumerate(options)
+    )
+    images = "".join(
+        f'<img src="{uri}" alt="{escape(name)}" draggable="false"{_side(index, second)}>'
+        for index, (name, uri) in enumerate(view.pictures)
+    )
+    zooms = '<option value="fit">fit</option>' + "".join(
+        f'<option value="{factor}">{factor}:1</option>' for factor in (1, 2, 4, 8)
+    )
+    wide = round(min(1360, view.width * max(1.0, min(8.0, 480 / view.width))))
+    style = f"--natural:{view.width}px;--wide:{wide}px;--aspect:{view.width / view.height * stretch:.4f}"
+    return (
+        f'<figure class="view"><div class="controls"><label>left <select>{"".join(options)}</select></label>'
+        f"<label>right <select>{right}</select></label><label>zoom <select>{zooms}</select></label></div>"
+        f'<div class="window"><div class="stage" style="{style}">{images}'
+        '<input type="range" min="0" max="100" value="50" aria-label="Divider between the left and the right picture">'
+        '<div class="rule"></div><div class="grip" aria-hidden="true">⇔</div></div></div>'
+        f"<figcaption>{escape(view.about)}</figcaption></figure>"
+    )
+
+
+def _side(index: int, second: int) -> str:
+    return ' class="left"' if index == 0 else ' class="right"' if index == second else ""
+
+
+def _plots(page: Page, curves: Sequence[Sequence[Curve]]) -> Iterator[str]:
+    yield "<h2>Over time</h2>"
+    longer = max(len(row.frames) for row in page.rows) > POINTS
+    yield (
+        '<p class="dim">Point at a plot, or choose it and use the arrow keys, to read its numbers; upright lines are'
+        f" the frames above.{' A point is the mean of several frames, and a band their range.' if longer else ''}</p>"
+    )
+    yield '<div class="plots">'
+    marks = [(chosen.time, ", ".join(chosen.why)) for chosen, _ in page.chosen]
+    for number, (figure, each) in enumerate(zip(_plotted(page), curves, strict=True)):
+        unit = f" <small>{escape(figure.unit)}</small>" if figure.unit else ""
+        yield plot(number, f"<b>{escape(figure.title)}</b>{unit}", each, figure.digits, marks)
+    yield "</div>"
+
+
+def _lines(page: Page) -> Iterator[str]:
+    if (lines := page.lines) is None:
+        return
+    yield "<h2>One line over time</h2>"
+    yield (
+        f'<p class="dim">Row {lines.row}, from x {lines.left}, {lines.columns} pixels, in {lines.frames} frames from'
+        f" {lines.begin:.3f} to {lines.end:.3f} s, each below the one before. What stands still is upright, what moves"
+        " is slanted, what flickers is ragged from row to row.</p>"
+    )
+    height = max(96, min(384, 4 * lines.frames))
+    yield '<div class="lines">'
+    for name, uri in lines.pictures:
+        yield (
+            f'<figure><figcaption>{escape(name)}</figcaption><img src="{uri}" style="height:{height}px"'
+            f' alt="one line over time: {escape(name)}"></figure>'
+        )
+    yield "</div>"
+
+
+def _foot() -> Iterator[str]:
+    yield (
+        f"<footer>vidup {escape(vidup.__version__)}. Figures are of luma; PSNR and SSIM as in scikit-image, GMSD by Xue"
+        " et al. 2014, E*warp by Lai et al. 2018, tOF by Chu et al. 2020.</footer>"
+    )
+
+
+def _plotted(page: Page) -> list[Figure]:
+    return [figure for figure in page.figures if figure.plotted]
+
+
+def _curves(figure: Figure, rows: Sequence[Row]) -> list[Curve]:
+    """A curve of each result, and of what a figure is measured against."""
+    curves = [Curve(row.name, _style(index), *_over_time(row, figure.name)) for index, row in enumerate(rows)]
+    beside = [
+        Curve(title, f"b{index}", *_over_time(rows[0], name)) for index, (name, title) in enumerate(figure.beside)
+    ]
+    return [*curves, *beside]
+
+
+def _over_time(row: Row, name: str) -> tuple[tuple[float, ...], tuple[float | None, ...]]:
+    return tuple(frame.time for frame in row.frames), tuple(getattr(frame, name) for frame in row.frames)
+
+
+def _style(index: int) -> str:
+    """The classes of a result's line; colours that come again are dashed."""
+    return f"r{index % _COLOURS}" + (" more" if index >= _COLOURS else "")
+
+
+def _at(row: Row, time: float) -> Any:
+    return next((frame for frame in row.frames if frame.time == time), None)
+
+
+def _told(figures: Sequence[Figure], frame: Any) -> str:
+    return ", ".join(
+        f"{figure.title} {written(value, figure.digits)}{f' {figure.unit}' if figure.unit else ''}"
+        for figure in figures
+        if figure.plotted and (value := getattr(frame, figure.name)) is not None
+    )
+
+
+def _sentence(words: Sequence[str]) -> str:
+    text = ", ".join(words)
+    return text[:1].upper() + text[1:]

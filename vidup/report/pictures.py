@@ -1,0 +1,114 @@
+"""Pictures for a page: whole and in detail, maps of differences, one line over time."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from vidup.picture.metrics import luma
+from vidup.picture.resample import resize
+from vidup.picture.temporal import mean
+
+WHOLE = 1280
+"""Width or height in pixels from which a picture is made smaller, and a part of it is shown beside as it is."""
+DETAIL = (400, 640)
+"""Height and width of that part."""
+LINE = 480
+"""Pixels of a line that are followed over time."""
+
+_REACH = 31  # side of the square over which a place's difference is taken
+_HEAT = ((0, 0, 0), (80, 20, 120), (200, 50, 70), (250, 150, 30), (255, 250, 200))
+
+
+@dataclass(frozen=True)
+class View:
+    """Pictures of one place and one size, of which two are laid over each other."""
+
+    about: str
+    width: int
+    height: int
+    pictures: tuple[tuple[str, str], ...]
+    """What each is, and its data URI."""
+
+
+def views(pictures: Mapping[str, torch.Tensor], maps: Mapping[str, torch.Tensor]) -> list[View]:
+    """A picture whole; one that is too large also in detail, where the second differs most from the first.
+
+    Args:
+        pictures: RGB (3, H, W) in [0, 1], all of one size.
+        maps: shares of the largest difference that is shown, (H, W) in [0, 1].
+    """
+    every = {**pictures, **{name: heat(shares) for name, shares in maps.items()}}
+    first, *others = pictures.values()
+    height, width = first.shape[-2:]
+    if max(height, width) <= WHOLE:
+        return [_view(f"whole, {width}x{height}", every)]
+    share = WHOLE / max(height, width)
+    size = max(1, round(height * share)), max(1, round(width * share))
+    small = {name: resize(picture[None], size)[0].clamp(0, 1) for name, picture in every.items()}
+    y, x = farthest(first, others[0] if others else first)
+    top, left = corner(y, DETAIL[0], height), corner(x, DETAIL[1], width)
+    part = {name: one[:, top : top + DETAIL[0], left : left + DETAIL[1]] for name, one in every.items()}
+    return [
+        _view(f"whole, made smaller: {width}x{height} as {size[1]}x{size[0]}", small),
+        _view(f"1:1, where they differ most: from x {left}, y {top}", part),
+    ]
+
+
+def _view(about: str, pictures: Mapping[str, torch.Tensor]) -> View:
+    height, width = next(iter(pictures.values())).shape[-2:]
+    return View(about, width, height, tuple((name, embedded(picture)) for name, picture in pictures.items()))
+
+
+def corner(middle: int, side: int, length: int) -> int:
+    """Where a part of a side begins that has something in its middle, if it can."""
+    return max(0, min(middle - side // 2, length - side))
+
+
+def farthest(one: torch.Tensor, other: torch.Tensor) -> tuple[int, int]:
+    """The row and the column around which two pictures, or what changed in them, differ most."""
+    difference = (one - other).square().mean(0, keepdim=True)
+    side = min(_REACH, *(length - 1 + length % 2 for length in difference.shape[-2:]))
+    place = int(mean(difference, side).argmax())
+    return divmod(place, difference.shape[-1])
+
+
+def difference(one: torch.Tensor, other: torch.Tensor, codes: float) -> torch.Tensor:
+    """How far pictures are apart, (H, W): 1 where their channels differ by `codes` of 255 or more on average."""
+    return ((one - other).abs().mean(0) * (255 / codes)).clamp(0, 1)
+
+
+def texture(one: torch.Tensor, other: torch.Tensor, codes: float) -> torch.Tensor:
+    """How much is in one picture around each place that is not in the other, (H, W): 1 from `codes` of 255."""
+    side = min(7, *(length - 1 + length % 2 for length in one.shape[-2:]))
+    return (mean((luma(one) - luma(other)).square()[None], side)[0].clamp(min=0).sqrt() * (255 / codes)).clamp(0, 1)
+
+
+def as_large(shares: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A map, (h, w), of another size, in squares."""
+    return functional.interpolate(shares[None, None], tuple(size), mode="nearest")[0, 0]
+
+
+def heat(shares: torch.Tensor) -> torch.Tensor:
+    """A map, (H, W) in [0, 1], as RGB: from black over violet and orange to white."""
+    steps = torch.tensor(_HEAT, dtype=torch.float32) / 255
+    place = shares * (len(_HEAT) - 1)
+    picture = steps[0].view(3, 1, 1).expand(3, *shares.shape)
+    for index, (low, high) in enumerate(pairwise(steps)):
+        picture = picture + (high - low).view(3, 1, 1) * (place - index).clamp(0, 1)
+    return picture
+
+
+def embedded(picture: torch.Tensor) -> str:
+    """A picture, RGB (3, H, W) in [0, 1], as a data URI: lossless WebP, a third smaller than PNG."""
+    codes = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    file = io.BytesIO()
+    Image.fromarray(codes).save(file, "WEBP", lossless=True, quality=50, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

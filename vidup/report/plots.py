@@ -1,0 +1,178 @@
+"""Figures over time, drawn as SVG.
+
+No plotting library: a line and a band for each result are two paths, and what it would bring (its fonts and scripts,
+megabytes in each page, one more dependency) would be more than what it draws. Labels are HTML around the drawing, so
+that they keep their size on a narrow window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import floor, isfinite, log10
+from statistics import fmean
+
+from vidup.report.figures import written
+
+POINTS = 600
+"""Of a line at the most; of a longer film each is the mean of several frames, and a band shows their range."""
+WIDTH, HEIGHT = 1000, 200
+_TICKS = 4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure of one result over time."""
+
+    label: str
+    style: str
+    """A class of the page's style."""
+    times: tuple[float, ...]
+    """Seconds after the first frame."""
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class _Point:
+    time: float
+    mean: float | None
+    low: float
+    high: float
+
+
+def _points(curve: Curve, most: int = POINTS) -> list[_Point]:
+    """A curve's points; of more than `most` frames neighbours become one."""
+    step = -(-len(curve.times) // most)
+    found = []
+    for first in range(0, len(curve.times), step):
+        known = [value for value in curve.values[first : first + step] if value is not None]
+        finite = [value for value in known if isfinite(value)]
+        mean = fmean(finite) if finite else known[0] if known else None
+        low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+        found.append(_Point(curve.times[first], mean, low, high))
+    return found
+
+
+def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
+    """Round numbers from one at or below `low` to one at or above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / count
+    power = 10.0 ** floor(log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = floor(low / step + 1e-9)
+    last = first
+    while last * step < high - step * 1e-9 or last == first:
+        last += 1
+    return [place * step for place in range(first, last + 1)]
+
+
+def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: Sequence[tuple[float, str]]) -> str:
+    """One figure over time, a line for each curve, as a part of a page.
+
+    Args:
+        number: of the plot in its page.
+        title: its name and unit, as HTML.
+        marks: times that are marked, and what they are called.
+    """
+    drawn = [(curve, _points(curve)) for curve in curves]
+    finite = [p for _, points in drawn for p in points if p.mean is not None and isfinite(p.mean)]
+    heights = ticks(min((p.low for p in finite), default=0.0), max((p.high for p in finite), default=1.0))
+    begin = min(curve.times[0] for curve in curves)
+    end = max(max(curve.times[-1] for curve in curves), begin + 1e-3)
+
+    def x(time: float) -> float:
+        return round((time - begin) / (end - begin) * WIDTH, 1)
+
+    def y(value: float) -> float:
+        share = (value - heights[0]) / (heights[-1] - heights[0])
+        return round((1 - max(0.0, min(1.0, share))) * HEIGHT, 1)
+
+    shapes = [f'<path class="grid" d="M0 {y(tick)}H{WIDTH}"/>' for tick in heights]
+    shapes += [f'<path class="mark" d="M{x(time)} 0V{HEIGHT}"/>' for time, _ in marks if begin <= time <= end]
+    for curve, points in drawn:
+        shape = "".join(_band([(x(p.time), y(p.low), y(p.high)) for p in run]) for run in _runs(points))
+        if len(points) < len(curve.times) and shape:
+            shapes.append(f'<path class="band {curve.style}" d="{shape}"/>')
+        line = "".join(_line([(x(p.time), y(p.mean or 0.0)) for p in run]) for run in _runs(points))
+        shapes.append(f'<path class="line {curve.style}" d="{line}"/>')
+    decimals = _decimals(heights[1] - heights[0])
+    labels = [
+        f'<span class="y" style="top:{100 * y(tick) / HEIGHT:.1f}%">{tick:.{decimals}f}</span>' for tick in heights
+    ]
+    labels += [
+        f'<span class="x" style="left:{x(tick) * 100 / WIDTH:.1f}%">{_seconds(tick)}</span>'
+        for tick in ticks(begin, end)
+        if begin <= tick <= end
+    ]
+    keys = "".join(
+        f'<li><i class="key {curve.style}"></i>{escape(curve.label)} <output></output></li>' for curve in curves
+    )
+    return (
+        f'<figure class="plot" data-plot="{number}"><figcaption>{title} <output class="time"></output></figcaption>'
+        f'<div class="chart" tabindex="0" role="img" aria-label="{escape(_told(curves, digits))}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}'
+        f'<path class="cursor" d=""/></svg>{"".join(labels)}</div><ul class="keys">{keys}</ul></figure>'
+    )
+
+
+def readings(curves: Sequence[Curve], digits: int) -> dict[str, object]:
+    """What a plot's script shows where it is pointed at: the times, and the numbers of each curve as they are written.
+
+    Times are as shares of the plot's width as well.
+    """
+    begin = min(curve.times[0] for curve in curves)
+    end = max(max(curve.times[-1] for curve in curves), begin + 1e-3)
+    points = [_points(curve) for curve in curves]
+    return {
+        "curves": [
+            {
+                "at": [round((p.time - begin) / (end - begin), 4) for p in each],
+                "time": [f"{p.time:.3f} s" for p in each],
+                "value": [written(p.mean, digits) for p in each],
+            }
+            for each in points
+        ]
+    }
+
+
+def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
+    """Points that follow each other without a gap."""
+    run: list[_Point] = []
+    for point in points:
+        if point.mean is not None:
+            run.append(point)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _line(run: Sequence[tuple[float, float]]) -> str:
+    (x, y), *others = run
+    return f"M{x} {y}" + ("".join(f"L{a} {b}" for a, b in others) or "h0")
+
+
+def _band(run: Sequence[tuple[float, float, float]]) -> str:
+    there = "".join(f"L{x} {high}" for x, _, high in run)[1:]
+    return f"M{there}" + "".join(f"L{x} {low}" for x, low, _ in reversed(run)) + "Z"
+
+
+def _decimals(step: float) -> int:
+    return max(0, -floor(log10(step) + 1e-9) + (1 if round(step / 10 ** floor(log10(step)), 6) == 2.5 else 0))
+
+
+def _seconds(time: float) -> str:
+    minutes, seconds = divmod(time, 60)
+    return f"{int(minutes)}:{seconds:04.1f}" if minutes else f"{time:g} s"
+
+
+def _told(curves: Sequence[Curve], digits: int) -> str:
+    """A plot for those who do not see it."""
+    parts = []
+    for curve in curves:
+        known = [value for value in curve.values if value is not None]
+        low, high = (written(of(known), digits) if known else "–" for of in (min, max))
+        parts.append(f"{curve.label}: from {low} to {high}")
+    return "; ".join(parts)
