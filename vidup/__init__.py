@@ -56,6 +56,12 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         packets, facts                      the other streams; size, colour, chapters, tags
         likeness, faults                    how like pictures are; which are broken
         joined, pictures                    a joined file against its segments; each picture against its source
+    compare                             quality of one video against another
+    report/                             a page to look at
+        films, faith                        videos as it reads them; how faithful a result is to its input
+        choice, figures                     frames worth looking at; what figures are called
+        pictures, lines                     maps of differences, WebP; one line over time
+        plots, page                         figures over time as SVG; the HTML (page.html, page.css, page.js)
     job/                                upscale(): the main path
         progress, outcome                   events, and where they go; what becomes of each file
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
@@ -66,9 +72,10 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         made, worker                        what is kept of a segment; a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
         numbered                            numbered pictures as an output
+        review                              a delivery's report
         stills, queue, outlook              still images; jobs one after another; what would become of a file
         piping                              Y4M through pipes
-    compare, bench/                     quality of one video against another; what this machine can do
+    bench/                              what this machine can do
         stopwatch                           the stages of a frame's way, timed
     doctor                              whether this machine is ready
     vapoursynth                         a function for VapourSynth scripts

@@ -153,14 +153,18 @@ def _add_verify(commands: Any) -> argparse.ArgumentParser:
 def _add_compare(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "compare",
-        help="measure a video against the truth",
-        description="Measure a video against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
+        help="measure videos against the truth, or show them beside their input",
+        description="Measure videos against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
         " energy (1 is the truth's); flicker: E*warp in squared codes of 255, along the truth's motion, beside that of"
         " bicubic (made from the truth, 4 times smaller) and of the truth itself (the flow's error), tOF in pixels, and"
         " the deviation over time, in codes, where the truth stands still; the change between equal frames.",
     )
-    command.add_argument("truth", metavar="TRUTH")
-    command.add_argument("other", metavar="OTHER")
+    command.add_argument("truth", metavar="TRUTH", help="with -o also the input that the others were made of")
+    command.add_argument("others", nargs="+", metavar="OTHER")
+    command.add_argument(
+        "-o", "--output", metavar="PAGE", help="write a page to look at as well: one .html file that needs no network"
+    )
+    command.add_argument("-y", "--overwrite", action="store_true", help="replace the page if it exists")
     command.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
     return command
 

@@ -9,11 +9,11 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidup import bench, terminal
 from vidup.arguments import parser
@@ -23,8 +23,9 @@ from vidup.options import from_options
 from vidup.presets import preset_names
 
 if TYPE_CHECKING:
-    from vidup.compare import FrameFigures
+    from vidup.compare import Comparison, FrameFigures
     from vidup.job.progress import Sink
+    from vidup.report.faith import Faithfulness
 
 log = logging.getLogger("vidup")
 
@@ -110,6 +111,8 @@ def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -
     if arguments.progress == "json" or arguments.dry_run:
         what = "dry_run" if arguments.dry_run else "progress json"
         raise ConfigError(f"{what}: would go to standard output, which is the video's; leave it out")
+    if runtime.report:
+        raise ConfigError("report: is of a file, and standard output is none; give -o a file")
     name = arguments.inputs[0]
     paths.check_settings(settings)
     if name != "-":
@@ -200,33 +203,64 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from vidup import paths  # with PyAV
 
-    paths.check_there(arguments.truth, arguments.other)
-    from vidup.compare import compare
+    paths.check_there(arguments.truth, *arguments.others)
+    from vidup.compare import Comparison, compare
 
-    result = compare(arguments.truth, arguments.other)
-    mean = result.mean()
+    results: Mapping[str, Comparison | Faithfulness]
+    if arguments.output is None:
+        results = {name: compare(arguments.truth, name) for name in arguments.others}
+    else:
+        from vidup import report
+
+        results = report.write(arguments.output, arguments.truth, arguments.others, arguments.overwrite).results
     if arguments.json:
-        # JSON has no infinity, which PSNR is for equal frames
-        rows = [
-            {key: value if value is not None and isfinite(value) else None for key, value in asdict(f).items()}
-            for f in (mean, *result.frames)
-        ]
-        del rows[0]["time"]
-        table = {"mean": rows[0], "missing": result.missing, "change_between_equal": result.change_between_equal}
-        terminal.put(json.dumps(table | {"frames": rows[1:]}))
+        tables = [{"path": name, **_compared(result)} for name, result in results.items()]
+        terminal.put(json.dumps(tables[0] if len(tables) == 1 else {"results": tables}))
         return 0
+    for name, result in results.items():
+        if len(results) > 1:
+            terminal.put(f"{name}:")
+        if isinstance(result, Comparison):
+            _put_comparison(result)
+        else:
+            _put_faithfulness(result)
+    return 0
+
+
+def _compared(result: Comparison | Faithfulness) -> dict[str, Any]:
+    """What was measured, made for JSON; that has no infinity, which PSNR is for equal frames."""
+    from dataclasses import asdict
+
+    rows = [
+        {key: value if value is not None and isfinite(value) else None for key, value in asdict(frame).items()}
+        for frame in (result.mean(), *result.frames)
+    ]
+    del rows[0]["time"]
+    change = {key: value for key, value in vars(result).items() if key == "change_between_equal"}
+    return {"mean": rows[0], "missing": result.missing, **change, "frames": rows[1:]}
+
+
+def _put_comparison(result: Comparison) -> None:
     terminal.put("  time s   PSNR dB     SSIM     GMSD   energy   E*warp  bicubic    truth      tOF    still")
     for frame in result.frames:
         terminal.put(f"{frame.time:8.3f}  {_figures(frame)}")
-    terminal.put(f"    mean  {_figures(mean)}")
+    terminal.put(f"    mean  {_figures(result.mean())}")
     terminal.put(f"{len(result.frames)} frames compared, {result.missing} without a counterpart")
     if result.change_between_equal is not None:
         terminal.put(f"largest change where the truth's frames are equal: {result.change_between_equal:.2f} of 255")
-    return 0
+
+
+def _put_faithfulness(result: Faithfulness) -> None:
+    terminal.put("  time s  faithful dB  invented   energy   E*warp  bicubic")
+    for frame in (*result.frames, result.mean()):
+        begin = f"{frame.time:8.3f}" if frame in result.frames else "    mean"
+        over_time = _told(frame.warp_error, frame.warp_error_bicubic)
+        terminal.put(
+            f"{begin}  {frame.faithfulness:11.3f}  {frame.invented:8.3f} {frame.gradient_energy:8.3f}{over_time}"
+        )
+    terminal.put(f"{len(result.frames)} frames beside the input's, {result.missing} without a counterpart")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -239,15 +273,18 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _figures(frame: FrameFigures) -> str:
-    over_time = (
+    over_time = _told(
         frame.warp_error,
         frame.warp_error_bicubic,
         frame.warp_error_truth,
         frame.flow_distance,
         frame.still_deviation,
     )
-    told = "".join("        -" if figure is None else f" {figure:8.3f}" for figure in over_time)
-    return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}{told}"
+    return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}{over_time}"
+
+
+def _told(*figures: float | None) -> str:
+    return "".join("        -" if figure is None else f" {figure:8.3f}" for figure in figures)
 
 
 def _list(arguments: argparse.Namespace) -> int:

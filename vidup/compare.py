@@ -96,6 +96,7 @@ def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Com
         raise MediaError(
             f"{second.path}: is {second.width}x{second.height}, and {first.path} is {first.width}x{first.height};"
             " videos to compare have one size"
+            + ("; with -o report.html the smaller is taken as its input" if _enlarges(first, second) else "")
         )
     if min(first.width, first.height) < 2 * BORDER + 11:
         raise MediaError(f"{first.path}: frames of {first.width}x{first.height} are too small to compare")
@@ -115,6 +116,11 @@ def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Com
     if not figures:
         raise MediaError(f"{second.path}: no frame is shown when one of {first.path} is")
     return Comparison(tuple(figures), missing, max(changes) if changes else None)
+
+
+def _enlarges(first: MediaInfo, second: MediaInfo) -> bool:
+    (low, high), (other_low, other_high) = (sorted((one.width, one.height)) for one in (first, second))
+    return other_low > low and other_high > high
 
 
 def measure(

@@ -249,6 +249,9 @@ class Runtime:
     restart: bool = option(False, "forget what an earlier run of this job has done")
     keep_work: bool = option(False, "keep the job's folder, OUTPUT.vidup, after delivery")
     skip_done: bool = option(False, "leave out what was delivered and verified before")
+    report: bool = option(
+        False, "write OUTPUT.html after delivery, a page to look at: the result beside the input, and what it invents"
+    )
     overwrite: bool = option(False, "replace the output if it exists", flags=("-y",))
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vidup.config import Given, Runtime, settings_of
 from vidup.engines import stops
 from vidup.job import crew as crews
+from vidup.job import review
 from vidup.job.naming import default_output as default_output
 from vidup.job.outcome import Outcome as Outcome
 from vidup.job.outcome import failing
@@ -118,6 +119,8 @@ def _upscale(
                     works += [work] if work is not None else []
             if works:
                 run(works, runtime, crew, tracker, stop)
+        for outcome in outcomes:
+            review.write(outcome, settings, runtime, stop)
     except SinkFailed as failed:
         raise failed.error from None
     return outcomes

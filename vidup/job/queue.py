@@ -16,7 +16,7 @@ from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError
-from vidup.job import describe, made, numbered, pace, plan, rehearse, stills
+from vidup.job import describe, made, numbered, pace, plan, rehearse, review, stills
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
 from vidup.job.outcome import Outcome, fail, failing
@@ -74,6 +74,7 @@ def begin(
         check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
+    review.check(source, target, runtime)
     if containers.is_picture(source, target):
         _take(target, source, taken)
         tracker.expect(1, 0, target)

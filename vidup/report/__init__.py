@@ -18,6 +18,7 @@ import torch
 
 from vidup.compare import Comparison, compare
 from vidup.errors import ConfigError, MediaError, system_words
+from vidup.picture.resample import resize
 from vidup.report import choice, faith, figures, lines, pictures
 from vidup.report.faith import Faithfulness
 from vidup.report.films import Film, film
@@ -149,7 +150,7 @@ def _beside_input(source: Film, results: Mapping[str, Film], measured: Mapping[s
         large = faith.enlarged(small, next(iter(found.values())))
         maps: dict[str, torch.Tensor] = {}
         for name, one in found.items():
-            back = pictures.resize(one[None], small.shape[-2:])[0].clamp(0, 1)
+            back = resize(one[None], small.shape[-2:])[0].clamp(0, 1)
             left = pictures.as_large(pictures.difference(small, back, _LEFT), one.shape[-2:])
             maps |= {
                 f"{name}: where it leaves the input": left,

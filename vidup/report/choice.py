@@ -44,9 +44,7 @@ def most_flickering(results: Sequence[Sequence[Figures]]) -> float | None:
     return _most(errors) if errors else None
 
 
-def _each(
-    results: Sequence[Sequence[Figures]], name: str, of: Callable[[float, float], float]
-) -> dict[float, float]:
+def _each(results: Sequence[Sequence[Figures]], name: str, of: Callable[[float, float], float]) -> dict[float, float]:
     """Of each time the worst of a figure."""
     worst: dict[float, float] = {}
     for frames in results:

@@ -97,12 +97,10 @@ def _table(page: Page) -> Iterator[str]:
             f'<tr><th scope="row"><i class="key {_style(index)}"></i>{escape(row.name)}'
             f"<small>{escape(row.about)}</small></th>{cells}</tr>"
         )
-    beside = {name: (figure, title) for figure in page.figures for name, title in figure.beside}
-    for title in dict.fromkeys(title for _, title in beside.values()):
-        cells = "".join(
-            f"<td>{written(next((getattr(page.rows[0].mean, n) for n, t in f.beside if t == title), None), f.digits)}</td>"
-            for f in page.figures
-        )
+    for title in dict.fromkeys(title for figure in page.figures for _, title in figure.beside):
+        named = [next((name for name, other in figure.beside if other == title), None) for figure in page.figures]
+        values = [None if name is None else getattr(page.rows[0].mean, name) for name in named]
+        cells = "".join(f"<td>{written(v, f.digits)}</td>" for v, f in zip(values, page.figures, strict=True))
         yield f'<tr class="dim"><th scope="row">{escape(title)}, beside them</th>{cells}</tr>'
     yield "</tbody></table></div>"
     told = "; ".join(f"{figure.title}: {figure.about}" for figure in page.figures)
