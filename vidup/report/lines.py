@@ -50,8 +50,7 @@ def lines(first: Film, others: Mapping[str, Film], time: float | None, name: str
     high = min(low + FRAMES, len(first.times))
     if high - low < 2:
         return None
-    row, column, size = _where(first, others, max(middle, 1))
-    left = corner(column, LINE, size[1])
+    row, left, size = _where(first, others, max(middle, 1))
     right = min(left + LINE, size[1])
     found: dict[str, list[torch.Tensor]] = {name: [], **{other: [] for other in others}}
     times: list[float] = []
@@ -78,10 +77,10 @@ def _span(film: Film, begin: Fraction, end: Fraction) -> tuple[int, int]:
 
 
 def _where(first: Film, others: Mapping[str, Film], place: int) -> tuple[int, int, tuple[int, int]]:
-    """The row and the column around which the results change most that the first does not, and their size."""
+    """The row, and the first column of the line, where the results change most that the first does not; their size."""
     film = next(iter(others.values()))
     size = film.size
-    best: tuple[float, int, int] = (-1.0, size[0] // 2, size[1] // 2)
+    best: tuple[float, int, int] = (-1.0, size[0] // 2, corner(size[1] // 2, LINE, size[1]))
     for film in others.values():
         pairs = [(first.at(float(time)), film.at(float(time))) for time in first.times[place - 1 : place + 1]]
         if any(one is None or two is None for one, two in pairs):
@@ -89,7 +88,7 @@ def _where(first: Film, others: Mapping[str, Film], place: int) -> tuple[int, in
         (one, two), (three, four) = pairs
         assert one is not None and two is not None and three is not None and four is not None
         change, expected = four - two, enlarged(three, four) - enlarged(one, two)
-        row, column = farthest(change, expected)
-        strength = float((change - expected)[:, row].square().mean())
-        best = max(best, (strength, row, column))
+        left = corner(farthest(change, expected)[1], LINE, size[1])
+        rows = (change - expected)[..., left : left + LINE].square().mean((0, 2))
+        best = max(best, (float(rows.max()), int(rows.argmax()), left))
     return best[1], best[2], size

@@ -137,7 +137,7 @@ def _slider(view: View, stretch: float) -> str:
     zooms = '<option value="fit">fit</option>' + "".join(
         f'<option value="{factor}">{factor}:1</option>' for factor in (1, 2, 4, 8)
     )
-    wide = round(min(1360, view.width * max(1.0, min(8.0, 480 / view.width))))
+    wide = round(min(1360, view.width * max(1.0, min(8.0, 960 / view.width))))  # small pictures are enlarged
     style = f"--natural:{view.width}px;--wide:{wide}px;--aspect:{view.width / view.height * stretch:.4f}"
     return (
         f'<figure class="view"><div class="controls"><label>left <select>{"".join(options)}</select></label>'
