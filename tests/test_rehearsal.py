@@ -71,6 +71,27 @@ def test_a_display_matrix_that_is_a_little_off(make_clip: Callable[..., Path]):
         assert probe(output).rotation == probe(source).rotation != 0
 
 
+@pytest.mark.parametrize(
+    ("aspect", "target", "told"),
+    [
+        (Fraction(65535), "mp4", 0),
+        (Fraction(1, 65535), "mov", 0),
+        (Fraction(65535), "mkv", 0),
+        (Fraction(65535, 65534), "mkv", 1),  # which counts in whole pixels
+    ],
+)
+def test_pixels_of_a_strange_shape(
+    make_clip: Callable[..., Path], aspect: Fraction, target: str, told: int, caplog: pytest.LogCaptureFixture
+):
+    source = make_clip(times=(0, 512, 1024), sound=False, aspect=aspect)
+    with caplog.at_level(logging.WARNING):
+        output = vidup.upscale(source, source.with_name(f"output.{target}"), FAST).output
+        assert vidup.verify(source, output).frames == 3
+    words = [record.message for record in caplog.records]
+    assert len(words) == 2 * told and len(set(words)) == told
+    assert not told or words[0].endswith("its pixel aspect is 1, expected 65535/65534")
+
+
 def test_a_copy_that_would_come_early_is_converted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """In mp4 a packet of Vorbis that begins before 0 comes back at another time."""
     source = Material(sounds=(Sound("vorbis"),)).write(tmp_path / "source.mkv")
