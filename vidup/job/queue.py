@@ -348,7 +348,7 @@ def _kept(whole: Path, name: str) -> Iterator[None]:
     kept = whole.with_stem(name)
     try:
         yield
-    except (MediaError, VerifyError) as error:
+    except (ConfigError, MediaError, VerifyError) as error:
         whole.replace(kept)
         raise type(error)(f"{error}; what was joined is kept as {kept}") from error
 
