@@ -150,7 +150,7 @@ class TestOutput:
 
             monkeypatch.setattr(os, "link", refuse)
         precious = at(12, lambda: output.write_bytes(b"precious"), "verifying")
-        with pytest.raises(ConfigError, match=r"out\.mp4: has appeared while the job ran, and is left .* add -y") as told:
+        with pytest.raises(ConfigError, match=r"out\.mp4: has appeared while the job ran, and is left .* -y") as told:
             vidup.upscale(source, output, NEAREST, on_progress=precious)
         undelivered = folder_of(output) / "undelivered.mp4"
         assert is_upscaled(undelivered, source) and f"what was joined is kept as {undelivered}" in str(told.value)
