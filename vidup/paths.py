@@ -12,14 +12,30 @@ from pathlib import Path
 
 from vidup.config import MODELS, WEIGHTS, Settings
 from vidup.errors import ConfigError, EngineError, MediaError
-from vidup.media.containers import ANIMATIONS, STILLS, STILLS_READ, check_ending
+from vidup.media.containers import ANIMATIONS, CONTAINERS, STILLS, STILLS_READ, check_ending
 from vidup.media.sequences import READ, existing, find, is_sequence, name, pattern_of
 
 log = logging.getLogger(__name__)
 
 _VIDEOS = {
-    *(".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogg", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
+    *CONTAINERS,
+    *(
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".h264",
+        ".hevc",
+        ".m2ts",
+        ".m2v",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+    ),
+    *(".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
 }
 """Endings of the videos that are looked for in a folder; one that is named may have any."""
 
