@@ -1,7 +1,7 @@
 """The planner's memory against what a frame really takes, by size of frame.
 
     python tests/bench/memory_by_size.py                            narrow model, float32, meta device and CPU
-    python tests/bench/memory_by_size.py --width full               true widths, float16 and bfloat16, meta device
+    python tests/bench/memory_by_size.py --width full               true widths, float16, meta device
     python tests/bench/memory_by_size.py --width full --device cuda the same on a GPU
 
 Each size runs in a process of its own. On the meta device the whole of the engine's call is run without a number being
@@ -35,7 +35,7 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     from vidup.engines.x4 import DiffusionX4
 
     narrower = 1 if arguments.width == "full" else 8
-    halves = (torch.float16, torch.bfloat16) if arguments.width == "full" else (torch.float32, torch.float32)
+    halves = (torch.float16, torch.float16) if arguments.width == "full" else (torch.float32, torch.float32)
     device = torch.device(arguments.device)
     if device.type == "cuda":
         torch.cuda.init()
