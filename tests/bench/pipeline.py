@@ -241,7 +241,8 @@ def agreement(case: Case, pipeline: Any, device: str) -> float:
 def setting(case: Case, steps: int) -> vidup.Settings:
     return vidup.Settings(
         model=str(case.model), prompt=case.prompt, guidance_scale=case.guidance, noise_level=case.noise_level,
-        sampler="ddim", steps=steps, tile=case.tile, vae_attention="full", dtype="float32" if case.model == MINI else "auto",
+        sampler="ddim", steps=steps, tile=case.tile, vae_attention="full",
+        dtype="float32" if case.model == MINI else "auto",
     )  # fmt: skip
 
 
