@@ -157,13 +157,17 @@ def test_a_job_reads_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     read, path, plain = list[Path](), write(compact(), tmp_path / "m.pth"), checkpoint._describe
     monkeypatch.setattr(checkpoint, "_describe", lambda path: [read.append(path), plain(path)][1])
     settings = Settings(model=str(path))
-    assert [native_scale(settings), native_scale(settings)] == [4, 4]
-    first = make(path).engine
+    with torch.inference_mode():  # where the model that is read must not stay
+        assert [native_scale(settings), native_scale(settings)] == [4, 4]
+    upscaler = make(path)
+    first = upscaler.engine
+    assert upscaler(picture(8, 9)).shape == (1, 3, 32, 36)
     assert read == [path] and native_scale(settings) == 4
     second = make(path).engine
     assert second.model is not first.model and read == [path, path]
     os.utime(write(compact(upscale=2), path), ns=(1, 1))
-    assert native_scale(settings) == 2 and make(path).engine.scale == 2, "what is there now"
+    assert make(path).engine.scale == 2 and native_scale(settings) == 2, "what is there now"
+    assert read == [path] * 3
 
 
 def test_on_the_cpu_it_works_in_channels_last(tmp_path: Path) -> None:

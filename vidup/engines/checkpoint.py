@@ -54,21 +54,20 @@ def scale(settings: Settings) -> int:
     Raises:
         EngineError: as `Checkpoint`.
     """
-    return _scale(*_stamp(Path(settings.model)))
+    stamp = _stamp(Path(settings.model))
+    if stamp not in _scales:
+        _read.clear()
+        with torch.inference_mode(False):  # in which the caller may be, and whoever takes the model not
+            model = _read[stamp] = _describe(stamp[0])
+        _scales[stamp] = model.scale
+    return _scales[stamp]
 
 
 _Stamp = tuple[Path, int, int]
 """A file as it is now: its size in bytes, and when it was changed last in nanoseconds."""
 
+_scales: dict[_Stamp, int] = {}
 _read: dict[_Stamp, Any] = {}  # the model that was read last, until it is taken: a job asks for its scale first
-
-
-@lru_cache(maxsize=64)
-def _scale(path: Path, size: int, changed: int) -> int:
-    _read.clear()
-    model = _read[path, size, changed] = _describe(path)
-    found: int = model.scale
-    return found
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -94,6 +93,7 @@ class Checkpoint:
         )
         stamp = _stamp(path)
         self.model = _read.pop(stamp, None) or _describe(path)
+        _scales[stamp] = self.model.scale
         self.dtype = _dtype(settings.dtype, self.model, device, path)
         self.model.to(device, self.dtype).eval()
         self.model.model.requires_grad_(False)
