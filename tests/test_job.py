@@ -253,7 +253,7 @@ def test_images_that_are_refused(tmp_path: Path):
     with pytest.raises(MediaError, match=r"damaged\.png"):
         vidup.upscale(damaged, tmp_path / "out.png", NEAREST)
     with pytest.raises(ConfigError, match=r"moving\.webp: holds 2 pictures"):
-        vidup.upscale(moving, tmp_path / "out.webp", NEAREST)
+        vidup.upscale(moving, tmp_path / "out.jpg", NEAREST)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 
 
