@@ -97,8 +97,8 @@ def run(upscaler: Upscaler, frames: list[torch.Tensor], truth: list[torch.Tensor
     results = [color.to_rgb(frame) for frame in upscaler.frames(video(frames))]
     seconds, work = ((now - then) / len(frames) for now, then in ((time.perf_counter(), began),
                                                                     (time.process_time(), worked)))  # fmt: skip
-    relay = upscaler._carried[1] if upscaler._carried else None
-    share = relay.computed / relay.total if relay else float(upscaler.engine.invents)
+    computed, total = upscaler.computed
+    share = computed / total if total else float(upscaler.engine.invents)
     figures, before = [], None
     for index, pair in enumerate(zip(truth, results, strict=True)):
         figures.append(measure(index / 25, *pair, before))
