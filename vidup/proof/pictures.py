@@ -203,12 +203,10 @@ class _Source:
     def _read(self, first: int, last: int) -> Iterator[tuple[int, Picture]]:
         delivery = self.delivery
         info, given = delivery.info, delivery.settings
-        names = ("matrix", "range", "deinterlace", "tolerate_errors")
-        settings = Settings(**{name: getattr(given, name) for name in names})
         color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, given.matrix, given.range)
         scale = info.time_base / delivery.unit  # 2 where fields became frames
         begin, end = (int((time + delivery.offset) // scale) for time in (first, last))
-        with closing(decoding.pictures(info, begin, end + 1, settings, self._readers)) as frames:
+        with closing(decoding.pictures(info, begin, end + 1, given, self._readers)) as frames:
             for pts, picture in thumbnails(frames, color, *self._size):
                 if pts in self._places:
                     yield self._places[pts], self._turned(picture)
