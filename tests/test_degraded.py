@@ -12,7 +12,7 @@ from conftest import loaded
 
 from vidup import ConfigError, Settings, Upscaler
 from vidup.engines.windows import spread
-from vidup.job.describe import CLEAN, describe
+from vidup.job.describe import describe
 from vidup.job.plan import plan
 from vidup.media.probing import probe
 from vidup.media.quantiser import quantiser_step
@@ -187,9 +187,9 @@ class TestQuantiser:
             found.append(quantiser_step(probe(path)))
         assert 1 < found[0] < 14 and 25 < found[1] < 150
 
-    def test_what_is_lossless_has_hardly_a_step(self, tmp_path: Path) -> None:
+    def test_what_is_lossless_has_none(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "ffv1", {})
-        assert quantiser_step(probe(tmp_path / "a.mkv")) < CLEAN
+        assert quantiser_step(probe(tmp_path / "a.mkv")) == 0
 
     def test_a_job_is_planned_for_it_and_says_so(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "libx264", BAD["libx264"])

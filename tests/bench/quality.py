@@ -107,7 +107,7 @@ def vmaf(program: str, truth: torch.Tensor, result: torch.Tensor) -> list[float]
             path.write_bytes((quantised(rgb)[0].permute(1, 2, 0) * 255).round().byte().numpy().tobytes())
             inputs += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", str(path)]
         log, yuv = Path(folder) / "log", "scale=out_color_matrix=bt709,format=yuv420p"
-        models = "version=vmaf_v0.6.1\\\\:name=vmaf|version=vmaf_v0.6.1neg\\\\:name=neg"
+        models = "version=vmaf_v0.6.1\\:name=vmaf|version=vmaf_v0.6.1neg\\:name=neg"
         graph = f"[0:v]{yuv}[a];[1:v]{yuv}[b];[a][b]libvmaf=model='{models}':log_fmt=json:log_path={log}"
         subprocess.run([program, "-v", "error", *inputs, "-lavfi", graph, "-f", "null", "-"], check=True)
         means = json.loads(log.read_text())["pooled_metrics"]

@@ -49,8 +49,11 @@ def quantiser_step(info: MediaInfo) -> float:
     lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third.
 
     Returns:
-        The mean, in hundredths; 0 where nothing could be read.
+        The mean, in hundredths; 0 for a codec that loses nothing, or where nothing could be read.
     """
+    codec = av.codec.Codec(info.codec, "r")
+    if codec.lossless and not codec.lossy:
+        return 0.0
     exported: list[float] = []
     estimated: list[float] = []
     for share in _PLACES if info.timing == "packets" else _PLACES[:1]:

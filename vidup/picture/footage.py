@@ -94,6 +94,8 @@ def distance(rgb: torch.Tensor, step: float) -> torch.Tensor:
 
 
 WIDE, NARROW = 17, 7
+CLEAN = 1.0
+"""Codes of error that the estimate finds in clean pictures, too."""
 
 
 def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float) -> torch.Tensor:
@@ -116,7 +118,7 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
     mean = _mean(wrong, WIDE)
     fine = wrong - mean
     power = _mean(luma(fine)[:, None].square(), NARROW)
-    noise = (error(low_res, step) / 255).square()
+    noise = (error(low_res, step).square() - CLEAN**2).clamp_min(0) / 255**2
     weight = (1 - noise / power.clamp_min(1e-12)).clamp(0, 1)
     return anchor(picture, own + mean + weight * fine, rounds)
 
