@@ -35,7 +35,7 @@ def upscaled(monkeypatch: pytest.MonkeyPatch, change: Callable[[Iterator[Frame]]
     whole = Upscaler.frames
 
     def frames(self: Upscaler, *args: Any) -> Iterator[Frame]:
-        return change(whole(self, *args))
+        yield from change(whole(self, *args))
 
     monkeypatch.setattr(Upscaler, "frames", frames)
 
