@@ -6,10 +6,12 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from conftest import pictures
 from PIL import Image
 from test_compare import codes, smooth, write
 
-from vidup import ConfigError, MediaError, report
+from vidup import ConfigError, MediaError, Runtime, Settings, report
 from vidup.cli import main
 from vidup.compare import compare
+from vidup.job import review
+from vidup.job.outcome import Outcome
 from vidup.report import choice, films, lines, plots
 from vidup.report.faith import FaithFigures
 from vidup.report.pictures import heat, views
@@ -144,7 +148,7 @@ def test_its_frames_are_the_worst_the_median_and_the_most_flickering(studied):
     for title, shown in zip(page.texts["h3"], page.images("the truth"), strict=True):
         index = round(float(re.search(r"at (\d\.\d+) s", title)[1]) * 25)  # type: ignore[index]
         assert np.abs(shown.astype(float) - stored[index]).max() <= 1
-    assert len(page.images("lighter.mkv: distance from the truth")) == len(views_)
+    assert len(page.images("distance from the truth: lighter.mkv")) == len(views_)
 
 
 def test_a_line_over_time_is_where_it_flickers(tmp_path: Path):
@@ -174,7 +178,7 @@ def test_a_delivery_brings_its_report(make_clip: Callable[..., Path], capsys: Ou
     assert page.texts["h1"] == ["big.mkv beside the input"] and "a & b.mp4" in page.texts["p"][0]
     assert "<small>96x128, 3 frames</small>" in page.source
     (left, *_), (invented, *_) = (
-        page.images(f"big.mkv: {what}") for what in ("where it leaves the input", "where most was invented")
+        page.images(f"{what}: big.mkv") for what in ("where it leaves the input", "where most was invented")
     )
     assert left.shape == invented.shape == (128, 96, 3)
     assert "--aspect:0.5625" in page.source  # 96 columns, each 3/4 as wide as high, by 128
@@ -182,7 +186,6 @@ def test_a_delivery_brings_its_report(make_clip: Callable[..., Path], capsys: Ou
     faithful = float(page.texts["td"][0])
     assert faithful > 25  # of another frame, or turned the wrong way, it would be 10
     capsys.readouterr()
-    assert main([*command, "-y", "--dry-run"]) == 0
     output.unlink()
     assert main(command) == 2 and f"{path}: exists; add -y" in capsys.readouterr().err
     assert not output.exists()
@@ -210,6 +213,42 @@ def test_beside_an_input_nothing_of_an_enlarged_picture_is_invented(tmp_path: Pa
         compare(small, results[0])
     with pytest.raises(MediaError, match="results to show beside each other have one size"):
         report.write(page, small, [results[0], small], overwrite=True)
+
+
+def test_a_report_that_is_not_to_be_had_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The result is delivered all the same."""
+    small = write(tmp_path / "in.mkv", codes([smooth(24, 32)] * 2), [0, 40])
+    large = write(tmp_path / "out.mkv", codes([smooth(96, 128)] * 2), [0, 40])
+    receipt: Any = object()
+    told: list[str] = []
+    monkeypatch.setattr(review.log, "warning", lambda line, *values: told.append(line % values))
+    outcome, settings, runtime = Outcome(small, large, receipt=receipt), Settings(model="mini"), Runtime(report=True)
+    review.write(outcome, settings, runtime, lambda: True)
+    large.write_bytes(b"no video")
+    review.write(outcome, settings, runtime, lambda: False)
+    assert "has no report: it was stopped; vidup compare INPUT OUTPUT -o" in told[0] and "out.mkv" in told[1]
+    assert len(told) == 2 and not list(tmp_path.glob("*.html")) and not list(tmp_path.glob(".*"))
+    review.write(outcome, settings, Runtime(), lambda: False)
+    review.write(Outcome(small, large), settings, runtime, lambda: False)  # it failed: nothing is to be told of it
+    assert len(told) == 2
+
+
+def test_few_pictures_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """However long a film is: those of two frames of two films, and of the chosen."""
+    read, held, most = films.Film.pictures, list[Any](), list[int]()
+
+    def counted(self: films.Film, *places: int) -> Iterator[Any]:
+        for time, picture in read(self, *places):
+            held.append(weakref.ref(picture))
+            most.append(sum(one() is not None for one in held))
+            yield time, picture
+
+    monkeypatch.setattr(films.Film, "pictures", counted)
+    times = list(range(0, 800, 40))
+    small = write(tmp_path / "in.mkv", codes([smooth(24, 32)] * 20), times)
+    large = write(tmp_path / "out.mkv", codes([smooth(48, 64)] * 20), times)
+    report.write(tmp_path / "a.html", small, [large])
+    assert len(most) > 80 and max(most) <= 6
 
 
 def test_a_page_is_not_written_over_what_is_there(tmp_path: Path, studied):

@@ -254,8 +254,8 @@ def _put_comparison(result: Comparison) -> None:
 
 def _put_faithfulness(result: Faithfulness) -> None:
     terminal.put("  time s  faithful dB  invented   energy   E*warp  bicubic")
-    for frame in (*result.frames, result.mean()):
-        begin = f"{frame.time:8.3f}" if frame in result.frames else "    mean"
+    rows = [(f"{frame.time:8.3f}", frame) for frame in result.frames]
+    for begin, frame in [*rows, ("    mean", result.mean())]:
         over_time = _told(frame.warp_error, frame.warp_error_bicubic)
         terminal.put(
             f"{begin}  {frame.faithfulness:11.3f}  {frame.invented:8.3f} {frame.gradient_energy:8.3f}{over_time}"

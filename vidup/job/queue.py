@@ -74,7 +74,7 @@ def begin(
         check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
     except OSError as error:  # a name that is too long, a folder that must not be entered
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
-    review.check(source, target, runtime)
+    review.check(source, outcome.output, runtime)
     if containers.is_picture(source, target):
         _take(target, source, taken)
         tracker.expect(1, 0, target)

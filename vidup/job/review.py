@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 ENDING = ".html"
 """What a report's name has more than that of the output, beside which it lies."""
 
+_LATER = "vidup compare INPUT OUTPUT -o REPORT.html makes one"
+
 
 def check(source: Path, target: Path, runtime: Runtime) -> None:
     """See that a requested report can be written, before anything is upscaled.
@@ -40,7 +42,7 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
     if not runtime.report or outcome.receipt is None or (outcome.skipped and page.exists()):
         return
     if containers.is_picture(outcome.input, outcome.output):
-        log.warning("%s: no report is written of a still image", outcome.output)
+        log.warning("%s: no report is written of a still image; %s", outcome.output, _LATER)
         return
     log.info("%s: is measured for its report", outcome.output)
     try:
@@ -48,10 +50,7 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
         report.write_of(page, source, result, runtime.overwrite or runtime.skip_done, stop)
     except (VidupError, OSError) as error:
         why = "it was stopped" if isinstance(error, Stopped) else error
-        log.warning(
-            "%s: is delivered and verified, but has no report: %s; vidup compare INPUT OUTPUT -o REPORT.html makes one",
-            *(outcome.output, why),
-        )
+        log.warning("%s: is delivered and verified, but has no report: %s; %s", outcome.output, why, _LATER)
 
 
 def films(outcome: Outcome, settings: Settings) -> tuple[Film, Film]:

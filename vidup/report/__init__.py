@@ -119,7 +119,7 @@ def _beside_truth(truth: Film, results: Mapping[str, Film], measured: Mapping[st
             return []
         found = _at(time, results, names)
         maps = {
-            f"{name}: distance from the truth": pictures.difference(first, one, _FAR) for name, one in found.items()
+            f"distance from the truth: {name}": pictures.difference(first, one, _FAR) for name, one in found.items()
         }
         return pictures.views({_TRUTH: first, **found}, maps)
 
@@ -153,8 +153,8 @@ def _beside_input(source: Film, results: Mapping[str, Film], measured: Mapping[s
             back = resize(one[None], small.shape[-2:])[0].clamp(0, 1)
             left = pictures.as_large(pictures.difference(small, back, _LEFT), one.shape[-2:])
             maps |= {
-                f"{name}: where it leaves the input": left,
-                f"{name}: where most was invented": pictures.texture(one, large, _INVENTED),
+                f"where it leaves the input: {name}": left,
+                f"where most was invented: {name}": pictures.texture(one, large, _INVENTED),
             }
         return pictures.views({_INPUT: large, **found}, maps)
 

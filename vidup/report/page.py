@@ -90,7 +90,8 @@ def _table(page: Page) -> Iterator[str]:
         "</small></th>"
         for figure in page.figures
     )
-    yield f'<div class="sheet"><table><thead><tr><th scope="col">mean of all frames</th>{heads}</tr></thead><tbody>'
+    yield '<div class="sheet" tabindex="0" role="region" aria-label="means of all frames"><table>'
+    yield f'<thead><tr><th scope="col">mean of all frames</th>{heads}</tr></thead><tbody>'
     for index, row in enumerate(page.rows):
         cells = "".join(f"<td>{written(getattr(row.mean, f.name), f.digits)}</td>" for f in page.figures)
         yield (
@@ -137,8 +138,7 @@ def _slider(view: View, stretch: float) -> str:
     zooms = '<option value="fit">fit</option>' + "".join(
         f'<option value="{factor}">{factor}:1</option>' for factor in (1, 2, 4, 8)
     )
-    wide = round(min(1360, view.width * max(1.0, min(8.0, 960 / view.width))))  # small pictures are enlarged
-    style = f"--natural:{view.width}px;--wide:{wide}px;--aspect:{view.width / view.height * stretch:.4f}"
+    style = f"--natural:{view.width}px;--wide:{view.shown}px;--aspect:{view.width / view.height * stretch:.4f}"
     return (
         f'<figure class="view"><div class="controls"><label>left <select>{"".join(options)}</select></label>'
         f"<label>right <select>{right}</select></label><label>zoom <select>{zooms}</select></label></div>"

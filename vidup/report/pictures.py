@@ -34,6 +34,8 @@ class View:
     about: str
     width: int
     height: int
+    shown: int
+    """Width at which it is shown, where the window is wide enough."""
     pictures: tuple[tuple[str, str], ...]
     """What each is, and its data URI."""
 
@@ -49,22 +51,24 @@ def views(pictures: Mapping[str, torch.Tensor], maps: Mapping[str, torch.Tensor]
     first, *others = pictures.values()
     height, width = first.shape[-2:]
     if max(height, width) <= WHOLE:
-        return [_view(f"whole, {width}x{height}", every)]
+        enlarged = min(width * max(1, round(960 / width)), WHOLE)  # by a whole number: small films are small
+        return [_view(f"whole, {width}x{height}", every, enlarged)]
     share = WHOLE / max(height, width)
     size = max(1, round(height * share)), max(1, round(width * share))
     small = {name: resize(picture[None], size)[0].clamp(0, 1) for name, picture in every.items()}
     y, x = farthest(first, others[0] if others else first)
     top, left = corner(y, DETAIL[0], height), corner(x, DETAIL[1], width)
     part = {name: one[:, top : top + DETAIL[0], left : left + DETAIL[1]] for name, one in every.items()}
+    part_width = min(DETAIL[1], width)
     return [
-        _view(f"whole, made smaller: {width}x{height} as {size[1]}x{size[0]}", small),
-        _view(f"1:1, where they differ most: from x {left}, y {top}", part),
+        _view(f"whole, made smaller: {width}x{height} as {size[1]}x{size[0]}", small, size[1]),
+        _view(f"1:1, where they differ most: from x {left}, y {top}", part, part_width),
     ]
 
 
-def _view(about: str, pictures: Mapping[str, torch.Tensor]) -> View:
+def _view(about: str, pictures: Mapping[str, torch.Tensor], shown: int) -> View:
     height, width = next(iter(pictures.values())).shape[-2:]
-    return View(about, width, height, tuple((name, embedded(picture)) for name, picture in pictures.items()))
+    return View(about, width, height, shown, tuple((name, embedded(picture)) for name, picture in pictures.items()))
 
 
 def corner(middle: int, side: int, length: int) -> int:
