@@ -189,6 +189,8 @@ def test_a_delivery_brings_its_report(make_clip: Callable[..., Path], capsys: Ou
     output.unlink()
     assert main(command) == 2 and f"{path}: exists; add -y" in capsys.readouterr().err
     assert not output.exists()
+    assert main(["upscale", str(source), "-o", "-", "--model", "bilinear", "--report"]) == 2
+    assert "report: is of a file, and standard output is none" in capsys.readouterr().err
 
 
 def test_beside_an_input_nothing_of_an_enlarged_picture_is_invented(tmp_path: Path, capsys: Output):
