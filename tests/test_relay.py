@@ -11,11 +11,13 @@ import torch
 from torch.nn import functional
 
 import vidup
-from vidup import Color, Frame, Runtime, Settings, Upscaler
+from vidup import Color, Frame, MediaError, Runtime, Settings, Upscaler
 from vidup.engines import LEAD_IN, Choice, Needs, Place, flow, with_carried
 from vidup.engines.planner import Planner
 from vidup.engines.relay import HALO, Follower, Relay
+from vidup.job import carrying
 from vidup.media import decoding, probing
+from vidup.picture.geometry import Turn
 from vidup.picture.resample import anchor, resize
 
 HEIGHT, WIDTH = 64, 96
@@ -247,6 +249,61 @@ def test_equal_planes_are_not_computed_again(upscaler: Upscaler, monkeypatch: py
     assert len(converted) == 1
     assert all(np.array_equal(one.planes[0], results[0].planes[0]) for one in results)
     assert [one.pts for one in results] == list(range(5))
+
+
+def test_how_much_will_be_computed_is_found_by_planning_alone(upscaler: Upscaler):
+    frames = pan(5)
+    pictures = video([*frames, frames[-1]])
+    seen = carrying.planned(pictures, upscaler.settings, Turn(), 7)
+    upscaler.reset(7)
+    assert len(list(upscaler.frames(pictures))) == 6
+    computed, total = upscaler.computed
+    assert seen and seen.frames == 5 and 0.05 < seen.computed < 0.9
+    assert (1 + 5 * seen.computed) / 6 == pytest.approx(computed / total)  # the first frame is computed whole
+
+
+def test_of_a_still_shot_nothing_will_be_computed_and_of_noise_and_cuts_all():
+    def share(frames: list[torch.Tensor]) -> float | None:
+        seen = carrying.planned(video(frames), Settings.preset("mini"), Turn())
+        return seen and seen.computed
+
+    assert share(pan(1) * 5) == 0
+    assert share([texture(HEIGHT, WIDTH, seed) for seed in range(4)]) == 1
+    assert share([texture(HEIGHT, WIDTH, seed, coarse=1) for seed in range(4)]) == 1
+    assert share(pan(1)) is None
+
+
+def test_work_of_a_job_has_its_first_frames_and_those_at_borders():
+    settings = Settings.preset("mini", segment_frames=10)
+    assert carrying.whole_frames(settings, 25, None) == 25
+    assert carrying.whole_frames(settings, 10, 0.5) == 1 + 0.5 * 9
+    assert carrying.whole_frames(settings, 25, 0.5) == 5 + 0.5 * (20 + 2 * LEAD_IN)
+
+
+def test_a_plan_says_how_much_will_be_computed(
+    make_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vidup.engines.load", lambda *given: pytest.fail("a model was loaded"))
+    whole = (texture(48, 64) * 255).byte().permute(1, 2, 0).numpy()
+    source = make_clip("still.mkv", codec="ffv1", sound=False, draw=lambda *given: whole)
+    found = vidup.plan(source, settings="mini")
+    assert found.computed == 0 == found.table["computed"]
+    assert "about 0 % of the pixels will be computed, the rest is carried along the motion" in str(found)
+    monkeypatch.setattr(carrying, "QUICK", 48 * 64 * 2)
+    large = vidup.plan(source, settings="mini")
+    assert large.computed is None and "vidup bench --input" in str(large)
+
+    def fails(*given: object) -> object:
+        raise MediaError("it is damaged")
+
+    monkeypatch.setattr(carrying, "QUICK", 10**9)
+    monkeypatch.setattr("vidup.job.carrying.decoding.decode", fails)
+    damaged = vidup.plan(source, settings="mini")
+    assert damaged.computed is None and any("it is damaged" in note for note in damaged.notes)
+    alone = vidup.plan(source, settings=Settings.preset("mini", temporal="off"))
+    assert alone.computed is None and "  motion " not in str(alone) and not any("damaged" in n for n in alone.notes)
+    assert not carrying.is_carried(Settings.preset("mini", temporal="steady"))
+    assert not carrying.is_carried(Settings(model="nearest"))
 
 
 def test_off_takes_each_frame_alone():

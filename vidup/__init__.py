@@ -67,7 +67,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
         disk, store                         files written whole; a job's folder and segments
         animated, naming                    pictures that move; names of outputs
-        plan, describe                      all that is decided before the first frame, and that in words
+        plan, carrying                      all that is decided before the first frame; how much will be computed
+        describe                            that in words
         pace                                how long it will take
         made, worker                        what is kept of a segment; a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vidup.bench.stopwatch import Estimate, Measured
     from vidup.engines.x4 import DiffusionX4
     from vidup.frame import Frame, MediaInfo
+    from vidup.job.carrying import Foreseen
     from vidup.job.plan import Job
     from vidup.media.encoder import Encoding
     from vidup.upscaler import Upscaler
@@ -57,7 +58,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def report(arguments: argparse.Namespace) -> str:
     """Do what the command line says; returns what it prints."""
     from vidup.bench.stopwatch import estimate, measure
-    from vidup.job import plan
+    from vidup.job import carrying, plan
     from vidup.upscaler import Upscaler
 
     typed = vars(arguments)
@@ -68,6 +69,7 @@ def report(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"model = {settings.model!r}: random_weights are the x4 upscaler's; leave one of the two out")
     if runtime.workers != 1 or runtime.ray is not None:
         raise ConfigError("workers, ray: bench measures one worker, in this process; leave them out")
+    seen = None
     with Upscaler(settings, runtime) as upscaler:
         if arguments.random_weights:
             upscaler.__dict__["engine"] = random_engine(settings, runtime, arguments.narrower)
@@ -76,14 +78,15 @@ def report(arguments: argparse.Namespace) -> str:
             job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
             upscaler.expect(plan.pixels(job))
             found = measure(upscaler, frames, job.encoding, decoding, job.turn)
-            whole = estimate(job, upscaler, found)
+            seen = carrying.foresee(job)
+            whole = estimate(job, upscaler, found, seen)
         else:
             upscaler.expect(2**62)  # as in a long film
             found = measure(upscaler, *made_up(arguments.frame_size, arguments.frames, upscaler))
     if arguments.json:
         table = asdict(found) | {"frames_per_second": found.frames_per_second, "share": found.share}
         return json.dumps(table | ({"estimate": asdict(whole)} if whole else {}))
-    return "\n".join([*describe(found), *(describe_estimate(whole, arguments.input) if whole else ())])
+    return "\n".join([*describe(found), *(describe_estimate(whole, arguments.input, seen) if whole else ())])
 
 
 def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> DiffusionX4:
@@ -220,13 +223,15 @@ def describe(found: Measured) -> list[str]:
     return lines
 
 
-def describe_estimate(whole: Estimate, source: str) -> list[str]:
+def describe_estimate(whole: Estimate, source: str, seen: Foreseen | None = None) -> list[str]:
+    from vidup.job.describe import share
     from vidup.job.pace import in_words
 
     return [
         f"{source}: {whole.frames} frames",
         f"  time      about {in_words(whole.seconds_overlapped)} to {in_words(whole.seconds)}: decoding and encoding"
         " beside the engine, or one after the other",
+        *((f"  motion    {share(seen)}; the time is for that, without the warp",) if seen else ()),
         f"  memory    about {whole.device_bytes / 1e9:.2f} GB of the device; frames on their way"
         f" {whole.host_bytes / 1e9:.2f} GB of the host",
         f"  output    about {whole.output_bytes / 1e6:.1f} MB, rather less; disk while it runs"

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from vidup.job import plan
+from vidup.job.carrying import Foreseen, whole_frames
 from vidup.job.pace import Clock, encoded, enlarged
 from vidup.picture.geometry import Turn
 from vidup.prefetch import batched
@@ -82,6 +83,14 @@ class Estimate:
     """About; short samples hold more key frames than a film does, so rather less."""
     disk_bytes: int
     """While the job runs: its parts and what they are joined to."""
+    computed: float | None
+    """Share of the pixels that will be computed, the rest being carried along the motion; None where all are."""
+    planning_seconds: float
+    """A frame: to find the motion along which it is carried, and what of it is to be computed."""
+
+
+WHOLE_ENGINE = "engine, anchor, size"
+"""The stage of an engine whose parts are not timed apart."""
 
 
 class _Timed:
@@ -158,25 +167,35 @@ def _stages(seconds: dict[str, float], decode: float | None) -> tuple[dict[str, 
     model = sum(inner.values()) or engine
     stages: dict[str, float] = {} if decode is None else {"decode": decode}
     stages |= {"to RGB": seconds["to RGB"], **inner}
-    stages |= {"the engine's rest, anchor, size": engine - model} if inner else {"engine, anchor, size": engine}
+    stages |= {"the engine's rest, anchor, size": engine - model} if inner else {WHOLE_ENGINE: engine}
     return stages | {"to planes": seconds["to planes"], "encode": seconds["encode"]}, model
 
 
-def estimate(job: Job, upscaler: Upscaler, measured: Measured) -> Estimate:
-    """What a job takes, from what some of its frames took."""
+def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | None = None) -> Estimate:
+    """What a job takes, from what some of its frames took, each of them computed whole.
+
+    Where pictures are carried, the model counts for the share of the pixels that will be computed; where model and
+    rest are timed apart, the rest (anchor, size) counts whole, much as it is for what is carried. The warp itself, and
+    what small windows cost beside their area, is not in it.
+    """
     frames = len(job.times)
-    beside = [measured.stages.get("decode", 0.0), measured.stages["encode"]]
+    stages, computed, planning = measured.stages, seen and seen.computed, seen.seconds if seen else 0.0
+    model = sum(stages.get(stage, 0.0) for stage in ("UNet", "VAE", WHOLE_ENGINE))
+    seconds = (measured.seconds - model + planning) * frames + model * whole_frames(job.settings, frames, computed)
+    beside = [frames * each for each in (stages.get("decode", 0.0), planning, stages["encode"])]
     size = job.turn.size(job.info.height, job.info.width)
     choice = upscaler.choose(*size)
     output = round(measured.encoded_bytes * frames)
     return Estimate(
         frames=frames,
-        seconds=measured.seconds * frames,
-        seconds_overlapped=max(*beside, measured.seconds - sum(beside)) * frames,
+        seconds=seconds,
+        seconds_overlapped=max(*beside, seconds - sum(beside)),
         device_bytes=upscaler.planner.planned(choice, *size),
         host_bytes=plan.host_memory(job),
         output_bytes=output,
         disk_bytes=2 * output + int(job.facts["size"]),
+        computed=computed,
+        planning_seconds=planning,
     )
 
 

@@ -52,6 +52,11 @@ class Step:
     fade: float = 0.0
     """How far the picture has gone over into that of the segment that comes after this one."""
 
+    def windows(self, height: int, width: int, steady: bool = False) -> tuple[Box, ...]:
+        """What is computed of a frame of this size, in pixels with the halo; with `steady` all, if it is not equal."""
+        whole = self.opens or (not self.equal and (self.motion is None or steady))
+        return ((0, 0, height, width),) if whole else self.boxes
+
 
 class Follower:
     """Plans the steps of frames that follow each other, from what is in them alone; runs on the host, ahead.
@@ -255,8 +260,7 @@ class Relay:
         pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in steps]
         wanted: dict[Box, list[int]] = {}
         for index, step in enumerate(steps):
-            whole = step.opens or (not step.equal and (step.motion is None or self._steady))
-            for box in ((0, 0, height, width),) if whole else step.boxes:
+            for box in step.windows(height, width, self._steady):
                 wanted.setdefault(box, []).append(index)
         for box, indices in wanted.items():
             top, left, bottom, right = box

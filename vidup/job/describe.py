@@ -10,6 +10,7 @@ from typing import Any
 from vidup.config import Runtime
 from vidup.engines import anchor_rounds, family, native_scale
 from vidup.engines.held import quantiser
+from vidup.job.carrying import Foreseen, is_carried
 from vidup.job.plan import Job, device_memory, disk, host_memory
 from vidup.media import captions, losses, side_data
 from vidup.media.delivery import lost_tags
@@ -83,7 +84,7 @@ def _carried(job: Job) -> set[str]:
     return {kind for kind, arrives in ((side_data.STEREO, stereo), (side_data.CAPTIONS, captioned)) if arrives}
 
 
-def facts(job: Job, runtime: Runtime) -> Iterator[str]:
+def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[str]:
     """What is in a file and what becomes of it, a line each."""
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
@@ -109,9 +110,21 @@ def facts(job: Job, runtime: Runtime) -> Iterator[str]:
         f"  takes     about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
         f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
     )
+    if is_carried(job.settings) and job.high - job.low > 1:
+        yield f"  motion    {share(seen)}"
     yield from (f"  stream {line}" for line in streams(job))
     if info.chapters:
         yield f"  chapters  {info.chapters}"
+
+
+def share(seen: Foreseen | None) -> str:
+    """How much will be computed where pictures are carried, in words."""
+    if seen is None:
+        return "how many pixels will be computed vidup bench --input tells"
+    return (
+        f"about {100 * seen.computed:.0f} % of the pixels will be computed, the rest is carried along the motion:"
+        f" planned from {seen.frames} frames of the middle"
+    )
 
 
 def streams(job: Job) -> Iterator[str]:

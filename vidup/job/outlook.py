@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vidup.config import Given, Runtime, Settings, settings_of
+from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.job import describe, naming, pace, rehearse, stills
+from vidup.job import carrying, describe, naming, pace, rehearse, stills
 from vidup.job import plan as plans
 from vidup.media import containers
 from vidup.upscaler import Upscaler
@@ -39,6 +40,9 @@ class Plan:
     """Bytes of the device's memory for the model; None where the loaded model alone knows."""
     seconds: float | None = None
     """How long it takes; None where it was not measured, or there are too few frames to be worth it."""
+    computed: float | None = None
+    """Share of the pixels that will be computed where the rest is carried along the motion, planned from some frames of
+    the middle; None where all are, or the frames are too large to find out quickly."""
     text: str = field(default="", repr=False)
     table: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The same and more, made for JSON."""
@@ -56,6 +60,8 @@ def plan(
     measure: bool = False,
 ) -> Plan:
     """Find out what would become of a file; no model is loaded, but to measure.
+
+    Where pictures are carried, a few frames of the middle are decoded to see how much of them will be computed.
 
     Args:
         input: a video or a still image.
@@ -77,16 +83,22 @@ def plan(
     if output is not None:
         job, left = rehearse.foresee(job)
     notes = [*describe.describe(job)[1:], *left]
-    seconds = None
+    seen = None
+    try:
+        seen = carrying.foresee(job, carrying.QUICK)
+    except MediaError as error:  # told, as all else about the file is known
+        notes.append(f"note: how many pixels will be computed is not known: {error}")
+    computed, seconds = seen and seen.computed, None
     if measure:
         with Upscaler(settings, runtime) as upscaler:
-            seconds = pace.seconds_left(job, upscaler, job.high - job.low)
-    table = describe.table(job, runtime) | {"notes": notes}
+            seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
+    table = describe.table(job, runtime) | {"computed": computed, "notes": notes}
+    lines = [*describe.facts(job, runtime, seen), *(f"  {note}" for note in notes)]
     return Plan(
         source, target, job.info, (job.encoding.height, job.encoding.width), len(job.times),
         tuple(describe.streams(job)), tuple(notes),
-        table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds,
-        "\n".join([*describe.facts(job, runtime), *(f"  {note}" for note in notes)]), table,
+        table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds, computed,
+        "\n".join(lines), table,
     )  # fmt: skip
 
 

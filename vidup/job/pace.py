@@ -16,6 +16,7 @@ import torch
 
 from vidup import engines
 from vidup.frame import Frame
+from vidup.job.carrying import whole_frames
 from vidup.job.plan import Job
 from vidup.media import decoding
 from vidup.media.encoder import Encoding
@@ -72,10 +73,13 @@ def encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
         return path.stat().st_size
 
 
-def seconds_left(job: Job, upscaler: Upscaler, frames: int) -> float | None:
-    """About how long so many frames of the input take, all computed; None where to find out is not worth it.
+def seconds_left(job: Job, upscaler: Upscaler, frames: int, computed: float | None = None) -> float | None:
+    """About how long so many frames of the input take; None where to find out is not worth it.
 
     Decoding and encoding run beside the engine: the slowest of the three decides.
+
+    Args:
+        computed: share of the pixels that is, as `carrying.foresee` finds it; all where not given.
     """
     size = job.turn.size(job.info.height, job.info.width)
     batch = upscaler.choose(*size).batch
@@ -93,7 +97,8 @@ def seconds_left(job: Job, upscaler: Upscaler, frames: int) -> float | None:
     with clock.of("encode"):
         encoded(results, job.encoding)
     decode, encode = clock.seconds.pop("decode") / decoded, clock.seconds.pop("encode") / batch
-    return max(decode, encode, sum(clock.seconds.values()) / batch) * frames
+    engine = clock.seconds.pop("engine") / batch * whole_frames(job.settings, frames, computed)
+    return max(decode * frames, encode * frames, engine + sum(clock.seconds.values()) / batch * frames)
 
 
 def in_words(seconds: float) -> str:
