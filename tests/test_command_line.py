@@ -60,13 +60,15 @@ sys.exit(code)
 """
 
 
-def test_paths_and_models_are_checked_before_anything_is_loaded(make_clip: Clips, tmp_path: Path, capsys: Output):
+def test_paths_and_models_are_checked_before_anything_is_loaded(
+    make_clip: Clips, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+):
     source = str(make_clip(times=(0, 512)))
     done = subprocess.run([sys.executable, "-c", NOTHING_LOADED, "upscale", source, "-n", "mimi"], capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode().endswith("did you mean mini?\n")
     none, big = str(tmp_path / "none.mp4"), str(tmp_path / "big.mp4")
-    sys.modules.pop("vidup.job", None)
+    monkeypatch.delitem(sys.modules, "vidup.job", raising=False)
     for words, named in (
         ([none], "none.mp4: there is no such file"),
         ([source, none, "-o", str(tmp_path / "out")], "none.mp4: there is no such file"),

@@ -377,7 +377,7 @@ def test_values_that_are_refused(kind: type, values: dict, message: str):
     [
         ("x2", ("ddim", 20, 0.0)),
         ("stabilityai/sd-x2-latent-upscaler", ("ddim", 20, 0.0)),
-        ("mini", ("ddim", 3, 1.0)),
+        ("mini", ("ddim", 1, 1.0)),
     ],
 )
 def test_a_model_brings_its_preset_along(model: str, expected: tuple[str, int, float], tmp_path: Path):

@@ -163,15 +163,16 @@ def test_a_joined_file_holds_the_packets_of_its_segments(make_clip: Callable[...
     source = make_clip(times=TIMES[:8], sound=False)
     settings = Settings(model="nearest", scale=2, codec=codec, segment_frames=4)
     vidup.upscale(source, source.with_name("right.mkv"), settings)
-    whole = segment.read_segment
+    whole = segment.av_packets
 
-    def other(path: Path) -> Iterator[segment.Packet]:
-        for index, packet in enumerate(whole(path)):
-            data = packet.data
-            is_meant = index == 1 and path.name == "00000.seg"
-            yield packet._replace(data=data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]) if is_meant else packet
+    def other(path: Path, encoding: Any) -> Iterator[av.Packet]:
+        for index, packet in enumerate(whole(path, encoding)):
+            if index == 1 and path.name == "00000.seg":
+                data = bytes(packet)
+                packet.update(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+            yield packet
 
-    monkeypatch.setattr(joining, "read_segment", other)
+    monkeypatch.setattr(joining, "av_packets", other)
     with pytest.raises(VerifyError, match=r"packet 1 of its video is not its segment's|cannot be read back"):
         vidup.upscale(source, source.with_name("wrong.mkv"), settings)
 

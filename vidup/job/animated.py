@@ -56,6 +56,8 @@ class Animation:
 
 def moves(path: Path) -> bool:
     """Whether a file is an animation that is read here."""
+    if not path.is_file():  # to open a pipe would wait for its writer
+        return False
     try:
         with Image.open(path, formats=_READ) as image:
             return getattr(image, "n_frames", 1) > 1

@@ -62,9 +62,9 @@ class Numbered:
 
 
 def is_sequence(path: str | Path) -> bool:
-    """Whether a path names numbered pictures; a file of that very name is meant itself."""
+    """Whether a path names numbered pictures; a file of that very name is meant itself, and so is a video's name."""
     path = Path(path)
-    return _PLACE.search(path.name) is not None and not path.is_file()
+    return path.suffix.lower() in READ and _PLACE.search(path.name) is not None and not path.is_file()
 
 
 def name(pattern: Path, number: int) -> Path:
