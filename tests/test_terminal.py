@@ -5,14 +5,16 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import video_times
+from tqdm import tqdm
 
 import vidup
-from vidup import Settings
+from vidup import Settings, terminal
 from vidup.cli import main
 from vidup.job.progress import Bar, json_lines
 
@@ -158,3 +160,15 @@ def test_the_third_ends_at_once():
         "vidup: stopping; Ctrl-C again stops at once",
         "vidup: ended at once",
     ]
+
+
+def test_a_lock_that_a_killed_process_holds_is_not_waited_for(capsys: pytest.CaptureFixture[str]):
+    """tqdm's is a semaphore that forked processes share."""
+    own, stuck = tqdm.get_lock(), threading.Lock()
+    stuck.acquire()
+    tqdm.set_lock(stuck)
+    try:
+        terminal.say("and on")
+        assert capsys.readouterr().err == "and on\n"
+    finally:
+        tqdm.set_lock(own)

@@ -74,10 +74,17 @@ class LogHandler(logging.StreamHandler[Any]):
             super().emit(record)
 
 
+_DRAWING = threading.RLock()
+"""Held while a bar is drawn. tqdm's own lock is shared with forked processes: one that is killed while it holds it
+would leave all others waiting for ever."""
+
+
 @contextmanager
 def _above_the_bar(stream: Any) -> Iterator[None]:
     """Take tqdm's bars off the terminal while something else is written there."""
     tqdm = sys.modules.get("tqdm")  # where it is not loaded there is no bar
+    if tqdm is not None and tqdm.tqdm.get_lock() is not _DRAWING:
+        tqdm.tqdm.set_lock(_DRAWING)
     with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=stream):
         yield
 
