@@ -186,10 +186,20 @@ class Bar:
         self._sink(event)
 
     def _draw(self, event: Progress) -> None:
+        try:
+            self._show(event)
+        except (OSError, ValueError):  # or tqdm would draw all later bars of this process below it
+            self.close()
+            raise
+
+    def _show(self, event: Progress) -> None:
         bar = self._bar
         if bar is None:
             options: dict[str, Any] = {} if _in_notebook() else {"file": self._stream}
-            bar = self._bar = tqdm(miniters=1, mininterval=_DRAWN_EVERY, bar_format=self._UNCOUNTED, **options)
+            # Not drawn while it is made: a stream that takes nothing would leave it open, and nobody could close it.
+            options |= {"delay": 1e9, "miniters": 1, "mininterval": _DRAWN_EVERY, "bar_format": self._UNCOUNTED}
+            bar = self._bar = tqdm(**options)
+            bar.delay = 0
         if event.frames:  # which is known once all files are looked at
             bar.total, bar.bar_format = event.frames, self._COUNTED
         entered = event.state != self._state
