@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import loaded
 
+import vidup
 from vidup import ConfigError, Settings, Upscaler
 from vidup.engines.windows import spread
-from vidup.job.describe import describe
+from vidup.job.describe import CLEAN, describe
 from vidup.job.plan import plan
 from vidup.media.probing import probe
 from vidup.media.quantiser import quantiser_step
@@ -45,14 +46,15 @@ BAD = {
 }
 
 
-def write(path: Path, codec: str, options: dict[str, str]) -> None:
-    """Six frames of a picture that drifts, 160x128."""
+def write(path: Path, codec: str, options: dict[str, str], size: tuple[int, int] = (128, 160), count: int = 6) -> None:
+    """Frames of a picture that drifts."""
+    height, width = size
     pixels = picture(HELD_OUT + 90, 192)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, 25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
-        for shift in range(6):
-            window = np.ascontiguousarray(pixels[shift : shift + 128, 2 * shift : 2 * shift + 160])
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for shift in range(count):
+            window = np.ascontiguousarray(pixels[shift : shift + height, 2 * shift : 2 * shift + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
         container.mux(stream.encode())
 
@@ -200,6 +202,28 @@ class TestQuantiser:
         assert trusted.settings.quantiser == 0 and not any("compressed" in line for line in describe(trusted))
         plain = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="bicubic"))
         assert plain.settings.quantiser == "auto"  # nothing follows it there
+
+    def test_a_files_pictures_are_made_for_it(self, tmp_path: Path) -> None:
+        """Of two files in one queue, one hard compressed and one not, each with its own step."""
+        films = {}
+        for name, codec, options in (("bad", "libx264", BAD["libx264"]), ("good", "ffv1", {})):
+            films[name] = tmp_path / f"{name}.mkv"
+            write(films[name], codec, options, (48, 64), 3)
+        settings = Settings(model="mini", temporal="off", codec="ffv1")
+        step = plan(films["bad"], tmp_path / "x.mkv", settings).settings.quantiser
+        assert isinstance(step, float) and step > CLEAN
+        found = {}
+        for how, given in (
+            ("auto", settings),
+            ("said", settings.replace(quantiser=step)),
+            ("none", settings.replace(quantiser=0)),
+        ):
+            pairs = [(film, tmp_path / f"{name}-{how}.mkv") for name, film in films.items()]
+            made = [outcome.output for outcome in vidup.upscale_files(pairs, given)]
+            found[how] = [[frame.planes[0] for frame in vidup.open(path)] for path in made]
+        bad, good = (lambda how: found[how][0]), (lambda how: found[how][1])
+        assert np.array_equal(bad("auto"), bad("said")) and not np.array_equal(bad("auto"), bad("none"))
+        assert np.array_equal(good("auto"), good("none")) and not np.array_equal(good("auto"), good("said"))
 
 
 class TestSettings:

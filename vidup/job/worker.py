@@ -62,6 +62,7 @@ class Worker:
         self._jobs, self._upscaler = jobs, upscaler
         self._readers: dict[int, Readers] = {}  # of the file in hand
         self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
+        self._own: dict[int, Upscaler] = {}  # of the file in hand, see `_upscaler_of`
 
     def __call__(self, tasks: Iterator[Task], report: Report) -> Generator[tuple[Task, Done | VidupError], None, None]:
         """Each task with what became of it."""
@@ -95,12 +96,21 @@ class Worker:
                 tail.encoder.close()
             self._close_readers()
 
+    def _upscaler_of(self, file: int) -> Upscaler:
+        """The upscaler for a file: how far its pictures are trusted is its own, all else is shared."""
+        step = self._jobs[file].settings.quantiser
+        if step == self._upscaler.settings.quantiser:
+            return self._upscaler
+        if file not in self._own:
+            self._own = {file: self._upscaler.replace(quantiser=step)}
+        return self._own[file]
+
     def _close_readers(self) -> None:
         while self._readers:
             self._readers.popitem()[1].close()
 
     def _upscale(self, task: Task, report: Report) -> _Tail:
-        job, upscaler = self._jobs[task.file], self._upscaler
+        job, upscaler = self._jobs[task.file], self._upscaler_of(task.file)
         size = job.turn.size(job.info.height, job.info.width)
         upscaler.choose(*size, self._choices.get(task.file) or task.choice)
         with disk_full_named(task.segment.path.parent):
