@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -192,6 +193,18 @@ class TestQuantiser:
     def test_what_is_lossless_has_none(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "ffv1", {})
         assert quantiser_step(probe(tmp_path / "a.mkv")) == 0
+
+    @pytest.mark.parametrize("codec", ["libx264", "libx265"])
+    def test_what_is_out_of_all_bounds_is_kept_within_them(
+        self, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A damaged quantiser, or a lively frame of next to no bits."""
+        write(tmp_path / "a.mkv", codec, {}, (64, 64), 2)
+        monkeypatch.setattr("vidup.media.quantiser._from_bits", lambda *_: 1e9)
+        monkeypatch.setattr(
+            "vidup.media.quantiser._HEAD", SimpleNamespace(size=32, unpack_from=lambda _: (0, 0, 0, 1, 10**9))
+        )
+        assert plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="mini")).settings.quantiser == 200
 
     def test_a_job_is_planned_for_it_and_says_so(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "libx264", BAD["libx264"])

@@ -19,6 +19,8 @@ _PLACES, _FRAMES = (0.0, 0.35, 0.7), 8
 _HEAD = struct.Struct("@IQQii")
 """The beginning of FFmpeg's AVVideoEncParams: blocks, where they begin, bytes of each, kind, quantiser of the frame."""
 _VP9, _H264, _MPEG = 0, 1, 2
+_COARSEST = 200.0
+"""Beyond what encoders use: an estimate from the bits of an empty frame can be anything."""
 _WIDTH = 12**-0.5
 """Of the error that rounding leaves, against the step that is rounded to (Bennett 1948)."""
 
@@ -37,6 +39,7 @@ def step_of(frame: av.VideoFrame) -> float | None:
     if blocks and begin + blocks * size <= len(found) and size >= 20:
         table = np.frombuffer(found, np.uint8, blocks * size, begin).reshape(blocks, size)
         quantiser += float(np.ascontiguousarray(table[:, 16:20]).view(np.int32).mean())
+    quantiser = min(max(quantiser, 0), 255)  # a damaged file says anything
     if kind == _H264:
         return float(0.625 * 2 ** (quantiser / 6))
     return float(2 ** (1.71 + 0.0195 * quantiser)) if kind == _VP9 else 2.0 * quantiser
@@ -49,7 +52,7 @@ def quantiser_step(info: MediaInfo) -> float:
     lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third.
 
     Returns:
-        The mean, in hundredths; 0 for a codec that loses nothing, or where nothing could be read.
+        The mean, in hundredths, at most 200; 0 for a codec that loses nothing, or where nothing could be read.
     """
     codec = av.codec.Codec(info.codec, "r")
     if codec.lossless and not codec.lossy:
@@ -69,7 +72,7 @@ def quantiser_step(info: MediaInfo) -> float:
             if frames and sizes and not exported:
                 estimated.append(_from_bits(frames[0], sizes[0]))
     found = exported or estimated
-    return round(float(np.mean(found)), 2) if found else 0.0
+    return min(round(float(np.mean(found)), 2), _COARSEST) if found else 0.0
 
 
 def _noted(packet: Any, sizes: list[int]) -> Any:
