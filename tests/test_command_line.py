@@ -246,5 +246,5 @@ def test_a_still_says_a_line(tmp_path: Path, capsys: Output):
 
 
 def test_every_option_stands_under_a_head_of_the_help():
-    grouped = {name for names in options._GROUPS.values() for name in names}
+    grouped = {name for names in options.GROUPS.values() for name in names}
     assert grouped == {spec.name for config in (Settings, Runtime) for spec in fields(config)}

@@ -19,7 +19,7 @@ WINGS = {
     "presets": {"errors"},
     "values": {"errors"},
     "config": {"errors", "presets", "values"},
-    "options": {"config", "values"},
+    "options": {"errors", "config", "values"},
     "picture": {"errors", "frame", "config"},
     "engines": {"errors", "config", "picture"},
     "media": {"errors", "frame", "config", "picture"},
@@ -56,6 +56,7 @@ WINGS = {
     },
     "doctor": {"errors", "engines", "media"},
     "vapoursynth": {"errors", "config", "engines", "upscaler"},
+    "ui": {"errors", "options", "values"},
     "terminal": {"errors"},
     "arguments": {"config", "options", "presets", "bench"},
     "cli": {
@@ -75,6 +76,7 @@ WINGS = {
         "report",
         "bench",
         "doctor",
+        "ui",
     },
     "__main__": {"cli"},
 }
@@ -111,6 +113,8 @@ ONLY_IN = {
     "cv2": {"engines"},
     "ray": {"job"},
     "vapoursynth": {"vapoursynth"},
+    "starlette": {"ui"},
+    "uvicorn": {"ui"},
 }
 MOST_LINES = 400
 MOST_LINES_OF_A_FUNCTION = 60
@@ -171,7 +175,11 @@ def test_what_is_imported_is_installed_with_it():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [
         *project["dependencies"],
-        *(project["optional-dependencies"][name][0] for name in ("checkpoint", "ray", "vapoursynth")),
+        *(
+            line
+            for name in ("checkpoint", "ray", "vapoursynth", "ui")
+            for line in project["optional-dependencies"][name]
+        ),
     ]
     declared = {re.split("[<>=]", line)[0] for line in wanted}
     names = packages_distributions()

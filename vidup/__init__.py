@@ -80,6 +80,11 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         stopwatch                           the stages of a frame's way, timed
     doctor                              whether this machine is ready
     vapoursynth                         a function for VapourSynth scripts
+    ui/                                 a local page: choose, preview, compare, run (page/ is what the browser gets)
+        safety                              who may ask, and for which files
+        forms                               the settings as fields to fill in, and the command line that is equal
+        films                               what is in a file, what would become of it, its frames
+        server                              the routes
     terminal                            standard streams and signals
     arguments, cli                      what can be typed; call the library, exit code
 
@@ -105,6 +110,7 @@ _HOMES = {
     "Stopped": "vidup.errors",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
+    "models": "vidup.engines",
     "open": "vidup.media.video",
     "Video": "vidup.media.video",
     "plan": "vidup.job.outlook",
@@ -138,6 +144,7 @@ __all__ = [
     "Video",
     "VidupError",
     "compare",
+    "models",
     "open",
     "plan",
     "upscale",
@@ -148,6 +155,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vidup.compare import compare
     from vidup.config import Runtime, Settings
+    from vidup.engines import models
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
     from vidup.frame import Color, Frame
     from vidup.job import upscale, upscale_files

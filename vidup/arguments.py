@@ -191,6 +191,29 @@ def _add_doctor(commands: Any) -> argparse.ArgumentParser:
     return command
 
 
+def _add_ui(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "ui",
+        help="open a page to choose, preview, compare and run",
+        description="Serve a page on this machine, and open it in the browser: choose a file, look at what a preset"
+        " makes of it, run it, watch it. Runs outlive the page and its server. Nothing outside of the folders is read"
+        ' or written. Needs pip install "vidup[ui]".',
+    )
+    command.add_argument("folders", nargs="*", metavar="FOLDER", help="what the page may use (default: the current)")
+    command.add_argument("--port", type=_port, default=7860, help="the next free one is taken (default: 7860)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets others in the network in, with the token (default: 127.0.0.1)"
+    )
+    command.add_argument("--no-browser", action="store_true", help="print the address alone")
+    return command
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 <= int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535 are")
+
+
 def _presets() -> str:
     return f"{', '.join(preset_names())}, or the path of a .toml"
 
@@ -207,4 +230,5 @@ _ADD: dict[str, Callable[[Any], argparse.ArgumentParser]] = {
     "bench": bench.add_command,
     "list": _add_list,
     "doctor": _add_doctor,
+    "ui": _add_ui,
 }

@@ -19,7 +19,7 @@ from vidup import bench, terminal
 from vidup.arguments import parser
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError, Stopped, VerifyError, VidupError, system_words
-from vidup.options import from_options
+from vidup.options import from_options, preset_line
 from vidup.presets import preset_names
 
 if TYPE_CHECKING:
@@ -288,12 +288,12 @@ def _told(*figures: float | None) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from vidup.engines import FAMILIES, devices
+    from vidup.engines import devices, models
     from vidup.media.encoder import available
 
     table = {
-        "engines": {name: line for one in FAMILIES for name, line in {**one.names, **one.others}.items()},
-        "presets": {name: _preset_line(name) for name in preset_names()},
+        "engines": models(),
+        "presets": {name: preset_line(Settings.preset(name)) for name in preset_names()},
         "encoders": available(),
         "devices": {name: "" for name in devices()},
     }
@@ -319,12 +319,18 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if table["ready"] else 1
 
 
-def _preset_line(name: str) -> str:
-    settings = Settings.preset(name)
-    return (
-        f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
-        f" noise level {settings.noise_level}"
-    )
+def _ui(arguments: argparse.Namespace) -> int:
+    import webbrowser
+
+    from vidup import ui
+
+    def ready(address: str) -> None:
+        terminal.say(f"vidup: the page is at {address} ; Ctrl-C ends it, runs go on")
+        if not arguments.no_browser:
+            webbrowser.open(address)
+
+    ui.serve(arguments.folders, arguments.host, arguments.port, ready)
+    return 0
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -335,6 +341,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "bench": _bench,
     "list": _list,
     "doctor": _doctor,
+    "ui": _ui,
 }
 
 

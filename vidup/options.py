@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vidup.config import Config, Runtime, Settings, layered
-from vidup.values import scalar, words
+from vidup.errors import ConfigError
+from vidup.values import scalar, shown, words
 
 FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
 """What most people need; the help shows them before all others, with ``--output`` and ``--preset``."""
 
-_GROUPS: dict[str, tuple[str, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "options that matter first": FIRST,
     "size": ("scale", "height", "width"),
     "part of the input": ("start", "duration", "end"),
@@ -47,7 +48,7 @@ def add_options(
     """
     specs = {spec.name: (spec, get_type_hints(config)[spec.name]) for config in configs for spec in fields(config)}
     left = {name: found for name, found in specs.items() if only is None or name in only}
-    for title, names in _GROUPS.items():
+    for title, names in GROUPS.items():
         shown = [name for name in names if name in left]
         if (names is FIRST and first is None) or not shown:
             continue
@@ -146,6 +147,47 @@ class _KeyValue(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
+def as_options(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is typed for these values, each by the name of its field; None and False are what is not typed."""
+    for name, value in values.items():
+        option = "--" + name.replace("_", "-")
+        pairs = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else [value]
+        for one in pairs:
+            if one is True:
+                yield option
+            elif one is not None and one is not False:
+                text = f"{one:g}" if isinstance(one, float) and float(f"{one:g}") == one else str(one)
+                # What begins with a dash would be taken for an option of its own.
+                yield from [f"{option}={text}"] if text.startswith("-") else [option, text]
+
+
+def read_option(config: type[Settings] | type[Runtime], name: str, text: str) -> Any:
+    """The value of a field of `config` that is written as on the command line; unchecked, as `from_options` takes it.
+
+    Raises:
+        ConfigError: it cannot be read; names the field.
+    """
+    (spec,) = (spec for spec in fields(config) if spec.name == name)
+    hint = get_type_hints(config)[name]
+    named, kind = words(hint), scalar(hint)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if get_origin(kind) is dict:
+        pairs = [each.partition("=") for each in text.split()]
+        if not all(key and equals for key, equals, _ in pairs):
+            raise ConfigError(f"{name} = {shown(text)}: expected KEY=VALUE, several of them with spaces between")
+        return {key: value for key, _, value in pairs}
+    try:
+        return text if text in named else _TYPES.get(spec.metadata["metavar"], _PLAIN.get(kind, str))(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except ValueError:
+        return text  # which is refused by what was expected in its place
+
+
+_PLAIN: dict[Any, Callable[[str], Any]] = {int: int, float: float}
+
+
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
     """Defaults, then the preset that the model brings along, then the one that was given, then what was typed."""
     names = {spec.name for spec in fields(config)}
@@ -153,3 +195,11 @@ def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | N
     if config is Settings:
         given = layered(preset, given)
     return config(**given)
+
+
+def preset_line(settings: Settings) -> str:
+    """The settings of a preset that tell it from others, in a line."""
+    return (
+        f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
+        f" noise level {settings.noise_level}"
+    )

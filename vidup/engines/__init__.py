@@ -94,6 +94,11 @@ HOMES = {name: home for one in FAMILIES for name, home in one.homes.items()}
 """The hub ids that names stand for."""
 
 
+def models() -> dict[str, str]:
+    """What ``--model`` takes, each with a line about it."""
+    return {name: line for one in FAMILIES for name, line in {**one.names, **one.others}.items()}
+
+
 def family(settings: Settings) -> Family:
     """The family of the settings' model, by its name or by what it is.
 

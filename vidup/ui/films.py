@@ -1,0 +1,110 @@
+"""What is in a file, what would become of it, and its frames."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+import vidup
+from vidup.errors import MediaError
+from vidup.ui import forms
+
+_OPEN = 4
+"""Files that are kept open."""
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc"),
+    *(".m2ts", ".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
+)
+"""Endings of what can be upscaled; a file of another may be chosen all the same."""
+
+
+def look(source: Path, form: forms.Form, output: Path | None = None) -> dict[str, Any]:
+    """What is in a file and what would become of it, as ``vidup probe`` tells; raises as `vidup.plan`."""
+    found = vidup.plan(source, output, form.settings, form.runtime)
+    info, (height, width) = found.info, found.size
+    lines = [line.strip() for line in str(found).splitlines()[1:]]
+    facts = [line.partition(" ") for line in lines if line not in found.notes and not line.startswith("stream")]
+    duration = float(info.end * info.time_base - info.begin) if info is not None else 0.0
+    return {
+        "facts": [[name, text.strip()] for name, _, text in facts],
+        "plan": list(found.streams),
+        "notes": [note.removeprefix("note: ") for note in found.notes],
+        "duration": round(duration, 3),
+        "frames": found.frames,
+        "rate": float(info.rate) if info is not None else 0.0,
+        "width": info.width if info is not None else found.table["width"],
+        "height": info.height if info is not None else found.table["height"],
+        "result": [width, height],
+        "output": str(found.output),
+        "command": forms.shown(form.arguments(source, found.output)),
+        "estimate": None,
+        "still": info is None,
+    }
+
+
+class Films:
+    """Files that are kept open, the last few that were asked for; any thread may ask."""
+
+    def __init__(self) -> None:
+        self._videos: OrderedDict[tuple[str, int, int, str], vidup.Video] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def video(self, path: Path, settings: vidup.Settings) -> vidup.Video:
+        """A video; raises as `vidup.open`."""
+        facts = path.stat()
+        taken = f"{settings.matrix} {settings.range} {settings.deinterlace} {settings.tolerate_errors}"
+        key = str(path), facts.st_mtime_ns, facts.st_size, taken
+        with self._lock:
+            if key not in self._videos:
+                self._videos[key] = vidup.open(path, settings)
+                while len(self._videos) > _OPEN:
+                    self._videos.popitem(last=False)[1].close()
+            self._videos.move_to_end(key)
+            return self._videos[key]
+
+    def picture(self, path: Path, at: float, settings: vidup.Settings) -> Image.Image:
+        """The picture that is shown at a time, upright, of 8 bits.
+
+        Raises:
+            MediaError: the file cannot be read, or ends before.
+        """
+        if path.suffix.lower() in _PICTURES:
+            try:
+                with Image.open(path) as image:
+                    return ImageOps.exif_transpose(image).convert("RGB")
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                raise MediaError(f"{path}: cannot be read: {error}") from None
+        video = self.video(path, settings)
+        return upright(as_image(video.at(at)), video.info.rotation)
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            while self._videos:
+                self._videos.popitem()[1].close()
+
+
+def as_image(frame: vidup.Frame) -> Image.Image:
+    """A frame as Pillow has pictures, of 8 bits."""
+    rgb = frame.rgb()
+    return Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
+
+
+def upright(image: Image.Image, rotation: int) -> Image.Image:
+    """A picture as a player shows it, which turns it by so many degrees counter-clockwise."""
+    return image.rotate(rotation, expand=True) if rotation % 360 else image
+
+
+def jpeg(image: Image.Image, height: int | None = None) -> bytes:
+    """A picture as JPEG, made smaller where a height is given."""
+    if height is not None and height < image.height:
+        image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()

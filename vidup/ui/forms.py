@@ -1,0 +1,127 @@
+"""The settings as fields to fill in, what was filled in as settings, and the command line that is equal to it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import vidup
+from vidup import options
+from vidup.errors import ConfigError
+from vidup.ui.safety import Folders
+from vidup.values import scalar, words
+
+_CONFIGS = (vidup.Settings, vidup.Runtime)
+_NOT_HERE = ("overwrite",)
+"""What the page asks for where it is needed."""
+_PATHS = ("preset", "model", "vae", "tokenizer")
+"""Settings that may be files."""
+
+
+def described() -> Iterator[dict[str, Any]]:
+    """Each field as the page needs it."""
+    groups = {name: title for title, names in options.GROUPS.items() if names is not options.FIRST for name in names}
+    for config in _CONFIGS:
+        hints = get_type_hints(config)
+        for spec in fields(config):
+            if spec.name in _NOT_HERE:
+                continue
+            hint, about = hints[spec.name], spec.metadata
+            default = {} if get_origin(scalar(hint)) is dict else spec.default
+            yield {
+                "name": spec.name, "help": about["help"], "kind": _kind(hint), "choices": _choices(hint),
+                "default": default, "minimum": about["low"], "maximum": about["high"], "metavar": about["metavar"],
+                "first": spec.name in options.FIRST, "group": groups[spec.name],
+            }  # fmt: skip
+
+
+def _kind(hint: Any) -> str:
+    kind = scalar(hint)
+    if get_origin(kind) is Literal:
+        return "choice"
+    return {bool: "flag", int: "integer", float: "number"}.get(kind, "text")
+
+
+def _choices(hint: Any) -> list[str]:
+    return list(get_args(scalar(hint)) if get_origin(scalar(hint)) is Literal else words(hint))
+
+
+def presets() -> Iterator[dict[str, str]]:
+    """Each preset with a line about it."""
+    for name, settings in vidup.Settings.presets().items():
+        yield {"name": name, "line": options.preset_line(settings)}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What was filled in."""
+
+    settings: vidup.Settings
+    runtime: vidup.Runtime
+    values: Mapping[str, Any]
+    """Those that were given, without the preset."""
+    preset: str | None = None
+
+    def arguments(self, source: Path, output: Path, overwrite: bool = False) -> list[str]:
+        """The command line that is equal, behind the name of the program."""
+        preset = ["--preset", self.preset] if self.preset else []
+        given = {**self.values, **({"overwrite": True} if overwrite else {})}
+        return ["upscale", str(source), "-o", str(output), *preset, *options.as_options(given)]
+
+
+def read(given: Any, folders: Folders) -> Form:
+    """What was filled in, as settings.
+
+    Args:
+        given: values by the names of their fields, of Python's kinds or as they are typed, and ``preset``; None and an
+            empty text stand for what was not given.
+
+    Raises:
+        ConfigError: an unknown name, a value that cannot be meant.
+        Refused: a file that lies outside of the folders.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError("settings: expected an object of names and values")
+    known = {spec.name: config for config in _CONFIGS for spec in fields(config) if spec.name not in _NOT_HERE}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _PATHS and isinstance(value, str) and value:
+            _check_path(name, value, folders)
+        if name != "preset" and name not in known:
+            raise ConfigError(f"settings: unknown name {str(name)[:80]!r}")
+        if value is None or value == "" or name == "preset":
+            continue
+        values[name] = options.read_option(known[name], name, value) if isinstance(value, str) else value
+        if isinstance(values[name], dict):
+            _check_pairs(name, values[name])
+    preset = given.get("preset") or None
+    if preset is not None and not isinstance(preset, str):
+        raise ConfigError(f"preset = {preset!r}: expected a text")
+    settings = options.from_options(vidup.Settings, values, preset)
+    return Form(settings, options.from_options(vidup.Runtime, values), values, preset)
+
+
+def _check_path(name: str, value: str, folders: Folders) -> None:
+    """See that what may be a file is a name, a hub id, or lies within the folders."""
+    if "\0" in value:
+        raise ConfigError(f"{name} = {value!r}: is no text")
+    if Path(value).exists() or Path(value).is_absolute() or ".." in Path(value).parts or value.startswith("~"):
+        folders.within(value)
+
+
+def _check_pairs(name: str, pairs: Mapping[str, Any]) -> None:
+    """An encoder's options may name files, which nobody here can tell from other words."""
+    for key, value in pairs.items():
+        if isinstance(value, str) and any(mark in value for mark in "/\\"):
+            raise ConfigError(f"{name}: {key}={value[:80]!r}: may name a file; give it on the command line")
+
+
+def shown(arguments: list[str]) -> str:
+    """A command line to copy into a shell."""
+    words_typed = ["vidup", *arguments]
+    return subprocess.list2cmdline(words_typed) if sys.platform == "win32" else shlex.join(words_typed)

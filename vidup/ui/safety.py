@@ -1,0 +1,217 @@
+"""Who may ask the server, and for which files."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Iterable, Sequence
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vidup.errors import ConfigError, MediaError, VidupError
+
+HEADER = "x-vidup-token"
+_POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'"
+_SENT = {
+    "content-security-policy": f"{_POLICY}; frame-ancestors 'none'; form-action 'self'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+_BODIES = {"/api/upload": "application/octet-stream"}
+"""What a request that changes something bears. A page of another site cannot send either without being asked first."""
+
+
+class Refused(VidupError):
+    """A request that is not answered: who asks may not, or asks for what is not there.
+
+    Args:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int = 403) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Guard:
+    """Lets through who has the token: a cookie that the first visit brings, or a header.
+
+    The name that was asked for must be this machine's (another one would be a page whose name leads here only now), and
+    who names an origin must be this server's own page.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, host: str, port: int) -> None:
+        self._app, self._token, self._cookie = app, token, f"vidup_{port}"
+        self._names = {"localhost", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        async def sealed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SENT.items():
+                    headers[name] = value
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        answer = self._refusal(scope)
+        await (answer or self._app)(scope, receive, sealed)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that goes no further; None where it may pass."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return refusal(f"host {host!r}: is not this machine's; open the address that vidup ui printed", 421)
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            return refusal(f"origin {origin!r}: is not this page; another site may not use it", 403)
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["path"] == "/" and scope["method"] == "GET" and given:
+            if not self._is_token(given):
+                return refusal("the token is another server's; open the address that vidup ui printed last", 403)
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
+            return answer
+        if not self._is_token(headers.get(HEADER) or self._from_cookie(headers.get("cookie", ""))):
+            return refusal("the token is missing; open the address that vidup ui printed", 403)
+        wanted = _BODIES.get(scope["path"], "application/json")
+        if scope["method"] not in ("GET", "HEAD") and headers.get("content-type", "").partition(";")[0] != wanted:
+            return refusal(f"content-type {headers.get('content-type', '')!r}: expected {wanted}", 415)
+        return None
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
+
+    def _from_cookie(self, header: str) -> str:
+        try:
+            found = SimpleCookie(header).get(self._cookie)
+        except CookieError:
+            return ""
+        return found.value if found is not None else ""
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a name leads here whatever a name server says: a number, or this machine's own."""
+        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+        name = name.strip("[]").lower()
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self._names
+        return True
+
+
+def refusal(message: str, status: int) -> JSONResponse:
+    """An error as the page takes it: one line."""
+    return JSONResponse({"error": message}, status)
+
+
+class Folders:
+    """The folders that were given at the start; nothing outside of them is read or written.
+
+    Raises:
+        ConfigError: one is not there, or is none.
+    """
+
+    def __init__(self, folders: Sequence[str | os.PathLike[str]]) -> None:
+        self.roots: list[Path] = []
+        for folder in folders:
+            path = Path(os.path.realpath(folder))
+            if not path.is_dir():
+                raise ConfigError(f"{folder}: is no folder; give one that is there")
+            if path not in self.roots:
+                self.roots.append(path)
+
+    def within(self, path: str) -> Path:
+        """Where a path leads, all links followed; relative to the first folder where it is no whole one.
+
+        Raises:
+            Refused: that lies outside, or it is no path at all.
+        """
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise Refused(f"{path!r}: is no path", 400)
+        try:
+            found = Path(os.path.realpath(self.roots[0] / path))
+        except (OSError, ValueError) as error:
+            raise Refused(f"{path}: is no path: {error}", 400) from None
+        if not any(found.is_relative_to(root) for root in self.roots):
+            raise Refused(f"{path}: lies outside of the folders of this page; start vidup ui with its folder")
+        return found
+
+    def folder(self, path: str) -> Path:
+        """A folder that is there; raises as `within`, and MediaError where it is none."""
+        found = self.within(path)
+        if not stat.S_ISDIR(_mode(found)):
+            raise MediaError(f"{found}: is no folder")
+        return found
+
+    def file(self, path: str) -> Path:
+        """A file that is there, and can be opened without waiting for somebody; raises as `folder`."""
+        found = self.within(path)
+        mode = _mode(found)
+        if stat.S_ISDIR(mode):
+            raise MediaError(f"{found}: is a folder; choose a file in it")
+        if not stat.S_ISREG(mode):
+            raise MediaError(f"{found}: is a pipe or a device; choose a file")
+        return found
+
+    def output(self, path: str) -> Path:
+        """Where a file may be written: its folder is there."""
+        found = self.within(path)
+        if found.is_dir():
+            raise ConfigError(f"{found}: is a folder; give a file name for the output")
+        if found.exists() and not found.is_file():
+            raise ConfigError(f"{found}: is a pipe or a device; give a file name for the output")
+        if not found.parent.is_dir():
+            raise ConfigError(f"{found.parent}: there is no such folder for the output; make it first")
+        return found
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or 'there is no such file'}") from None
+
+
+def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, object]:
+    """What is in a folder: folders and files that can be read, without hidden ones.
+
+    Args:
+        videos: endings of what can be upscaled.
+    """
+    inside, files, endings = [], [], set(videos)
+    try:
+        entries = sorted(path.iterdir(), key=lambda entry: entry.name.lower())
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror}") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            facts = folders.within(str(entry)).stat()
+        except (VidupError, OSError):  # a link that leads out, or nowhere
+            continue
+        if stat.S_ISDIR(facts.st_mode) and entry.suffix != ".vidup":
+            inside.append(entry.name)
+        elif stat.S_ISREG(facts.st_mode):
+            files.append({"name": entry.name, "size": facts.st_size, "video": entry.suffix.lower() in endings})
+    parent = path.parent if any(path.parent.is_relative_to(root) for root in folders.roots) else None
+    return {"path": str(path), "parent": parent and str(parent), "folders": inside, "files": files}
