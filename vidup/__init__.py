@@ -83,7 +83,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     ui/                                 a local page: choose, preview, compare, run (page/ is what the browser gets)
         safety                              who may ask, and for which files
         forms                               the settings as fields to fill in, and the command line that is equal
-        films                               what is in a file, what would become of it, its frames
+        films, places                       what is in a file, what would become of it, its frames; the page's own files
+        making, previews                    one frame or two seconds, before and after; who waits for them
         server                              the routes
     terminal                            standard streams and signals
     arguments, cli                      what can be typed; call the library, exit code
@@ -111,8 +112,10 @@ _HOMES = {
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.compare",
     "models": "vidup.engines",
+    "devices": "vidup.engines",
     "open": "vidup.media.video",
     "Video": "vidup.media.video",
+    "Plan": "vidup.job.outlook",
     "plan": "vidup.job.outlook",
     "Settings": "vidup.config",
     "Runtime": "vidup.config",
@@ -133,6 +136,7 @@ __all__ = [
     "EngineError",
     "Frame",
     "MediaError",
+    "Plan",
     "Progress",
     "Receipt",
     "ResumeError",
@@ -144,6 +148,7 @@ __all__ = [
     "Video",
     "VidupError",
     "compare",
+    "devices",
     "models",
     "open",
     "plan",
@@ -155,11 +160,11 @@ __all__ = [
 if TYPE_CHECKING:
     from vidup.compare import compare
     from vidup.config import Runtime, Settings
-    from vidup.engines import models
+    from vidup.engines import devices, models
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
     from vidup.frame import Color, Frame
     from vidup.job import upscale, upscale_files
-    from vidup.job.outlook import plan
+    from vidup.job.outlook import Plan, plan
     from vidup.job.progress import Progress
     from vidup.job.verify import verify
     from vidup.media.video import Video, open

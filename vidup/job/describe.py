@@ -84,37 +84,40 @@ def _carried(job: Job) -> set[str]:
     return {kind for kind, arrives in ((side_data.STEREO, stereo), (side_data.CAPTIONS, captioned)) if arrives}
 
 
-def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[str]:
-    """What is in a file and what becomes of it, a line each."""
+def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[tuple[str, str]]:
+    """What is in a file and what becomes of it, each under its head; the other streams are in `streams`."""
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
     light = "full" if info.color.full_range else "limited"
     codes = f"{info.color.matrix}/{info.color.primaries}/{info.color.transfer}" if info.color_tagged else "untagged"
     transfer = {16: ", PQ", 18: ", HLG"}.get(info.color.transfer, "")
-    yield f"{info.path}: {info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})"
+    yield "file", f"{info.container}, {info.frames} frames, {float(info.rate):.3f} a second ({kind})"
     yield (
-        f"  picture   {info.width}x{info.height} {info.pix_fmt}, {light} range, colour {codes}{transfer}"
-        + (", HDR10 data" if info.hdr else "")
+        "picture",
+        f"{info.width}x{info.height} {info.pix_fmt}, {light} range, colour {codes}{transfer}"
+        + (", HDR10 data" if info.hdr else ""),
     )
     yield (
-        f"  shown     rotation {info.rotation}, pixels {info.sample_aspect_ratio}, fields {info.field_order},"
-        f" begins at {float(info.begin):.3f} s"
+        "shown",
+        f"rotation {info.rotation}, pixels {info.sample_aspect_ratio}, fields {info.field_order},"
+        f" begins at {float(info.begin):.3f} s",
     )
     yield (
-        f"  output    {job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
-        f" {len(job.times)} frames"
+        "output",
+        f"{job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
+        f" {len(job.times)} frames",
     )
     device = device_memory(job, runtime)
     model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
     yield (
-        f"  takes     about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
-        f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}"
+        "takes",
+        f"about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
+        f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}",
     )
     if is_carried(job.settings) and job.high - job.low > 1:
-        yield f"  motion    {share(seen)}"
-    yield from (f"  stream {line}" for line in streams(job))
+        yield "motion", share(seen)
     if info.chapters:
-        yield f"  chapters  {info.chapters}"
+        yield "chapters", str(info.chapters)
 
 
 def share(seen: Foreseen | None) -> str:

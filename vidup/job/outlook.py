@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Plan:
     computed: float | None = None
     """Share of the pixels that will be computed where the rest is carried along the motion, planned from some frames of
     the middle; None where all are, or the frames are too large to find out quickly."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """What is in the input, and what becomes of it, in words, each under its head."""
     text: str = field(default="", repr=False)
     table: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The same and more, made for JSON."""
@@ -93,21 +96,25 @@ def plan(
         with Upscaler(settings, runtime) as upscaler:
             seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
     table = describe.table(job, runtime) | {"computed": computed, "notes": notes}
-    lines = [*describe.facts(job, runtime, seen), *(f"  {note}" for note in notes)]
+    facts, streams = tuple(describe.facts(job, runtime, seen)), tuple(describe.streams(job))
     return Plan(
         source, target, job.info, (job.encoding.height, job.encoding.width), len(job.times),
-        tuple(describe.streams(job)), tuple(notes),
+        streams, tuple(notes),
         table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds, computed,
-        "\n".join(lines), table,
+        facts, _text(source, facts, streams, notes), table,
     )  # fmt: skip
 
 
 def _of_still(source: Path, target: Path, settings: Settings) -> Plan:
     table = stills.facts(source, target, settings)
-    lines = [
-        f"{source}: {table['words']}",
-        f"  output    {target}: {table['output_width']}x{table['output_height']}",
-        *(f"  note: {note}" for note in table["notes"]),
-    ]
     size = table["output_height"], table["output_width"]
-    return Plan(source, target, None, size, 1, (), tuple(table["notes"]), text="\n".join(lines), table=table)
+    facts = ("file", table["words"]), ("output", f"{target}: {size[1]}x{size[0]}")
+    text = _text(source, facts, (), [f"note: {note}" for note in table["notes"]])
+    return Plan(source, target, None, size, 1, (), tuple(table["notes"]), facts=facts, text=text, table=table)
+
+
+def _text(source: Path, facts: Sequence[tuple[str, str]], streams: Sequence[str], notes: Sequence[str]) -> str:
+    (_, file), *others = facts
+    lines = [f"{head:9} {words}" for head, words in others]
+    lines += [*(f"stream {line}" for line in streams), *notes]
+    return "\n".join([f"{source}: {file}", *(f"  {line}" for line in lines)])

@@ -6,6 +6,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from vidup.errors import MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.media import decoding, frames, probing
 from vidup.media.opening import check_file
+from vidup.media.quantiser import quantiser_step
 from vidup.media.reading import Readers
 from vidup.picture.color import resolve
 
@@ -54,6 +56,15 @@ class Video(Sequence[Frame]):
         # Where a picture is made of each field, there are two for one frame of the file.
         self._each = 2 if decoding.schedule(info, settings)[0] != info.time_base else 1
         self._places = range(len(info.pts) * self._each) if places is None else places
+
+    @cached_property
+    def quantiser(self) -> float:
+        """Step of the quantiser that the file was encoded with, in codes of 255; 0 where nothing is lost.
+
+        A job reads it from its input; for pictures that are given one by one it is ``Settings.quantiser``. Found out by
+        decoding some frames.
+        """
+        return quantiser_step(self.info)
 
     def __len__(self) -> int:
         return len(self._places)

@@ -16,6 +16,7 @@ from vidup.ui import forms
 
 _OPEN = 4
 """Files that are kept open."""
+_PLANS = 32
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc"),
@@ -24,28 +25,56 @@ VIDEOS = (
 """Endings of what can be upscaled; a file of another may be chosen all the same."""
 
 
-def look(source: Path, form: forms.Form, output: Path | None = None) -> dict[str, Any]:
-    """What is in a file and what would become of it, as ``vidup probe`` tells; raises as `vidup.plan`."""
-    found = vidup.plan(source, output, form.settings, form.runtime)
-    info, (height, width) = found.info, found.size
-    lines = [line.strip() for line in str(found).splitlines()[1:]]
-    facts = [line.partition(" ") for line in lines if line not in found.notes and not line.startswith("stream")]
-    duration = float(info.end * info.time_base - info.begin) if info is not None else 0.0
+class Looks:
+    """What would become of files, the last few that were asked for: to find out takes up to seconds."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def plan(self, source: Path, form: forms.Form, output: Path | None) -> vidup.Plan:
+        """What would become of a file; raises as `vidup.plan`."""
+        facts = source.stat()
+        tables = repr((form.settings.encoder_options, form.settings.muxer_options))
+        key = source, facts.st_mtime_ns, facts.st_size, form.settings, tables, form.runtime, output
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = vidup.plan(source, output, form.settings, form.runtime)
+                while len(self._plans) > _PLANS:
+                    self._plans.popitem(last=False)
+            return self._plans[key]
+
+
+def told(found: vidup.Plan, form: forms.Form, estimate: float | None) -> dict[str, Any]:
+    """A plan as the page takes it."""
+    info, (height, width), exists = found.info, found.size, found.output.exists()
     return {
-        "facts": [[name, text.strip()] for name, _, text in facts],
+        "facts": [list(fact) for fact in found.facts],
         "plan": list(found.streams),
         "notes": [note.removeprefix("note: ") for note in found.notes],
-        "duration": round(duration, 3),
+        "duration": round(float(info.end * info.time_base - info.begin), 3) if info is not None else 0.0,
         "frames": found.frames,
         "rate": float(info.rate) if info is not None else 0.0,
         "width": info.width if info is not None else found.table["width"],
         "height": info.height if info is not None else found.table["height"],
         "result": [width, height],
         "output": str(found.output),
-        "command": forms.shown(form.arguments(source, found.output)),
-        "estimate": None,
+        "exists": exists,
+        "command": forms.shown(form.arguments(found.input, found.output, overwrite=exists)),
+        "estimate": estimate,
         "still": info is None,
     }
+
+
+def estimate(found: vidup.Plan, seconds: float | None, whole: bool) -> float | None:
+    """How long a file takes by what a frame took; None where that is not known.
+
+    Args:
+        whole: all of the frame was computed, of which a run carries a part.
+    """
+    if seconds is None:
+        return None
+    return round(seconds * found.frames * (found.computed if whole and found.computed is not None else 1), 2)
 
 
 class Films:
@@ -74,20 +103,29 @@ class Films:
         Raises:
             MediaError: the file cannot be read, or ends before.
         """
-        if path.suffix.lower() in _PICTURES:
+        if is_picture(path):
             try:
                 with Image.open(path) as image:
                     return ImageOps.exif_transpose(image).convert("RGB")
             except (OSError, ValueError, Image.DecompressionBombError) as error:
                 raise MediaError(f"{path}: cannot be read: {error}") from None
         video = self.video(path, settings)
-        return upright(as_image(video.at(at)), video.info.rotation)
+        try:
+            frame = video.at(at)
+        except MediaError:  # it ends before, for which the last one stands
+            frame = video[-1]
+        return upright(as_image(frame), video.info.rotation)
 
     def close(self) -> None:
         """Close all files."""
         with self._lock:
             while self._videos:
                 self._videos.popitem()[1].close()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is one of still images, by its name."""
+    return path.suffix.lower() in _PICTURES
 
 
 def as_image(frame: vidup.Frame) -> Image.Image:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import vidup
 from vidup import options
-from vidup.errors import ConfigError
+from vidup.errors import ConfigError, MediaError, VidupError
 from vidup.ui.safety import Folders
 from vidup.values import scalar, words
 
 _CONFIGS = (vidup.Settings, vidup.Runtime)
 _NOT_HERE = ("overwrite",)
 """What the page asks for where it is needed."""
+_MOST_PRESETS = 50
 _PATHS = ("preset", "model", "vae", "tokenizer")
 """Settings that may be files."""
 
@@ -51,10 +56,58 @@ def _choices(hint: Any) -> list[str]:
     return list(get_args(scalar(hint)) if get_origin(scalar(hint)) is Literal else words(hint))
 
 
-def presets() -> Iterator[dict[str, str]]:
-    """Each preset with a line about it."""
+def presets(folders: Folders) -> Iterator[dict[str, Any]]:
+    """Each preset with a line about it and what it sets: those that ship with vidup, and those in the first folder."""
     for name, settings in vidup.Settings.presets().items():
-        yield {"name": name, "line": options.preset_line(settings)}
+        yield _preset(name, settings)
+    for path in sorted(folders.roots[0].glob("*.toml"))[:_MOST_PRESETS]:
+        with suppress(VidupError):  # one of another program, or a link that leads out
+            yield _preset(str(path), vidup.Settings.preset(folders.file(str(path))))
+
+
+def _preset(name: str, settings: vidup.Settings) -> dict[str, Any]:
+    return {"name": name, "line": options.preset_line(settings), "settings": _changes(settings, vidup.Settings())}
+
+
+def _changes(settings: vidup.Settings, plain: vidup.Settings) -> dict[str, Any]:
+    given = {spec.name: getattr(settings, spec.name) for spec in fields(settings)}
+    return {name: value for name, value in given.items() if value != getattr(plain, name) and value is not None}
+
+
+def save(name: str, form: Form, folders: Folders, replace: bool) -> Path:
+    """Write settings as a preset into the first folder; a preset that they were made from is in it.
+
+    Raises:
+        ConfigError: no name for a file, one that is taken, settings that are no preset's.
+        MediaError: it cannot be written.
+    """
+    if not re.fullmatch(r"[\w][\w .+-]{0,60}", name) or name in vidup.Settings.presets():
+        raise ConfigError(
+            f"name = {name[:80]!r}: expected letters, digits, spaces, . + - and _, and none of vidup's own"
+        )
+    path = folders.within(f"{name.removesuffix('.toml')}.toml")
+    if path.exists() and not replace:
+        raise ConfigError(f"{path}: exists; replace it, or give another name")
+    changes = _changes(form.settings, vidup.Settings(model=form.settings.model))
+    lines = [f"{key} = {_toml(value)}\n" for key, value in {"model": form.settings.model, **changes}.items()]
+    part = path.with_name(f".{secrets.token_hex(8)}.toml")
+    try:
+        part.write_text("".join(lines), encoding="utf-8")
+        if vidup.Settings.preset(part) != form.settings:
+            raise ConfigError(f"{path}: would not be read as it was meant; give these settings on the command line")
+        part.replace(path)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML has it: JSON's texts, numbers and truths are TOML's, too."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(text)}" for key, text in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @dataclass(frozen=True)

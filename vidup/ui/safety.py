@@ -68,7 +68,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _SENT.items():
                     headers[name] = value
-                headers.setdefault("cache-control", "no-store")
+                headers.setdefault("cache-control", "no-store" if scope["path"].startswith("/api/") else "no-cache")
             await send(message)
 
         answer = self._refusal(scope)

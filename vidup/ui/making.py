@@ -1,0 +1,180 @@
+"""How a preview is made: one frame, or two seconds, before and after; the model stays loaded from one to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+import vidup
+from vidup.errors import ConfigError
+from vidup.ui.films import Films, is_picture
+from vidup.ui.forms import Form
+
+SECONDS = 2.0
+"""Of a moving preview."""
+_FORSAKEN = 120.0
+"""Seconds after which a preview that nobody asks for is stopped: its tab was closed. Hidden tabs ask once a minute."""
+_AS_A_PICTURE: dict[str, Any] = {
+    **{"codec": None, "crf": None, "bitrate": None, "pix_fmt": None, "encoder_options": {}, "muxer_options": {}},
+    **{"streams": None, "drop_streams": None, "start": 0.0, "duration": None, "end": None},
+}
+"""Settings of a file that a single picture has no use for."""
+_AS_A_CLIP: dict[str, Any] = {
+    **_AS_A_PICTURE,
+    **{"codec": "libx264", "crf": 14, "pix_fmt": "yuv420p", "encoder_options": {"preset": "veryfast"}},
+    **{"bake_rotation": True, "no_audio": True, "no_subtitles": True, "duration": SECONDS},
+}
+"""What browsers play."""
+_AS_A_PREVIEW: dict[str, Any] = {
+    **{"workers": 1, "ray": None, "overwrite": True, "restart": False, "skip_done": False, "keep_work": False},
+    **{"report": False, "strict": False, "verify": "fast"},
+}
+_PLAIN = ("nearest", "bilinear", "bicubic", "lanczos")
+"""Models that do not ask how coarsely a file was encoded."""
+
+State = Literal["waiting", "running", "done", "stopped", "failed"]
+
+
+@dataclass
+class Preview:
+    """One preview and how far it is."""
+
+    id: str
+    source: Path
+    at: float
+    form: Form
+    kind: Literal["frame", "moving"]
+    folder: Path
+    state: State = "waiting"
+    done: float = 0.0
+    """Share that is made."""
+    line: str = ""
+    error: str = ""
+    seconds_a_frame: float | None = None
+    """That the model and what belongs to it took."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the result."""
+    rate: float = 0.0
+    cancelled: bool = False
+    asked: float = field(default_factory=time.monotonic)
+    """When somebody last asked for it."""
+
+    def stopping(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self.cancelled or time.monotonic() - self.asked > _FORSAKEN
+
+
+class Maker:
+    """Makes previews, one at a time.
+
+    Args:
+        stop: is asked while pictures are made.
+    """
+
+    def __init__(self, films: Films, stop: Callable[[], bool]) -> None:
+        self._films, self._stop = films, stop
+        self._loaded: tuple[Any, vidup.Upscaler] | None = None
+
+    def make(self, preview: Preview) -> None:
+        """Make the files of a preview; raises as `Upscaler.upscale`."""
+        preview.folder.mkdir(parents=True)
+        (self._frame if preview.kind == "frame" else self._moving)(preview)
+
+    def let_go(self) -> None:
+        """Let the model and its memory go."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded = None
+
+    def _frame(self, preview: Preview) -> None:
+        """One picture: before.png, by bicubic, and after.png."""
+        image = self._films.picture(preview.source, preview.at, preview.form.settings)
+        source, after = preview.folder / "source.png", preview.folder / "after.bmp"
+        image.save(source, compress_level=1)
+        settings = preview.form.settings.replace(**_AS_A_PICTURE)
+        if settings.quantiser == "auto":
+            settings = settings.replace(quantiser=self._quantiser(preview))
+        self._upscale(preview, settings, source, after)
+        with Image.open(after) as result:
+            preview.size = result.size
+            result.save(preview.folder / "after.png", compress_level=1)
+        image.resize(preview.size, Image.Resampling.BICUBIC).save(preview.folder / "before.png", compress_level=1)
+        after.unlink()
+
+    def _moving(self, preview: Preview) -> None:
+        """Two seconds: before.mp4, by bicubic, and after.mp4, of equal frames."""
+        if is_picture(preview.source):
+            raise ConfigError(f"{preview.source}: is a still image; look at its frame")
+        given = preview.form.settings
+        info = self._films.video(preview.source, given).info
+        length = float(info.end * info.time_base - info.begin)
+        start = max(0.0, min(preview.at - SECONDS / 2, length - SECONDS))
+        settings = given.replace(**{**_AS_A_CLIP, "start": start})
+        after, before = preview.folder / "after.mp4", preview.folder / "before.mp4"
+        self._upscale(preview, settings, preview.source, after)
+        plain = settings.replace(model="bicubic")
+        if settings.scale is None and settings.height is None and settings.width is None:
+            plain = plain.replace(scale=_scale(settings))
+        with vidup.Upscaler(plain, replace(preview.form.runtime, **_AS_A_PREVIEW), stop=self._stop) as upscaler:
+            upscaler.upscale(preview.source, before)
+        with vidup.open(after) as video:
+            preview.size, preview.rate = (video.info.width, video.info.height), float(video.info.rate)
+
+    def _quantiser(self, preview: Preview) -> float:
+        """How coarsely the source was encoded, as a run reads it from the file."""
+        settings = preview.form.settings
+        if settings.model in _PLAIN or is_picture(preview.source):
+            return 0.0
+        return self._films.video(preview.source, settings).quantiser
+
+    def _upscale(self, preview: Preview, settings: vidup.Settings, source: Path, after: Path) -> None:
+        """Upscale a file with the model that is loaded, where it is the same one; no second one is beside it."""
+        runtime = replace(preview.form.runtime, **_AS_A_PREVIEW)
+        key = *(getattr(settings, name) for name in ("model", "revision", "dtype", "vae", "vae_attention")), runtime
+        if settings.model == "x2" or Path(settings.model).is_file():  # whose text encoder is not at hand by itself
+            key += settings.prompt, settings.negative_prompt, settings.tokenizer, settings.guidance_scale > 0
+        if self._loaded is not None and self._loaded[0] == key:
+            upscaler = self._loaded[1].replace(**{one.name: getattr(settings, one.name) for one in fields(settings)})
+        else:
+            self.let_go()
+            upscaler = vidup.Upscaler(settings, runtime, stop=self._stop)
+            self._loaded = key, upscaler
+        told = _Told(preview)
+        upscaler.upscale(source, after, on_progress=told)
+        self._loaded = key, upscaler  # which has the prompt read
+        preview.seconds_a_frame = round(told.seconds(), 4)
+
+
+def _scale(settings: vidup.Settings) -> float:
+    return vidup.Upscaler(settings).size(1000, 1000)[0] / 1000
+
+
+class _Told:
+    """Takes the events of a job for its preview."""
+
+    def __init__(self, preview: Preview) -> None:
+        self._preview, self._began, self._ended, self._frames = preview, 0.0, 0.0, 0
+
+    def __call__(self, event: vidup.Progress) -> None:
+        preview, now = self._preview, time.monotonic()
+        if event.state in ("loading", "compiling"):
+            preview.line = f"{event.state} the model"
+            return
+        if event.state == "upscaling":
+            self._began = self._began or now
+            if event.frame > self._frames:
+                self._frames, self._ended = event.frame, now
+        share = (event.frame + (event.step / event.steps if event.steps else 0)) / max(1, event.frames)
+        preview.done = round(min(share, 0.99), 3)
+        step = f", step {event.step} of {event.steps}" if event.step else ""
+        count = f"frame {min(event.frame + 1, event.frames)} of {event.frames}" if event.frames > 1 else "the frame"
+        preview.line = f"upscaling {count}{step}" if event.state == "upscaling" else event.state
+
+    def seconds(self) -> float:
+        """That a frame took."""
+        return (self._ended - self._began) / max(1, self._frames)
