@@ -1,0 +1,96 @@
+// What will be made, where it goes, and the button that begins it.
+
+import { make, button, copied, write, icon } from "./elements.js";
+import { lasting, grouped } from "./words.js";
+import { chosen, choose, given } from "./chosen.js";
+import { saving } from "./presets.js";
+import { costOf } from "./preview.js";
+import * as server from "./server.js";
+
+export class Delivery {
+  #looked = null;
+  #busy = false;
+
+  /** @param ran  is called with a run's id once it stands in the queue; @param saved  with a preset's path. */
+  constructor({ ran, saved }) {
+    this.ran = ran;
+    this.output = make("input", { type: "text", id: "output", autocomplete: "off", spellcheck: "false",
+      onchange: () => choose({ output: this.output.value.trim() === this.#proposed ? "" : this.output.value.trim() }) });
+    this.replace = make("label.check", { hidden: true }, make("input", { type: "checkbox", onchange: () => this.#allow() }), "Replace the file that is there");
+    this.command = copied("");
+    this.fault = make("p.fault", { role: "alert", hidden: true });
+    this.size = make("strong");
+    this.facts = make("span.dim");
+    this.run = button("Run", () => this.#start(), { kind: "main", image: "play" });
+    this.element = make("section.delivery", { "aria-label": "Result" }, make("h2", {}, "Result"),
+      make("label.above", { for: "output" }, "Goes to"), this.output, this.replace,
+      make("details", {}, make("summary", {}, "The same on the command line"), this.command),
+      make("details", {}, make("summary", {}, "Save these settings as a preset"),
+        saving(async (name, replace) => {
+          const { path } = await server.savePreset({ name, settings: given(), replace });
+          saved(path);
+          return path;
+        })));
+    this.bar = make("div.runbar", {}, make("div.sum", {}, this.size, this.facts), this.fault, this.run);
+  }
+
+  #proposed = "";
+
+  /** What the server told of the film with these settings; null where it has not yet, or there is a fault. */
+  show(looked) {
+    this.#looked = looked;
+    this.#allow();
+    if (!looked) return;
+    if (!chosen.output) this.#proposed = looked.output;
+    if (document.activeElement !== this.output) this.output.value = chosen.output || looked.output;
+    this.command.write(looked.command);
+    this.replace.hidden = !looked.exists;
+    if (!looked.exists) this.replace.firstChild.checked = false;
+    this.#allow();
+    this.cost();
+  }
+
+  /** How long it takes: as measured by a preview, or as estimated. */
+  cost() {
+    const looked = this.#looked;
+    if (!looked) return;
+    const [width, height] = looked.result;
+    write(this.size, `${width} × ${height}`);
+    const estimate = costOf(chosen.input, given())?.estimate ?? looked.estimate;
+    const frames = looked.still ? "one picture" : `${grouped(looked.frames)} frames`;
+    write(this.facts, `${frames}, ${estimate ? `about ${lasting(estimate)} on this machine` : "preview a frame to see how long it takes"}`);
+  }
+
+  /** What stands before a new run in the queue. */
+  queue(many) {
+    write(this.run.querySelector("span"), many ? "Add to the queue" : "Run");
+  }
+
+  #allow() {
+    const blocked = !this.replace.hidden && !this.replace.firstChild.checked;
+    this.run.disabled = !this.#looked || this.#busy || blocked;
+    this.run.title = blocked ? "The file exists: tick Replace, or choose another name" : "";
+  }
+
+  async #start() {
+    this.#busy = true;
+    this.#allow();
+    this.#tell("");
+    try {
+      const { id } = await server.addRun({
+        input: chosen.input, output: chosen.output || this.#looked.output, settings: given(),
+        replace: !this.replace.hidden && this.replace.firstChild.checked,
+      });
+      this.ran(id);
+    } catch (fault) {
+      this.#tell(fault.message);
+    }
+    this.#busy = false;
+    this.#allow();
+  }
+
+  #tell(text) {
+    this.fault.hidden = !text;
+    write(this.fault, text);
+  }
+}

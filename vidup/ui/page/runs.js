@@ -1,0 +1,178 @@
+// The queue of runs: how far each is, its newest frame, its receipt; pause, go on, take away.
+
+import { make, button, copied, write, icon, say } from "./elements.js";
+import { lasting, grouped, lastOf, percent, clock } from "./words.js";
+import { Stage, picture, zooming } from "./stage.js";
+import { View } from "./view.js";
+import * as server from "./server.js";
+
+const CALLED = { waiting: "Waiting", running: "Running", paused: "Paused", done: "Done", failed: "Failed" };
+
+/** Build the view. `counted` is given all runs whenever they were asked for. */
+export function runsView(element, { counted }) {
+  const runs = new Runs(counted);
+  element.append(runs.element);
+  return runs;
+}
+
+class Runs {
+  #cards = new Map();
+  #looking = false;
+  #timer = 0;
+  #asked = 0;
+
+  constructor(counted) {
+    this.counted = counted;
+    this.list = make("div.list");
+    this.empty = make("div.empty", { hidden: true }, make("p", {}, "Nothing has been run yet."), make("a", { href: "#choose" }, "Choose a film"));
+    this.element = make("div.runs", {}, make("header.of", {}, make("div", {}, make("h1", {}, "Runs"),
+      make("p.dim", {}, "They go on when this page is closed. One runs at a time, in this order.")),
+    button("Another film", () => { location.hash = "#choose"; }, { image: "folder" })), this.list, this.empty);
+    document.addEventListener("visibilitychange", () => document.hidden || this.ask());
+  }
+
+  shown() {
+    this.#looking = true;
+    this.ask();
+  }
+
+  left() {
+    this.#looking = false;
+  }
+
+  /** Ask how the runs stand, now and from now on. */
+  async ask() {
+    clearTimeout(this.#timer);
+    const asked = (this.#asked += 1);
+    let active = false;
+    try {
+      const { runs } = await server.runs();
+      if (asked !== this.#asked) return;
+      this.#show(runs);
+      active = runs.some((run) => run.state === "running" || run.state === "waiting");
+    } catch { /* said above the page */ }
+    if (asked !== this.#asked) return;
+    this.#timer = setTimeout(() => this.ask(), document.hidden ? 15000 : this.#looking || active ? 1000 : 5000);
+  }
+
+  #show(runs) {
+    this.counted(runs);
+    this.empty.hidden = runs.length > 0;
+    const order = { running: 0, waiting: 1, paused: 2, failed: 3, done: 4 };
+    const sorted = runs.map((run, index) => ({ run, index })).sort((a, b) => order[a.run.state] - order[b.run.state]
+      || (order[a.run.state] < 2 ? a.index - b.index : b.index - a.index)).map(({ run }) => run);
+    for (const [id, card] of this.#cards) {
+      if (sorted.some((run) => run.id === id)) continue;
+      card.element.remove();
+      this.#cards.delete(id);
+    }
+    sorted.forEach((run, index) => {
+      if (!this.#cards.has(run.id)) this.#cards.set(run.id, new Card(run, () => this.ask()));
+      const card = this.#cards.get(run.id);
+      card.show(run);
+      if (this.list.children[index] !== card.element) this.list.insertBefore(card.element, this.list.children[index] ?? null);
+    });
+  }
+}
+
+class Card {
+  #run = {};
+  #newest = "";
+
+  constructor(run, again) {
+    this.again = again;
+    this.view = new View();
+    this.stage = new Stage({ view: this.view, label: "The newest frame, before and after" });
+    this.bar = make("progress", { max: "1", value: 0, "aria-label": `${lastOf(run.input)}: done` });
+    this.share = make("strong.share");
+    this.state = make("span.state");
+    this.line = make("p.line");
+    this.fault = make("p.fault", { role: "alert", hidden: true });
+    this.receipt = make("ul.receipt");
+    this.received = make("details.received", { hidden: true, open: true }, make("summary", {}, "Receipt"), this.receipt);
+    this.command = copied(run.command ?? "");
+    this.newest = make("span.dim");
+    this.shows = make("div.newest", { hidden: true }, make("div.bar", {}, this.newest, zooming(this.view)), this.stage.element);
+    this.pause = button("Pause", () => this.#do(server.pauseRun, "Pausing: what is done is kept"), { image: "pause" });
+    this.resume = button("Go on", () => this.#do(server.resumeRun, "It goes on where it was"), { image: "play" });
+    this.stop = button("Stop", () => this.#forget(), { image: "stop", kind: "quiet" });
+    this.element = make("article.run", { "data-id": run.id, "aria-label": lastOf(run.input) },
+      make("div.head", {}, make("div", {}, make("h2", { title: run.input }, lastOf(run.input)), make("p.dim.to", { title: run.output }, run.output)), this.state),
+      make("div.going", {}, this.share, this.bar, make("div.buttons", {}, this.pause, this.resume, this.stop)),
+      this.line, this.fault, this.shows, this.received,
+      make("details", {}, make("summary", {}, "The same on the command line"), this.command));
+  }
+
+  show(run) {
+    this.#run = run;
+    this.element.dataset.state = run.state;
+    write(this.state, CALLED[run.state] ?? run.state);
+    const share = run.state === "done" ? 1 : run.share ?? 0;
+    this.bar.value = share;
+    write(this.share, percent(share));
+    write(this.line, words(run));
+    this.fault.hidden = !run.error;
+    write(this.fault, run.error ?? "");
+    this.pause.hidden = run.state !== "running" && run.state !== "waiting";
+    this.resume.hidden = run.state !== "paused" && run.state !== "failed";
+    write(this.resume.querySelector("span"), run.state === "failed" ? "Try again" : "Go on");
+    write(this.stop.querySelector("span"), this.#asked ? "Really stop?" : run.state === "done" || run.state === "failed" ? "Take off the list" : "Stop");
+    this.bar.parentElement.classList.toggle("over", run.state === "done");
+    const lines = run.receipt ?? [];
+    this.received.hidden = !lines.length;
+    if (this.receipt.children.length !== lines.length) this.receipt.replaceChildren(...lines.map((line) => make("li", {}, line)));
+    this.command.write(run.command ?? "");
+    this.#frame(run.newest);
+  }
+
+  async #frame(newest) {
+    if (!newest || this.#newest === newest.after) return;
+    this.#newest = newest.after;
+    try {
+      const [before, after] = await Promise.all([picture(newest.before, "Before: enlarged by bicubic"), picture(newest.after, "After")]);
+      this.view.change({ size: { width: after.naturalWidth, height: after.naturalHeight } });
+      this.stage.element.style.setProperty("--shape", String(after.naturalWidth / after.naturalHeight));
+      this.stage.show({ before, after, names: ["Before", "After"] });
+      write(this.newest, `The newest frame, at ${clock(newest.at)}`);
+      this.shows.hidden = false;
+    } catch { /* the next one comes soon */ }
+  }
+
+  #asked = false;
+
+  /** Stop and forget: asked twice where something would be lost. */
+  async #forget() {
+    const loses = this.#run.state === "running" || this.#run.state === "paused" || this.#run.state === "waiting";
+    if (loses && !this.#asked) {
+      this.#asked = true;
+      this.show(this.#run);
+      setTimeout(() => { this.#asked = false; this.show(this.#run); }, 4000);
+      return;
+    }
+    await this.#do(server.forgetRun, loses ? "Stopped" : "");
+  }
+
+  async #do(act, text) {
+    try {
+      await act(this.#run.id);
+      if (text) say(text);
+    } catch (fault) {
+      say(fault.message);
+    }
+    this.again();
+  }
+}
+
+function words({ state, frames, of, rate, time_left: left, diffused, line }) {
+  if (state === "failed") return frames ? `${grouped(frames)} of ${grouped(of)} frames are kept` : "";
+  if (state === "waiting") return line || "Waits for its turn";
+  const parts = [];
+  if (of) parts.push(`${grouped(frames ?? 0)} of ${grouped(of)} frames`);
+  if (state === "running") {
+    if (rate) parts.push(rate >= 1 ? `${rate.toFixed(1)} a second` : `${(1 / rate).toFixed(1)} s a frame`);
+    if (left !== null && left !== undefined) parts.push(`${lasting(left)} left`);
+  }
+  if (diffused !== null && diffused !== undefined) parts.push(`${Math.round(100 * diffused)} % of the pixels computed, the rest carried`);
+  if (state === "running" && line && !frames) parts.push(line);
+  return parts.join(" · ") || line || "";
+}

@@ -1,0 +1,121 @@
+// Several presets side by side: the same place of the same frame, each with what it costs.
+
+import { make, button, write } from "./elements.js";
+import { chosen, choose, given, onChange } from "./chosen.js";
+import { Stage, picture } from "./stage.js";
+import { Preview, nameOf } from "./preview.js";
+
+/** Settings that a preset decides: beside others they are those others' own. */
+const A_PRESETS = ["model", "revision", "sampler", "steps", "guidance_scale", "guidance_start", "guidance_end", "noise_level",
+  "vae", "vae_attention", "temporal", "dtype", "tokenizer"];
+
+const shared = () => Object.fromEntries(Object.entries(chosen.settings).filter(([name]) => !A_PRESETS.includes(name)));
+
+export class Sheet {
+  #tiles = new Map();
+
+  constructor({ start, view, ready }) {
+    this.view = view;
+    this.ready = ready;
+    this.presets = start.presets;
+    this.choices = make("div.chips", { role: "group", "aria-label": "What stands side by side" });
+    this.checkpoint = make("input", {
+      type: "text", value: chosen.checkpoint, placeholder: "a file of weights (.safetensors, .pth)", "aria-label": "Checkpoint",
+      autocomplete: "off", spellcheck: "false", onchange: () => this.#weights(this.checkpoint.value.trim()),
+    });
+    this.all = button("Preview all", () => this.begin(), { kind: "main", image: "play" });
+    this.tiles = make("div.tiles");
+    this.element = make("div.sheet", {}, make("div.choices", {}, this.choices, this.checkpoint, this.all), this.tiles);
+    onChange(["sheet", "checkpoint", "preset", "settings"], () => this.shown && this.#fill());
+    onChange(["at", "input"], () => this.shown && this.clear());
+  }
+
+  shown = false;
+
+  /** Whether the sheet is looked at; what is at work is cancelled where it is not. */
+  turn(on) {
+    this.shown = on;
+    if (on) {
+      this.#fill();
+      for (const tile of this.#tiles.values()) tile.preview.follow();
+    } else for (const tile of this.#tiles.values()) tile.preview.stop();
+  }
+
+  begin() {
+    for (const tile of this.#tiles.values()) if (tile.preview.state !== "done" && tile.preview.state !== "running") tile.preview.begin();
+  }
+
+  clear() {
+    for (const tile of this.#tiles.values()) {
+      tile.preview.clear();
+      tile.stage.show({ before: null });
+      tile.preview.follow();
+    }
+  }
+
+  #offered() {
+    const offered = [["bicubic", () => ({ model: "bicubic", ...shared() })]];
+    for (const { name } of this.presets) offered.push([name, () => ({ preset: name, ...shared() })]);
+    if (Object.keys(chosen.settings).some((name) => A_PRESETS.includes(name))) offered.push(["yours", given]);
+    if (chosen.checkpoint) offered.push([chosen.checkpoint, () => ({ model: chosen.checkpoint, ...shared() })]);
+    return offered;
+  }
+
+  #chosen() {
+    return chosen.sheet ?? ["bicubic", "mini", ...(chosen.preset && chosen.preset !== "mini" ? [chosen.preset] : [])];
+  }
+
+  #weights(path) {
+    choose({ checkpoint: path, sheet: [...this.#chosen().filter((name) => name !== chosen.checkpoint), ...(path ? [path] : [])] });
+  }
+
+  #fill() {
+    const offered = this.#offered();
+    const names = this.#chosen();
+    this.choices.replaceChildren(...offered.map(([name]) => make("label.chip", { title: name },
+      make("input", { type: "checkbox", checked: names.includes(name), onchange: (event) => choose({
+        sheet: event.target.checked ? [...names, name] : names.filter((each) => each !== name) }) }),
+      make("span", {}, nameOf({ preset: name })))));
+    const wanted = offered.filter(([name]) => names.includes(name));
+    for (const [name, tile] of this.#tiles) {
+      if (wanted.some(([each]) => each === name)) continue;
+      tile.preview.stop();
+      this.view.leave(tile.stage.draw);
+      this.#tiles.delete(name);
+    }
+    for (const [name, settings] of wanted) {
+      if (!this.#tiles.has(name)) this.#tiles.set(name, this.#tile(name, settings));
+    }
+    const tiles = wanted.map(([name]) => this.#tiles.get(name));
+    if (tiles.some((tile, index) => this.tiles.children[index] !== tile.element) || this.tiles.children.length !== tiles.length) {
+      this.tiles.replaceChildren(...tiles.map((tile) => tile.element));
+    }
+    for (const tile of tiles) tile.preview.follow();
+    this.tiles.dataset.count = String(Math.min(tiles.length, 4));
+    if (!tiles.length) this.tiles.replaceChildren(make("p.empty", {}, "Tick what shall stand side by side."));
+  }
+
+  #tile(name, settings) {
+    const title = name === "yours" ? "your settings" : nameOf({ preset: name });
+    const stage = new Stage({ view: this.view, label: title, divided: false });
+    stage.element.setAttribute("aria-label", title);
+    stage.element.setAttribute("role", "group");
+    const preview = new Preview({
+      kind: "frame", settings, ready: this.ready, doing: "Preview",
+      show: async (result) => stage.show({ before: await picture(result.after, title) }),
+    });
+    const use = name === "bicubic" || name === "yours" ? null : button("Use", () => this.#use(name), { label: `Use ${title}`, kind: "quiet" });
+    const head = make("div.head", {}, make("h3", {}, title), use);
+    const element = make("article.tile", { "data-name": name }, head, stage.element, preview.element);
+    preview.onState((state) => { element.dataset.state = state; });
+    element.dataset.state = "idle";
+    return { element, stage, preview };
+  }
+
+  #use(name) {
+    const settings = shared();
+    if (name === chosen.checkpoint) choose({ settings: { ...settings, model: name } });
+    else choose({ preset: name, settings });
+    write(this.all.querySelector("span"), "Preview all");
+  }
+}
