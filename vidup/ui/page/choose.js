@@ -6,6 +6,12 @@ import { chosen, chooseFilm, forget, recent } from "./chosen.js";
 import { thumbnail } from "./thumbnails.js";
 import * as server from "./server.js";
 
+const STEPS = [
+  ["Choose a film", "A video or a picture, of this machine."],
+  ["Look at it", "One frame, two seconds, or several presets side by side."],
+  ["Run it", "In the background: closing this page loses nothing."],
+];
+
 /** Build the view. `done` is called once a film is chosen, `start` is what the server told at the start. */
 export function chooseView(element, start, done) {
   const fault = make("p.fault", { role: "alert", hidden: true });
@@ -18,6 +24,7 @@ export function chooseView(element, start, done) {
   const sending = make("div.sending", { hidden: true }, bar, barText, button("Cancel", () => uploading?.abort(), { kind: "quiet" }));
   const listing = make("div.listing");
   const again = make("div.again");
+  const steps = make("ol.steps", {}, STEPS.map(([what, more]) => make("li", {}, make("strong", {}, what), make("span", {}, more))));
   let uploading = null;
 
   const take = (input) => {
@@ -81,7 +88,7 @@ export function chooseView(element, start, done) {
     const others = found.files.length - films.length;
     const items = [
       ...found.folders.map((name) => make("li", {}, button(name, () => go(join(name)), { kind: "row", image: "folder" }))),
-      ...films.map((each) => make("li", {}, make("button.row.film", { type: "button", onclick: () => take(join(each.name)) },
+      ...films.map((each) => make("li", {}, make("button.row.pick", { type: "button", onclick: () => take(join(each.name)) },
         thumbnail(join(each.name), 1, 96), make("span.name", {}, each.name), make("span.dim", {}, bytes(each.size))))),
     ];
     return [
@@ -97,18 +104,19 @@ export function chooseView(element, start, done) {
 
   function offerAgain() {
     const films = recent();
-    again.replaceChildren(...(films.length ? [make("h2", {}, "Lately"), make("ul", {}, films.map((each) => make("li", {},
-      make("button.row.film", { type: "button", onclick: () => take(each), title: each },
+    steps.hidden = films.length > 0;
+    again.replaceChildren(...(films.length ? [make("h2", {}, "Chosen before"), make("ul", {}, films.map((each) => make("li", {},
+      make("button.row.pick", { type: "button", onclick: () => take(each), title: each },
         thumbnail(each, 1, 96), make("span.name", {}, lastOf(each))),
       button("", () => { forget(each); offerAgain(); }, { kind: "quiet", image: "close", label: `Take ${lastOf(each)} off this list` }))))] : []));
   }
 
   element.append(make("div.choose", {},
     make("div.hello", {},
-      make("h1", {}, "Which film shall be larger?"),
-      make("p", {}, "You will see a frame before and after, and how long the whole film takes, before anything is run.")),
+      make("h1", {}, "Choose a film to upscale"),
+      make("p", {}, "You will see a frame before and after, and how long the whole film takes, before anything runs.")),
     fault,
-    make("div.ways", {}, make("div.card", {}, form, listing), make("div.beside", {}, file, drop, sending, again))));
+    make("div.ways", {}, make("div.card", {}, form, listing), make("div.beside", {}, file, drop, sending, again, steps))));
 
   // A file may be dropped anywhere on the page.
   let over = 0;

@@ -1,6 +1,6 @@
 // What will be made, where it goes, and the button that begins it.
 
-import { make, button, copied, write, icon } from "./elements.js";
+import { make, button, copied, write } from "./elements.js";
 import { lasting, grouped } from "./words.js";
 import { chosen, choose, given } from "./chosen.js";
 import { saving } from "./presets.js";
@@ -58,12 +58,12 @@ export class Delivery {
     write(this.size, `${width} × ${height}`);
     const estimate = costOf(chosen.input, given())?.estimate ?? looked.estimate;
     const frames = looked.still ? "one picture" : `${grouped(looked.frames)} frames`;
-    write(this.facts, `${frames}, ${estimate ? `about ${lasting(estimate)} on this machine` : "preview a frame to see how long it takes"}`);
+    write(this.facts, `${frames}, ${estimate ? `about ${lasting(estimate)}` : "preview a frame to see how long it takes"}`);
   }
 
   /** What stands before a new run in the queue. */
   queue(many) {
-    write(this.run.querySelector("span"), many ? "Add to the queue" : "Run");
+    write(this.run.querySelector("span"), many ? "Add to queue" : "Run");
   }
 
   #allow() {

@@ -56,6 +56,14 @@ export function button(text, act, { kind = "", image = "", label = "" } = {}) {
     image ? icon(image) : null, text ? make("span", {}, text) : null);
 }
 
+/** Change what a button says, and its drawing. */
+export function relabel(element, text, image) {
+  write(element.querySelector("span"), text);
+  if (element.dataset.image === image) return;
+  element.dataset.image = image;
+  element.querySelector(".icon").replaceWith(icon(image));
+}
+
 /** Set an element's text where it differs, so that nothing is announced or laid out anew without need. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -1,6 +1,6 @@
 // A film that is looked at before it is run: a frame before and after, presets side by side, two seconds moving.
 
-import { make, button, segments, write, icon } from "./elements.js";
+import { make, button, segments, write } from "./elements.js";
 import { lastOf } from "./words.js";
 import { chosen, choose, given, onChange } from "./chosen.js";
 import { View } from "./view.js";
@@ -76,8 +76,7 @@ class Film {
       make("details", {}, make("summary", {}, "What will be done"), this.plan));
     this.element = make("div.film", {},
       make("header.of", {}, make("div", {}, this.title, this.line), button("Another film", () => { location.hash = "#choose"; }, { image: "folder" })),
-      make("div.columns", {}, make("div.main", {}, this.looks, this.about),
-        make("div.side", {}, this.presets.element, this.settings.element, this.delivery.element)),
+      make("div.columns", {}, this.looks, make("div.side", {}, this.presets.element, this.settings.element, this.delivery.element), this.about),
       this.delivery.bar);
   }
 

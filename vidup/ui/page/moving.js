@@ -1,6 +1,6 @@
 // Two films played in step: what is before and what is after, frame by frame.
 
-import { make, button, segments, write } from "./elements.js";
+import { make, button, relabel, segments, write } from "./elements.js";
 import { clock } from "./words.js";
 
 /** A player for two films of equal frames; `bar` holds its controls, `load` gives what a stage shows. */
@@ -44,8 +44,7 @@ export class InStep {
   /** Play, or stop playing. */
   play(on) {
     this.#playing = on && this.#films.length === 2;
-    write(this.toggle.querySelector("span"), this.#playing ? "Pause" : "Play");
-    this.toggle.setAttribute("aria-pressed", String(this.#playing));
+    relabel(this.toggle, this.#playing ? "Pause" : "Play", this.#playing ? "pause" : "play");
     cancelAnimationFrame(this.#ticking);
     for (const film of this.#films) {
       if (this.#playing) film.play().catch(() => this.play(false));

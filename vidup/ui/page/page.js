@@ -49,6 +49,7 @@ function badge(runs) {
 
 async function main() {
   const start = await begin();
+  document.querySelector(".begins").remove();
   if (!chosen.preset) choose({ preset: start.preset ?? (start.presets.some(({ name }) => name === "mini") ? "mini" : start.presets[0]?.name ?? "") });
   const views = {};
   const route = () => {
@@ -70,6 +71,7 @@ async function main() {
 }
 
 main().catch((fault) => {
+  document.querySelector(".begins")?.remove();
   document.querySelector("#main").append(make("p.alone.fault", { role: "alert" }, fault.message));
   throw fault;
 });

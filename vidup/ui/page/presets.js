@@ -25,7 +25,7 @@ export class Presets {
   }
 
   set(presets) {
-    this.presets = [...presets].sort((a, b) => place(a.name) - place(b.name));
+    this.presets = ordered(presets);
     this.cards = this.presets.map(({ name, line }) => {
       const input = make("input", { type: "radio", name: "preset", value: name, onchange: () => this.#take(name) });
       const own = name in GOOD_FOR;
@@ -53,6 +53,9 @@ export class Presets {
 }
 
 const place = (name) => (ORDER.includes(name) ? ORDER.indexOf(name) : name in GOOD_FOR ? 10 : 5);
+
+/** Presets in the order in which they are shown: those that matter first, one's own, the others. */
+export const ordered = (presets) => [...presets].sort((a, b) => place(a.name) - place(b.name));
 
 /** A form that saves what is chosen as a preset of one's own. */
 export function saving(save) {

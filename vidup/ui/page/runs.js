@@ -1,6 +1,6 @@
 // The queue of runs: how far each is, its newest frame, its receipt; pause, go on, take away.
 
-import { make, button, copied, write, icon, say } from "./elements.js";
+import { make, button, copied, relabel, write, say } from "./elements.js";
 import { lasting, grouped, lastOf, percent, clock } from "./words.js";
 import { Stage, picture, zooming } from "./stage.js";
 import { View } from "./view.js";
@@ -116,7 +116,8 @@ class Card {
     this.pause.hidden = run.state !== "running" && run.state !== "waiting";
     this.resume.hidden = run.state !== "paused" && run.state !== "failed";
     write(this.resume.querySelector("span"), run.state === "failed" ? "Try again" : "Go on");
-    write(this.stop.querySelector("span"), this.#asked ? "Really stop?" : run.state === "done" || run.state === "failed" ? "Take off the list" : "Stop");
+    const over = run.state === "done" || run.state === "failed";
+    relabel(this.stop, this.#asked ? "Really stop?" : over ? "Take off the list" : "Stop", over ? "close" : "stop");
     this.bar.parentElement.classList.toggle("over", run.state === "done");
     const lines = run.receipt ?? [];
     this.received.hidden = !lines.length;

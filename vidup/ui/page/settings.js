@@ -116,5 +116,6 @@ export class Settings {
   }
 }
 
-const sentence = (help) => (help ? help[0].toUpperCase() + help.slice(1) : "");
+/** A help line as a sentence; one that begins with a name is left as it is. */
+const sentence = (help) => (/^[a-z]+ /.test(help) ? help[0].toUpperCase() + help.slice(1) : help);
 const empty = (field) => ({ scale: "the model's own", crf: "the encoder's own", duration: "to the end" })[field.name] ?? "";

@@ -4,6 +4,7 @@ import { make, button, write } from "./elements.js";
 import { chosen, choose, given, onChange } from "./chosen.js";
 import { Stage, picture } from "./stage.js";
 import { Preview, nameOf } from "./preview.js";
+import { ordered } from "./presets.js";
 
 /** Settings that a preset decides: beside others they are those others' own. */
 const A_PRESETS = ["model", "revision", "sampler", "steps", "guidance_scale", "guidance_start", "guidance_end", "noise_level",
@@ -23,9 +24,9 @@ export class Sheet {
       type: "text", value: chosen.checkpoint, placeholder: "a file of weights (.safetensors, .pth)", "aria-label": "Checkpoint",
       autocomplete: "off", spellcheck: "false", onchange: () => this.#weights(this.checkpoint.value.trim()),
     });
-    this.all = button("Preview all", () => this.begin(), { kind: "main", image: "play" });
+    this.all = button("Preview all", () => this.begin(), { image: "play" });
     this.tiles = make("div.tiles");
-    this.element = make("div.sheet", {}, make("div.choices", {}, this.choices, this.checkpoint, this.all), this.tiles);
+    this.element = make("div.sheet", {}, this.choices, make("div.choices", {}, this.checkpoint, this.all), this.tiles);
     onChange(["sheet", "checkpoint", "preset", "settings"], () => this.shown && this.#fill());
     onChange(["at", "input"], () => this.shown && this.clear());
   }
@@ -55,7 +56,7 @@ export class Sheet {
 
   #offered() {
     const offered = [["bicubic", () => ({ model: "bicubic", ...shared() })]];
-    for (const { name } of this.presets) offered.push([name, () => ({ preset: name, ...shared() })]);
+    for (const { name } of ordered(this.presets)) offered.push([name, () => ({ preset: name, ...shared() })]);
     if (Object.keys(chosen.settings).some((name) => A_PRESETS.includes(name))) offered.push(["yours", given]);
     if (chosen.checkpoint) offered.push([chosen.checkpoint, () => ({ model: chosen.checkpoint, ...shared() })]);
     return offered;
@@ -91,6 +92,7 @@ export class Sheet {
       this.tiles.replaceChildren(...tiles.map((tile) => tile.element));
     }
     for (const tile of tiles) tile.preview.follow();
+    for (const [name] of wanted) this.#mark(name);
     this.tiles.dataset.count = String(Math.min(tiles.length, 4));
     if (!tiles.length) this.tiles.replaceChildren(make("p.empty", {}, "Tick what shall stand side by side."));
   }
@@ -104,18 +106,26 @@ export class Sheet {
       kind: "frame", settings, ready: this.ready, doing: "Preview",
       show: async (result) => stage.show({ before: await picture(result.after, title) }),
     });
-    const use = name === "bicubic" || name === "yours" ? null : button("Use", () => this.#use(name), { label: `Use ${title}`, kind: "quiet" });
+    const use = name === "bicubic" || name === "yours" ? null : button("Use this", () => this.#use(name), { label: `Use ${title}`, kind: "quiet" });
     const head = make("div.head", {}, make("h3", {}, title), use);
     const element = make("article.tile", { "data-name": name }, head, stage.element, preview.element);
     preview.onState((state) => { element.dataset.state = state; });
     element.dataset.state = "idle";
-    return { element, stage, preview };
+    return { element, stage, preview, use };
+  }
+
+  #mark(name) {
+    const { use } = this.#tiles.get(name);
+    const model = chosen.settings.model;
+    const used = name === model || (name === chosen.preset && !model);
+    if (!use) return;
+    use.disabled = used;
+    write(use.firstChild, used ? "In use" : "Use this");
   }
 
   #use(name) {
     const settings = shared();
     if (name === chosen.checkpoint) choose({ settings: { ...settings, model: name } });
     else choose({ preset: name, settings });
-    write(this.all.querySelector("span"), "Preview all");
   }
 }
