@@ -1,5 +1,6 @@
 """The command line: what it prints where, its exit codes, and one clear line for every kind of bad input."""
 
+import hashlib
 import json
 import os
 import re
@@ -84,6 +85,9 @@ def test_progress_as_json_lines(make_clip: Callable[..., Path], capsys: pytest.C
     assert all(set(event) == {field.name for field in fields(vidup.Progress)} for event in events)
     assert sorted({event["frame"] for event in events if event["state"] == "upscaling"}) == list(range(13))
     assert (events[0]["state"], events[-1]["state"], events[-1]["output"]) == ("loading", "done", str(output))
+    proved = vidup.Receipt(**{**events[-1]["receipt"], "source": source, "output": output})
+    assert proved.frames == 12 and f"  sha256    {hashlib.sha256(output.read_bytes()).hexdigest()}" in proved.lines()
+    assert all(event["receipt"] is None for event in events[:-1])
 
 
 def test_many_files_into_a_folder(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[str]):

@@ -12,8 +12,11 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import vidup
 from vidup import EngineError, Progress, terminal
 from vidup.cli import main
 from vidup.engines.interpolate import Interpolation
@@ -198,3 +201,19 @@ def test_an_error_never_stands_below_done(make_clip: Clips, show: Show, monkeypa
     shown = [line for line in screen.lines() if line]
     assert shown[-1] == "vidup: no" and any(line.startswith("failed") for line in shown)
     assert "done" not in screen.getvalue()
+
+
+def test_the_newest_picture_can_be_watched(make_clip: Clips, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source, folder = make_clip(rotate=90), tmp_path / "seen"
+    settings = vidup.Settings(model="nearest", scale=2, start=0.1)
+    vidup.upscale(source, tmp_path / "out.mp4", settings, runtime=vidup.Runtime(watch=str(folder)))
+    found = {path.name: Image.open(path) for path in folder.iterdir()}
+    assert {name: image.size for name, image in found.items()} == {"before.jpg": (48, 64), "after.jpg": (96, 128)}
+    times = {image.info["comment"] for image in found.values()}
+    assert len(times) == 1 and float(times.pop()) == pytest.approx(0.08, abs=0.04)  # what is shown at 0.1 s
+    shrunk = np.asarray(found["after.jpg"].resize((48, 64), Image.Resampling.BOX), float)
+    assert abs(shrunk - np.asarray(found["before.jpg"], float)).mean() < 3
+    source.with_name("taken").write_text("")
+    runtime = vidup.Runtime(watch=str(source.with_name("taken")), overwrite=True)
+    vidup.upscale(source, tmp_path / "out.mp4", settings, runtime=runtime)
+    assert "taken: the newest picture cannot be kept there" in caplog.text

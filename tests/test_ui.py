@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +22,7 @@ pytest.importorskip("starlette", reason="the extra vidup[ui] is not installed")
 from starlette.testclient import TestClient
 
 import vidup
-from vidup.ui import forms
+from vidup.ui import forms, requests, runner, runs
 from vidup.ui.safety import Folders
 from vidup.ui.server import application
 
@@ -259,3 +262,189 @@ def test_the_command_line_that_is_shown_means_what_was_filled_in():
     assert from_options(vidup.Settings, vars(typed), typed.preset) == form.settings
     assert from_options(vidup.Runtime, vars(typed)) == replace(form.runtime, overwrite=True)
     assert (typed.inputs, typed.output) == (["/a b.mp4"], "/c.mp4")
+
+
+def test_an_upload_is_bounded_and_replaces_nothing(page: TestClient, tmp_path: Path, monkeypatch: Any):
+    binary = {"content-type": "application/octet-stream"}
+    found = page.post("/api/upload", params={"name": "new film.mp4"}, content=b"abc" * 999_999, headers=binary)
+    assert found.json() == {"path": str(tmp_path / "new film.mp4")}
+    assert (tmp_path / "new film.mp4").read_bytes() == b"abc" * 999_999
+    (tmp_path / "link.mp4").symlink_to(tmp_path.parent / "nowhere")
+    for name, status in (
+        *[("clip.mp4", 409), ("new film.mp4", 409), ("link.mp4", 409), ("../x.mp4", 400), ("a/b", 400), ("", 400)],
+        *[(".x", 400), ("a\0", 400), ("x" * 201, 400)],
+    ):
+        assert page.post("/api/upload", params={"name": name}, content=b"x", headers=binary).status_code == status, name
+    assert page.post("/api/upload?name=a.mp4", content=b"x", headers=JSON).status_code == 415
+    monkeypatch.setattr(requests, "_MOST_UPLOAD", 10)
+    for content in (b"x" * 11, iter([b"x" * 11])):
+        assert page.post("/api/upload?name=b.mp4", content=content, headers=binary).status_code == 413
+    monkeypatch.setattr(requests, "_LEFT_FREE", 1 << 60)
+    assert page.post("/api/upload?name=c.mp4", content=b"x", headers=binary).status_code == 507
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "link.mp4", "new film.mp4"]
+
+
+def until(ask: Any, *states: str) -> Any:
+    """What is asked for, once it is in one of the states."""
+    for _ in range(3000):
+        found = ask()
+        if found is not None and found["state"] in states:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(found)
+
+
+def test_a_run_outlives_its_server_and_the_next_one_finds_it(make_clip: Any, tmp_path: Path):
+    clip = make_clip()
+    body = {"input": "clip.mp4", "settings": {"model": "nearest", "scale": 2, "encoder_options": "preset=ultrafast"}}
+    with client_of(tmp_path) as client:
+        name = client.post("/api/runs", json=body).json()["id"]
+        assert client.post("/api/runs", json=body).status_code == 409  # its output is that of a run
+        assert client.get(f"/api/runs/{name}/after.jpg").status_code in (200, 404)
+    with client_of(tmp_path) as client:
+        found = until(lambda: client.get("/api/runs").json()["runs"][0], "done", "failed")
+        output = tmp_path / "clip_x2.mp4"
+        assert (found["id"], found["state"], found["error"], found["output"]) == (name, "done", None, str(output))
+        assert (found["share"], found["frames"], found["of"]) == (1.0, 12, 12)
+        assert found["receipt"][0] == f"{output}: verified against {clip}" and output.is_file()
+        sizes = [Image.open(io.BytesIO(client.get(found["newest"][one]).content)).size for one in ("before", "after")]
+        assert sizes == [(128, 96), (128, 96)]
+        assert found["command"].startswith(f"vidup upscale {clip} -o {output} --model nearest --scale 2")
+        assert client.post("/api/runs", json=body).status_code == 409  # the output exists
+        assert client.post("/api/runs", json={**body, "output": "clip.mp4"}).status_code == 400
+        assert client.post("/api/runs", json={**body, "output": "../x.mp4"}).status_code == 403
+        assert client.delete(f"/api/runs/{name}", headers=JSON).status_code == 200
+        assert client.get("/api/runs").json() == {"runs": []} and output.is_file()
+        for way in ("pause", "resume", "x"):
+            assert client.post(f"/api/runs/{name}/{way}", json={}).status_code == 404
+            assert client.post(f"/api/runs/..%2f..%2fx/{way}", json={}).status_code in (404, 405)
+
+
+ACTS = """
+import json, os, signal, sys, time
+source = sys.argv[2]
+def say(**more): print(json.dumps({"file_frames": 4, **more}), flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+say(state="upscaling", file_frame=1)
+if "slow" in source:
+    while not os.path.exists(source + ".go"): time.sleep(0.01)
+if "fails" in source: say(state="failed", error="it failed"); sys.exit(1)
+if "crashes" in source: print("vidup: a last word", file=sys.stderr); sys.exit(1)
+if "killed" in source: os.kill(os.getpid(), signal.SIGKILL)
+say(state="done", file_frame=4)
+"""
+
+
+@pytest.fixture
+def acted(tmp_path: Path, monkeypatch: Any) -> Any:
+    """Runs whose processes are small scripts; a function that starts a runner in a thread."""
+
+    def start(command: list[str], *files: Any) -> Any:
+        return runs.start([sys.executable, "-S", "-c", ACTS, *command[4:]], *files)
+
+    monkeypatch.setattr(runner, "_LOOK", 0.01)
+    monkeypatch.setattr(runner, "start", start)
+    known, threads = runs.Runs(tmp_path), list[threading.Thread]()
+
+    def begin() -> threading.Thread:
+        threads.append(threading.Thread(target=runner.main, args=(tmp_path,)))
+        threads[-1].start()
+        return threads[-1]
+
+    yield known, begin, lambda name: lambda: runs.told(known.find(name))
+    for run in known.all():
+        known.forget(run.id)
+    begin().join(10)
+    for thread in threads:
+        thread.join(10)
+
+
+def test_runs_go_one_after_another_and_each_end_is_told(acted: Any, tmp_path: Path):
+    known, begin, at = acted
+    names = {
+        act: known.add(["upscale", act], Path(act), tmp_path / act) for act in ("fails", "crashes", "killed", "ok")
+    }
+    begin().join(20)
+    found = {act: (at(name)()["state"], at(name)()["error"]) for act, name in names.items()}
+    assert found["fails"] == ("failed", "it failed") and found["crashes"] == ("failed", "a last word")
+    assert found["killed"][0] == "failed" and "SIGKILL" in found["killed"][1]
+    assert found["ok"] == ("done", None)
+    assert at(names["ok"])()["share"] == 1 and at(names["fails"])()["frames"] == 0
+
+
+def test_a_run_is_paused_resumed_and_forgotten(acted: Any, tmp_path: Path):
+    known, begin, at = acted
+    first, second = (known.add(["upscale", f"slow{n}"], Path("x"), tmp_path / f"slow{n}") for n in range(2))
+    begin()
+    until(at(first), "running")
+    assert at(second)()["state"] == "waiting"
+    known.pause(second)
+    assert at(second)()["state"] == "paused"
+    known.pause(first)
+    assert at(first)()["line"] in ("stopping", "what is done is kept")
+    until(at(first), "paused")
+    known.resume(second)
+    known.resume(first)
+    begin()
+    until(at(second), "running")  # it was resumed first
+    known.forget(second)
+    until(at(first), "running")
+    with pytest.raises(vidup.VidupError, match="no such run"):
+        known.find(second)
+    os.kill(known.find(first).process[0], signal.SIGTERM)  # somebody else stops it
+    until(at(first), "paused")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [first]
+
+
+def test_the_next_runner_finds_what_a_killed_one_left(acted: Any, tmp_path: Path):
+    known, begin, at = acted
+    name = known.add(["upscale", str(tmp_path / "slow")], Path("x"), tmp_path / "slow")
+    code = (
+        f"from vidup.ui import runner, runs\nACTS = {ACTS!r}\n"
+        "runner.start = lambda c, *f: runs.start([runner.sys.executable, '-S', '-c', ACTS, *c[4:]], *f)\n"
+        f"runner.main(runs.Path({str(tmp_path)!r}))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code])
+    until(at(name), "running")
+    first.kill()
+    first.wait()
+    process = known.find(name).process
+    begin()
+    time.sleep(0.1)
+    assert at(name)()["state"] == "running" and known.find(name).process == process  # no second one beside it
+    os.kill(process[0], signal.SIGKILL)  # as the end of the machine would
+    for _ in range(1000):
+        if known.find(name).process not in (None, process):  # begun again by itself
+            break
+        time.sleep(0.01)
+    (tmp_path / "slow.go").touch()
+    until(at(name), "done")
+
+
+def test_two_runners_do_each_run_once(acted: Any, tmp_path: Path):
+    known, begin, at = acted
+    names = [known.add(["upscale", f"ok{n}"], Path("x"), tmp_path / f"ok{n}") for n in range(4)]
+    for _ in range(3):
+        begin()
+    for name in names:
+        until(at(name), "done")
+        assert len((known.folder / name / "events").read_text().splitlines()) == 2
+    known.add(["upscale", "slow"], Path("x"), tmp_path / "slow")
+    with pytest.raises(vidup.VidupError, match="is the output of a run already"):
+        known.add(["upscale"], Path("x"), tmp_path / "slow")
+
+
+def test_a_full_disk_loses_no_run_and_starts_none(acted: Any, tmp_path: Path, monkeypatch: Any):
+    known, begin, at = acted
+    name = known.add(["upscale", "ok"], Path("x"), tmp_path / "ok")
+
+    def full(*_: Any) -> None:
+        raise vidup.MediaError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "write", full)
+        with pytest.raises(vidup.MediaError):
+            runner.main(tmp_path)
+    assert at(name)()["state"] == "waiting" and not (known.folder / name / "events").exists()
+    begin()
+    until(at(name), "done")

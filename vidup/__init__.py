@@ -70,6 +70,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         plan, carrying                      all that is decided before the first frame; how much will be computed
         describe                            that in words
         pace                                how long it will take
+        watching                            the newest picture, for who wants to see how it goes
         made, worker                        what is kept of a segment; a frame's way: decode, upscale, encode, prove
         rehearse, verify                    the join without pictures; any file against its source
         numbered                            numbered pictures as an output
@@ -85,7 +86,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         forms                               the settings as fields to fill in, and the command line that is equal
         films, places                       what is in a file, what would become of it, its frames; the page's own files
         making, previews                    one frame or two seconds, before and after; who waits for them
-        server                              the routes
+        runs, runner                        what is to be run, in files; the process that runs it
+        requests, server                    what stands in a request; the routes
     terminal                            standard streams and signals
     arguments, cli                      what can be typed; call the library, exit code
 

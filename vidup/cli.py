@@ -189,16 +189,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         terminal.put(json.dumps({"verified": True, **asdict(receipt)}, default=str))
         return 0
-    height, width = receipt.size
-    terminal.put(f"{receipt.output}: verified against {receipt.source}")
-    terminal.put(f"  frames    {receipt.frames}, each at its time, {width}x{height}")
-    terminal.put(
-        f"  pictures  {receipt.compared} compared; the least like its source is so to {receipt.least_likeness:.4f}"
-    )
-    for line in receipt.streams:
-        terminal.put(f"  stream    {line}")
-    terminal.put(f"  chapters  {receipt.chapters}")
-    terminal.put(f"  sha256    {receipt.sha256}")
+    for line in receipt.lines():
+        terminal.put(line)
     return 0
 
 

@@ -252,6 +252,10 @@ class Runtime:
     report: bool = option(
         False, "write OUTPUT.html after delivery, a page to look at: the result beside the input, and what it invents"
     )
+    watch: str | None = option(
+        None,
+        "folder that keeps the newest finished picture as the job goes, after.jpg, and its source, before.jpg",
+    )
     overwrite: bool = option(False, "replace the output if it exists", flags=("-y",))
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "how the input is taken": ("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
     "streams": ("streams", "drop_streams", "no_audio", "no_subtitles", "strict"),
     "machine": ("device", "batch", "compile", "max_memory", "offload", "workers", "ray"),
-    "job": ("verify", "restart", "keep_work", "skip_done", "report", "overwrite"),
+    "job": ("verify", "restart", "keep_work", "skip_done", "report", "watch", "overwrite"),
 }
 """Under which head the help shows what; where a name stands twice, under the first that is shown."""
 

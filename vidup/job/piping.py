@@ -24,7 +24,7 @@ from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
 
-_OF_FILES = ("workers", "ray", "restart", "keep_work", "skip_done")
+_OF_FILES = ("workers", "ray", "restart", "keep_work", "skip_done", "watch")
 _OF_ENCODERS = ("codec", "crf", "bitrate", "encoder_options", "muxer_options")
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, TextIO
 
 from tqdm.auto import tqdm
 
+from vidup.proof import Receipt
+
 log = logging.getLogger(__name__)
 
 _DRAWN_EVERY = 0.1  # seconds, at the most
@@ -51,6 +53,8 @@ class Progress:
     """Files that have not ended."""
     error: str = ""
     """What the file failed with."""
+    receipt: Receipt | None = None
+    """What was proved of the file, where it is done."""
 
     @staticmethod
     def bar() -> Bar:
@@ -115,14 +119,14 @@ class Tracker:
             self._began, self._before = time.monotonic(), self._frame
         self._send("upscaling")
 
-    def end(self, output: object, error: BaseException | None = None) -> None:
+    def end(self, output: object, error: BaseException | None = None, receipt: Receipt | None = None) -> None:
         """A file has ended: it is delivered, or has failed; of that one no more frames are expected."""
         self._output = str(output)
         done, frames = self._of_file.get(_key(output), (0, 0))
         if error is not None:
             self._frames -= frames - done
         self._left -= 1
-        self._send("done" if error is None else "failed", "" if error is None else str(error))
+        self._send("done" if error is None else "failed", "" if error is None else str(error), receipt)
 
     def step(self, done: int, count: int) -> None:
         """Of the pictures in hand so many steps are done."""
@@ -139,7 +143,7 @@ class Tracker:
         self._computed += computed
         self._pixels += pixels
 
-    def _send(self, state: State, error: str = "") -> None:
+    def _send(self, state: State, error: str = "", receipt: Receipt | None = None) -> None:
         self._state, self._told = state, time.monotonic()
         if self._sink is None:
             return
@@ -151,7 +155,7 @@ class Tracker:
         done, expected = self._of_file.get(_key(self._output), (0, 0))
         event = Progress(
             state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share,
-            self._step, self._steps, done, expected, self._left, error,
+            self._step, self._steps, done, expected, self._left, error, receipt,
         )  # fmt: skip
         try:
             self._sink(event)
@@ -248,7 +252,7 @@ def json_lines(stream: TextIO) -> Sink:
     """A sink that writes one JSON object a line: state, frame, frames, fps, eta, output."""
 
     def write(event: Progress) -> None:
-        stream.write(json.dumps(asdict(event)) + "\n")
+        stream.write(json.dumps(asdict(event), default=str) + "\n")
         stream.flush()
 
     return unread(write)

@@ -67,7 +67,7 @@ def begin(
     """
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
     if runtime.skip_done and is_there(target) and _is_delivered(outcome, upscaler):
-        tracker.end(outcome.output)
+        tracker.end(outcome.output, receipt=outcome.receipt)
         return
     delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
     try:
@@ -81,7 +81,7 @@ def begin(
         yield None
         tracker.enter("loading", target)
         outcome.receipt = stills.upscale_still(upscaler, source, target, tracker)
-        tracker.end(target)
+        tracker.end(target, receipt=outcome.receipt)
         return
     job = plan.plan(source, target, upscaler.settings)
     numbered.make_folder(target)
@@ -105,7 +105,7 @@ def begin(
     if not runtime.keep_work:
         store.delete()
     tracker.advance(len(job.times), target)
-    tracker.end(target)
+    tracker.end(target, receipt=outcome.receipt)
 
 
 def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Runtime) -> Work:
@@ -339,7 +339,7 @@ def _end(work: Work, frames: int, runtime: Runtime, tracker: Tracker) -> None:
     log.info("%s: delivered and verified, %d frames%s", work.job.output, frames, share)
     if not runtime.keep_work:
         work.store.delete()
-    tracker.end(work.job.output)
+    tracker.end(work.job.output, receipt=work.outcome.receipt)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from vidup.job.crew import Report
 from vidup.job.disk import disk_full_named
 from vidup.job.plan import QUEUE_BYTES, Job, span
 from vidup.job.store import Segment
+from vidup.job.watching import Watching
 from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.reading import Readers
@@ -175,6 +176,7 @@ def upscale_segment(
         The encoder; once it is done the segment's file stands, and its pictures are those of the source. And what came
         of the proof, then.
     """
+    watching = Watching(upscaler.runtime.watch, job)
     proved: list[Compared] = []
     times: list[int] = []  # of the frames that were decoded
     begin = segment.begin if segment.lead_in is None else segment.lead_in
@@ -191,6 +193,7 @@ def upscale_segment(
                 frame = replace(frame, pts=start, duration=frame.pts + frame.duration - start)
             if not leads_in(frame):
                 times.append(frame.pts - job.offset)
+                watching.comes(frame)
             yield frame
 
     def prove(path: Path) -> None:
@@ -212,6 +215,7 @@ def upscale_segment(
         with closing(decoded), closing(results):
             for frame, is_new in results:
                 if not leads_in(frame):
+                    watching.is_made(frame, is_new)
                     encoder.put(replace(frame, pts=frame.pts - job.offset))
                     report(int(is_new))
         job.check_input()  # before the segment's file stands

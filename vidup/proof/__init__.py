@@ -42,6 +42,18 @@ class Receipt(os.PathLike[str]):
     def __fspath__(self) -> str:
         return str(self.output)
 
+    def lines(self) -> list[str]:
+        """The same in words, as ``vidup verify`` prints it."""
+        height, width = self.size
+        return [
+            f"{self.output}: verified against {self.source}",
+            f"  frames    {self.frames}, each at its time, {width}x{height}",
+            f"  pictures  {self.compared} compared; the least like its source is so to {self.least_likeness:.4f}",
+            *(f"  stream    {line}" for line in self.streams),
+            f"  chapters  {self.chapters}",
+            f"  sha256    {self.sha256}",
+        ]
+
 
 class Kept(NamedTuple):
     """What was found beside the pictures."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 import vidup
 from vidup.errors import MediaError
 from vidup.ui import forms
+from vidup.ui.safety import Refused
 
 _OPEN = 4
 """Files that are kept open."""
@@ -121,6 +123,43 @@ class Films:
         with self._lock:
             while self._videos:
                 self._videos.popitem()[1].close()
+
+
+class Newest:
+    """The newest finished pictures of runs, each with what it was made of: kept as they were read together."""
+
+    def __init__(self) -> None:
+        self._pairs: OrderedDict[str, tuple[int, str, bytes, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def at(self, name: str, folder: Path) -> str | None:
+        """The time of a run's newest picture, in seconds of its input; None where there is none yet."""
+        with self._lock:
+            with suppress(OSError, ValueError):
+                written = (folder / "after.jpg").stat().st_mtime_ns
+                if name not in self._pairs or self._pairs[name][0] != written:
+                    before, after = (folder / "before.jpg").read_bytes(), (folder / "after.jpg").read_bytes()
+                    times = [_comment(before), _comment(after)]
+                    if times[0] == times[1]:  # else it is being written: the pair before stands
+                        self._pairs[name] = written, times[0], before, after
+                        while len(self._pairs) > _OPEN:
+                            self._pairs.popitem(last=False)
+            return self._pairs[name][1] if name in self._pairs else None
+
+    def picture(self, name: str, folder: Path, which: str) -> bytes:
+        """``before.jpg``, enlarged to the result's size, or ``after.jpg``; raises Refused."""
+        pair = self._pairs.get(name) if self.at(name, folder) is not None else None
+        if pair is None or which not in ("before.jpg", "after.jpg"):
+            raise Refused("there is no such picture yet", 404)
+        if which == "after.jpg":
+            return pair[3]
+        with Image.open(io.BytesIO(pair[2])) as before, Image.open(io.BytesIO(pair[3])) as after:
+            return jpeg(before.resize(after.size, Image.Resampling.BICUBIC))
+
+
+def _comment(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        return bytes(image.info.get("comment", b"")).decode("ascii", "replace")
 
 
 def is_picture(path: Path) -> bool:

@@ -8,7 +8,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +21,7 @@ from vidup.ui.safety import Folders
 from vidup.values import scalar, words
 
 _CONFIGS = (vidup.Settings, vidup.Runtime)
-_NOT_HERE = ("overwrite",)
+_NOT_HERE = ("overwrite", "watch")
 """What the page asks for where it is needed."""
 _MOST_PRESETS = 50
 _PATHS = ("preset", "model", "vae", "tokenizer")
@@ -174,7 +174,7 @@ def _check_pairs(name: str, pairs: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}: {key}={value[:80]!r}: may name a file; give it on the command line")
 
 
-def shown(arguments: list[str]) -> str:
+def shown(arguments: Sequence[str]) -> str:
     """A command line to copy into a shell."""
     words_typed = ["vidup", *arguments]
     return subprocess.list2cmdline(words_typed) if sys.platform == "win32" else shlex.join(words_typed)

@@ -32,7 +32,7 @@ _AS_A_CLIP: dict[str, Any] = {
 """What browsers play."""
 _AS_A_PREVIEW: dict[str, Any] = {
     **{"workers": 1, "ray": None, "overwrite": True, "restart": False, "skip_done": False, "keep_work": False},
-    **{"report": False, "strict": False, "verify": "fast"},
+    **{"report": False, "watch": None, "strict": False, "verify": "fast"},
 }
 _PLAIN = ("nearest", "bilinear", "bicubic", "lanczos")
 """Models that do not ask how coarsely a file was encoded."""

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import vidup
-from vidup.errors import ConfigError, VidupError, first_line
-from vidup.ui import forms, places
-from vidup.ui.films import VIDEOS, Films, Looks, estimate, jpeg, told
+from vidup.errors import ConfigError
+from vidup.ui import forms, places, runs
+from vidup.ui.films import VIDEOS, Films, Looks, Newest, estimate, jpeg, told
 from vidup.ui.previews import Previews
-from vidup.ui.safety import Folders, Guard, Refused, listing, refusal
-
-log = logging.getLogger(__name__)
+from vidup.ui.requests import Answer, Given, from_body, from_query, number, upload
+from vidup.ui.runs import Runs
+from vidup.ui.safety import Folders, Guard, Refused, listing
 
 PAGE = Path(__file__).parent / "page"
-_MOST_BYTES = 1 << 20
-"""Of a request that is no upload."""
-
-Answer = dict[str, Any] | Response
-Given = dict[str, Any]
-"""What stands in a request."""
 
 
 class Server:
@@ -40,7 +30,9 @@ class Server:
 
     def __init__(self, folders: Folders) -> None:
         self.folders, self.films, self.looks = folders, Films(), Looks()
-        self.previews = Previews(self.films, places.of_this_process(places.made(places.state() / "previews")))
+        home = places.state()
+        self.previews = Previews(self.films, places.of_this_process(places.made(home / "previews")))
+        self.runs, self.newest = Runs(places.made(home / "runs")), Newest()
 
     def start(self, query: Given) -> Answer:
         """What the page needs at first."""
@@ -112,21 +104,73 @@ class Server:
         form = forms.read(body.get("settings", {}), self.folders)
         return {"path": str(forms.save(str(body.get("name", "")), form, self.folders, bool(body.get("replace"))))}
 
+    def run(self, body: Given) -> Answer:
+        """Queue a run."""
+        source, form = self._asked(body)
+        output = self.folders.output(body["output"]) if body.get("output") else None
+        output = self.looks.plan(source, form, output).output  # refuses what cannot be before it waits for its turn
+        if output == source:
+            raise ConfigError(f"{output}: is the input; give the output another name")
+        if output.exists() and not body.get("replace"):
+            raise Refused(f"{output}: exists; replace it, or give another name", 409)
+        name = self.runs.add(form.arguments(source, output, bool(body.get("replace"))), source, output)
+        self.previews.let_go()
+        self.runs.wake()
+        return {"id": name}
+
+    def all_runs(self, query: Given) -> Answer:
+        """All runs, and how far they are."""
+        self.runs.wake()
+        found = []
+        for run in self.runs.all():
+            at = self.newest.at(run.id, run.folder / "newest")
+            address = f"/api/runs/{run.id}"
+            newest = {"at": at, "before": f"{address}/before.jpg?at={at}", "after": f"{address}/after.jpg?at={at}"}
+            found.append({**runs.told(run), "command": forms.shown(run.command), "newest": newest if at else None})
+        return {"runs": found}
+
+    def run_picture(self, query: Given) -> Answer:
+        """The newest finished picture of a run, or its source at the same size."""
+        run = self.runs.find(query["id"])
+        picture = self.newest.picture(run.id, run.folder / "newest", query["name"])
+        return Response(picture, media_type="image/jpeg")
+
+    def run_change(self, body: Given) -> Answer:
+        """Pause a run, or let it go on."""
+        change = {"pause": self.runs.pause, "resume": self.runs.resume}.get(body["change"])
+        if change is None:
+            raise Refused("there is no such page", 404)
+        change(body["id"])
+        self.runs.wake()
+        return {}
+
+    def run_end(self, query: Given) -> Answer:
+        """Stop a run and forget it."""
+        self.runs.forget(query["id"])
+        self.runs.wake()
+        return {}
+
     def _asked(self, body: Given) -> tuple[Path, forms.Form]:
         return self.folders.file(body.get("input", "")), forms.read(body.get("settings", {}), self.folders)
 
     def routes(self) -> list[Route | Mount]:
         """All of them."""
         return [
-            Route("/api/start", _query(self.start)),
-            Route("/api/folder", _query(self.folder)),
-            Route("/api/look", _body(self.look), methods=["POST"]),
-            Route("/api/frame", _query(self.frame)),
-            Route("/api/preview", _body(self.preview), methods=["POST"]),
-            Route("/api/preview/{id}", _query(self.preview_state)),
-            Route("/api/preview/{id}", _query(self.preview_end), methods=["DELETE"]),
-            Route("/api/preview/{id}/{name}", _query(self.preview_file)),
-            Route("/api/preset", _body(self.preset), methods=["POST"]),
+            Route("/api/start", from_query(self.start)),
+            Route("/api/folder", from_query(self.folder)),
+            Route("/api/look", from_body(self.look), methods=["POST"]),
+            Route("/api/frame", from_query(self.frame)),
+            Route("/api/preview", from_body(self.preview), methods=["POST"]),
+            Route("/api/preview/{id}", from_query(self.preview_state)),
+            Route("/api/preview/{id}", from_query(self.preview_end), methods=["DELETE"]),
+            Route("/api/preview/{id}/{name}", from_query(self.preview_file)),
+            Route("/api/preset", from_body(self.preset), methods=["POST"]),
+            Route("/api/upload", upload(self.folders), methods=["POST"]),
+            Route("/api/runs", from_body(self.run), methods=["POST"]),
+            Route("/api/runs", from_query(self.all_runs)),
+            Route("/api/runs/{id}", from_query(self.run_end), methods=["DELETE"]),
+            Route("/api/runs/{id}/{change}", from_body(self.run_change), methods=["POST"]),
+            Route("/api/runs/{id}/{name}", from_query(self.run_picture)),
             Mount("/", StaticFiles(directory=PAGE, html=True)),
         ]
 
@@ -134,64 +178,6 @@ class Server:
         """Let everything go."""
         self.previews.close()
         self.films.close()
-
-
-def number(given: Given, name: str) -> float:
-    """A number of a request, 0 where there is none; not below 0."""
-    try:
-        found = float(given.get(name) or 0)
-    except (TypeError, ValueError):
-        found = -1.0
-    if not 0 <= found < 1e9:
-        raise ConfigError(f"{name} = {str(given.get(name))[:80]!r}: expected a number of 0 or more")
-    return found
-
-
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def _query(handle: Callable[[Given], Answer]) -> Endpoint:
-    """A handler of what stands in the address, run in a thread."""
-
-    async def answer(request: Request) -> Response:
-        return await _answered(handle, {**request.query_params, **request.path_params})
-
-    return answer
-
-
-def _body(handle: Callable[[Given], Answer]) -> Endpoint:
-    """A handler of a JSON object, run in a thread."""
-
-    async def answer(request: Request) -> Response:
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > _MOST_BYTES:
-                return refusal(f"the request is of more than {_MOST_BYTES} bytes", 413)
-        try:
-            body = json.loads(data or b"{}")
-        except (ValueError, RecursionError):
-            return refusal("the request is no JSON", 400)
-        if not isinstance(body, dict):
-            return refusal("the request is no JSON object", 400)
-        return await _answered(handle, {**body, **request.path_params})
-
-    return answer
-
-
-async def _answered(handle: Callable[[Given], Answer], given: Given) -> Response:
-    try:
-        answer = await run_in_threadpool(handle, given)
-    except Refused as error:
-        return refusal(str(error), error.status)
-    except VidupError as error:
-        return refusal(str(error), 400)
-    except OSError as error:
-        return refusal(first_line(error), 400)
-    except Exception as error:  # a fault of the code: told, and logged whole
-        log.exception("%s", error)
-        return refusal(f"{type(error).__name__}: {first_line(error)}", 500)
-    return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 
 def application(folders: Folders, token: str, host: str, port: int) -> Starlette:

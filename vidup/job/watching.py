@@ -1,0 +1,70 @@
+"""The newest finished picture of a job, kept as a file beside what it was made of, for who wants to see how it goes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from PIL import Image
+
+from vidup.errors import first_line
+from vidup.frame import Frame
+from vidup.job.plan import Job
+from vidup.picture import color
+from vidup.picture.geometry import Turn
+
+log = logging.getLogger(__name__)
+
+_EVERY = 2.0  # seconds, at the least
+_SHARE = 0.05  # of the time that may go into it
+
+
+class Watching:
+    """Writes ``before.jpg`` and ``after.jpg``, upright, the time in the file as their comment; each is whole at any
+    moment, and two of one time belong together. What cannot be written ends that, and nothing else.
+
+    Args:
+        folder: where to, is made where it is not there; None writes nothing.
+    """
+
+    def __init__(self, folder: str | None, job: Job) -> None:
+        self._folder, self._job = Path(folder) if folder else None, job
+        self._sources: dict[int, Frame] = {}
+        self._due = 0.0
+
+    def comes(self, frame: Frame) -> None:
+        """A frame of the source, before it is upscaled."""
+        if self._folder is not None:
+            self._sources[frame.pts] = frame
+
+    def is_made(self, frame: Frame, is_new: bool) -> None:
+        """The result of a frame that came, with its time."""
+        source = self._sources.pop(frame.pts, None)
+        if self._folder is None or source is None or not is_new or time.monotonic() < self._due:
+            return
+        began, info, turn = time.monotonic(), self._job.info, self._job.turn
+        at = f"{float(frame.pts * frame.time_base - info.begin):.3f}"
+        try:
+            self._folder.mkdir(exist_ok=True)
+            _write(self._folder / "before.jpg", source, info.rotation, at)
+            _write(self._folder / "after.jpg", frame, info.rotation if turn == Turn() else 0, at)
+        except (OSError, ValueError) as error:  # JPEG has at most 65,535 pixels a side
+            log.warning("%s: the newest picture cannot be kept there: %s", self._folder, first_line(error))
+            self._folder, self._sources = None, {}
+        now = time.monotonic()
+        self._due = now + max(_EVERY, (now - began) / _SHARE)
+
+
+def _write(path: Path, frame: Frame, rotation: int, comment: str) -> None:
+    rgb = color.to_array(frame)
+    image = Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
+    part = path.with_name(f".{uuid4().hex}.part")  # several workers may write
+    try:
+        image.rotate(rotation, expand=True).save(part, "JPEG", quality=90, subsampling=0, comment=comment.encode())
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,302 @@
+"""Runs: what is to be upscaled, in a folder that servers and the runner share.
+
+A run is a folder with ``run.json`` (the command), ``wish.json`` (what people want of it), ``process.json`` while its
+process is there, ``end.json`` once it has ended, and what the process writes: ``events``, ``errors``, ``newest/``. Each
+file is replaced whole. Who changes what state a run is in holds the folder's lock while it looks and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+import vidup
+from vidup.errors import MediaError, system_words
+from vidup.ui import places
+from vidup.ui.safety import Refused
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"\d{20}-[0-9a-f]{8}")
+_TAIL = 1 << 14
+"""Bytes of a file's end in which its last line is."""
+_MOST_RUNS = 200
+_WAIT = 10.0  # seconds for a lock that is held for milliseconds
+
+State = Literal["waiting", "running", "paused", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder has it."""
+
+    folder: Path
+    command: tuple[str, ...]
+    """Behind the name of the program."""
+    input: Path
+    output: Path
+    wish: Literal["run", "pause", "forget"]
+    since: int
+    """When that was wished for, in nanoseconds: those that wait are run in this order."""
+    process: tuple[int, int] | None
+    """See `places.identity`; None where there is none, or it is gone."""
+    end: dict[str, Any] | None
+    """``state`` and ``error``, of a process that has ended since."""
+
+    @property
+    def id(self) -> str:
+        """What it is asked for by."""
+        return self.folder.name
+
+    @property
+    def state(self) -> State:
+        """What it is at."""
+        if self.process is not None:
+            return "running"
+        if self.end is not None:
+            ended: State = self.end["state"]
+            return ended
+        return "paused" if self.wish == "pause" else "waiting"
+
+
+class Runs:
+    """The runs of a user.
+
+    Args:
+        folder: theirs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep all others from changing the state of a run; raises MediaError."""
+        try:
+            with FileLock(self.folder / "lock", timeout=_WAIT):
+                yield
+        except Timeout:
+            raise MediaError(f"{self.folder}: is locked by another process; try again") from None
+
+    def alone(self) -> FileLock:
+        """The lock that the runner holds as long as it lives."""
+        return FileLock(self.folder / "runner.lock", timeout=0)
+
+    def add(self, command: Sequence[str], source: Path, output: Path) -> str:
+        """Queue a run.
+
+        Returns:
+            What it is asked for by.
+
+        Raises:
+            Refused: a run that has not ended has the same output, or there are too many.
+            MediaError: it cannot be written.
+        """
+        with self.held():
+            known = self.all()
+            if len(known) >= _MOST_RUNS:
+                raise Refused(f"there are {len(known)} runs; remove some that are done", 429)
+            if any(run.output == output and run.state in ("waiting", "running", "paused") for run in known):
+                raise Refused(f"{output}: is the output of a run already; remove that one, or give another name", 409)
+            now = time.time_ns()
+            folder = places.made(self.folder / f"{now:020}-{secrets.token_hex(4)}")
+            facts = {"command": list(command), "input": str(source), "output": str(output)}
+            write(folder / "wish.json", {"wish": "run", "since": now})
+            write(folder / "run.json", facts)  # the last: before it there is no run
+        return folder.name
+
+    def all(self) -> list[Run]:
+        """All runs, in the order in which they were added."""
+        try:
+            names = sorted(path.name for path in self.folder.iterdir() if _ID.fullmatch(path.name))
+        except OSError as error:
+            raise MediaError(system_words(error, self.folder)) from None
+        found = (self._read(self.folder / name) for name in names)
+        return [run for run in found if run is not None and run.wish != "forget"]
+
+    def find(self, name: str) -> Run:
+        """A run by its id; raises Refused."""
+        found = self._read(self.folder / name) if _ID.fullmatch(name) else None
+        if found is None or found.wish == "forget":
+            raise Refused("there is no such run any more", 404)
+        return found
+
+    def pause(self, name: str) -> None:
+        """Stop a run kindly, or keep it from beginning; what is done is kept, and one that has ended stays as it is."""
+        with self.held():
+            run = self.find(name)
+            if run.state in ("waiting", "running"):
+                write(run.folder / "wish.json", {"wish": "pause", "since": run.since})
+
+    def resume(self, name: str) -> None:
+        """Queue a run again, behind those that wait; it goes on where it was."""
+        with self.held():
+            run = self.find(name)
+            if run.state in ("paused", "failed"):
+                write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
+                (run.folder / "end.json").unlink(missing_ok=True)
+            elif run.state == "running" and run.wish == "pause":  # it is stopping
+                write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
+
+    def forget(self, name: str) -> None:
+        """Stop a run and remove what is known of it; what it has written beside its output stays there."""
+        with self.held():
+            run = self.find(name)
+            write(run.folder / "wish.json", {"wish": "forget", "since": run.since})
+            if run.process is None:
+                self.remove(run)
+
+    def remove(self, run: Run) -> None:
+        """Remove what is known of a run; held."""
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+    def look(self, run: Run) -> Run | None:
+        """A run as it is now, one that is forgotten too; None where it is gone."""
+        return self._read(run.folder)
+
+    def next(self) -> Run | None:
+        """The run that has waited longest."""
+        waiting = [run for run in self.all() if run.state == "waiting"]
+        return min(waiting, key=lambda run: (run.since, run.id), default=None)
+
+    def unsettled(self) -> list[Run]:
+        """Runs that nobody has seen to since their process began, those that are forgotten among them."""
+        found = (self._read(path) for path in sorted(self.folder.iterdir()) if _ID.fullmatch(path.name))
+        return [run for run in found if run is not None and (run.folder / "process.json").exists()]
+
+    def wake(self) -> None:
+        """See that there is a runner, where there is something to do."""
+        if not (self.next() or self.unsettled()):
+            return
+        try:
+            with self.alone():
+                pass
+        except Timeout:
+            return  # it looks for more before it ends
+        command = [sys.executable, "-P", "-m", "vidup.ui.runner", str(self.folder)]
+        with (self.folder / "runner.log").open("ab") as errors:
+            process = start(command, subprocess.DEVNULL, errors)
+        threading.Thread(target=process.wait, daemon=True).start()  # or it stays in the system's list when it has ended
+
+    def _read(self, folder: Path) -> Run | None:
+        """A run; None where it is none, or goes just now."""
+        facts, wish = read(folder / "run.json"), read(folder / "wish.json")
+        process, end = read(folder / "process.json"), read(folder / "end.json")
+        if facts is None or wish is None:
+            return None
+        try:
+            of = (int(process["pid"]), int(process["began"])) if process is not None else None
+            return Run(
+                folder, tuple(map(str, facts["command"])), Path(facts["input"]), Path(facts["output"]), wish["wish"],
+                int(wish["since"]), of if of is not None and places.is_alive(*of) else None, end,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def told(run: Run) -> dict[str, Any]:
+    """A run as the page takes it, but for its pictures."""
+    event = last_event(run)
+    state, frames, of = run.state, event.get("file_frame") or 0, event.get("file_frames") or 0
+    share = 1.0 if state == "done" else frames / of if of else 0.0
+    if not of and event.get("steps"):
+        share = event["step"] / event["steps"]
+    going = state == "running"
+    return {
+        "id": run.id, "input": str(run.input), "output": str(run.output), "state": state,
+        "share": round(min(share, 1.0), 4), "frames": frames, "of": of,
+        "rate": event.get("fps") if going else None, "time_left": event.get("eta") if going else None,
+        "diffused": event.get("computed"), "line": _line(run, event), "error": (run.end or {}).get("error") or None,
+        "receipt": _receipt(event) if state == "done" else [],
+    }  # fmt: skip
+
+
+def _line(run: Run, event: dict[str, Any]) -> str:
+    """What a run is at, in words."""
+    if run.state != "running":
+        return {"waiting": "waits for its turn", "paused": "what is done is kept"}.get(run.state, "")
+    if run.wish != "run":
+        return "stopping"
+    step = f", step {event['step']} of {event['steps']}" if event.get("step") else ""
+    words = {"": "starting", "loading": "loading the model", "compiling": "compiling the model"}
+    state = event.get("state", "")
+    return words.get(state, f"{state}{step}")
+
+
+def _receipt(event: dict[str, Any]) -> list[str]:
+    with suppress(TypeError, KeyError, ValueError):
+        return vidup.Receipt(**event["receipt"]).lines()
+    return []
+
+
+def last_event(run: Run) -> dict[str, Any]:
+    """The last that a run's process said; empty where it said nothing."""
+    for line in reversed(tail(run.folder / "events")):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a file, whole ones."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a small file whole; raises MediaError."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise MediaError(f"{path}: cannot be written: {error.strerror}; make room, then try again") from None
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What `write` wrote; None where there is none that is whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def start(command: Sequence[str], output: Any, errors: Any) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one, without its terminal and its files."""
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+        apart = {"creationflags": flags}
+    home, environment = Path(vidup.__file__).resolve().parent.parent, dict(os.environ)
+    if home.name not in ("site-packages", "dist-packages"):  # a checkout, which the current folder may not be
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), environment.get("PYTHONPATH", "")]))
+    return subprocess.Popen(
+        list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment, **apart
+    )
