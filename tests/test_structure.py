@@ -56,8 +56,8 @@ WINGS = {
     },
     "doctor": {"errors", "engines", "media"},
     "vapoursynth": {"errors", "config", "engines", "upscaler"},
-    "ui": {"errors", "options", "values"},
     "terminal": {"errors"},
+    "ui": {"errors", "options", "values", "terminal"},
     "arguments": {"config", "options", "presets", "bench"},
     "cli": {
         "paths",

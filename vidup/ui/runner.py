@@ -16,14 +16,15 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from vidup.terminal import STOP_SIGNALS
 from vidup.ui import places
 from vidup.ui.runs import Run, Runs, last_event, start, tail, write
 
 _LOOK = 0.25  # seconds
 _PATIENCE = 20.0
 """Seconds after which a run that was asked to stop is asked again, and after as many more is ended."""
-_INTERRUPTED = 130
-"""What a run ends with that was stopped."""
+_INTERRUPTED = (130, *(-number for number in STOP_SIGNALS))
+"""What a run ends with that was stopped, and one that was while Python began."""
 _MOST_BYTES = 16 << 20
 """Of what a run's process says; only the last is of interest."""
 
@@ -128,9 +129,9 @@ def _settle(runs: Runs, run: Run, code: int | None, asked: bool) -> None:
     event, record = last_event(now), {"state": "done", "error": ""}
     if event.get("state") == "done":
         write(run.folder / "end.json", record)
-    elif event.get("state") == "failed" or not (asked or now.wish == "pause" or code in (None, _INTERRUPTED)):
+    elif event.get("state") == "failed" or not (asked or now.wish == "pause" or code in (None, *_INTERRUPTED)):
         write(run.folder / "end.json", {"state": "failed", "error": _why(now, event, code)})
-    elif now.wish == "run" and not asked and code == _INTERRUPTED:  # somebody else asked it to stop
+    elif now.wish == "run" and not asked and code in _INTERRUPTED:  # somebody else asked it to stop
         write(run.folder / "wish.json", {"wish": "pause", "since": now.since})
     # Else it is paused, or goes on when its turn comes: it ended together with its runner, as by a reboot.
     (run.folder / "process.json").unlink(missing_ok=True)
