@@ -81,6 +81,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         stopwatch                           the stages of a frame's way, timed
     doctor                              whether this machine is ready
     vapoursynth                         a function for VapourSynth scripts
+    terminal                            standard streams and signals
     ui/                                 a local page: choose, preview, compare, run (page/ is what the browser gets)
         safety                              who may ask, and for which files
         forms                               the settings as fields to fill in, and the command line that is equal
@@ -88,7 +89,6 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         making, previews                    one frame or two seconds, before and after; who waits for them
         runs, runner                        what is to be run, in files; the process that runs it
         requests, server                    what stands in a request; the routes
-    terminal                            standard streams and signals
     arguments, cli                      what can be typed; call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->
