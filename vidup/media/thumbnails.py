@@ -18,6 +18,7 @@ from vidup.picture.color import YCGCO
 _SCALER_CODES = {1: 1, 4: 4, 7: 7, 9: 9}  # the matrices of H.273 that the scaler knows beside BT.601
 _BT601 = 5
 _FULL = 2  # AVCOL_RANGE_JPEG
+_EVERY_COLUMN = 0x2000  # SWS_FULL_CHR_H_INT: packed pixels get their own colour each, as planar ones do
 
 
 class Thumbnail(NamedTuple):
@@ -38,32 +39,55 @@ def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> 
     """
     scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name is looked up for each frame
     matrix = _SCALER_CODES.get(color.matrix, _BT601)  # always said: it refuses some tags of frames
+    kinds: dict[str, _Kind] = {}
     for frame in frames:
-        kind = frame.format
-        is_rgb = kind.is_rgb or kind.has_palette
-        ycgco = color.matrix == YCGCO and not is_rgb and len(kind.components) >= 3
+        name = frame.format.name
+        if (kind := kinds.get(name)) is None:
+            kind = kinds[name] = _kind(frame.format, color)
+        # Packed pixels are one plane to take, at half of the time of a tiny picture, and the same bits where the size
+        # changes; where it does not, the scaler converts some formats more coarsely.
+        is_packed = not kind.ycgco and (frame.width, frame.height) != (width, height)
         small: Any = scaler.reformat(
             frame,
             width,
             height,
-            "yuv444p16le" if ycgco else "gbrp16le",
+            "yuv444p16le" if kind.ycgco else "rgb48le" if is_packed else "gbrp16le",
             src_colorspace=matrix,
             dst_colorspace=matrix,
-            interpolation=area,
-            src_color_range=_FULL if is_rgb or color.full_range else 1,
+            interpolation=area | _EVERY_COLUMN if is_packed else area,
+            src_color_range=_FULL if kind.is_full else 1,
             dst_color_range=_FULL,
             threads=1,
         )
-        planes = [np.frombuffer(plane, np.uint16).reshape(height, -1)[:, :width] for plane in small.planes]
-        if ycgco:
-            picture = _from_ycgco(*planes)
+        planes = [np.frombuffer(plane, np.uint16).reshape(height, -1) for plane in small.planes]
+        if is_packed:
+            pixels = planes[0][:, : 3 * width].reshape(height, width, 3)
+            picture = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        elif kind.ycgco:
+            picture = _from_ycgco(*(plane[:, :width] for plane in planes))
         else:  # the planes are green, blue, red
             picture = np.empty((3, height, width), np.uint16)
-            picture[1], picture[2], picture[0] = planes
-        # The scaler takes these formats as full range, whatever is set.
-        if not color.full_range and kind.name.startswith(("gray", "ya", "yuvj")):
-            picture = _expanded(picture)
-        yield Thumbnail(frame.pts, picture)
+            picture[1], picture[2], picture[0] = (plane[:, :width] for plane in planes)
+        yield Thumbnail(frame.pts, _expanded(picture) if kind.is_limited else picture)
+
+
+class _Kind(NamedTuple):
+    """How pictures of one format are taken."""
+
+    ycgco: bool
+    is_full: bool
+    """What the scaler is told of the range."""
+    is_limited: bool
+    """The scaler takes it as full range, whatever is set."""
+
+
+def _kind(pixels: Any, color: Color) -> _Kind:
+    is_rgb = pixels.is_rgb or pixels.has_palette
+    return _Kind(
+        color.matrix == YCGCO and not is_rgb and len(pixels.components) >= 3,
+        is_rgb or color.full_range,
+        not color.full_range and pixels.name.startswith(("gray", "ya", "yuvj")),
+    )
 
 
 def _from_ycgco(*planes: NDArray[np.uint16]) -> NDArray[np.uint16]:

@@ -140,8 +140,7 @@ def _neighbours(every: Floats, there: NDArray[np.bool_], away: Floats, plain: Fl
 
 def _floats(pictures: NDArray[np.uint16]) -> Floats:
     """(..., 3, pixels), 1 is white; the last axes as they were."""
-    result = pictures.astype(np.float32)
-    result /= np.float32(65535)
+    result: Floats = np.multiply(pictures, np.float32(1 / 65535), dtype=np.float32)
     return result
 
 

@@ -179,6 +179,7 @@ class _Source:
         self.delivery, self.low, self.high = delivery, low, high
         self._readers = readers
         self._size, self._turn = _small_size(delivery), delivery.turn
+        self._is_upright = delivery.turn == Turn()
         begin, end = max(0, low - REACH), min(len(times), high + REACH)
         self._places = {times[place] + delivery.offset: place for place in range(begin, end)}
         self._window: dict[int, Picture] = {}
@@ -212,7 +213,7 @@ class _Source:
                     yield self._places[pts], self._turned(picture)
 
     def _turned(self, picture: Picture) -> Picture:
-        if self._turn == Turn():
+        if self._is_upright:
             return picture
         # torch knows no uint16 to flip: the bits are the same in int16.
         turned = self._turn(torch.from_numpy(picture.view(np.int16))).contiguous()
