@@ -371,3 +371,40 @@ def test_file_to_file(make_film: Callable[..., Path], tmp_path: Path, mode: Any,
             np.testing.assert_array_equal(luma_of(frame), woven(index, True, 352, 288))
         else:
             assert psnr(luma_of(frame), moment(index * 48 // count, 352, 288)) > 30
+
+
+@pytest.fixture
+def still_film(tmp_path: Path) -> Path:
+    """Woven frames, 25 a second, whose fourth is shown for two seconds."""
+    path = tmp_path / "still.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.options = {"x264-params": "tff=1:bframes=0", "crf": "4", "preset": "ultrafast"}
+        for index, time in enumerate([0, 1, 2, 3, 53, 54, 55, 56]):
+            frame = as_frame(woven(4 * index, True, 96, 64), time)
+            frame.time_base, frame.color_range = Fraction(1, 25), 0
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("leads_in", [False, True])
+@pytest.mark.parametrize("asked", [{"start": 1.0}, {"start": 1.7}, {"start": 1.0, "duration": 0.5}])
+def test_a_part_that_begins_in_a_still_of_fields_shows_it(
+    still_film: Path, tmp_path: Path, asked: dict[str, float], leads_in: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vidup.engines.carries", lambda settings: leads_in)
+    settings = Settings(model="nearest", scale=1, codec="ffv1", deinterlace="field", **asked)
+    output = vidup.upscale(still_film, tmp_path / "out.mkv", settings).output
+    assert vidup.verify(still_film, output, settings).frames == (2 if "duration" in asked else 10)
+    with av.open(str(output)) as container:
+        found = list(container.decode(video=0))
+    until = min(2.12 - asked["start"], asked.get("duration", 9.0))
+    times = [0.0, until / 2]
+    if "duration" not in asked:
+        times += [until + index / 50 for index in range(8)]
+    assert [float(frame.pts * frame.time_base) for frame in found] == pytest.approx(times, abs=0.0011)
+    for index, frame in enumerate(found):
+        number = 6 + index  # of the fields
+        assert psnr(luma_of(frame), moment(8 * (number // 2) + number % 2, 96, 64)) > 26

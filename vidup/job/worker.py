@@ -186,11 +186,11 @@ def upscale_segment(
         return frame.pts * frame.time_base < written
 
     def decode() -> Iterator[Frame]:
+        shown = _shown_already(job, segment, begin)
         for frame in decoding.decode(job.info, begin, segment.end, job.settings, readers):
-            end = (frame.pts + frame.duration) * frame.time_base
-            if leads_in(frame) and end > written:  # it is shown already when the part begins
-                start = int(written / frame.time_base)
-                frame = replace(frame, pts=start, duration=frame.pts + frame.duration - start)
+            if frame.pts in shown:
+                pts, duration = shown[frame.pts]
+                frame = replace(frame, pts=pts, duration=duration)
             if not leads_in(frame):
                 times.append(frame.pts - job.offset)
                 watching.comes(frame)
@@ -224,6 +224,20 @@ def upscale_segment(
     except BaseException:
         encoder.close()
         raise
+
+
+def _shown_already(job: Job, segment: Segment, begin: int) -> dict[int, tuple[int, int]]:
+    """Times and durations in the job, by their own times, of what is shown already when the job's part begins.
+
+    Decoding that begins before the part, to lead in, does not know of it.
+    """
+    low, first = job.info.pts[job.low], job.span[0]
+    if first is None or first <= low or segment.begin != first or begin >= first:
+        return {}
+    following = job.info.pts[job.low + 1] if job.low + 1 < len(job.info.pts) else None
+    end = segment.end if following is None or (segment.end is not None and segment.end < following) else following
+    own, shown = (decoding.schedule(job.info, job.settings, one, end)[1] for one in (low, first))
+    return dict(zip(own, shown.items(), strict=True))
 
 
 def _numbers(job: Job, segment: Segment, begin: int) -> tuple[int, tuple[int, int] | None]:

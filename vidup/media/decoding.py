@@ -38,8 +38,8 @@ def decode(
     """Decode the frames that are shown from `begin` to `end`, in the order of their times.
 
     A frame lasts until the next one begins or the part ends, the last one as long as the file says; one that is shown
-    already comes at `begin` (but not where fields become frames). The times are in `info.time_base`;
-    where fields become frames, in half of it.
+    already comes at `begin`. The times are in `info.time_base`; where fields become frames, in half of it, and each of
+    the two lasts for half of the time that their frame is shown in the part.
 
     Args:
         begin, end: in units of `info.time_base`; all frames where not given.
@@ -63,14 +63,15 @@ def pictures(
     info: MediaInfo, begin: int | None, end: int | None, settings: Settings, readers: Readers | None = None
 ) -> Generator[Any, None, None]:
     """The frames that `decode` gives, as PyAV's and in the decoder's own format, each with its time and duration."""
-    low, high = places(info, settings, begin, end)
+    low, high = places(info, begin, end)
     if low >= high:
         return
     unit, spans = schedule(info, settings, begin, end)
-    shown_already = {info.pts[low]: next(iter(spans))} if unit == info.time_base else {}
+    own = schedule(info, settings, info.pts[low], info.pts[high] if high < len(info.pts) else None)[1]
+    shown = dict(zip(own, spans, strict=True))  # frames may begin before the part, or end after it
     deinterlacing = deinterlaces(info, settings)
     ahead, behind = (_LEAD_IN, 1) if deinterlacing else (0, 0)
-    last = next(reversed(spans))
+    last = next(reversed(own))
     around = max(0, low - ahead), min(high + behind, len(info.pts))
     with closing(_pictures(info, *around, settings, readers)) as found:
         read: Iterator[Any] = found
@@ -79,19 +80,19 @@ def pictures(
             until = info.end if high == len(info.pts) else None
             read = interlace.deinterlaced(_in_planes(read, info), mode, info.field_order, until)
         for picture in read:
-            picture.pts = shown_already.get(picture.pts, picture.pts)
-            if picture.pts in spans:
-                picture.duration, picture.time_base = spans[picture.pts], unit
+            time = picture.pts
+            if time in shown:
+                picture.pts, picture.duration, picture.time_base = shown[time], spans[shown[time]], unit
                 yield picture
-            if picture.pts >= last:
+            if time >= last:
                 return
 
 
-def places(info: MediaInfo, settings: Settings, begin: int | None = None, end: int | None = None) -> tuple[int, int]:
+def places(info: MediaInfo, begin: int | None = None, end: int | None = None) -> tuple[int, int]:
     """The places in `info.pts` of the frames that `decode` gives: low <= place < high."""
     low = 0 if begin is None else bisect_left(info.pts, begin)
     high = len(info.pts) if end is None else bisect_left(info.pts, end)
-    if begin is None or (settings.deinterlace == "field" and deinterlaces(info, settings)) or begin >= info.end:
+    if begin is None or begin >= info.end:
         return low, high
     return max(0, bisect_right(info.pts, begin) - 1), high
 
@@ -100,17 +101,34 @@ def schedule(
     info: MediaInfo, settings: Settings, begin: int | None = None, end: int | None = None
 ) -> tuple[Fraction, dict[int, int]]:
     """The frames that `decode` gives: the unit of their times in seconds, and time -> duration, rising."""
-    low, high = places(info, settings, begin, end)
+    low, high = places(info, begin, end)
     times = [*info.pts[low : high + 1], *([info.end] if high >= len(info.pts) else [])]
-    if settings.deinterlace == "field" and deinterlaces(info, settings):
-        # In half units the second field's moment is a whole number: between its frame and the next.
-        halves = [(time, b - a) for a, b in pairwise(times) for time in (2 * a, a + b)]
-        return info.time_base / 2, dict(halves)
     if begin is not None and low < high:
         times[0] = max(times[0], begin)
     if end is not None and low < high:
         times[-1] = min(times[-1], end)
+    if settings.deinterlace == "field" and deinterlaces(info, settings):
+        # In half units the second field's moment is a whole number: between its frame and the next.
+        halves = [(time, b - a) for a, b in pairwise(times) for time in (2 * a, a + b)]
+        return info.time_base / 2, dict(halves)
     return info.time_base, {a: b - a for a, b in pairwise(times)}
+
+
+def part_around(
+    info: MediaInfo, unit: Fraction, first: int, last: int, within: tuple[int | None, int | None]
+) -> tuple[int, int | None]:
+    """From when to when to decode for the frames that `schedule` has at some times: all of the source's frames.
+
+    Args:
+        first, last: times of a schedule, whose unit is `unit` seconds.
+        within: the part that the schedule is of; as what is returned in `info.time_base`.
+    """
+    fields = int(info.time_base / unit)
+    begin, end = info.pts[max(0, bisect_right(info.pts, first // fields) - 1)], within[1]
+    following = bisect_right(info.pts, last // fields)
+    if following < len(info.pts):
+        end = info.pts[following] if end is None else min(end, info.pts[following])
+    return begin if within[0] is None else max(begin, within[0]), end
 
 
 def deinterlaces(info: MediaInfo, settings: Settings) -> bool:

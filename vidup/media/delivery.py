@@ -88,7 +88,7 @@ def plan_delivery(info: MediaInfo, container: Container, settings: Settings) -> 
     elif info.pts[0] < 0 and container.below_zero == "hidden":
         trim = Trim(min(info.begin, info.pts[0] * info.time_base), _FOREVER)
     begin, end = _ticks(info, trim)
-    low, high = decoding.places(info, settings, begin, end)
+    low, high = decoding.places(info, begin, end)
     unit, spans = decoding.schedule(info, settings, begin, end)
     offset = 0 if trim is None else round(trim.begin / unit)
     return Delivery(
@@ -119,11 +119,7 @@ def _part(settings: Settings, info: MediaInfo) -> Trim:
     if settings.until is not None:
         until = info.begin + Fraction(settings.until).limit_denominator(1_000_000)
     begin, end = _cut(info, asked), _FOREVER if until is None else _cut(info, until)
-    is_field = settings.deinterlace == "field" and decoding.deinterlaces(info, settings)
-    if is_field:  # which begin and end with a frame
-        begin, end = _next(info, asked), _FOREVER if until is None else _next(info, until)
-    first = begin / info.time_base
-    if begin >= min(end, info.end * info.time_base) or (is_field and first > info.pts[-1]):
+    if begin >= min(end, info.end * info.time_base):
         raise ConfigError(
             f"start = {settings.start:g}: no frame begins there; the video lasts"
             f" {float(info.end * info.time_base - info.begin):.3f} s"

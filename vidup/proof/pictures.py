@@ -205,9 +205,9 @@ class _Source:
         delivery = self.delivery
         info, given = delivery.info, delivery.settings
         color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, given.matrix, given.range)
-        scale = info.time_base / delivery.unit  # 2 where fields became frames
-        begin, end = (int((time + delivery.offset) // scale) for time in (first, last))
-        with closing(decoding.pictures(info, begin, end + 1, given, self._readers)) as frames:
+        times = first + delivery.offset, last + delivery.offset
+        begin, end = decoding.part_around(info, delivery.unit, *times, delivery.span)
+        with closing(decoding.pictures(info, begin, end, given, self._readers)) as frames:
             for pts, picture in thumbnails(frames, color, *self._size):
                 if pts in self._places:
                     yield self._places[pts], self._turned(picture)

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil, floor
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from vidup.compare import SAME
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo
-from vidup.media.decoding import decode, schedule
+from vidup.media.decoding import decode, part_around, schedule
 from vidup.media.opening import check_file
 from vidup.media.probing import probe
 from vidup.picture import color
@@ -70,10 +69,9 @@ class Film:
         high = len(self._pts) if high is None else min(high, len(self._pts))
         if low >= high:
             return
-        unit = schedule(self.info, self.settings, self.begin, self.end)[0] / self.info.time_base
+        unit = schedule(self.info, self.settings, self.begin, self.end)[0]
         places = {pts: place for place, pts in enumerate(self._pts[low:high], low)}
-        begin = self.begin if low == 0 else floor(self._pts[low] * unit)
-        end = self.end if high == len(self._pts) else ceil(self._pts[high] * unit)
+        begin, end = part_around(self.info, unit, self._pts[low], self._pts[high - 1], (self.begin, self.end))
         with closing(decode(self.info, begin, end, self.settings)) as frames:
             for frame in frames:
                 if frame.pts in places:
