@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from PIL import Image
 
 import vidup
 from vidup import Color, ConfigError, Frame, MediaError, Runtime, Settings, Stopped, Upscaler
-from vidup.engines import windows
+from vidup.engines import Needs, windows
+from vidup.engines.planner import Planner
 
 CPU = Runtime(device="cpu")
 RNG = np.random.default_rng(0)
@@ -353,3 +355,28 @@ def test_one_frame_costs_one(tiny_x4: Path, batch: int, monkeypatch: pytest.Monk
         )
         (alone,) = upscaler.frames(frames[:1])
     assert sizes == [1, 1] and np.array_equal(alone, together[0])
+
+
+@pytest.mark.parametrize(("compiled", "of_a_file", "calls"), [(False, False, 1), (True, False, 4), (False, True, 4)])
+def test_on_a_card_one_frame_costs_one(
+    tiny_x4: Path, compiled: bool, of_a_file: bool, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is pretended here: batches are of four, and filled up for a compiled model and for a file alone."""
+    card = torch.device("cuda")
+    assert not Planner(Needs(card, 1.0, compiled=True), Settings(), CPU).fills(True)  # no model: it changes nothing
+    sizes: list[int] = []
+    settings = Settings(model=str(tiny_x4), steps=1, temporal="off")
+    with Upscaler(settings, Runtime(device="cpu", batch=4)) as upscaler:
+        ask = upscaler.engine.unet.run
+        function = ask.function
+        monkeypatch.setattr(
+            ask, "function", lambda x, *given, **named: sizes.append(len(x)) or function(x, *given, **named)
+        )
+        upscaler.choose(8, 8)
+        planner = upscaler.planner
+        assert planner.at_once(upscaler.choose(8, 8)) == 1 and not planner.fills(of_a_file)
+        upscaler.__dict__["planner"] = replace(planner, needs=replace(planner.needs, device=card, compiled=compiled))
+        if of_a_file:
+            upscaler.reset()
+        assert len(list(upscaler.frames([RNG.random((8, 8, 3), np.float32)]))) == 1
+    assert sizes == [calls]

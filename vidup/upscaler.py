@@ -65,7 +65,7 @@ class Upscaler:
     ) -> None:
         self.settings, self.runtime, self.stop = settings_of(settings), runtime or Runtime(), stop
         self._choices, self._pixels = dict[tuple[int, int], Choice](), 0
-        self._begin: tuple[int, tuple[int, int] | None, Carried | None] = 0, None, None
+        self._begin: tuple[int, tuple[int, int] | None, Carried | None] | None = None  # of a file
         self._relay: Relay | None = None
         self._lender: Upscaler | None = None
         self._working: engines.Engine | None = None  # in place of the engine
@@ -201,7 +201,8 @@ class Upscaler:
         Raises:
             MediaError, EngineError, Stopped: as `__call__`; also where the size changes.
         """
-        (number, span, carried), self._begin = self._begin, (0, None, None)
+        of_a_file, self._begin = self._begin, None
+        number, span, carried = of_a_file or (0, None, None)
         wanted, leaving = Wanted(pix_fmt, tags, turn or Turn()), list[Leaving]()
         coming = (passing(picture, wanted) for picture in pictures)
         first = next(coming, None)
@@ -209,8 +210,9 @@ class Upscaler:
             return
         size, even = first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
-        length = self._at_once(self.choose(*size))
+        length = self.planner.at_once(self.choose(*size))
         follower, relay = self._follow(number, span), self._relay
+        make = partial(self._pictures, relay=relay, fill=self.planner.fills(of_a_file is not None))
         if relay is not None and carried is not None:
             relay.restore(carried, self.engine.device)
         with closing(self._read(chain([first], coming), follower)) as read:
@@ -220,11 +222,11 @@ class Upscaler:
             for clip in batched(islice(read, carried.frames if carried else 0, None), length):
                 before, leaving = leaving, []
                 restore = relay.remember() if relay else None
-                results = list(self._pictures(clip, relay))
+                results = list(make(clip))
                 # A GPU works on this clip while the one before it is fetched and given away.
                 yield from (one.arrived() for one in before)
                 if not finite.is_finite(results):
-                    results = self._anew(partial(self._pictures, clip, relay), restore)
+                    results = self._anew(partial(make, clip), restore)
                 for one, large in zip(clip, results, strict=True):
                     if last is not None and large is last() and made is not None:  # an equal picture
                         made = made.again(one.picture)
@@ -304,11 +306,11 @@ class Upscaler:
 
         yield from read() if follower is None else prefetch(read(), _AHEAD)
 
-    def _pictures(self, clip: list[_Read], relay: Relay | None) -> Iterator[torch.Tensor]:
+    def _pictures(self, clip: list[_Read], relay: Relay | None, fill: bool) -> Iterator[torch.Tensor]:
         """The results of pictures that follow each other, (3, scale * h, scale * w) each."""
         rgb = torch.stack([one.rgb for one in clip]).to(self.engine.device)
         if relay is None:
-            yield from self._enlarge(rgb, fill=self.engine.device.type == "cuda")
+            yield from self._enlarge(rgb, fill)
             return
         steps = [one.step for one in clip if one.step is not None]
         with torch.inference_mode(), engines.current(self.engine.device):
@@ -336,7 +338,7 @@ class Upscaler:
         with self._lock:
             while True:
                 choice = self.choose(place.height, place.width)
-                count = self._at_once(choice)
+                count = self.planner.at_once(choice)
                 try:
                     clips = [
                         self._at_engine(partial(self._enlarge_clip, clip, place, choice, count if fill else 0))
@@ -349,11 +351,6 @@ class Upscaler:
                     failed = str(error).splitlines()[0]
                 # Outside of the handler, so that the traceback, which holds tensors, is gone.
                 self._back_off(choice, place.height, place.width, failed)
-
-    def _at_once(self, choice: Choice) -> int:
-        """Pictures in one call. Of a model, but on CUDA, one keeps the device busy, and alone its bits are its own."""
-        needs = self.planner.needs
-        return choice.batch if needs.device.type == "cuda" or not needs.window else 1
 
     def _at_engine(self, function: Callable[[], Result]) -> Result:
         """Call what works with the engine, and have it asked whether to stop."""

@@ -93,6 +93,23 @@ class Planner:
             and choice.keep in (Choice.keep, *self.needs.keeps)
         )
 
+    def at_once(self, choice: Choice) -> int:
+        """Pictures in one call. Of a model, but on CUDA, one keeps the device busy, and alone its bits are its own."""
+        return choice.batch if self.needs.device.type == "cuda" or not self.needs.window else 1
+
+    def fills(self, of_a_file: bool) -> bool:
+        """Whether a call of fewer pictures than a batch is filled up to one.
+
+        A compiled model would be compiled anew for their number, which takes minutes. On a card the bits of a picture
+        depend on how many are in its call: those of a file are the same wherever a stopped job goes on. All others cost
+        what they are.
+
+        Args:
+            of_a_file: the pictures are frames of a file that is upscaled.
+        """
+        needs = self.needs
+        return needs.device.type == "cuda" and needs.window > 0 and (needs.compiled or of_a_file)
+
     def memory(self, choice: Choice, height: int, width: int) -> int:
         """Bytes on the device at the peak of loading, of working on windows or of decoding, weights included."""
         needs, plan = self.needs, self.cut(choice, height, width)
