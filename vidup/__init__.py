@@ -32,7 +32,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
     media/                              PyAV
-        sequences, linear                   numbered pictures; the light of OpenEXR
+        sequences, linear, moving           numbered pictures; the light of OpenEXR; animations, read
         containers, codecs                  a record for each output container, and for each encoder
         side_data, captions, cropping, hdr  what stands beside the pictures
         options, trial                      what an encoder is given, and its objections
@@ -48,13 +48,14 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         packets, sound, texts, conversion   the other streams: read, decoded, encoded anew
         streams, delivery                   what a container takes of them; what an output has to hold
         video                               a video as a sequence; frames of PyAV
-        kept, thumbnails, joining           streams converted ahead; small pictures; all into a container
+        kept, thumbnails                    streams converted ahead; small pictures
+        animation, joining                  segments as an animation; all into a container
     paths                               which files a command means, and whether they can be used
     upscaler                            pictures in, larger pictures out
     proof/                              re-read what was written, and prove it
         findings, tracks                    what is found wrong; fingerprints of streams
         packets, facts                      the other streams; size, colour, chapters, tags
-        likeness, faults                    how like pictures are; which are broken
+        likeness, faults, animation         how like pictures are; which are broken; animations read back
         joined, pictures                    a joined file against its segments; each picture against its source
     compare                             quality of one video against another
     report/                             a page to look at
@@ -66,7 +67,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         progress, outcome                   events, and where they go; what becomes of each file
         cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
         disk, store                         files written whole; a job's folder and segments
-        animated, naming                    pictures that move; names of outputs
+        naming                              names of outputs
         plan, carrying                      all that is decided before the first frame; how much will be computed
         describe                            that in words
         pace                                how long it will take

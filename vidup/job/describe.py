@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from fractions import Fraction
 from math import log2
 from typing import Any
 
@@ -12,7 +13,7 @@ from vidup.engines import anchor_rounds, family, native_scale
 from vidup.engines.held import quantiser
 from vidup.job.carrying import Foreseen, is_carried
 from vidup.job.plan import Job, device_memory, disk, host_memory
-from vidup.media import captions, losses, side_data
+from vidup.media import animation, captions, losses, moving, side_data
 from vidup.media.delivery import lost_tags
 from vidup.picture.geometry import size_notes
 
@@ -65,8 +66,11 @@ def describe(job: Job) -> list[str]:
         lines.append(f"note: all streams begin {late:.3f} s later: {job.container} has no time below 0")
     tick = job.container.tick
     if tick is not None and (job.unit / tick).denominator != 1:
-        lines.append(f"note: {job.container} counts in milliseconds: times are rounded by up to 0.5 ms")
-    if job.container.family == "pictures" and info.container != "image2":
+        unit = "milliseconds" if tick == Fraction(1, 1000) else "hundredths of a second"
+        lines.append(f"note: {job.container} counts in {unit}: times are rounded by up to {float(500 * tick):g} ms")
+    if job.container.moves:
+        lines += [f"note: {note}" for note in animation.notes(job)]
+    elif job.container.family == "pictures" and info.container != "image2":
         lines.append(f"note: pictures bear no times: {float(info.rate):.3f} a second is to be told to the next program")
     if encoding.sample_aspect_ratio != 1 and not job.container.shows_aspect(encoding.codec):
         lines.append(
@@ -116,6 +120,9 @@ def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[
     )
     if is_carried(job.settings) and job.high - job.low > 1:
         yield "motion", share(seen)
+    if job.container.moves:
+        plays = moving.plays(info.path)
+        yield "plays", {0: "without end", 1: "once"}.get(plays, f"{plays} times")
     if info.chapters:
         yield "chapters", str(info.chapters)
 

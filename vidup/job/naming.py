@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vidup import engines
 from vidup.config import Settings
-from vidup.job.animated import moves
 from vidup.media import containers
+from vidup.media.moving import moves
 from vidup.media.sequences import WRITTEN, is_sequence
 
 

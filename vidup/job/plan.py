@@ -13,7 +13,7 @@ from vidup.frame import MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
 from vidup.media import encoder, probing
-from vidup.media.containers import container_of
+from vidup.media.containers import check_ending, container_of
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, plan_delivery
 from vidup.media.encoder import Encoding
@@ -54,6 +54,7 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
         ConfigError: the settings do not fit the input or the container.
         MediaError: the input cannot be read.
     """
+    check_ending(source, target)
     container = container_of(target).with_options(settings.muxer_options)
     check_file(source)
     facts = fingerprint_file(source)

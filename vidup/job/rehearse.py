@@ -19,7 +19,7 @@ from vidup import proof
 from vidup.errors import ConfigError, MediaError, VerifyError
 from vidup.frame import Frame, layout
 from vidup.job.plan import NOT_IN_PART, Job
-from vidup.media import decoding, joining, kept, streams
+from vidup.media import animation, decoding, joining, kept, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
 from vidup.media.opening import open_input
@@ -44,10 +44,12 @@ def rehearse(job: Job, folder: Path) -> Job:
         ConfigError: the container cannot say when or how the pictures are shown.
         MediaError: the input cannot be read, or nothing can be written.
     """
-    if job.container.family == "pictures":  # which are not joined
+    _check_ticks(job)
+    if job.container.moves:
+        animation.check(job, job.encoding)
+    if job.container.family == "pictures":  # which hold nothing else
         return job
     planned, pictures = job, folder / _PICTURES
-    _check_ticks(job)
     times = _times(job)
     try:
         for _ in encode_segment(_blank(job, times), job.encoding, pictures):

@@ -29,7 +29,7 @@ def check(source: Path, target: Path, runtime: Runtime) -> None:
     Raises:
         ConfigError: it is there already, and may not be replaced.
     """
-    if runtime.report and not containers.is_picture(source, target) and target.parent.is_dir():
+    if runtime.report and not _is_picture(source, target) and target.parent.is_dir():
         report.check(beside(target, ENDING), runtime.overwrite or runtime.skip_done)
 
 
@@ -41,8 +41,8 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
     page = beside(outcome.output, ENDING)
     if not runtime.report or outcome.receipt is None or (outcome.skipped and page.exists()):
         return
-    if containers.is_picture(outcome.input, outcome.output):
-        log.warning("%s: no report is written of a still image; %s", outcome.output, _LATER)
+    if _is_picture(outcome.input, outcome.output):
+        log.warning("%s: no report is written of a still image or an animation; %s", outcome.output, _LATER)
         return
     log.info("%s: is measured for its report", outcome.output)
     try:
@@ -51,6 +51,11 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
     except (VidupError, OSError) as error:
         why = "it was stopped" if isinstance(error, Stopped) else error
         log.warning("%s: is delivered and verified, but has no report: %s; %s", outcome.output, why, _LATER)
+
+
+def _is_picture(source: Path, target: Path) -> bool:
+    """Whether the output is a still image, or an animation, whose equal pictures may have become one."""
+    return containers.is_picture(source, target) or containers.container_of(target).moves
 
 
 def films(outcome: Outcome, settings: Settings) -> tuple[Film, Film]:

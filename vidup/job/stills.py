@@ -20,7 +20,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidup import engines
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, VerifyError, first_line
-from vidup.job import animated
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
 from vidup.media.containers import ANIMATIONS
@@ -101,18 +100,13 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
         ConfigError, MediaError: as `read`.
     """
     scale = engines.native_scale(settings)
-    if animated.moves(source):
-        what = animated.read(source)
-        before, notes, words = what.size, list[str](), str(what)
-        told = {"format": "animation", "frames": len(what.durations), "milliseconds": sum(what.durations)}
-    else:
-        still = read(source)
-        before, notes = (still.image.height, still.image.width), list(still.notes)
-        told = {"format": still.format, "mode": still.image.mode}
-        words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
+    still = read(source)
+    before, notes = (still.image.height, still.image.width), list(still.notes)
+    words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
     height, width = output_size(settings, scale, *before, even=False)
     return {
-        **{"path": str(source), **told, "width": before[1], "height": before[0], "words": words},
+        **{"path": str(source), "format": still.format, "mode": still.image.mode, "words": words},
+        **{"width": before[1], "height": before[0]},
         **{"notes": [*notes, *size_notes(settings, scale, before, (height, width))], "output": str(target)},
         **{"output_width": width, "output_height": height},
     }
@@ -125,8 +119,6 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         ConfigError: the file holds several pictures, or the output's format does not hold one of that size.
         MediaError: it is no image, or is damaged.
     """
-    if animated.moves(source):
-        return animated.upscale(upscaler, source, target, tracker)
     if target.suffix.lower() in ANIMATIONS:
         raise ConfigError(f"{target}: is for what moves, and {source} is one picture; take .png")
     still = read(source)
@@ -176,11 +168,6 @@ def verify(source: Path, target: Path, settings: Settings) -> Receipt:
         ConfigError, MediaError: as `read`.
         VerifyError: it is of another size.
     """
-    if animated.moves(source):
-        what = animated.read(source).size
-        size = output_size(settings, engines.native_scale(settings), *what, even=False)
-        animated.verify(source, target, size)
-        return Receipt(source, target, 1, 0, 1.0, size, (), 0, sha256(target))
     before, after = read(source).image, read(target).image
     size = output_size(settings, engines.native_scale(settings), before.height, before.width, even=False)
     if (after.height, after.width) != size:

@@ -42,8 +42,8 @@ def verify(
     """
     settings, output = settings_of(settings), Path(output)
     info = probing.at_rate(probing.probe(Path(source), settings.tolerate_errors), settings.fps)
-    container = containers.CONTAINERS.get(output.suffix.lower(), containers.MATROSKA)
-    if is_sequence(output):
+    container = containers.MATROSKA
+    if is_sequence(output) or output.suffix.lower() in containers.WRITTEN:
         container = containers.container_of(output)
     delivery, times = plan_delivery(info, container.with_options(settings.muxer_options), settings), None
     if settings.tolerate_errors:  # which frames can be decoded is known after decoding

@@ -1,4 +1,4 @@
-"""The output containers (mp4, mov, mkv, webm): a record for each holds all that is known of it."""
+"""The output containers (mp4, mov, mkv, webm; animations): a record for each holds all that is known of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any, Literal
 import av
 
 from vidup.errors import ConfigError
-from vidup.media.sequences import WRITTEN, is_sequence
+from vidup.media import moving, sequences
+from vidup.media.sequences import is_sequence
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Container:
     endings: tuple[str, ...]
     """Of a file's name, the usual one first."""
     family: Literal["mov", "matroska", "pictures"]
-    """``pictures`` is no file: each frame becomes one of its own, and nothing else is held."""
+    """``pictures`` hold nothing else: each frame becomes a file of its own, or they are an animation."""
     tick: Fraction | None
     """Seconds in one unit of all times; None where each stream counts in its own."""
     below_zero: Literal["hidden", "shifted"]
@@ -58,6 +59,11 @@ class Container:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is an animation: pictures in one file, at their times."""
+        return self.family == "pictures" and self.tick is not None
 
     def holds(self, codec: str) -> bool:
         """Whether its muxer takes the video of an encoder, found by a dry run."""
@@ -287,10 +293,19 @@ STILLS_READ = {".gif", ".avif"}
 ANIMATIONS = {".gif", ".apng"}
 """Endings of pictures that move, beside those of still images that may."""
 
+_MOVING = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
+    (".png", ".apng"), ("APNG", _MILLISECOND)
+)
+"""Endings of the animations that are written, what each is called, and the unit of its times."""
+
+
+WRITTEN = CONTAINERS.keys() | _MOVING.keys()
+"""Endings of the files that moving pictures are written to."""
+
 
 def is_picture(source: Path, output: Path) -> bool:
-    """Whether a picture, still or moving, is to become one, by the names of both."""
-    if is_sequence(source) or is_sequence(output):
+    """Whether a still picture is to become one, by the names of both and what the source is."""
+    if is_sequence(source) or is_sequence(output) or moving.moves(source):
         return False
     read, written = STILLS | STILLS_READ | ANIMATIONS, STILLS | ANIMATIONS
     return source.suffix.lower() in read and output.suffix.lower() in written
@@ -300,10 +315,22 @@ def check_ending(source: Path, output: Path) -> None:
     """See that a file of the output's name can be written.
 
     Raises:
-        ConfigError: its ending is not known.
+        ConfigError: its ending is not known, or is that of a single picture, and the source moves.
     """
-    if not is_picture(source, output):
-        container_of(output)
+    if is_picture(source, output):
+        return
+    ending = output.suffix.lower()
+    if ending in STILLS and not is_sequence(output) and (ending not in _MOVING or not _may_move(source, ending)):
+        raise ConfigError(
+            f"{output}: holds one picture, and {source} moves; take .mp4, .mkv, .gif, .apng or .webp, or"
+            f" {output.stem}_%05d{ending} for a file of each picture"
+        )
+    container_of(output)
+
+
+def _may_move(source: Path, ending: str) -> bool:
+    """Whether an ending that may be that of a still image is meant for what moves: of a film no .png is."""
+    return ending == ".webp" or moving.moves(source)
 
 
 def container_of(output: Path) -> Container:
@@ -314,21 +341,28 @@ def container_of(output: Path) -> Container:
     """
     if is_sequence(output):
         return _pictures(output)
-    container = CONTAINERS.get(output.suffix.lower())
+    ending = output.suffix.lower()
+    if ending in _MOVING:
+        return _of_pictures(*_MOVING[ending], ending, "png")
+    container = CONTAINERS.get(ending)
     if container is None:
         raise ConfigError(
             f"{output}: cannot write {output.suffix or 'a file without an ending'};"
-            f" choose a name that ends in {', '.join(CONTAINERS)}"
+            f" choose a name that ends in {', '.join([*CONTAINERS, *sorted(ANIMATIONS), '.webp'])}"
         )
     return container
 
 
 def _pictures(output: Path) -> Container:
-    codec = WRITTEN.get(output.suffix.lower())
+    codec = sequences.WRITTEN.get(output.suffix.lower())
     if codec is None:
-        raise ConfigError(f"{output}: cannot write such pictures; take {', '.join(WRITTEN)}")
+        raise ConfigError(f"{output}: cannot write such pictures; take {', '.join(sequences.WRITTEN)}")
+    return _of_pictures("pictures", None, output.suffix, codec)
+
+
+def _of_pictures(name: str, tick: Fraction | None, ending: str, codec: str) -> Container:
     return Container(
-        name="pictures", endings=(output.suffix,), family="pictures", tick=None, below_zero="hidden", codec=codec,
+        name=name, endings=(ending,), family="pictures", tick=tick, below_zero="hidden", codec=codec,
         deep_codec=codec, text="", sound="", lossless_sound="", cover=None, data=False, keeps_aspect=False, options={},
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from vidup.errors import MediaError
-from vidup.media import kept, streams
+from vidup.media import animation, kept, streams
 from vidup.media.containers import Container, video_format
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
@@ -39,6 +39,8 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
         MediaError: a segment is damaged, the input cannot be read or the output cannot be written.
     """
     info, container, plans = delivery.info, delivery.container, delivery.streams
+    if container.moves:
+        return animation.join(output, delivery, encoding, segments)
     order = [packet.pts for segment in segments for packet in read_segment(segment)]
     if len(order) != len(set(order)):
         raise MediaError(f"{output}: two pictures have the same time")
@@ -52,13 +54,8 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
         target = None
         try:
             options = _muxer_options(source, converted.values(), encoding, container)
-            target = av.open(
-                f"file:{output}",
-                "w",
-                format=container.name,
-                container_options=options,
-                metadata_errors="surrogateescape",
-            )
+            kind: dict[str, Any] = {"format": container.name, "metadata_errors": "surrogateescape"}
+            target = av.open(f"file:{output}", "w", container_options=options, **kind)
             video = _add_video(target, source.streams[info.video_index], encoding, container, info.variable_rate)
             others = streams.add_streams(target, source, container, plans, converted)
             copied = streams.copied_packets(info, plans, others, delivery.trim)

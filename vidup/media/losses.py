@@ -23,7 +23,8 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
         )
     if target.bits < source.bits:
         lost.append(
-            f"{source.bits} bits become {target.bits}: {encoding.codec} has no deeper format ({encoding.pix_fmt})"
+            f"{source.bits} bits become {target.bits}: no deeper format of {encoding.codec} is to be had there"
+            f" ({encoding.pix_fmt})"
         )
     if source.family == "gbr" and target.family == "yuv":
         lost.append(f"RGB becomes {encoding.pix_fmt}")

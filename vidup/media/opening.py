@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import av
 
 from vidup.errors import MediaError
-from vidup.media import beside
+from vidup.media import beside, moving
 from vidup.media.linear import DECODER_OPTIONS
 from vidup.media.origins import Origin, on_one_clock
 from vidup.media.origins import find as find_clocks
@@ -76,16 +76,17 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None, whole: 
 
 
 def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
-    name, kind, formats = str(path), None, av.formats_available - _INDIRECT
+    kind, formats = None, av.formats_available - _INDIRECT
+    source: Any = f"file:{path}"  # a colon in the name would be taken for a protocol otherwise
     if is_sequence(path):
         numbered = find(Path(path))
-        name, kind, formats = numbered.for_ffmpeg, "image2", {"image2"}
+        source, kind, formats = f"file:{numbered.for_ffmpeg}", "image2", {"image2"}
         demuxing = {"pattern_type": "sequence", "start_number": str(numbered.first), **demuxing}
     else:
-        kind = _still_format(Path(path))
+        kind, source = _still_format(Path(path)), moving.for_ffmpeg(Path(path), MOST_PIXELS) or source
     try:
         return av.open(
-            f"file:{name}",  # a colon in the name would be taken for a protocol otherwise
+            source,
             format=kind,
             metadata_errors="surrogateescape",
             # PyAV asks the demuxer to invent missing times, which ruins h264 in AVI.
@@ -108,16 +109,10 @@ def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
 
 
 def _still_format(path: Path) -> str | None:
-    """The demuxer of a still image that ffmpeg, by its name, would take for one of a numbered row of files.
-
-    Raises:
-        MediaError: the image is one that moves, which ffmpeg does not decode.
-    """
+    """The demuxer of a still image that ffmpeg, by its name, would take for one of a numbered row of files."""
     with path.open("rb") as file:
-        head = file.read(21)
-    if head[8:16] == b"WEBPVP8X" and head[20:] and head[20] & 2:
-        raise MediaError(f"{path}: is an animated WebP, which FFmpeg does not decode; make a .webp, .png or .gif of it")
-    return "jpeg_pipe" if head[:3] == b"\xff\xd8\xff" and path.suffix.lower() in (".jpg", ".jpeg") else None
+        head = file.read(3)
+    return "jpeg_pipe" if head == b"\xff\xd8\xff" and path.suffix.lower() in (".jpg", ".jpeg") else None
 
 
 def check_file(path: str | Path) -> None:

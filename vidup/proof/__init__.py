@@ -16,7 +16,7 @@ from vidup.media import probing
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
 from vidup.media.sequences import find, is_sequence
-from vidup.proof import facts, joined, packets, pictures
+from vidup.proof import animation, facts, joined, packets, pictures
 from vidup.proof.findings import Findings
 
 
@@ -82,6 +82,8 @@ def check(
         VerifyError: names the first difference.
     """
     expected = delivery.times if times is None else times
+    if delivery.container.moves:
+        return _animated(output, delivery, encoding, expected, pictures.Compared(0, 1.0))
     made, found, kept = findings(output, delivery, encoding, expected)
     for fault in found.values():
         raise VerifyError(fault)
@@ -121,12 +123,28 @@ def check_joined(
     Raises:
         VerifyError: names the first difference.
     """
+    if delivery.container.moves:
+        animation.check_pictures(output, delivery, times, segments)
+        return _animated(output, delivery, encoding, times, compared)
     made, found, kept = findings(output, delivery, encoding, times)
     for fault in found.values():
         raise VerifyError(fault)
     if not joined.holds(output, made, encoding, segments):
         compared = pictures.check_pictures(output, made, delivery, times, fast=False)
     return _receipt(output, made, delivery, kept, compared)
+
+
+def _animated(
+    output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int], compared: pictures.Compared
+) -> Receipt:
+    """Of an animation, which holds nothing beside its pictures. Its palette, and what is transparent, are no source's:
+    they are compared with the segments that it is made of alone."""
+    size = None if encoding is None else (encoding.height, encoding.width)
+    found = animation.check(output, delivery, size, times)
+    return Receipt(
+        Path(delivery.info.path), output, len(times), compared.pictures, compared.least_likeness, found, (), 0,
+        sha256(output),
+    )  # fmt: skip
 
 
 def findings(

@@ -1,0 +1,123 @@
+"""Animations of pictures as an output, GIF, APNG and WebP: put together from proved segments, by Pillow.
+
+FFmpeg writes them too, but neither keeps transparency nor counts loops alike in all three. All pictures are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from io import BytesIO
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vidup.errors import ConfigError, MediaError
+from vidup.media import decoding, moving
+from vidup.media.delivery import Delivery
+from vidup.media.encoder import Encoding
+from vidup.media.segment import read_segment
+
+_MOST_BYTES = 4 << 30  # of the pictures, which are all in memory
+_LARGEST = {"WebP": 16_383}  # pixels a side, of 65,535 that others hold
+_LONGEST = {"GIF": 65_535, "APNG": 65_535, "WebP": 2**24 - 1}  # ticks that a picture is shown
+_PALETTE = 255  # colours, and one that is transparent
+_SAMPLED = 256  # pixels a side that a palette is made of
+
+
+def check(delivery: Delivery, encoding: Encoding) -> None:
+    """See that an animation can be made.
+
+    Raises:
+        ConfigError: its pictures are too large, too many or shown for too long.
+    """
+    kind, size = delivery.container.name, f"{encoding.width}x{encoding.height}"
+    if max(encoding.width, encoding.height) > _LARGEST.get(kind, 65_535):
+        raise ConfigError(f"{kind} holds {_LARGEST.get(kind, 65_535)} pixels a side, not {size}: take .mp4 or .mkv")
+    if len(delivery.times) * encoding.width * encoding.height * 4 > _MOST_BYTES:
+        raise ConfigError(f"{len(delivery.times)} pictures of {size} are too many for {kind}: take .mp4 or .mkv")
+    longest = max(durations(delivery, delivery.times))
+    if longest > _LONGEST[kind]:
+        seconds = float(longest * (delivery.container.tick or 0))
+        raise ConfigError(f"{kind} cannot show a picture for {seconds:g} s: take .mp4 or .mkv")
+
+
+def notes(delivery: Delivery) -> Iterator[str]:
+    """What an animation does not keep, in words."""
+    kind = delivery.container.name
+    if kind == "GIF":
+        yield "GIF has 256 colours a picture and full transparency or none; .apng and .webp hold all"
+        if min(durations(delivery, delivery.times)) < 2:
+            yield "what a GIF shows for less than 0.02 s many players show for 0.1 s; take .apng or .webp"
+    if kind == "WebP":
+        yield "the pictures of an animated WebP are compressed, with quality 90; .apng holds them without loss"
+    if delivery.info.color.transfer in (16, 18):
+        yield f"{kind} cannot say that its light is HDR: players show it too dark and gray"
+
+
+def durations(delivery: Delivery, times: Sequence[int]) -> list[int]:
+    """How many ticks of the container each picture is shown: what is rounded is when it begins, so that none drifts.
+
+    Args:
+        times: when pictures are shown, in `delivery.unit`.
+    """
+    _, lengths = decoding.schedule(delivery.info, delivery.settings, *delivery.span)
+    scale = delivery.unit / (delivery.container.tick or Fraction(1))
+    ends = [*times, times[-1] + lengths[times[-1] + delivery.offset]]
+    return [after - before for before, after in pairwise(int(time * scale + Fraction(1, 2)) for time in ends)]
+
+
+def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequence[Path]) -> list[int]:
+    """Put the pictures of segments together; as `joining.join`."""
+    kind, order = delivery.container.name, sorted(packet.pts for path in segments for packet in read_segment(path))
+    lengths = durations(delivery, [int(time * encoding.time_base / delivery.unit) for time in order])
+    transparent = any(moving.is_transparent(picture) for picture in of(segments))
+    shown = [picture if transparent else picture.convert("RGB") for picture in of(segments)]
+    plays, tick = moving.plays(delivery.info.path), int((delivery.container.tick or 0) * 1000)
+    options: dict[str, Any] = {"duration": [tick * length for length in lengths], "save_all": True}
+    if kind == "GIF":
+        shown = _paletted(shown)
+        options |= {"disposal": 2 if transparent else 1, "optimize": False}
+        options |= {"loop": max(0, plays - 1)} if plays != 1 else {}
+    else:
+        options |= {"loop": plays} | ({"quality": 90, "method": 4} if kind == "WebP" else {})
+    try:
+        shown[0].save(output, "PNG" if kind == "APNG" else kind.upper(), append_images=shown[1:], **options)
+        if kind == "WebP" and transparent:
+            moving.mark_transparent(output)
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{output}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    return order
+
+
+def of(segments: Sequence[Path]) -> Iterator[Image.Image]:
+    """The pictures of segments in order, each opened and not yet decoded."""
+    for path in segments:
+        for packet in sorted(read_segment(path), key=lambda packet: packet.pts):
+            yield Image.open(BytesIO(packet.data), formats=("PNG",))
+
+
+def _paletted(shown: list[Image.Image]) -> list[Image.Image]:
+    """With the colours that are nearest to their own; not dithered, or what stands still would move.
+
+    What is transparent has a colour that none of them has: Pillow takes for background all that has its colour.
+    """
+    results, used = [], set[tuple[int, ...]]()
+    for picture in shown:
+        colours = picture.convert("RGB")
+        sample = colours.resize((min(picture.width, _SAMPLED), min(picture.height, _SAMPLED)), Image.Resampling.NEAREST)
+        palette = sample.quantize(_PALETTE, Image.Quantize.MEDIANCUT, kmeans=2)
+        results.append(colours.quantize(palette=palette, dither=Image.Dither.NONE))
+        codes = results[-1].getpalette() or []
+        used |= set(zip(codes[::3], codes[1::3], codes[2::3], strict=True))
+    if shown[0].mode != "RGBA":
+        return results
+    none = next(colour for colour in product(range(256), repeat=3) if colour not in used)
+    for picture, result in zip(shown, results, strict=True):
+        codes = (result.getpalette() or [])[: 3 * _PALETTE]
+        result.putpalette([*codes, *([0] * (3 * _PALETTE - len(codes))), *none])
+        result.paste(_PALETTE, mask=picture.getchannel("A").point(lambda code: 255 if code < 128 else 0))
+        result.info["transparency"] = _PALETTE
+    return results

@@ -1,0 +1,89 @@
+"""See that a written animation shows its pictures at their times, as Pillow reads it back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vidup.errors import MediaError, VerifyError
+from vidup.media import animation, moving
+from vidup.media.delivery import Delivery
+
+_SIDE, _GRAIN = 64, 8  # of the small pictures that are compared: pixels a side, and in the large one for each
+_UNLIKE = {"APNG": 0.5, "GIF": 12.0, "WebP": 8.0}
+"""Codes of 255 by which they differ on average from what was made where something else is shown: GIF and WebP lose."""
+
+
+def check(output: Path, delivery: Delivery, size: tuple[int, int] | None, times: Sequence[int]) -> tuple[int, int]:
+    """See that an animation has its size, its times and its loops; pictures that are equal may have become one.
+
+    Args:
+        size: (height, width); where not given, any enlargement of the source's.
+        times: when its pictures are shown, in `delivery.unit`.
+
+    Returns:
+        Its (height, width).
+
+    Raises:
+        VerifyError: names the first difference.
+    """
+    made = _read(output)
+    height, width = size or delivery.turn.size(delivery.info.height, delivery.info.width)
+    factor, slack = (1.0, 0) if size else (max(made.size[0] / height, made.size[1] / width), 2)
+    if abs(height * factor - made.size[0]) > slack or abs(width * factor - made.size[1]) > slack:
+        raise VerifyError(f"{output}: its pictures are {made.size[1]}x{made.size[0]}, expected {width}x{height}")
+    tick = int((delivery.container.tick or 0) * 1000)
+    expected = [tick * length for length in animation.durations(delivery, times)]
+    begins, found = ([0, *accumulate(one)] for one in (expected, made.durations))
+    if len(made.durations) == 1:  # all are equal: it is a still picture
+        return made.size
+    if found[-1] != begins[-1] or not set(found) <= set(begins):
+        amiss = next((begin for begin in found if begin not in begins), found[-1])
+        raise VerifyError(
+            f"{output}: shows {len(made.durations)} pictures in {found[-1]} ms, expected {len(expected)} in"
+            f" {begins[-1]} ms; the first that differs is at {amiss} ms"
+        )
+    plays = moving.plays(delivery.info.path)
+    if made.plays != plays:
+        raise VerifyError(f"{output}: is shown {made.plays} times (0 is without end), expected {plays}")
+    return made.size
+
+
+def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segments: Sequence[Path]) -> None:
+    """See that an animation shows at each time what the segments hold for it.
+
+    Raises:
+        VerifyError: names the first that it does not.
+    """
+    tick = int((delivery.container.tick or 0) * 1000)
+    ends = list(accumulate(tick * length for length in animation.durations(delivery, times)))
+    shown, until, small = moving.pictures(output), 0, np.zeros(0)
+    for index, (picture, end) in enumerate(zip(animation.of(segments), ends, strict=True)):
+        if end > until:
+            there = next(shown, None)
+            if there is None:
+                raise VerifyError(f"{output}: ends before its picture {index}")
+            until = ends[-1] if len(ends) == 1 else until + moving.duration(there)
+            small = _small(there)
+        away = float(np.abs(_small(picture) - small).mean())
+        if away > _UNLIKE[delivery.container.name]:
+            raise VerifyError(f"{output}: its picture {index} is not what was made (differs by {away:.1f} of 255)")
+
+
+def _read(output: Path) -> moving.Moving:
+    try:
+        return moving.read(output)
+    except (MediaError, OSError) as error:
+        raise VerifyError(f"{output}: cannot be read back: {error}") from error
+
+
+def _small(picture: Image.Image) -> np.ndarray:
+    """A small picture with its transparency, over gray where it is transparent."""
+    width, height = (max(1, min(_SIDE, side // _GRAIN)) for side in picture.size)
+    codes = np.asarray(picture.convert("RGBA").resize((width, height), Image.Resampling.BOX), np.float64)
+    weight = codes[..., 3:] / 255
+    return np.concatenate([codes[..., :3] * weight + 128 * (1 - weight), codes[..., 3:]], -1)
