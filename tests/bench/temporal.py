@@ -35,6 +35,7 @@ from vidup import Color, Frame, Runtime, Settings, Upscaler
 from vidup.compare import FrameFigures, mean, measure
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
+from vidup.media.quantiser import quantiser_step
 from vidup.picture import color
 from vidup.picture.resample import resize
 
@@ -71,8 +72,8 @@ def grainy(frames: list[torch.Tensor], sigma: float) -> list[torch.Tensor]:
     return [quantised(f + sigma / 255 * torch.randn(f.shape, generator=generator)) for f in frames]
 
 
-def compressed(frames: list[torch.Tensor], crf: float) -> list[torch.Tensor]:
-    """What x264 (preset medium) leaves of frames."""
+def compressed(frames: list[torch.Tensor], crf: float) -> tuple[list[torch.Tensor], float]:
+    """What x264 (preset medium) leaves of frames, and the step of its quantiser, as a job of that file has it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.mkv"
         with av.open(str(path), "w") as container:
@@ -82,7 +83,8 @@ def compressed(frames: list[torch.Tensor], crf: float) -> list[torch.Tensor]:
                 codes = (frame * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(codes)))
             container.mux(stream.encode(None))
-        return [quantised(color.to_rgb(frame)) for frame in decode(probe(path))]
+        info = probe(path)
+        return [quantised(color.to_rgb(frame)) for frame in decode(info)], quantiser_step(info)
 
 
 def video(frames: list[torch.Tensor]) -> Iterator[Frame]:
@@ -166,9 +168,11 @@ def main() -> None:
         truth = [quantised(frame) for frame in frames_of()]
         frames = [quantised(resize(f[None], (f.shape[-2] // 4, f.shape[-1] // 4))[0]) for f in truth]
         frames = grainy(frames, arguments.grain) if arguments.grain else frames
-        frames = compressed(frames, arguments.crf) if arguments.crf is not None else frames
+        step = 0.0
+        if arguments.crf is not None:
+            frames, step = compressed(frames, arguments.crf)
         for name, way in ways.items():
-            found[name].append(run(way, frames, truth))
+            found[name].append(run(way.replace(quantiser=step), frames, truth))
             off = found["off"][-1] if name != "off" and "off" in found and found["off"] else None
             rows.append([clip, *cells(name, found[name][-1], off)])
             print(".", end="", file=sys.stderr, flush=True)
