@@ -26,7 +26,7 @@ _KEPT = 12  # frames for which the picture from before a cut is kept: a flash is
 _BACK = 0.5  # mean trust from which it is taken again
 _WHOLE = 0.7  # of a frame: where windows would take more, all of it is computed
 _FRESH = 0.3  # weight of what is computed anew where a cell is refreshed
-_BESIDE = 0.2  # and where it was computed for what is beside it
+_BESIDE = 0.1  # and where it was computed for what is beside it
 _STEADY = 0.9  # weight of what is carried where every frame is computed
 _FEATHER = 2  # low-resolution pixels over which a window fades into what is around it
 _ROUNDS = 2  # of the anchor on what was carried, which was anchored before
@@ -284,13 +284,16 @@ class Relay:
             return
         size = source.shape[-2:]
         carried = self._carried(source.to(frame.device), step.motion)
-        trust = functional.interpolate(
-            step.motion.trust[None, None].to(frame.device), size, mode="bilinear", align_corners=False
-        )[0]
+        trust, fallback = functional.interpolate(
+            torch.stack([step.motion.trust, step.motion.fallback])[:, None].to(frame.device),
+            size,
+            mode="bilinear",
+            align_corners=False,
+        )
         if self._steady:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
-            picture = self._patched(frame, step, pieces, carried, trust)
+            picture = self._patched(frame, step, pieces, carried, trust, fallback)
         results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds)[0])
 
     def _waiting(self, result: torch.Tensor) -> torch.Tensor:
@@ -312,11 +315,9 @@ class Relay:
         pieces: list[tuple[Box, torch.Tensor]],
         carried: torch.Tensor,
         trust: torch.Tensor,
+        fallback: torch.Tensor,
     ) -> torch.Tensor:
-        """What is carried where it is trusted, what was computed elsewhere, and bicubic where neither is.
-
-        Carried pixels of half the trust are still nearer to the truth than bicubic ones, if not than computed ones.
-        """
+        """What is carried where it is trusted, what was computed elsewhere, and bicubic where neither is."""
         size = carried.shape[-2:]
         base = functional.interpolate(frame[None], size, mode="bicubic", align_corners=False)[0]
         covered = frame.new_zeros(1, *frame.shape[-2:])
@@ -327,7 +328,7 @@ class Relay:
             rows = slice(round(top * self._scale), round(bottom * self._scale))
             columns = slice(round(left * self._scale), round(right * self._scale))
             base[:, rows, columns] = torch.lerp(base[:, rows, columns], piece, weight[:, rows, columns])
-        trust = torch.lerp(trust.sqrt(), (1 - _BESIDE) * trust, weight)
+        trust = torch.lerp(fallback, (1 - _BESIDE) * trust, weight)
         if step.fresh is not None and step.fresh.any():
             turn = step.fresh.to(frame).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
             turn = turn[None, : frame.shape[-2], : frame.shape[-1]]

@@ -34,6 +34,7 @@ _EDGE = 2  # pixels beside it that hold its edges
 _HIDDEN = 0.8  # of the contrast around it, which hides a difference
 _APART = 1.0  # squared pixels by which flow there and back may differ, beside what their length allows
 _CALL = 16.0  # cells that a call of the model costs beside its area; narrow windows are also less exact
+_HALF = 0.6  # power of trust with which carried pixels are preferred to bicubic: half trusted, they are nearer to the truth
 _SHARPER = 0.2  # of its contrast, and one code, by which a place may become sharper and still be trusted
 
 
@@ -47,7 +48,9 @@ class Motion:
     flow: torch.Tensor
     """(2, h, w), right and down in low-resolution pixels: where in the earlier frame a pixel was."""
     trust: torch.Tensor
-    """(h, w) in [0, 1]: how far what was carried is believed."""
+    """(h, w) in [0, 1]: how far what was carried is believed against what is computed."""
+    fallback: torch.Tensor
+    """(h, w) in [0, 1]: and against bicubic, where nothing is computed; what is half believed is better than that."""
     gain: float
     """By how much contrast has changed, as in a fade."""
     cells: torch.Tensor
@@ -170,8 +173,8 @@ def inside(flow: torch.Tensor) -> torch.Tensor:
 
 
 def smooth(trust: torch.Tensor) -> torch.Tensor:
-    """Trust, (1, H, W), less near what is not trusted and without steps: eroded by 3 x 3, then [1 2 1] both ways."""
-    padded = functional.pad(-most(-trust, 3)[None], (1, 1, 1, 1), mode="replicate")[0]
+    """Trust, (C, H, W), without steps: [1 2 1] both ways."""
+    padded = functional.pad(trust[None], (1, 1, 1, 1), mode="replicate")[0]
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
 
@@ -210,11 +213,13 @@ def judge(
     gain = _gain(before, around, trust)
     # What became sharper, as when blur of motion ends, is not what was carried.
     sharper = (around - gain * before) / (1 + _SHARPER * around)
-    trust = smooth(trust * (2 - sharper).clamp_(0, 1))
-    cells = recomputed(trust, around)
+    trust = -most(-trust * (2 - sharper).clamp_(0, 1), 3)  # less near what is not trusted
+    both = smooth(torch.cat([trust, trust**_HALF]))
+    cells = recomputed(both[:1], around)
     # So narrow a fringe is not worth computing again: it is bicubic's.
     fringe = (((firm + beside) > 0) & (speed > _PAST**2)).float()
-    return Motion(flow, (trust * (1 - mean(fringe, 3)))[0], gain, cells), cut
+    trust, fallback = both * (1 - mean(fringe, 3))
+    return Motion(flow, trust, fallback, gain, cells), cut
 
 
 def noise(missed: torch.Tensor, around: torch.Tensor) -> float:
