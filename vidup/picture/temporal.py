@@ -34,7 +34,7 @@ _EDGE = 2  # pixels beside it that hold its edges
 _HIDDEN = 0.8  # of the contrast around it, which hides a difference
 _APART = 1.0  # squared pixels by which flow there and back may differ, beside what their length allows
 _CALL = 16.0  # cells that a call of the model costs beside its area; narrow windows are also less exact
-_HALF = 0.6  # power of trust with which carried pixels are preferred to bicubic: half trusted, they are nearer to the truth
+_HALF = 0.6  # power of trust with which carried pixels go before bicubic: half trusted, they are still nearer
 _SHARPER = 0.2  # of its contrast, and one code, by which a place may become sharper and still be trusted
 
 
