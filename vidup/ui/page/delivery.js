@@ -1,7 +1,7 @@
 // What will be made, where it goes, and the button that begins it.
 
 import { make, button, copied, write } from "./elements.js";
-import { lasting, grouped } from "./words.js";
+import { lasting, lastOf, grouped } from "./words.js";
 import { chosen, choose, given } from "./chosen.js";
 import { saving } from "./presets.js";
 import { costOf } from "./preview.js";
@@ -21,6 +21,8 @@ export class Delivery {
     this.fault = make("p.fault", { role: "alert", hidden: true });
     this.size = make("strong");
     this.facts = make("span.dim");
+    this.goes = button("", () => { this.output.scrollIntoView({ block: "center" }); this.output.focus(); this.output.select(); }, { kind: "goes" });
+    this.goes.append(make("span"));
     this.run = button("Run", () => this.#start(), { kind: "main", image: "play" });
     this.element = make("section.delivery", { "aria-label": "Result" }, make("h2", {}, "Result"),
       make("label.above", { for: "output" }, "Goes to"), this.output, this.replace,
@@ -31,7 +33,7 @@ export class Delivery {
           saved(path);
           return path;
         })));
-    this.bar = make("div.runbar", {}, make("div.sum", {}, this.size, this.facts), this.fault, this.run);
+    this.bar = make("div.runbar", {}, make("div.sum", {}, this.size, this.facts, this.goes), this.fault, this.run);
   }
 
   #proposed = "";
@@ -44,6 +46,8 @@ export class Delivery {
     if (!chosen.output) this.#proposed = looked.output;
     if (document.activeElement !== this.output) this.output.value = chosen.output || looked.output;
     this.command.write(looked.command);
+    write(this.goes.lastChild, `to ${lastOf(chosen.output || looked.output)}`);
+    this.goes.title = `${chosen.output || looked.output}: change it`;
     this.replace.hidden = !looked.exists;
     if (!looked.exists) this.replace.firstChild.checked = false;
     this.#allow();

@@ -118,6 +118,7 @@ class Film {
   #look() {
     clearTimeout(this.#timer);
     this.#asking?.abort();
+    this.settings.blame("");
     this.#timer = setTimeout(() => this.#ask(), 300);
   }
 

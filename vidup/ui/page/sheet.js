@@ -5,6 +5,7 @@ import { chosen, choose, given, onChange } from "./chosen.js";
 import { Stage, picture } from "./stage.js";
 import { Preview, nameOf } from "./preview.js";
 import { ordered } from "./presets.js";
+import * as server from "./server.js";
 
 /** Settings that a preset decides: beside others they are those others' own. */
 const A_PRESETS = ["model", "revision", "sampler", "steps", "guidance_scale", "guidance_start", "guidance_end", "noise_level",
@@ -19,14 +20,14 @@ export class Sheet {
     this.view = view;
     this.ready = ready;
     this.presets = start.presets;
+    this.folders = start.folders;
     this.choices = make("div.chips", { role: "group", "aria-label": "What stands side by side" });
     this.checkpoint = make("input", {
-      type: "text", value: chosen.checkpoint, placeholder: "a file of weights (.safetensors, .pth)", "aria-label": "Checkpoint",
-      autocomplete: "off", spellcheck: "false", onchange: () => this.#weights(this.checkpoint.value.trim()),
+      type: "text", value: chosen.checkpoint, placeholder: "path of a .safetensors or .pth", id: "checkpoint", list: "weights", autocomplete: "off", spellcheck: "false", onchange: () => this.#weights(this.checkpoint.value.trim()),
     });
     this.all = button("Preview all", () => this.begin(), { image: "play" });
     this.tiles = make("div.tiles");
-    this.element = make("div.sheet", {}, this.choices, make("div.choices", {}, this.checkpoint, this.all), this.tiles);
+    this.element = make("div.sheet", {}, this.choices, make("div.choices", {}, make("label", { for: "checkpoint" }, "Checkpoint"), this.checkpoint, this.all), this.found = make("datalist", { id: "weights" }), this.tiles);
     onChange(["sheet", "checkpoint", "preset", "settings"], () => this.shown && this.#fill());
     onChange(["at", "input"], () => this.shown && this.clear());
   }
@@ -38,8 +39,22 @@ export class Sheet {
     this.shown = on;
     if (on) {
       this.#fill();
+      this.#search();
       for (const tile of this.#tiles.values()) tile.preview.follow();
     } else for (const tile of this.#tiles.values()) tile.preview.stop();
+  }
+
+  /** Offer the files of weights that lie beside the film, and in the folders themselves. */
+  async #search() {
+    const places = new Set([...this.folders, chosen.input.replace(/[\\/][^\\/]*$/, "")]);
+    const paths = [];
+    for (const place of places) {
+      try {
+        const { path, files } = await server.folder(place);
+        paths.push(...files.filter(({ name }) => /\.(safetensors|pth|pt|ckpt)$/i.test(name)).map(({ name }) => `${path}/${name}`));
+      } catch { /* nothing is offered from there */ }
+    }
+    this.found.replaceChildren(...[...new Set(paths)].map((value) => make("option", { value })));
   }
 
   begin() {
@@ -49,9 +64,18 @@ export class Sheet {
   clear() {
     for (const tile of this.#tiles.values()) {
       tile.preview.clear();
-      tile.stage.show({ before: null });
+      this.#still(tile);
       tile.preview.follow();
     }
+  }
+
+  /** The frame as it is, until there is more. */
+  async #still({ stage, preview }) {
+    const of = `${chosen.input} ${chosen.at}`;
+    try {
+      const image = await picture(server.frameOf(chosen.input, chosen.at ?? 0), "The frame as it is");
+      if (of === `${chosen.input} ${chosen.at}` && !preview.result) stage.show({ before: image, names: ["As it is"] });
+    } catch { /* told where the film is looked at */ }
   }
 
   #offered() {
@@ -85,7 +109,9 @@ export class Sheet {
       this.#tiles.delete(name);
     }
     for (const [name, settings] of wanted) {
-      if (!this.#tiles.has(name)) this.#tiles.set(name, this.#tile(name, settings));
+      if (this.#tiles.has(name)) continue;
+      this.#tiles.set(name, this.#tile(name, settings));
+      this.#still(this.#tiles.get(name));
     }
     const tiles = wanted.map(([name]) => this.#tiles.get(name));
     if (tiles.some((tile, index) => this.tiles.children[index] !== tile.element) || this.tiles.children.length !== tiles.length) {

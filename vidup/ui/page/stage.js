@@ -16,10 +16,9 @@ export class Stage {
     this.after = make("div.layer.after");
     this.before = make("div.layer.before");
     this.divider = make("input.divider", { type: "range", min: "0", max: "100", step: "1", value: 50, "aria-label": `${label}: where they meet` });
-    this.tags = [make("span.tag.left"), make("span.tag.right")];
+    this.tags = [make("span.tag.left", { hidden: true }), make("span.tag.right", { hidden: true })];
     this.rule = make("div.rule", {}, make("div.grip", {}, icon("sides")));
-    this.over = make("div.over");
-    this.element = make("div.stage", { "data-mode": "empty" }, this.after, this.before, this.divider, this.tags, this.rule, this.over);
+    this.element = make("div.stage", { "data-mode": "empty" }, this.after, this.before, this.divider, this.tags, this.rule);
     if (!divided) this.element.setAttribute("tabindex", "0");
     this.#handle();
     this.draw = () => this.#draw();
@@ -75,7 +74,7 @@ export class Stage {
     };
 
     element.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0 || event.target.closest(".over button, .over a")) return;
+      if (event.button !== 0) return;
       fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
       element.setPointerCapture(event.pointerId);
       const two = element.dataset.mode === "two" && this.divided;
@@ -108,7 +107,7 @@ export class Stage {
       });
     }
     element.addEventListener("dblclick", (event) => {
-      if (!event.target.closest(".over button")) this.#zoom(view.zoom ? 0 : 1, event.clientX - box().left, event.clientY - box().top);
+      this.#zoom(view.zoom ? 0 : 1, event.clientX - box().left, event.clientY - box().top);
     });
     element.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.metaKey) return;
