@@ -54,15 +54,15 @@ export class Delivery {
     this.cost();
   }
 
-  /** How long it takes: as measured by a preview, or as estimated. */
-  cost() {
+  /** How long it takes: as measured by a preview, or as estimated; while that is asked anew, only what is known already. */
+  cost(asking = false) {
     const looked = this.#looked;
     if (!looked) return;
     const [width, height] = looked.result;
     write(this.size, `${width} × ${height}`);
-    const estimate = costOf(chosen.input, given())?.estimate ?? looked.estimate;
+    const estimate = costOf(chosen.input, given())?.estimate ?? (asking ? null : looked.estimate);
     const frames = looked.still ? "one picture" : `${grouped(looked.frames)} frames`;
-    write(this.facts, `${frames}, ${estimate ? `about ${lasting(estimate)}` : "preview a frame to see how long it takes"}`);
+    write(this.facts, `${frames}, ${estimate ? `about ${lasting(estimate)}` : asking ? "…" : "preview a frame to see how long it takes"}`);
   }
 
   /** What stands before a new run in the queue. */

@@ -119,6 +119,7 @@ class Film {
     clearTimeout(this.#timer);
     this.#asking?.abort();
     this.settings.blame("");
+    this.delivery.cost(true);
     this.#timer = setTimeout(() => this.#ask(), 300);
   }
 

@@ -23,11 +23,8 @@ async function ask(method, path, { body, signal } = {}) {
   } catch (fault) {
     if (fault.name === "AbortError") throw fault;
   }
-  if (response.status === 401 || response.status === 403) {
-    tell(`${answer.error ?? "This page is no longer known."} Open the address that vidup ui printed.`);
-    throw new Refused(answer.error ?? "refused");
-  }
-  tell("");
+  // A server that was started anew has another token: no answer of it can be had from here.
+  tell(/open the address/.test(answer.error) ? answer.error : "");
   if (!response.ok) throw new Refused(answer.error ?? `vidup answered ${response.status}`);
   return answer;
 }
