@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette", reason="the extra vidup[ui] is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="the extra vidup[ui] is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which the extra vidup[dev] brings")
+pytest.importorskip("uvicorn", reason="the extra vidup[ui] is not installed")
+pytest.importorskip("playwright", reason="needs playwright, which the extra vidup[dev] brings")
+
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.material import Material, Sound
 from vidup.ui.safety import Folders
@@ -26,9 +29,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to drive: apt-get install chromium")
 
 TOKEN = "a-token-of-this-test"
-expect = sync_api.expect
 expect.set_options(timeout=60_000)  # it is no wait that is tested, and others may work on this machine
-Page = Any
 Opened = Callable[..., Page]
 
 
@@ -63,15 +64,15 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         yield found
         found.close()
 
 
 @pytest.fixture
-def opened(browser: Any, address: str) -> Iterator[Opened]:
+def opened(browser: Browser, address: str) -> Iterator[Opened]:
     """Opens the page as a browser without a past does; a fault of its scripts fails the test."""
     contexts, faults = [], []
 
@@ -118,7 +119,7 @@ def pixels(page: Page, layer: str) -> tuple[int, int]:
 
 
 def answer(page: Page, path: str) -> Any:
-    return page.request.get(path).json()
+    return page.request.get(path).json()  # with the page's cookie
 
 
 def test_a_film_is_chosen_and_seen_before_and_after(opened: Opened, folder: Path, address: str):
@@ -163,12 +164,12 @@ def test_a_film_is_chosen_and_seen_before_and_after(opened: Opened, folder: Path
     expect(page.locator("[name=model]")).to_have_value("nearest")
 
 
-def test_a_preview_is_cancelled_when_a_setting_changes(opened: Opened):
+def test_a_preview_is_cancelled_when_a_setting_changes(opened: Opened, address: str):
     page = opened()
     with page.expect_response(lambda got: got.url.endswith("/api/preview")) as asked:
         choose(page, steps="1000", guidance_scale="8")
         page.locator('.looks .status[data-state="running"]:visible').wait_for()
-    first = f"/api/preview/{asked.value.json()['id']}"
+    first = f"{address}/api/preview/{asked.value.json()['id']}"
     assert answer(page, first)["state"] in ("waiting", "running")
     page.get_by_role("button", name="Reset all").click()
     deadline = time.monotonic() + 60
@@ -270,8 +271,10 @@ def test_another_site_cannot_use_the_page(opened: Opened, address: str, folder: 
                 ["/api/preset", { ...how, headers: { "Content-Type": "application/json" } }]];
             const found = [];
             for (const [path, way] of ways) {
-                try { const got = await fetch(address + path, way); found.push(got.type === "opaque" ? "" : await got.text()); }
-                catch { found.push(""); }
+                try {
+                    const got = await fetch(address + path, way);
+                    found.push(got.type === "opaque" ? "" : await got.text());
+                } catch { found.push(""); }
             }
             return found;
         }""",
@@ -291,6 +294,7 @@ def test_it_can_be_used_on_a_narrow_window(opened: Opened):
     choose(page, "archive.mkv", model="nearest")
     done(page)
     assert page.evaluate(wide) <= 390
+    page.locator(".looks > .stage").scroll_into_view_if_needed()
     box = page.locator(".looks > .stage").bounding_box()
     page.touchscreen.tap(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
     expect(page.get_by_role("slider", name=re.compile("Before and after"))).to_have_value("25")
