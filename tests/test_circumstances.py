@@ -97,7 +97,7 @@ class TestInput:
         vidup.upscale(source, output, NEAREST, on_progress=at(4, lambda: os.utime(source, (1, 1))))
         assert is_upscaled(output, source)
         assert [r.message for r in caplog.records if "was touched" in r.message] == [
-            f"{source}: was touched while the job ran; its size and its content are what they were"
+            f"{source}: was touched while the job ran; its size and content have not changed"
         ]
 
 
@@ -345,7 +345,7 @@ class TestFinalMoments:
         with caplog.at_level("INFO", "vidup"):
             (outcome,) = upscale_files([(source, output)], NEAREST, runtime=Runtime(overwrite=overwrite))
         assert outcome.error is None and outcome.skipped
-        assert "was delivered and verified before; only the job's folder was left" in caplog.text
+        assert "was delivered and verified before; only the job's folder is left" in caplog.text
         assert os.path.samestat(before, output.stat()) and not folder_of(output).exists()
 
     def test_when_only_the_lock_is_left(self, source, output, monkeypatch):

@@ -193,7 +193,7 @@ def test_a_clock_that_begins_anew_goes_on(make_clip: Callable[..., Path], tmp_pa
     path = tmp_path / "two.ts"
     path.write_bytes(one.read_bytes() * 2)
     info = probing.probe(path)
-    assert len(info.pts) == 60 and any("clock begins anew" in note for note in info.notes)
+    assert len(info.pts) == 60 and any("clock restarts" in note for note in info.notes)
     assert 3600 <= info.pts[30] - info.pts[29] < 3 * 3600
     whole = frames(info)
     assert in_parts(info, 16) == whole

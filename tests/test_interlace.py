@@ -342,20 +342,6 @@ def test_damage_ends_the_looking(make_film: Callable[..., Path]):
         assert detect(stream, []) == "progressive"
 
 
-def test_frames_that_are_not_flagged_pass_unchanged(make_film: Callable[..., Path]):
-    with (
-        av.open(str(make_film("libx264", "woven.mp4", top, {"x264-params": "tff=1"}))) as one,
-        av.open(str(make_film("libx264", "whole.mp4", progressive))) as two,
-    ):
-        frames = [frame for container in (one, two) for frame in list(container.decode(video=0))[:6]]
-        for index, frame in enumerate(frames):
-            frame.pts, frame.time_base = 40 * index, Fraction(1, 1000)
-        pictures = list(deinterlaced(frames, "frame", "tt", only_flagged=True))
-        assert [picture.pts for picture in pictures] == [40 * index for index in range(12)]
-        for index, (frame, picture) in enumerate(zip(frames, pictures, strict=True)):
-            assert np.array_equal(luma_of(frame), luma_of(picture)) == (index >= 6)
-
-
 @pytest.mark.parametrize(("mode", "count"), [("frame", 24), ("field", 48), ("off", 24)])
 def test_file_to_file(make_film: Callable[..., Path], tmp_path: Path, mode: Any, count: int):
     source = make_film("ffv1", "in.mkv", top)

@@ -114,7 +114,7 @@ def test_a_chain_of_programs(tmp_path: Path):
     assert len(read(done.stdout)[1]) == 9
     told = done.stderr.decode().splitlines()
     assert all(line.startswith("vidup: ") for line in told)
-    assert any("a job that is stopped begins anew, and the result is not proved" in line for line in told)
+    assert any("a stopped job starts again from the beginning, and the result is not proved" in line for line in told)
 
 
 def test_a_file_goes_into_a_pipe(piped, make_clip: Callable[..., Path], capsys: Output):
@@ -125,7 +125,7 @@ def test_a_file_goes_into_a_pipe(piped, make_clip: Callable[..., Path], capsys: 
     assert (first.format.name, first.width, first.height) == ("yuv420p10le", 96, 128)  # turned, as y4m cannot say it
     uneven = make_clip("uneven.mp4", times=(0, 512, 2000))
     assert piped(b"", source=str(uneven)) == (2, b"")
-    assert "uneven.mp4: its frames come at uneven times" in capsys.readouterr().err.splitlines()[-1]
+    assert "uneven.mp4: its frames have uneven times" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_part_of_what_comes(piped):
@@ -181,7 +181,7 @@ def test_the_next_program_is_gone(piped, monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr(y4m, "write_frame", gone)
     code, _ = piped(sent("mono", 8, [(8, 8)]))
-    assert code == 1 and capsys.readouterr().err.splitlines()[-1] == "vidup: standard output: whoever read it is gone"
+    assert code == 1 and capsys.readouterr().err.splitlines()[-1] == "vidup: standard output: its reader is gone"
 
 
 def test_a_pipe_has_two_ends(capsys: Output, tmp_path: Path):

@@ -114,12 +114,12 @@ def test_verify_says_what_the_job_said(tmp_path: Path, caplog: pytest.LogCapture
         told = [record.message for record in caplog.records]
         caplog.clear()
         assert vidup.verify(source, output, settings).streams == (
-            "audio aac: left out: as asked for",
+            "audio aac: left out: as requested",
             f"audio vorbis: {len(audio_packets(source, 1))} packets equal",
         )
     assert [record.message for record in caplog.records] == told
     (line,) = told
-    assert line.startswith(f"{output}: mp4 cannot say it otherwise: chapter 1 is ") and len(line) < 400
+    assert line.startswith(f"{output}: mp4 cannot store it: chapter 1 is ") and len(line) < 400
     assert cli.main(["verify", "--json", "--fast", "--drop-streams", "1", str(source), str(output)]) == 0
     with pytest.raises(VerifyError, match=r"stream 1 \(audio aac.* is missing"):
         vidup.verify(source, output)

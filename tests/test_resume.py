@@ -418,7 +418,7 @@ class TestWithinASegment:
 
     @pytest.fixture
     def film(self, make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr("vidup.job.made._SLOW", -1)
+        monkeypatch.setattr("vidup.job.unfinished._SLOW", -1)
         return make_clip(
             "film.mkv", times=range(0, 9 * 40, 40), time_base=Fraction(1, 1000), size=(24, 16), sound=False
         )
@@ -453,8 +453,8 @@ class TestWithinASegment:
 
     def test_a_killed_one_at_what_was_written_last(self, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = pictures(vidup.upscale(film, film.with_name("whole.mkv"), self.SETTINGS, runtime=CPU).output)
-        monkeypatch.setattr("vidup.job.made._EVERY", -1)
-        monkeypatch.setattr("vidup.job.made._Keeper.save", lambda self: None)
+        monkeypatch.setattr("vidup.job.unfinished._EVERY", -1)
+        monkeypatch.setattr("vidup.job.unfinished._Keeper.save", lambda self: None)
         output = self.stopped(film, 4)
         events: list[vidup.Progress] = []
         receipt = vidup.upscale(film, output, self.SETTINGS, runtime=CPU, on_progress=events.append)
@@ -475,7 +475,7 @@ class TestWithinASegment:
         def full(*given: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("vidup.job.made._EVERY", -1)
+        monkeypatch.setattr("vidup.job.unfinished._EVERY", -1)
         monkeypatch.setattr("vidup.job.made.write_atomically", full)
         receipt = vidup.upscale(film, None, self.SETTINGS, runtime=CPU)
-        assert receipt.frames == 9 and "what is done before it ends cannot be kept: [Errno" in caplog.text
+        assert receipt.frames == 9 and "its finished frames cannot be kept: [Errno" in caplog.text

@@ -185,7 +185,7 @@ class TestStore:
             open_store(folder, fingerprint(source, **{**first, **change}))
         assert str(caught.value) == (
             f"{folder}: was begun differently ({told});"
-            " add --restart to begin anew, or give the command as it was"
+            " add --restart to start again, or give the command as it was"
         )  # fmt: skip
         assert (folder / "job.json").read_bytes() == before
         assert (folder / "00000.seg").exists()

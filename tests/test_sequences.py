@@ -111,7 +111,7 @@ def test_a_video_becomes_pictures(make_clip: Callable[..., Path], tmp_path: Path
     assert [path.name for path in paths] == [f"{number:03}.png" for number in range(1, 8)]
     assert read(paths[0], "png")[0] == "rgb48be" and read(paths[0], "png")[1].shape == (3, 128, 96)  # upright
     told = capsys.readouterr().err
-    assert "is left out: pictures hold nothing else" in told and "pictures bear no times" in told
+    assert "is left out: pictures hold nothing else" in told and "pictures have no times" in told
     assert main(["verify", str(source), str(tmp_path / "f" / "%03d.png"), "--start", "0.2"]) == 0
     assert "7, each at its time" in capsys.readouterr().out
 

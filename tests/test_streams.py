@@ -325,7 +325,7 @@ def test_cover_attachment_chapters_and_tags(tmp_path: Path, ending: str, target:
     if ending == "mkv" and target != "mkv":
         assert f"is left out: {target} has no place for it" in lines(source, target)
     if ending == "mp4":
-        assert actions["data"].action == "tell" and "data" not in lines(source, target)
+        assert actions["data"].action == "metadata" and "data" not in lines(source, target)
 
 
 def test_timecode(tmp_path: Path):
@@ -334,7 +334,7 @@ def test_timecode(tmp_path: Path):
         assert [stream.type for stream in opened.streams] == ["video", "data"]
     for target in ("mov", "mp4", "mkv"):
         output, (stream,) = deliver(source, target)
-        assert stream.action == "tell" and "left out" not in lines(source, target)
+        assert stream.action == "metadata" and "left out" not in lines(source, target)
         with av.open(str(output)) as written:
             found = {key.lower(): value for key, value in written.streams.video[0].metadata.items()}
         assert found["timecode"] == "01:00:00:00"
@@ -345,7 +345,7 @@ def test_what_is_not_wanted_and_what_is_strict(tmp_path: Path, caplog: pytest.Lo
     source = material.write(tmp_path / "source.mkv")
     output, planned = deliver(source, "mkv", no_audio=True, no_subtitles=True)
     assert [stream.action for stream in planned] == ["drop", "drop", "drop", "attach", "copy"]
-    assert {stream.reason for stream in planned[:3]} == {"as asked for"}
+    assert {stream.reason for stream in planned[:3]} == {"as requested"}
     with av.open(str(output)) as written:
         assert [stream.type for stream in written.streams] == ["video", "video", "attachment"]
     strict = Runtime(strict=True, overwrite=True)
@@ -434,7 +434,7 @@ def test_streams_are_chosen_by_specifiers(chosen: dict[str, Any], left: set[int]
     source = Material(sounds=sounds, texts=texts, attachment=True).write(tmp_path / "input.mkv")
     output, streams = deliver(source, "mkv", **chosen)
     assert {stream.index for stream in streams if stream.action == "copy"} == left
-    assert {stream.reason for stream in streams if stream.action != "copy"} <= {"as asked for"}
+    assert {stream.reason for stream in streams if stream.action != "copy"} <= {"as requested"}
     assert len(probe(output).streams) == 1 + len(left)
     assert vidup.verify(source, output, settings("mkv", **chosen)).frames == 38
     if len(left) < 4 and chosen.get("streams") != "v":

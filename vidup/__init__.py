@@ -34,10 +34,10 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     media/                              PyAV
         sequences, linear, moving           numbered pictures; the light of OpenEXR; animations, read
         containers, codecs                  a record for each output container, and for each encoder
-        side_data, captions, cropping, hdr  what stands beside the pictures
-        options, trial                      what an encoder is given, and its objections
-        selection, origins                  which streams are kept; clocks that begin anew
-        beside                              the transparency of VP9
+        vp9_alpha                           the transparency of VP9
+        side_data, captions, cropping, hdr  what frames and files state beside the pictures
+        options, trial                      the options of an encoder, and its objections
+        selection, origins                  which streams are kept; clocks that restart
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
         frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream
@@ -72,7 +72,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         describe                            that in words
         pace                                how long it will take
         watching                            the newest picture, for who wants to see how it goes
-        made, worker                        what is kept of a segment; a frame's way: decode, upscale, encode, prove
+        unfinished                          the kept frames of an unfinished segment
+        worker                              decode, upscale, encode and prove a segment
         rehearse, verify                    the join without pictures; any file against its source
         numbered                            numbered pictures as an output
         review                              a delivery's report

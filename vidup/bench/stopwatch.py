@@ -183,7 +183,7 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | 
     model = sum(stages.get(stage, 0.0) for stage in ("UNet", "VAE", WHOLE_ENGINE))
     seconds = (measured.seconds - model + planning) * frames + model * whole_frames(job.settings, frames, computed)
     beside = [frames * each for each in (stages.get("decode", 0.0), planning, stages["encode"])]
-    size = job.turn.size(job.info.height, job.info.width)
+    size = job.input_size
     choice = upscaler.choose(*size)
     output = round(measured.encoded_bytes * frames)
     return Estimate(

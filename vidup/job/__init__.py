@@ -31,25 +31,25 @@ def upscale(
 ) -> Receipt:
     """Upscale a video, or a still image, into a new file.
 
-    The output path holds the whole, verified result, or what it held before. What is done is kept beside it, in
-    ``OUTPUT.vidup``, until then: the same call goes on where a stopped or killed one was. `KeyboardInterrupt`, and
-    whatever `on_progress` raises, stop the job as `stop` does.
+    The output path has the complete, verified result, or what it had before. Finished work is kept beside it, in
+    ``OUTPUT.vidup``, until then: the same call resumes a job that was stopped or killed. `KeyboardInterrupt` and
+    exceptions of `on_progress` stop the job as `stop` does.
 
     Args:
         input: a file that ffmpeg reads, or an image.
-        output: where to; its ending chooses the container. Beside the input with ``_x4`` in its name where not given.
-        settings: what decides the result; a text or a path is a preset.
-        runtime: where and how it runs; ``overwrite`` allows to replace the output.
-        on_progress: is called with each `Progress` event.
-        stop: is asked while pictures are made; once true, `Stopped` is raised.
+        output: the output path, whose ending chooses the container; None: beside the input, with ``_x4`` in its name.
+        settings: what decides the result; a string or a path is a preset.
+        runtime: where and how it runs; ``overwrite`` allows replacing the output.
+        on_progress: called with each `Progress` event.
+        stop: called repeatedly during the work; once it returns true, `Stopped` is raised.
 
     Returns:
-        What was proved of the output, which stands for its path.
+        The receipt of the proof, which can be used as the output's path.
 
     Raises:
         ConfigError, MediaError, EngineError, ResumeError, VerifyError: each with one line that says what, which value,
             what to do.
-        Stopped: `stop` was true before the end.
+        Stopped: `stop` returned true before the end.
     """
     files = [(input, output)]
     return _only(upscale_files(files, settings, runtime=runtime, on_progress=on_progress, stop=stop))
@@ -63,10 +63,10 @@ def upscale_files(
     on_progress: Sink | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
-    """`upscale` for many files (pairs of input and output): one queue, and the model is loaded once a worker.
+    """`upscale` for many files (pairs of input and output): one queue, and each worker loads the model once.
 
     Returns:
-        What became of each: `input`, `output`, its `receipt`, or the `error` that it failed with; the others go on.
+        The outcome of each: `input`, `output`, and its `receipt` or `error`. An error does not stop the other files.
     """
     settings, runtime = settings_of(settings), runtime or Runtime()
     with Upscaler(settings, runtime, stop=stop) as upscaler:
@@ -79,7 +79,7 @@ def upscale_with(
     output: str | os.PathLike[str] | None,
     on_progress: Sink | None,
 ) -> Receipt:
-    """`upscale` with an upscaler, whose model stays loaded."""
+    """`upscale` with an existing upscaler, whose model stays loaded."""
     return _only(_upscale(upscaler, [(input, output)], on_progress))
 
 
@@ -87,7 +87,7 @@ def _only(outcomes: list[Outcome]) -> Receipt:
     (outcome,) = outcomes
     if outcome.error is not None:
         raise outcome.error
-    assert outcome.receipt is not None, "what does not fail is proved"
+    assert outcome.receipt is not None
     return outcome.receipt
 
 
@@ -99,7 +99,7 @@ def _upscale(
     settings, runtime, stop = upscaler.settings, upscaler.runtime, upscaler.stop
     tracker = Tracker(on_progress, len(files))
     outcomes, works = [], []
-    taken: dict[Path, Path] = {}  # output -> the input that it is of
+    taken: dict[Path, Path] = {}  # output -> its input
     try:
         with ExitStack() as stack:
             stack.enter_context(stops.watched(stops.Watch(tracker.beat, tracker.step)))

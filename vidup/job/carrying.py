@@ -1,4 +1,4 @@
-"""How much of a file's pixels relay will compute: its steps are planned for a few frames, and no model is loaded."""
+"""Estimate how many of a file's pixels relay will compute, from a few frames and without a model."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from vidup.media import decoding
 from vidup.picture import color
 from vidup.picture.geometry import Turn
 
-_FRAMES = 12  # that are planned: as many as the default of `refresh`
-_FEWEST = 3  # in which a quarter of the picture has its turn to be refreshed
+_FRAMES = 12  # that are looked at: as many as the default of `refresh`
+_FEWEST = 3  # in which a quarter of the picture is refreshed
 QUICK = 3_000_000
-"""Pixels whose steps are planned in at most three seconds, by one core."""
+"""Pixels for which one core needs at most three seconds."""
 
 
 class Foreseen(NamedTuple):
-    """What planning alone tells."""
+    """The estimate."""
 
     computed: float
-    """Pixels of a frame that will be computed, halos counted, to those that it has; a first frame is not in it."""
+    """The share of a frame's pixels that will be computed, with halos; the first frame is not counted."""
     frames: int
-    """How many were planned."""
+    """The number of frames that it is from."""
     seconds: float
-    """That planning one took."""
+    """The time that planning a frame took."""
 
 
 def is_carried(settings: Settings) -> bool:
-    """Whether only a part of the pixels is computed."""
+    """Whether only a part of the pixels is computed, and the rest carried from the frame before."""
     return settings.temporal == "relay" and engines.carries(settings)
 
 
 def foresee(job: Job, most: int | None = None) -> Foreseen | None:
-    """Plan the steps of consecutive frames from the middle of what a job takes.
+    """Estimate from consecutive frames of the middle of a job.
 
     Args:
-        most: pixels to look at; as many as a dozen frames have where not given.
+        most: the most pixels to look at; None: those of a dozen frames.
 
     Returns:
-        None where all is computed in any case, there are fewer than two frames, or `most` is too little.
+        None where all pixels are computed, there are fewer than two frames, or `most` is too small.
 
     Raises:
         MediaError: the frames cannot be decoded.
@@ -66,10 +66,10 @@ def foresee(job: Job, most: int | None = None) -> Foreseen | None:
 
 
 def planned(frames: Iterable[Frame], settings: Settings, turn: Turn, number: int = 0) -> Foreseen | None:
-    """Plan the steps of frames that follow each other, the first of which is what the others are carried from.
+    """Estimate from consecutive frames, of which only the first is computed whole.
 
     Args:
-        number: of the first frame in its file.
+        number: the number of the first frame in its file.
 
     Returns:
         None where there are fewer than two frames.
@@ -94,10 +94,13 @@ def planned(frames: Iterable[Frame], settings: Settings, turn: Turn, number: int
 
 
 def whole_frames(settings: Settings, frames: int, computed: float | None) -> float:
-    """Whole frames that are as much for the engine as so many of a job, of which that share of the pixels is computed.
+    """The number of whole frames that are as much work for the engine as `frames` of a job.
 
-    Where it is known, the frames that lead each segment in are counted, and those two at its border that are computed
-    whole: the first of them, and the same one in the segment before.
+    The lead-in frames of segments are counted, and two whole frames for each border between segments: the first lead-in
+    frame, and the same frame in the segment before.
+
+    Args:
+        computed: the share of pixels that is computed; None: all.
     """
     if computed is None:
         return frames

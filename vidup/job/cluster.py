@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine or reached where it runs, and left without a trace."""
+"""Ray itself: started on this machine, or a running cluster; nothing of it is left afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,31 +24,31 @@ from vidup.errors import ConfigError
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 30.0
-"""Without an answer of Ray's, or without a worker, before a warning says so."""
+"""Seconds without an answer of Ray's, or without a worker, before a warning."""
 _CONNECT_SECONDS = 5.0
-_LONGEST = 39  # bytes of a temporary folder's name: Ray adds up to 68, and a socket's name has 107 at the most
+_LONGEST = 39  # bytes of a temporary folder's name: Ray adds up to 68, and a socket's name has at most 107
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS = b"\x04"
-"""What a client of gRPC, which Ray speaks, says first, and the type of the frame that answers it: RFC 9113, 3.4."""
+"""The first bytes of a client of HTTP/2, which Ray uses, and the type of the frame that answers (RFC 9113, 3.4)."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The workers that are wanted of Ray."""
+    """The workers that are requested from Ray."""
 
     setting: str
-    """What asks for them, as errors name it."""
+    """The setting that requests them, for errors."""
     workers: int
     address: str | None = None
-    """Of a running cluster, as ``ray.init`` takes it; all its machines see the same files under the same names. None is
-    Ray that is started here for the time of the work, or that this process is connected to already."""
+    """The address of a running cluster, as for ``ray.init``; all its machines have the same files under the same paths.
+    None: Ray is started here and ended after the work, unless this process is connected already."""
     threads: int = 0
-    """CPU cores of a worker, and its OMP_NUM_THREADS; 0 is an equal share here, and one on a cluster."""
+    """CPU cores of a worker, and its OMP_NUM_THREADS; 0: an equal share on this machine, one on a cluster."""
     gpus: float = 0.0
-    """Of a worker: 1 is one each, 0.5 two workers on one; Ray shows each worker only its own. 0 shows all."""
+    """GPUs of a worker: 0.5 are two workers on one GPU. Ray shows each worker only its own; with 0 it sees all."""
 
     def for_items(self, count: int) -> Wanted:
-        """The same where there are no more than `count` items to work on."""
+        """The workers for at most `count` items."""
         workers, threads = min(self.workers, count), self.threads
         if not threads:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -58,21 +57,21 @@ class Wanted:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a worker's process."""
+        """The environment variables of a worker's process."""
         found = {
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker that asks Ray for no GPU keeps those that it sees
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without a GPU from Ray, a worker sees all
             "OMP_NUM_THREADS": str(self.threads),
         }
-        if self.address is None:  # a worker finds the modules that this process finds; a cluster has its own
+        if self.address is None:  # a cluster has its own modules
             found["PYTHONPATH"] = os.pathsep.join(str(Path(folder).resolve()) for folder in sys.path)
         return found
 
     def places(self, ray: Any) -> int:
-        """How many workers the machines that are there could hold."""
+        """How many workers the machines have room for."""
         known = (process.info for process in psutil.process_iter(["ppid", "name", "status"]))
         if {"ppid": os.getpid(), "name": "raylet", "status": psutil.STATUS_ZOMBIE} in known:
-            return 0  # Ray would take another 15 s to see that its process for this machine is dead
+            return 0  # Ray itself would notice only after another 15 s that its process for this machine is dead
         total = 0
         for node in ray.nodes():
             if node["Alive"]:
@@ -84,39 +83,38 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Ray, connected."""
+    """A connection to Ray."""
 
     ray: Any
     """The module."""
     wanted: Wanted
     environment: dict[str, Any] | None
-    """Of workers, as Ray's `runtime_env`; None where they have that of this process."""
+    """Ray's `runtime_env` for workers; None where they inherit this process's environment."""
     is_ours: bool
-    """It was started here."""
+    """Whether Ray was started here."""
 
 
 @contextmanager
 def cluster(wanted: Wanted) -> Iterator[Cluster]:
-    """Ray, started here or reached, until the end of the block."""
+    """Start Ray or connect to it, until the end of the block."""
     try:
         import ray
     except ImportError:
         raise ConfigError(f'{wanted.setting}: needs ray: pip install "vidup[ray]"') from None
     is_ours, folder = not ray.is_initialized(), None
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    is_main = threading.current_thread() is threading.main_thread()  # only this thread may set handlers
     terminate = signal.getsignal(signal.SIGTERM) if is_main else None
     try:
         if is_ours:
             folder = _connect(ray, wanted)
             if callable(terminate):
-                signal.signal(signal.SIGTERM, terminate)  # Ray put its own there, which exits in order
+                signal.signal(signal.SIGTERM, terminate)  # Ray has replaced it
         places = wanted.places(ray)
         each = f"{wanted.threads} CPU cores" + (f" and {wanted.gpus:g} GPU" if wanted.gpus else "")
         if places == 0:
             raise ConfigError(f"{wanted.setting}: ray has no machine with room for a worker of {each}")
         if places < wanted.workers:
             log.warning("%s: ray has room for %d of %d workers of %s", *(wanted.setting, places, wanted.workers, each))
-        # What we started has its environment from this process.
         yield Cluster(ray, wanted, None if folder else {"env_vars": wanted.environment}, folder is not None)
     finally:
         if is_ours:
@@ -128,20 +126,18 @@ def cluster(wanted: Wanted) -> Iterator[Cluster]:
 
 
 def _connect(ray: Any, wanted: Wanted) -> str | None:
-    """Start Ray on this machine, or reach a cluster. The folder that it made for its logs, where it did."""
+    """Start Ray on this machine, or connect to a cluster; returns the folder of its logs where it was started."""
     address = wanted.address
     given: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "configure_logging": False}
     if address is not None:
         _check_address(address)
     else:
-        given |= {
-            "num_cpus": wanted.workers * wanted.threads,
-            "num_gpus": None if wanted.gpus else 0,
-        }  # None counts them
+        given["num_cpus"] = wanted.workers * wanted.threads
+        given["num_gpus"] = None if wanted.gpus else 0  # None counts them
         given |= {"include_dashboard": False, "object_store_memory": 80 * 2**20}  # little is in it; 75 MiB is the least
         is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST
         if os.name == "posix" and is_long and "RAY_TMPDIR" not in os.environ:
-            given["_temp_dir"] = "/tmp/ray"  # where Ray puts its things by itself on a plain POSIX system
+            given["_temp_dir"] = "/tmp/ray"  # Ray's own choice on most POSIX systems
     logger, level = logging.getLogger("ray"), logging.getLogger("ray").level
     environment = wanted.environment
     before = {key: os.environ.get(key) for key in environment}
@@ -154,7 +150,7 @@ def _connect(ray: Any, wanted: Wanted) -> str | None:
     waiting.start()
     try:
         context = ray.init(**given)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # of which ConnectionError is one
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(f"{wanted.setting}: ray cannot be used: {' '.join(str(error).split())}") from error
     finally:
         waiting.cancel()
@@ -165,7 +161,7 @@ def _connect(ray: Any, wanted: Wanted) -> str | None:
 
 
 def _leave(ray: Any) -> None:
-    """Disconnect, and end what was started: workers may outlive Ray's own process by some seconds."""
+    """Disconnect, and end all processes that were started: workers may outlive Ray's process by some seconds."""
     processes: list[Any] = []
     with suppress(psutil.Error):
         for child in psutil.Process().children():
@@ -178,21 +174,20 @@ def _leave(ray: Any) -> None:
 
 
 def _check_address(address: str) -> None:
-    """See that Ray may be at ``host:port`` or ``ray://host:port``.
+    """Check that a server of HTTP/2 answers at ``host:port`` or ``ray://host:port``.
 
-    Ray has no way to ask: where no cluster answers, `ray.init` tries for minutes, and then ends this whole process from
-    within its C++ core (2.60, seen), however short its own time-outs are set.
+    Where no cluster answers, `ray.init` tries for minutes, and then ends this whole process from within its C++ core
+    (2.60, seen), whatever time-outs are set.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdecimal():
-        return  # "auto", or what only Ray understands
+        return  # "auto", or another form that only Ray understands
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS", "0") in ("0", "false", ""):
                 connection.sendall(_PREFACE)
-                head, end = b"", time.monotonic() + _CONNECT_SECONDS
-                while len(head) < 9 and time.monotonic() < end and (more := connection.recv(9 - len(head))):
-                    head += more
+                with connection.makefile("rb") as answer:
+                    head = answer.read(9)
                 if head[3:4] != _SETTINGS or head[5:] != bytes(4):
                     raise OSError("what answers is not Ray")
     except (OSError, OverflowError) as error:

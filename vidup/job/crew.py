@@ -1,4 +1,4 @@
-"""Where the work is done, here or by workers on Ray: one protocol, chosen once, so that a job does not know which."""
+"""Where the work is done, in this process or by workers on Ray: one protocol for both, chosen once."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Report = Callable[[int], None]
-"""Called with how many more units of the item in hand are done; raises `Stopped` once the job is to stop."""
+"""Called with the number of units of an item that are newly done; raises `Stopped` once the job has to stop."""
 
 Worker = Callable[[Iterator[Item], Report], Generator[tuple[Item, Result], None, None]]
-"""Takes items, reports while it works on them, and yields each with its result; it may take the next one before."""
+"""Takes items, reports while it works, and yields each with its result, perhaps after it has taken the next."""
 
 
 class Crew(Protocol):
-    """Who works on the segments of a job. Made by `choose`."""
+    """The workers of a job. `choose` creates it."""
 
     @property
     def device(self) -> torch.device:
-        """The kind of device that the work is done on."""
+        """The kind of device that the workers use."""
 
     @property
     def planner(self) -> Planner | None:
-        """What chooses batch and tiles before the first frame; None where only a worker's loaded model can.
+        """Chooses batch and tiles before the first frame; None where only a worker's loaded model can.
 
         Raises:
-            EngineError: the model, or a part of it, is not to be had, or the device is not there.
+            EngineError: the model, a part of it or the device is missing.
         """
 
     @property
     def upscaler(self) -> Upscaler | None:
-        """What works in this process; None where the workers have each their own."""
+        """The upscaler of this process; None where each worker has its own."""
 
     def expect(self, pixels: int) -> None:
-        """Say how many pixels of input there are in all, before the first is worked on."""
+        """Announce the pixels of all inputs, before the work begins."""
 
     def choose(self, height: int, width: int) -> Choice | None:
-        """How much is done at once for frames of this size; None where there is no planner."""
+        """Choose batch and tiles for frames of this size; None where there is no planner."""
 
     def located(self, path: Path) -> Path:
-        """A path under which every worker finds the file."""
+        """The path under which every worker finds a file."""
 
     def run(
         self,
@@ -70,20 +70,19 @@ class Crew(Protocol):
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
     ) -> None:
-        """Have all items worked on by what `make` makes.
+        """Let workers process all items.
 
         Args:
-            make: is called once a worker, in its process, with the upscaler that is to be used.
-            items: iterated in this thread, one step whenever a worker is free.
-            on_result: is called with each item and its result, as they end, in this thread; what it raises ends all.
-            on_progress: likewise, with the units done since the last call; less than 0 where a lost worker's are done
-                again.
-            stop: polled often. Once true, no item is begun, those in hand end at their next report, and `Stopped` is
-                raised. `KeyboardInterrupt` does not wait for that: it ends workers at once.
+            make: creates a worker; called in each worker's process, with the upscaler to use.
+            items: iterated in this thread, whenever a worker is free.
+            on_result: called in this thread with each item and its result; its exceptions end the work.
+            on_progress: likewise, with the units done since the last call; negative where a lost worker's are redone.
+            stop: polled often. Once it returns true, no item is started, those in work end at their next report, and
+                `Stopped` is raised. `KeyboardInterrupt` ends workers at once.
 
         Raises:
-            ConfigError, EngineError: no workers can be had, or they are lost again and again.
-            Stopped: `stop` was true before the last item was done.
+            ConfigError, EngineError: there are no workers, or they are lost repeatedly.
+            Stopped: `stop` returned true before the last item was done.
         """
 
 
@@ -101,20 +100,20 @@ class Here:
 
     @property
     def device(self) -> torch.device:
-        """As the engine will choose it."""
+        """The device that the engine will choose."""
         return engines.choose_device(self.upscaler.runtime.device)
 
     @property
     def planner(self) -> Planner:
-        """The upscaler's own; the engine is loaded for it."""
+        """The upscaler's planner, for which the engine is loaded."""
         return self.upscaler.planner
 
     def expect(self, pixels: int) -> None:
-        """Tells the upscaler."""
+        """Passes it on to the upscaler."""
         self.upscaler.expect(pixels)
 
     def choose(self, height: int, width: int) -> Choice:
-        """The upscaler's: where memory ran out meanwhile, it is what that became."""
+        """The upscaler's choice, smaller where it ran out of memory before."""
         return self.upscaler.choose(height, width)
 
     def located(self, path: Path) -> Path:
@@ -144,7 +143,7 @@ class Here:
                 yield item
 
         left = taken()
-        for first in left:  # nothing is made where there is none
+        for first in left:  # without items no worker is created
             with closing(make(self.upscaler)(chain([first], left), report)) as results:
                 for item, result in results:
                     on_result(item, result)
@@ -160,27 +159,27 @@ class OnRay:
 
     @property
     def device(self) -> torch.device:
-        """That of this machine, or what is requested of a cluster's machines."""
+        """The device of this machine, or that which is requested of a cluster's machines."""
         if self._runtime.ray is None:
             return engines.choose_device(self._runtime.device)
         return torch.device("cuda" if self._gpus else "cpu")
 
     @cached_property
     def planner(self) -> Planner | None:
-        """Where the workers are on this machine, and the model's memory is known from its configuration."""
+        """None on a cluster, and where the model's memory is not known from its configuration."""
         return engines.foresee(self._settings, self._of_worker(), self._pixels) if self._runtime.ray is None else None
 
     def expect(self, pixels: int) -> None:
-        """Each worker has its part."""
+        """Each worker has an equal part."""
         self._pixels = pixels // self._runtime.workers
         self.__dict__.pop("planner", None)
 
     def choose(self, height: int, width: int) -> Choice | None:
-        """The planner's."""
+        """The planner's choice."""
         return None if self.planner is None else self.planner.choose(height, width)
 
     def located(self, path: Path) -> Path:
-        """Absolute for a cluster, whose workers stand elsewhere."""
+        """An absolute path for a cluster, whose workers have other working directories."""
         return path if self._runtime.ray is None else path.absolute()
 
     def run(
@@ -201,9 +200,9 @@ class OnRay:
 
     @property
     def _gpus(self) -> float:
-        """The share of a GPU that a worker is given; 0 where it is not for Ray to hand them out."""
+        """The share of a GPU that each worker requests; 0 where Ray does not assign GPUs."""
         runtime = self._runtime
-        if runtime.ray is not None:  # whose machines may have what this one has not
+        if runtime.ray is not None:  # "cuda" is requested even if this machine has none
             here = engines.devices()[0].startswith("cuda")
             return 1.0 if runtime.device == "cuda" or (runtime.device == "auto" and here) else 0.0
         is_any = runtime.device in ("auto", "cuda")
@@ -211,7 +210,7 @@ class OnRay:
         return 1 / math.ceil(runtime.workers / count) if count else 0.0
 
     def _of_worker(self) -> Runtime:
-        """The runtime of one worker: several on this machine have their part of a device's memory."""
+        """The runtime of one worker; several on one machine share a device's memory."""
         part = self._gpus or 1 / self._runtime.workers
         if self._runtime.ray is not None or part == 1:
             return self._runtime

@@ -1,4 +1,4 @@
-"""What will be done, and what will be converted or lost, in words."""
+"""Describe in words what a job will do, and what will be converted or lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidup.picture.geometry import size_notes
 
 
 def describe(job: Job) -> list[str]:
-    """What will be done, and what will be converted or lost, a line each."""
+    """Lines that describe what a job will do, and what will be converted or lost."""
     info, encoding = job.info, job.encoding
     lines = [
         f"{info.path}: {info.width}x{info.height} {info.pix_fmt}, {len(job.times)} frames"
@@ -30,8 +30,8 @@ def describe(job: Job) -> list[str]:
         by = f"{rounds} round{'s' * (rounds > 1)} of the anchor" if rounds else "nothing: the anchor is off"
         lines.append(f"note: the result is pulled back to the input's colours and light by {by}")
     lines += [f"note: {note}" for note in info.notes]
-    shown, result = job.turn.size(info.height, info.width), (encoding.height, encoding.width)
-    lines += [f"note: {note}" for note in size_notes(job.settings, native_scale(job.settings), shown, result)]
+    result = encoding.height, encoding.width
+    lines += [f"note: {note}" for note in size_notes(job.settings, native_scale(job.settings), job.input_size, result)]
     lines += [f"note: stream {s.index} ({s.name}) is left out: {s.reason}" for s in job.streams if s.action == "drop"]
     lines += [
         f"note: stream {s.index} ({s.name}) is copied as it is: {s.reason}"
@@ -53,8 +53,8 @@ def describe(job: Job) -> list[str]:
     if not info.color_tagged and job.settings.matrix == "auto" and info.pix_fmt.startswith(("yuv", "nv", "p0", "uyvy")):
         standard = "BT.709" if encoding.color.matrix == 1 else "BT.601"
         lines.append(
-            f"note: the file does not say its colour matrix: {standard} is assumed from its size, and written;"
-            " --matrix says another"
+            f"note: the file does not state its colour matrix: {standard} is assumed from its size, and written;"
+            " --matrix sets another"
         )
     if family(job.settings).invents and quantiser(job.settings) >= CLEAN:
         lines.append(f"note: the video is {compression(quantiser(job.settings))}")
@@ -71,7 +71,7 @@ def describe(job: Job) -> list[str]:
     if job.container.moves:
         lines += [f"note: {note}" for note in animation.notes(job)]
     elif job.container.family == "pictures" and info.container != "image2":
-        lines.append(f"note: pictures bear no times: {float(info.rate):.3f} a second is to be told to the next program")
+        lines.append(f"note: pictures have no times: give the next program the rate, {float(info.rate):.3f} a second")
     if encoding.sample_aspect_ratio != 1 and not job.container.shows_aspect(encoding.codec):
         lines.append(
             f"note: {job.container} with {encoding.codec} does not keep the pixel aspect"
@@ -81,7 +81,7 @@ def describe(job: Job) -> list[str]:
 
 
 def _carried(job: Job) -> set[str]:
-    """The kinds of side data that arrive."""
+    """The kinds of side data that are kept."""
     packed = job.encoding.codec == "libx264" and job.info.stereo_mode in side_data.FRAME_PACKING
     stereo = job.info.stereo_mode and (packed or job.container.family == "matroska")
     captioned = captions.carries(job.encoding.codec)
@@ -89,7 +89,7 @@ def _carried(job: Job) -> set[str]:
 
 
 def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[tuple[str, str]]:
-    """What is in a file and what becomes of it, each under its head; the other streams are in `streams`."""
+    """What is in a file and what it will become, as (head, text) pairs; for other streams see `streams`."""
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
     light = "full" if info.color.full_range else "limited"
@@ -112,7 +112,7 @@ def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[
         f" {len(job.times)} frames",
     )
     device = device_memory(job, runtime)
-    model = "what vidup bench --input tells" if device is None else f"{device / 2**30:.2f} GiB"
+    model = "what vidup bench --input measures" if device is None else f"{device / 2**30:.2f} GiB"
     yield (
         "takes",
         f"about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
@@ -128,9 +128,9 @@ def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[
 
 
 def share(seen: Foreseen | None) -> str:
-    """How much will be computed where pictures are carried, in words."""
+    """The share of pixels that will be computed, in words."""
     if seen is None:
-        return "how many pixels will be computed vidup bench --input tells"
+        return "vidup bench --input estimates how many pixels will be computed"
     return (
         f"about {100 * seen.computed:.0f} % of the pixels will be computed, the rest is carried along the motion:"
         f" planned from {seen.frames} frames of the middle"
@@ -138,7 +138,7 @@ def share(seen: Foreseen | None) -> str:
 
 
 def streams(job: Job) -> Iterator[str]:
-    """What becomes of each stream beside the picture, a line each."""
+    """Lines with what will be done with each stream."""
     for stream in job.streams:
         reason = f": {stream.reason}" if stream.reason else ""
         to = f" to {stream.encoder}" if stream.encoder else ""
@@ -147,18 +147,18 @@ def streams(job: Job) -> Iterator[str]:
 
 
 CLEAN = 6.0
-"""Step of the quantiser, in codes, under which nobody sees it."""
+"""The quantiser step, in codes, below which compression is invisible."""
 
 
 def compression(step: float) -> str:
-    """How hard pictures were compressed, in words, from the step of their quantiser in codes."""
-    crf = round(6 * log2(max(step, 0.625) / 0.625) - 4)  # where x264's constant quality has that step, about
+    """How hard pictures were compressed, in words, by their quantiser step in codes."""
+    crf = round(6 * log2(max(step, 0.625) / 0.625) - 4)  # about the crf at which x264 uses that step
     how = "compressed" if crf < 27 else "compressed hard"
-    return f"{how}, like x264 at crf {crf}: what that put into the picture is left out (--quantiser 0 trusts all of it)"
+    return f"{how}, like x264 at crf {crf}: its artefacts are left out (--quantiser 0 trusts the whole picture)"
 
 
 def table(job: Job, runtime: Runtime) -> dict[str, Any]:
-    """What `facts` tells, made for JSON."""
+    """What `facts` describes, as values for JSON."""
     found = asdict(job.info) | {"output": str(job.output), "encoding": asdict(job.encoding)}
     del found["pts"]
     return found | {

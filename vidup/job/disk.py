@@ -1,4 +1,4 @@
-"""Files on a disk: their fingerprints, how they are written whole and never through a link, and free space."""
+"""Files on a disk: fingerprints, atomic writes that follow no link, and free space."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from vidup.media import sequences
 log = logging.getLogger(__name__)
 
 _EDGE = 1 << 20  # bytes that are hashed at both ends of a file
-_SAMPLES, _SAMPLE = 64, 1 << 16  # and pieces of so many bytes, evenly spread between them
-_MOST_NAME = 255  # bytes of a file's name, where the system does not say
-_NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and lets few make links
+_SAMPLES, _SAMPLE = 64, 1 << 16  # the number of pieces between them that are hashed, and the bytes of each
+_MOST_NAME = 255  # bytes of a file's name, where the system does not state it
+_NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and lets few users create links
 
 
 def fingerprint_file(path: Path) -> dict[str, Any]:
     """A fingerprint of a file without reading all of it: ``size``, ``mtime_ns``, ``sha256``.
 
-    The hash is of both ends, 1 MiB each, and of 64 pieces of 64 KiB between them; of all of the file up to 6 MiB. Two
-    files of one size that differ only between those pieces have one fingerprint.
+    The hash is of both ends, 1 MiB each, and of 64 pieces of 64 KiB between them; of the whole file up to 6 MiB. Files
+    of equal size that differ only between those pieces have the same fingerprint.
 
     Raises:
         MediaError: the file cannot be read, or is no regular file.
@@ -38,7 +38,7 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
         if sequences.is_sequence(path):
             return sequences.find(path).fingerprint()
         facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # to open a pipe would wait for its writer
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for its writer
             raise MediaError(f"{path}: is no regular file, so that a stopped job could not go on; copy it to one")
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
@@ -58,21 +58,21 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
 
 
 def check_unchanged(path: Path, known: dict[str, Any]) -> None:
-    """See that a file is what it was when `fingerprint_file` read it.
+    """Check that a file has the fingerprint that `fingerprint_file` read.
 
     Raises:
-        MediaError: it is gone, or another size or another content is there.
+        MediaError: it is gone, or its size or content has changed.
     """
     now = fingerprint_file(path)
     changes = [key for key in ("size", "sha256") if now[key] != known[key]]
     if changes:
-        told = ", ".join(f"{key}: {_short(known[key])} -> {_short(now[key])}" for key in changes)
+        words = ", ".join(f"{key}: {_short(known[key])} -> {_short(now[key])}" for key in changes)
         raise MediaError(
-            f"{path}: was replaced or written to while the job ran ({told}); what was made of it before is kept: bring"
+            f"{path}: was replaced or written to while the job ran ({words}); what was made of it before is kept: bring"
             " it back and give the same command again, or add --restart to begin with the new one"
         )
     if now["mtime_ns"] != known["mtime_ns"]:
-        log.warning("%s: was touched while the job ran; its size and its content are what they were", path)
+        log.warning("%s: was touched while the job ran; its size and content have not changed", path)
         known["mtime_ns"] = now["mtime_ns"]
 
 
@@ -82,10 +82,10 @@ def _short(value: object) -> str:
 
 
 def followed(output: Path) -> Path:
-    """The file that an output's path leads to: what a link points to, as editors do, whether it is there or not.
+    """The file that an output's path leads to: the target of a link, as in editors, which need not exist.
 
     Raises:
-        ConfigError: links that lead in a circle.
+        ConfigError: links lead in a circle.
     """
     if not output.is_symlink():
         return output
@@ -100,11 +100,11 @@ def followed(output: Path) -> Path:
 
 
 def beside(output: Path, ending: str) -> Path:
-    """A name in the same folder: that of the output with an ending, shortened where it would be too long."""
+    """The output's path with an ending appended; its name is shortened where it would be too long."""
     name = output.name + ending
     try:
         most = os.pathconf(output.parent, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):  # Windows; a folder that is not there
+    except (AttributeError, OSError, ValueError):  # Windows; a folder that does not exist
         most = _MOST_NAME
     if len(os.fsencode(name)) > most:
         ending = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()[:8]}{ending}"
@@ -114,7 +114,7 @@ def beside(output: Path, ending: str) -> Path:
 
 
 def open_plain(path: Path, mode: str) -> BinaryIO:
-    """Open a file of a job in binary mode, but never through a link to somebody else's."""
+    """Open a file of a job, but never through a link to another file."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | _NOT_THROUGH_LINKS, 0o666)
@@ -123,13 +123,13 @@ def open_plain(path: Path, mode: str) -> BinaryIO:
 
 
 def put_in_place(whole: Path, output: Path, overwrite: bool) -> None:
-    """Move a finished file into place, in one step.
+    """Move a finished file into place atomically.
 
     Args:
-        overwrite: replace a file that is there.
+        overwrite: replace an existing file.
 
     Raises:
-        ConfigError: a file has appeared there, and is not to be replaced.
+        ConfigError: a file has appeared there, and must not be replaced.
         MediaError: it cannot be moved.
     """
     try:
@@ -151,7 +151,7 @@ def put_in_place(whole: Path, output: Path, overwrite: bool) -> None:
 
 def _move_to_new(whole: Path, output: Path) -> None:
     try:
-        os.link(whole, output)  # unlike a rename it fails where there is a file
+        os.link(whole, output)  # unlike a rename it fails if the file exists
     except FileExistsError:
         raise
     except (OSError, AttributeError, NotImplementedError):  # FAT, some network drives, Android have no links
@@ -169,7 +169,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that, whatever happens, it has the old content or the new.
 
     Raises:
-        OSError: it cannot be written; the old one stands.
+        OSError: it cannot be written; it has the old content.
     """
     part = path.with_name(path.name + ".part")
     with open_plain(part, "wb") as file:
@@ -181,7 +181,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk itself, where the system can: not on Windows, nor on every network drive."""
+    """Flush a rename to the disk, where the system can: not on Windows, nor on every network drive."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -191,10 +191,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def need_disk(folder: Path, bytes_needed: int) -> None:
-    """See that there is free space for a job.
+    """Check that there is free space for a job.
 
     Args:
-        folder: on the disk in question; need not be there yet.
+        folder: a folder on the disk in question; need not exist.
 
     Raises:
         MediaError: less is free.
@@ -213,9 +213,9 @@ def need_disk(folder: Path, bytes_needed: int) -> None:
 
 @contextmanager
 def disk_full_named(folder: Path) -> Iterator[None]:
-    """Turn the system's "no space left", and a `MediaError` that it caused, into one that says how to go on.
+    """Turn the system's "no space left", and a `MediaError` that it caused, into one that says what to do.
 
-    Causes do not pickle: in a worker this belongs around the work, not around what fetches its result.
+    Causes do not pickle: on Ray this has to be used in the worker's process.
 
     Raises:
         MediaError: the disk, or the user's share of it, is full.

@@ -1,4 +1,4 @@
-"""The names of outputs where none are given."""
+"""Default names of outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vidup.media.sequences import WRITTEN, is_sequence
 
 
 def default_output(source: Path, settings: Settings) -> Path:
-    """The output's name where none is given: beside the input, in its family of containers, with the scale in it."""
+    """The default path of an output: beside the input, with its ending where possible, and the scale in the name."""
     if settings.width and settings.height:
         mark = f"_{settings.width}x{settings.height}"
     elif settings.width or settings.height:
@@ -20,7 +20,7 @@ def default_output(source: Path, settings: Settings) -> Path:
     else:
         mark = f"_x{settings.scale or engines.native_scale(settings):g}"
     ending = source.suffix.lower()
-    if is_sequence(source):  # in a folder beside theirs, by the same numbers
+    if is_sequence(source):  # in a folder beside the input's, with the same numbers
         folder = source.parent.resolve()
         return folder.with_name(folder.name + mark) / (source.name if ending in WRITTEN else f"{source.stem}.png")
     if ending == ".gif" and not moves(source):

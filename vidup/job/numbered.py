@@ -1,4 +1,4 @@
-"""Numbered pictures as an output: each frame in a file of its own, from the segments of a job."""
+"""Numbered pictures as an output: a file for each frame, from the segments of a job."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from vidup.proof.pictures import Compared
 
 
 def make_folder(target: Path) -> None:
-    """Make the folder of the pictures, where the one that it is in is there."""
+    """Create the folder of the pictures; its parent has to exist."""
     if is_sequence(target):
         target.parent.mkdir(exist_ok=True)
 
 
 def is_begun(folder: Path, target: Path) -> bool:
-    """Whether the pictures that are there may be those of a job that was stopped while it put them in place."""
+    """Whether existing pictures may be those of a job that was stopped while it delivered them."""
     return is_sequence(target) and folder.is_dir()
 
 
 def deliver(job: Job, segments: Sequence[Path], overwrite: bool, compared: Compared) -> Receipt:
-    """Write the pictures of proved segments, each whole, and read them again.
+    """Write the pictures of proved segments, each atomically, and read them again.
 
     Args:
-        overwrite: replace pictures that are there; else only those are left that are the same.
-        compared: what came of the proof of the segments.
+        overwrite: replace existing pictures; else an existing one has to be equal.
+        compared: the result of the proof of the segments.
 
     Raises:
-        ConfigError: a picture is there, and is another one.
+        ConfigError: a different picture exists.
         MediaError: one cannot be written.
-        VerifyError: what was written is not what is read.
+        VerifyError: a picture differs when it is read again.
     """
     numbers = iter(numbers_of(Path(job.info.path), job.low, len(job.times)))
     for segment in segments:

@@ -1,7 +1,7 @@
-"""Workers on Ray: processes that are given items one after another. Knows no video.
+"""Workers on Ray: processes that get items one after another. Nothing here is about video.
 
-A worker is a process of its own on this machine or on a cluster. It makes its function once and is then given one item
-after another, whoever is free first. Nothing of it is left when `run` ends, in whichever way.
+A worker is a process of its own on this machine or on a cluster. It creates its function once, and then gets an item
+whenever it is free. No worker is left when `run` ends, however it ends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vidup.job.cluster import PATIENCE_SECONDS, Cluster, Wanted, cluster
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.2  # how often progress is fetched from the workers, and `stop` is looked at
-_MOST_SECONDS = 300.0  # without a worker of our own Ray: it has failed
-_RETRIES = 2  # times that an item is done again because its worker was lost
+_POLL_SECONDS = 0.2  # between two looks at the workers' progress and at `stop`
+_MOST_SECONDS = 300.0  # without a worker, after which Ray that was started here has failed
+_RETRIES = 2  # how often an item is repeated because its worker was lost
 _PACKAGE = __name__.partition(".")[0]
 
 
 class _Member:
-    """What lives in a worker's process. `work` has a thread of its own, so that the rest answers meanwhile."""
+    """The actor in a worker's process. `work` runs in a thread of its own, so that the other methods can be called."""
 
     def __init__(self, level: int) -> None:
         self._worker: Any = None
@@ -43,21 +43,21 @@ class _Member:
         logger.addHandler(QueueHandler(self._records))
 
     def work(self, number: int, item: Any, make: Callable[[], Any] | None) -> tuple[Any, int, list[Any]]:
-        """An item's result, its units, and what was logged since the last look. `make` comes with the first item."""
+        """Process an item; returns its result, its units, and the log since the last look. The first needs `make`."""
         self._progress = (number, 0)
         try:
             if make is not None:
                 self._worker = make()
             ((_, result),) = self._worker(iter([item]), self._report)
         except Exception as error:
-            error.add_note(f"in a worker:\n{traceback.format_exc()}")  # what pickles; the traceback itself does not
+            error.add_note(f"in a worker:\n{traceback.format_exc()}")  # a traceback does not pickle, a note does
             raise
         return result, *self.look()[1:]
 
     def look(self) -> tuple[int, int, list[Any]]:
-        """The number of the item in hand, its units, and what was logged since the last look."""
+        """The number of the item in work, its units, and the log since the last look."""
         records: list[logging.LogRecord] = []
-        with suppress(Empty):  # not by its size: `work` and the driver may look at the same moment
+        with suppress(Empty):  # not by the queue's size: `work` may look at the same moment
             while True:
                 records.append(self._records.get_nowait())
         return *self._progress, records
@@ -74,14 +74,14 @@ class _Member:
 
 @dataclass
 class _Hand:
-    """A worker, seen from here."""
+    """A worker, as the driver sees it."""
 
     actor: Any
-    look: Any  # the answer to `_Member.look` that is awaited; None where none is pending
-    ready: bool = False  # once it has answered: before, it may have no place yet, and is given nothing to do
-    task: Any = None  # the result that is awaited; None while it is free
-    number: int = -1  # of the last item that it was given; -1 before the first
-    units: int = 0  # of that item, as far as they are known here
+    look: Any  # Ray's reference to a pending answer of `_Member.look`; None without
+    ready: bool = False  # it has answered: before that it may have no machine yet, and gets no item
+    task: Any = None  # Ray's reference to a pending result; None while the worker is free
+    number: int = -1  # the number of its last item; -1 before the first
+    units: int = 0  # the known units of that item
 
 
 def run(
@@ -93,15 +93,15 @@ def run(
     on_progress: Callable[[int], Any],
     stop: Callable[[], bool],
 ) -> None:
-    """Have all items worked on by workers on Ray; as `crew.Crew.run`, where `make`, items and results must pickle.
+    """Let workers on Ray process all items, as in `crew.Crew.run`; `make`, items and results must pickle.
 
-    A lost worker (killed, its machine gone) is replaced and its item done again. An error of the worker's ends all, and
-    is raised here as it was there. What workers log comes out of this process's loggers.
+    A lost worker (killed, its machine gone) is replaced, and its item repeated. A worker's exception ends the work, and
+    is raised here. Log records of workers go to this process's loggers.
 
     Raises:
         ConfigError: Ray is not installed, does not answer, or has no room for the workers.
-        EngineError: an item's worker was lost more than twice, or all machines were.
-        Stopped: `stop` was true before the last item was done.
+        EngineError: an item's worker was lost more than twice, or all machines were lost.
+        Stopped: `stop` returned true before the last item was done.
     """
     left = iter(items)
     first = list(islice(left, wanted.workers))
@@ -112,7 +112,7 @@ def run(
 
 
 class Pool:
-    """The workers: hands out items and gathers results until all are done."""
+    """Distributes items to workers and collects results, until all are done."""
 
     def __init__(
         self,
@@ -125,12 +125,12 @@ class Pool:
         self._cluster, self._ray, self._wanted = cluster, cluster.ray, cluster.wanted
         self._todo, self._on_result, self._on_progress = enumerate(items), on_result, on_progress
         self._make = self._ray.put(make)
-        self._items: dict[int, Any] = {}  # those that were taken and are not done
+        self._items: dict[int, Any] = {}  # those that were taken from the iterator and are not done
         self._queue, self._losses = deque[int](), Counter[int]()
         self._hands: list[_Hand] = []
         self._halted = False
         self._manned = time.monotonic()  # when there was a worker last
-        self._warned = False  # that there is none
+        self._warned = False  # whether it was logged that there is none
         self._kind = self._ray.remote(concurrency_groups={"control": 1})(_Member).options(
             num_cpus=self._wanted.threads,
             num_gpus=self._wanted.gpus,
@@ -139,7 +139,7 @@ class Pool:
         )
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Until the last item is done; raises as `run` does."""
+        """Work until the last item is done; raises as the function `run` does."""
         try:
             self._take()
             while self._queue or self._at_work():
@@ -162,7 +162,7 @@ class Pool:
         return [hand for hand in self._hands if hand.task is not None]
 
     def _take(self) -> None:
-        """Take as many items as there are workers with nothing to do, or places for more."""
+        """Take an item from the iterator for each worker that has none, or could be added."""
         for number, item in islice(self._todo, max(0, self._wanted.workers - len(self._items))):
             self._items[number] = item
             self._queue.append(number)
@@ -178,7 +178,7 @@ class Pool:
                 hand.task = hand.actor.work.remote(hand.number, self._items[hand.number], make)
 
     def _gather(self) -> None:
-        """Wait for an event, but not long; then take in all that there is, and ask those at work how far they are."""
+        """Wait shortly for an event; then handle all answers and results, and look at the busy workers' progress."""
         events = [hand.task or hand.look for hand in self._hands if hand.task is not None or not hand.ready]
         self._ray.wait(events, timeout=_POLL_SECONDS)
         awaited = [each for hand in self._hands for each in (hand.task, hand.look) if each is not None]
@@ -196,10 +196,10 @@ class Pool:
                 self._lose(hand, error)
             except self._ray.exceptions.RayError as error:
                 raise EngineError(f"a worker cannot be used: {' '.join(str(error).split())}") from error
-        self._see_that_there_is_one()
+        self._check_workers()
 
-    def _see_that_there_is_one(self) -> None:
-        """A cluster may have a place later; Ray of our own has it at once, or something is wrong with it."""
+    def _check_workers(self) -> None:
+        """Check that there is a worker; a cluster may have room later, Ray that was started here has it at once."""
         if any(hand.ready for hand in self._hands):
             self._manned, self._warned = time.monotonic(), False
             return
@@ -214,14 +214,14 @@ class Pool:
         number, units, records = self._ray.get(hand.look)
         hand.look, hand.ready = None, True
         self._log(records)
-        if hand.task is not None and number == hand.number:  # else it is of an item that has ended
-            self._reach(hand, units)
+        if hand.task is not None and number == hand.number:  # else that item is done already
+            self._count(hand, units)
 
     def _log(self, records: list[logging.LogRecord]) -> None:
         for record in records:
             logging.getLogger(record.name).handle(record)
 
-    def _reach(self, hand: _Hand, units: int) -> None:
+    def _count(self, hand: _Hand, units: int) -> None:
         more, hand.units = units - hand.units, units
         if more:
             self._on_progress(more)
@@ -237,17 +237,17 @@ class Pool:
             return
         hand.task = None
         self._log(records)
-        self._reach(hand, units)
+        self._count(hand, units)
         self._on_result(self._items.pop(hand.number), result)
 
     def _lose(self, hand: _Hand, error: Exception) -> None:
-        """Give the item of a worker that is gone to another."""
-        self._kill(hand)  # where it was only out of reach
+        """Replace a lost worker, and repeat its item."""
+        self._kill(hand)  # it may only be out of reach
         self._hands.remove(hand)
         subject = "a worker"
         if hand.task is not None:
             self._queue.appendleft(hand.number)
-            self._reach(hand, 0)
+            self._count(hand, 0)
             subject = f"{self._items[hand.number]}: its worker"
         if self._halted:
             return
@@ -263,8 +263,9 @@ class Pool:
         return method.options(concurrency_group="control").remote()
 
     def _kill(self, hand: _Hand) -> None:
-        """End a worker. One that is still being made ends by itself once nothing refers to it: Ray (2.60, seen) would
-        never give back the place of one that is killed at that moment."""
+        """End a worker. One that is not ready ends by itself once nothing refers to it: if it were killed then, Ray
+        (2.60, seen) would never free its place.
+        """
         actor, hand.actor = hand.actor, None
         if hand.ready:
             with suppress(self._ray.exceptions.RayError):

@@ -1,4 +1,4 @@
-"""What becomes of each file of a queue."""
+"""The outcome of each file of a queue."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vidup.job.progress import Tracker
 
 @dataclass
 class Outcome:
-    """What became of one input."""
+    """The outcome for one input."""
 
     input: Path
     output: Path
     error: VidupError | None = None
     skipped: bool = False
-    """It was delivered before."""
+    """Whether it was delivered before."""
     receipt: proof.Receipt | None = None
-    """What was proved of the output, where there is no error."""
+    """The result of the proof, where there is no error."""
 
 
 @contextmanager
 def failing(outcome: Outcome, tracker: Tracker) -> Iterator[None]:
-    """An error of vidup's own, or of the system, is the outcome; all others pass."""
+    """Record an error of vidup's, or of the system, as the outcome; other exceptions pass."""
     try:
         yield
     except Stopped:
@@ -39,7 +39,7 @@ def failing(outcome: Outcome, tracker: Tracker) -> Iterator[None]:
 
 
 def fail(outcome: Outcome, error: VidupError, tracker: Tracker) -> None:
-    """A file has failed; that is told once."""
+    """Record the first error of a file, and report it."""
     if outcome.error is None:
         outcome.error = error
         tracker.end(outcome.output, error)

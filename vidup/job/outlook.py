@@ -1,4 +1,4 @@
-"""What would become of a file, in figures and in words: nothing is written."""
+"""`plan`: what a job would do with a file, in figures and in words, without writing anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidup.upscaler import Upscaler
 
 @dataclass(frozen=True)
 class Plan:
-    """What would become of a file. As a text it is what ``vidup probe`` prints."""
+    """What a job would do with a file. ``str()`` of it is the text that ``vidup probe`` prints."""
 
     input: Path
     output: Path
@@ -28,27 +28,27 @@ class Plan:
     size: tuple[int, int]
     """(height, width) of the output's pictures."""
     frames: int
-    """Of the output."""
+    """The number of the output's frames."""
     streams: tuple[str, ...]
-    """What becomes of each other stream, in words."""
+    """What will be done with each other stream, in words."""
     notes: tuple[str, ...]
-    """What will be converted or lost, and what is to be known, in words."""
+    """What will be converted or lost, and other notes, in words."""
     disk: int = 0
-    """Bytes that the job takes at the most, the output among them; an estimate for ordinary pictures."""
+    """The most bytes of disk that the job needs, with the output; an estimate for ordinary pictures."""
     memory: int = 0
-    """Bytes of the host's memory for frames on their way."""
+    """Bytes of the host's memory for frames."""
     device_memory: int | None = None
-    """Bytes of the device's memory for the model; None where the loaded model alone knows."""
+    """Bytes of the device's memory for the model; None where only the loaded model can tell."""
     seconds: float | None = None
-    """How long it takes; None where it was not measured, or there are too few frames to be worth it."""
+    """The duration of the job; None where it was not measured, or there are too few frames."""
     computed: float | None = None
-    """Share of the pixels that will be computed where the rest is carried along the motion, planned from some frames of
-    the middle; None where all are, or the frames are too large to find out quickly."""
+    """The share of pixels that will be computed, where the rest is carried along the motion, estimated from some frames
+    of the middle; None where all are, or the frames are too large for a quick estimate."""
     facts: tuple[tuple[str, str], ...] = ()
-    """What is in the input, and what becomes of it, in words, each under its head."""
+    """What is in the input and what it will become, as (head, text) pairs."""
     text: str = field(default="", repr=False)
     table: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """The same and more, made for JSON."""
+    """The same and more, as values for JSON."""
 
     def __str__(self) -> str:
         return self.text
@@ -62,21 +62,21 @@ def plan(
     *,
     measure: bool = False,
 ) -> Plan:
-    """Find out what would become of a file; no model is loaded, but to measure.
+    """Find out what a job would do with a file; no model is loaded unless `measure` is true.
 
-    Where pictures are carried, a few frames of the middle are decoded to see how much of them will be computed.
+    Where pictures are carried, a few frames of the middle are decoded to estimate the share that will be computed.
 
     Args:
         input: a video or a still image.
-        output: where it would go; given, the join of all streams is rehearsed, where that is cheap.
-        settings: what decides the result; a text or a path is a preset.
+        output: the output path; if given, the join of all streams is rehearsed, where that is cheap.
+        settings: what decides the result; a string or a path is a preset.
         runtime: where and how it would run.
         measure: load the model and time it on the first frames.
 
     Raises:
         ConfigError: the settings do not fit the input or the output.
         MediaError: the input cannot be read.
-        EngineError: the model is not to be had.
+        EngineError: the model is missing.
     """
     settings, runtime, source = settings_of(settings), runtime or Runtime(), Path(input)
     target = naming.default_output(source, settings) if output is None else Path(output)
@@ -89,7 +89,7 @@ def plan(
     seen = None
     try:
         seen = carrying.foresee(job, carrying.QUICK)
-    except MediaError as error:  # told, as all else about the file is known
+    except MediaError as error:  # a note, because all else about the file is known
         notes.append(f"note: how many pixels will be computed is not known: {error}")
     computed, seconds = seen and seen.computed, None
     if measure:

@@ -1,4 +1,4 @@
-"""How long a job will take: one batch of its frames goes the whole way once, before the job begins."""
+"""Estimate how long a job will take: one batch of its frames goes through all stages before the job begins."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vidup.picture.geometry import Turn
 from vidup.picture.resample import resize
 from vidup.upscaler import Upscaler
 
-_LEAST = 50  # batches of a job that are worth the time of one more
+_LEAST = 50  # batches of a job, below which an estimate is not worth the time of one batch
 
 
 @dataclass
 class Clock:
-    """Adds up seconds by stage; waits for the device."""
+    """Adds up the seconds of each stage, waiting for the device."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def now(self) -> float:
-        """Seconds, once the device has nothing left to do."""
+        """The time in seconds, once the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -46,18 +46,18 @@ class Clock:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """What is done within counts for the stage."""
+        """Count the time of the block for a stage."""
         began = self.now()
         yield
         self.seconds[stage] += self.now() - began
 
 
 def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn: Turn, clock: Clock) -> list[Frame]:
-    """Frames as the engine makes them, each by itself, at a constant rate."""
+    """Upscale frames without carrying; the results have a constant rate."""
     with clock.of("to RGB"):
         rgb = turn(torch.stack([color.to_rgb(frame, upscaler.engine.device) for frame in clip]))
     with clock.of("engine"):
-        pictures = resize(upscaler(rgb), (encoding.height, encoding.width))  # whose sides are even
+        pictures = resize(upscaler(rgb), (encoding.height, encoding.width))  # the encoding's sides are even
     with clock.of("to planes"):
         pix_fmt = decoding.planar(encoding.pix_fmt)
         planes = [color.from_rgb(picture, pix_fmt, encoding.color) for picture in pictures]
@@ -65,7 +65,7 @@ def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn
 
 
 def encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
-    """Bytes of a segment of these frames."""
+    """The bytes of a segment of these frames."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.seg"
         for _ in encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(frames)), encoding, path):
@@ -74,24 +74,23 @@ def encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
 
 
 def seconds_left(job: Job, upscaler: Upscaler, frames: int, computed: float | None = None) -> float | None:
-    """About how long so many frames of the input take; None where to find out is not worth it.
+    """Estimate the seconds that so many frames of the input take; None where that is not worth the time.
 
-    Decoding and encoding run beside the engine: the slowest of the three decides.
+    Decoding and encoding run in parallel with the engine: the slowest of the three decides.
 
     Args:
-        computed: share of the pixels that is, as `carrying.foresee` finds it; all where not given.
+        computed: the share of pixels that is computed, see `carrying.foresee`; None: all.
     """
-    size = job.turn.size(job.info.height, job.info.width)
-    batch = upscaler.choose(*size).batch
+    batch = upscaler.choose(*job.input_size).batch
     if frames < _LEAST * batch:
         return None
     clock = Clock(upscaler.engine.device)
     with closing(decoding.decode(job.info, job.info.pts[job.low], None, job.settings)) as pictures:
-        clip = list(islice(pictures, 1))  # comes with what stands before it: not what a frame takes
+        clip = list(islice(pictures, 1))  # not timed: those before it are decoded, too
         with clock.of("decode"):
             clip += islice(pictures, batch)
     clip, decoded = (clip * batch)[:batch], max(1, len(clip) - 1)
-    for _ in range(2 if upscaler.compiles else 0):  # compiled by the first call, recorded by the second
+    for _ in range(2 if upscaler.compiles else 0):  # the first call compiles, the second records a CUDA graph
         enlarged(upscaler, clip, job.encoding, job.turn, Clock(clock.device))
     results = enlarged(upscaler, clip, job.encoding, job.turn, clock)
     with clock.of("encode"):
@@ -114,7 +113,7 @@ def in_words(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def said(job: Job, upscaler: Upscaler, frames: int) -> Iterator[str]:
+def described(job: Job, upscaler: Upscaler, frames: int) -> Iterator[str]:
     """The estimate in words, where there is one."""
     seconds = seconds_left(job, upscaler, frames)
     if seconds is not None:

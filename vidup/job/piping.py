@@ -1,4 +1,4 @@
-"""A video through pipes: Y4M comes in or goes out, frame by frame, and nothing is kept."""
+"""A video through pipes: Y4M is read or written, frame by frame, without segments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError, MediaError, Stopped, system_words
 from vidup.frame import Color, Frame
-from vidup.job.plan import QUEUE_BYTES
+from vidup.job.plan import QUEUE_BYTES, frame_bytes
 from vidup.job.progress import Tracker
 from vidup.media import decoding, delivery, probing, y4m
 from vidup.media.containers import MATROSKA
@@ -30,17 +30,17 @@ _OF_ENCODERS = ("codec", "crf", "bitrate", "encoder_options", "muxer_options")
 
 @dataclass(frozen=True)
 class _Source:
-    """What comes in: its head, what its planes mean, and its frames."""
+    """The input: its head, colours and frames."""
 
     name: str
     head: y4m.Head
     color: Color
     turn: Turn
     count: int
-    """Of frames; 0 where it is not known."""
+    """The number of frames; 0 where it is not known."""
     frames: Generator[Frame, None, None]
     faults: list[MediaError] = field(default_factory=list)
-    """What ended it, where that is a fault: the frames before it are upscaled first."""
+    """The error that ended it, which is raised after the frames before it have been upscaled."""
 
 
 def upscale_piped(
@@ -49,17 +49,17 @@ def upscale_piped(
     """Upscale Y4M, or the pictures of a file, into Y4M.
 
     Args:
-        source: a file, or a stream that Y4M is read from.
-        target: a stream that Y4M is written to.
-        stop: is asked after each frame.
+        source: a file, or a stream of Y4M.
+        target: a stream to which Y4M is written.
+        stop: called after each frame.
 
     Returns:
         The number of frames that were written.
 
     Raises:
-        ConfigError: a setting that pipes cannot have; a file whose frames come at no constant rate.
-        MediaError: what comes in is no Y4M or is cut short, or nobody reads what goes out.
-        Stopped: `stop` was true before the end.
+        ConfigError: a setting is not possible with pipes, or a file has no constant rate.
+        MediaError: the input is no Y4M or is cut short, or the reader of the output is gone.
+        Stopped: `stop` returned true before the end.
     """
     settings = upscaler.settings
     _check(settings, upscaler.runtime)
@@ -91,8 +91,8 @@ def upscale_piped(
 
 
 def _watched(found: _Source, stop: Callable[[], bool]) -> Generator[Frame, None, None]:
-    """The frames of a source, read ahead in a thread of their own, until it ends, fails, or the job is to stop."""
-    with closing(prefetch(found.frames, QUEUE_BYTES, _bytes)) as read:
+    """The frames of a source, read ahead in a thread of their own, until it ends or fails, or the job has to stop."""
+    with closing(prefetch(found.frames, QUEUE_BYTES, frame_bytes)) as read:
         try:
             for frame in read:
                 if stop():
@@ -103,7 +103,7 @@ def _watched(found: _Source, stop: Callable[[], bool]) -> Generator[Frame, None,
 
 
 def _written(frames: Iterator[Frame], head: y4m.Head, target: BinaryIO) -> Iterator[Frame]:
-    """The frames, each once it waits to be written, by a thread of its own; all are when the last has passed."""
+    """Write frames in a thread of its own; yields each once it is queued, and ends once all are written."""
 
     def write(waiting: Iterator[Frame]) -> None:
         try:
@@ -111,12 +111,12 @@ def _written(frames: Iterator[Frame], head: y4m.Head, target: BinaryIO) -> Itera
             for frame in waiting:
                 y4m.write_frame(target, frame)
         except BrokenPipeError:
-            raise MediaError("standard output: whoever read it is gone") from None
+            raise MediaError("standard output: its reader is gone") from None
         except (OSError, ValueError) as error:
             reason = system_words(error) if isinstance(error, OSError) else str(error)
             raise MediaError(f"standard output: cannot be written: {reason}") from None
 
-    writer = Consumer(write, QUEUE_BYTES, _bytes)
+    writer = Consumer(write, QUEUE_BYTES, frame_bytes)
     try:
         for frame in frames:
             writer.put(frame)
@@ -151,7 +151,7 @@ def _of_stream(stream: BinaryIO, settings: Settings) -> _Source:
 def _of_file(path: Path, settings: Settings) -> _Source:
     info = probing.at_rate(probing.probe(path, settings.tolerate_errors), settings.fps)
     if info.variable_rate:
-        raise ConfigError(f"{path}: its frames come at uneven times, which y4m cannot say; give a file as output")
+        raise ConfigError(f"{path}: its frames have uneven times, which y4m cannot store; give a file as output")
     planned = delivery.plan_delivery(info, MATROSKA, settings)
     pix_fmt = decoding.planar(info.pix_fmt)
     color = resolve(info.color, pix_fmt, info.width, info.height, settings.matrix, settings.range)
@@ -167,22 +167,18 @@ def _of_file(path: Path, settings: Settings) -> _Source:
 
 def _notes(found: _Source, sizes: Iterator[str]) -> Iterator[str]:
     yield from sizes
-    yield "through a pipe nothing is kept: a job that is stopped begins anew, and the result is not proved"
-    yield "y4m holds pictures at one rate alone: no sound or other streams, no colour matrix, primaries and transfer"
+    yield "through a pipe nothing is kept: a stopped job starts again from the beginning, and the result is not proved"
+    yield "y4m stores pictures at a constant rate: no sound or other streams, no colour matrix, primaries and transfer"
     if found.color.matrix and found.name == y4m.NAME:
         standard = {1: "BT.709", 9: "BT.2020"}.get(found.color.matrix, "BT.601")
-        yield f"y4m does not say its colour matrix: {standard} is assumed; --matrix says another"
+        yield f"y4m does not state its colour matrix: {standard} is assumed; --matrix sets another"
 
 
 def _check(settings: Settings, runtime: Runtime) -> None:
-    """See that nothing is wanted that only files have."""
+    """Check the settings: some are only for files."""
     for spec in fields(runtime):
         if spec.name in _OF_FILES and getattr(runtime, spec.name) != spec.default:
             raise ConfigError(f"{spec.name}: a job through pipes has none; leave it out, or give files")
     plain = Settings()
     if ignored := [name for name in _OF_ENCODERS if getattr(settings, name) != getattr(plain, name)]:
         log.warning("%s: without effect: y4m is not encoded", ", ".join(ignored))
-
-
-def _bytes(frame: Frame) -> int:
-    return sum(plane.nbytes for plane in frame.planes)

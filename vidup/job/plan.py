@@ -1,4 +1,4 @@
-"""Decide everything about a job before its first frame."""
+"""Plan a job: decide everything before its first frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from vidup import engines
 from vidup.config import Runtime, Settings
-from vidup.frame import MediaInfo, layout
+from vidup.frame import Frame, MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
 from vidup.media import encoder, probing
@@ -20,6 +20,7 @@ from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
 from vidup.media.quantiser import quantiser_step
 from vidup.media.reading import KEPT, KEPT_BYTES
+from vidup.media.streams import REQUESTED
 from vidup.picture.geometry import output_size
 
 
@@ -30,13 +31,13 @@ class Job(Delivery):
     output: Path
     encoding: Encoding
     facts: dict[str, Any]
-    """Of the input's file, as `disk.fingerprint_file` read them before all else."""
+    """The input's fingerprint, from `disk.fingerprint_file` before all else."""
 
     def check_input(self) -> None:
-        """See that the input is what was planned for.
+        """Check that the input has not changed since the job was planned.
 
         Raises:
-            MediaError: it is gone, or another file is there.
+            MediaError: it is gone, or has changed.
         """
         check_unchanged(Path(self.info.path), self.facts)
 
@@ -48,7 +49,7 @@ def span(job: Job, segment: Segment) -> tuple[int, int]:
 
 
 def plan(source: Path, target: Path, settings: Settings) -> Job:
-    """Decide everything about a job; nothing is written, no model is loaded.
+    """Plan a job; nothing is written, no model is loaded.
 
     Raises:
         ConfigError: the settings do not fit the input or the container.
@@ -63,17 +64,17 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
         settings = replace(settings, quantiser=quantiser_step(info))
     delivery = plan_delivery(info, container, settings)
     native = engines.native_scale(settings)
-    size = output_size(settings, native, *delivery.turn.size(info.height, info.width), even=True)
+    size = output_size(settings, native, *delivery.input_size, even=True)
     return job_of(delivery, target, settings, size, facts)
 
 
 def job_of(delivery: Delivery, target: Path, settings: Settings, size: tuple[int, int], facts: dict[str, Any]) -> Job:
-    """The job that makes a delivery.
+    """The job for a delivery.
 
     Args:
-        settings: choose the encoder.
+        settings: for the choice of the encoder.
         size: (height, width) of the output's pictures.
-        facts: of the input's file.
+        facts: the input's fingerprint.
 
     Raises:
         ConfigError: the encoder does not fit the input, the size or the container.
@@ -84,7 +85,7 @@ def job_of(delivery: Delivery, target: Path, settings: Settings, size: tuple[int
 
 
 def _as_shown(delivery: Delivery) -> MediaInfo:
-    """The input as the encoder sees it: with fields as frames, moved to 0, turned."""
+    """The input's facts as the encoder gets its frames: with the output's times, turned."""
     info, aspect = delivery.info, delivery.info.sample_aspect_ratio
     return replace(
         info,
@@ -96,18 +97,23 @@ def _as_shown(delivery: Delivery) -> MediaInfo:
 
 
 QUEUE_BYTES = 256 * 2**20
-"""Of frames that wait before the engine at the most, and as many before an encoder."""
+"""The most bytes of frames in the queue before the engine, and in that before an encoder."""
 
-_ENCODER_FRAMES = 64  # that an encoder holds: its lookahead and its threads
-_DECODER_FRAMES = 32  # that the decoder of a segment's proof holds: reference pictures and its threads
+_ENCODER_FRAMES = 64  # in an encoder: its lookahead and its threads
+_DECODER_FRAMES = 32  # in the decoder of a segment's proof: reference pictures and its threads
+
+
+def frame_bytes(frame: Frame) -> int:
+    """The bytes of a frame's planes."""
+    return sum(plane.nbytes for plane in frame.planes)
 
 
 def host_memory(job: Job) -> int:
-    """Bytes of the host's memory that frames take on their way.
+    """The bytes of the host's memory that frames take.
 
-    One queue before the engine, one behind it, and what the encoder looks ahead; these two again for the segment
-    before, which may not be written yet; what its proof decodes; and the last frames of the source of the two decoders
-    that stay open from one segment to the next.
+    They are in the queue before the engine, that before the encoder, and the encoder; in these two of the segment
+    before, which may not be finished yet, and the decoder of its proof; and in the two decoders of the source that stay
+    open from one segment to the next.
     """
     kind = layout(planar(job.encoding.pix_fmt))
     assert kind is not None
@@ -118,24 +124,24 @@ def host_memory(job: Job) -> int:
 
 
 def pixels(job: Job) -> int:
-    """Pixels of the input that a job upscales."""
+    """The pixels of the input that a job upscales."""
     return len(job.times) * job.info.height * job.info.width
 
 
 def device_memory(job: Job, runtime: Runtime) -> int | None:
-    """Bytes of the device that the model will take; None where it is known of the loaded model alone."""
-    planner, size = engines.foresee(job.settings, runtime, pixels(job)), job.turn.size(job.info.height, job.info.width)
+    """The bytes of the device's memory that the model will take; None where only the loaded model can tell."""
+    planner, size = engines.foresee(job.settings, runtime, pixels(job)), job.input_size
     return planner.planned(planner.choose(*size), *size) if planner is not None else None
 
 
 _BITS = {"ffv1": 12.0, "prores_ks": 5.0, "png": 14.0, "tiff": 24.0, "exr": 40.0, "dpx": 48.0}
-"""That a pixel takes, of encoders that take more than most."""
+"""Bits that a pixel takes with encoders that are not as compact as most."""
 
 
 def disk(job: Job, frames: int) -> int:
-    """Bytes that a job will take: what `frames` of the source's frames become, twice, and the streams that are copied.
+    """Estimate the bytes of disk that a job needs: the segments of `frames` frames, the output, the copied streams.
 
-    An estimate for ordinary pictures at the default quality: grain takes more, drawings take less.
+    It is for ordinary pictures at the default quality: grain takes more, drawings take less.
     """
     bits = _BITS.get(job.encoding.codec, 0.25)
     pixels = job.encoding.width * job.encoding.height
@@ -144,12 +150,13 @@ def disk(job: Job, frames: int) -> int:
 
 
 NOT_IN_PART = "nothing of it lies in the part that is kept"
+"""The reason of a stream that has no packet in the requested part."""
 
 
 def lost(job: Job) -> list[str]:
-    """The streams that do not arrive, though nobody requested that, in words."""
+    """The streams that would be left out although the settings do not request it, in words."""
     return [
         f"stream {stream.index} ({stream.name}) would be left out: {stream.reason}"
         for stream in job.streams
-        if stream.action == "drop" and stream.reason not in ("as asked for", NOT_IN_PART)
+        if stream.action == "drop" and stream.reason not in (REQUESTED, NOT_IN_PART)
     ]

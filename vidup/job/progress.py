@@ -1,4 +1,4 @@
-"""Progress events and where they go: a bar, JSON lines, or a function of the caller's."""
+"""Progress events and their sinks: a bar, JSON lines, or a function of the caller's."""
 
 from __future__ import annotations
 
@@ -18,56 +18,57 @@ from vidup.proof import Receipt
 
 log = logging.getLogger(__name__)
 
-_DRAWN_EVERY = 0.1  # seconds, at the most
-_WRITTEN_EVERY = 30  # seconds
-_BEAT = 0.5  # seconds after which a picture that is not done tells of its steps
+_DRAWN_EVERY = 0.1  # seconds between two updates of a bar, at least
+_WRITTEN_EVERY = 30  # seconds between two lines
+_BEAT = 0.5  # seconds without an event after which the steps of a picture are reported
 
 State = Literal["loading", "compiling", "upscaling", "joining", "verifying", "done", "failed"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job stands, or a queue of them."""
+    """The progress of a job, or of a queue of jobs."""
 
     state: State
-    """Of the file `output`: each ends as ``done`` or as ``failed``."""
+    """The state of the file `output`: each ends as ``done`` or as ``failed``."""
     frame: int
-    """Frames that are upscaled, and with the encoder, of all files."""
+    """The number of upscaled frames, of all files."""
     frames: int
-    """Frames of all files, without those of failed ones; 0 where that is not known."""
+    """The number of frames of all files but failed ones; 0 where it is not known."""
     fps: float
     """Frames a second since this run began to upscale; 0 while the model is loaded and compiled."""
     eta: float | None
     """Seconds left; None before the rate is known."""
     output: str
     computed: float | None = None
-    """Share of the pixels that were computed and not carried, as far as segments ended; None before the first did."""
+    """The share of pixels that were computed and not carried, in finished segments; None before the first."""
     step: int = 0
-    """Steps of the model that are done of the pictures in hand; told where a picture takes long."""
+    """The number of finished steps of the model for the current pictures, where these take long."""
     steps: int = 0
-    """How many there are; 0 where that is not known."""
+    """The number of steps; 0 where it is not known."""
     file_frame: int = 0
-    """As `frame`, of the file `output` alone."""
+    """As `frame`, for the file `output` alone."""
     file_frames: int = 0
+    """As `frames`, for the file `output` alone."""
     left: int = 0
-    """Files that have not ended."""
+    """The number of files that have not ended."""
     error: str = ""
-    """What the file failed with."""
+    """The error of a failed file."""
     receipt: Receipt | None = None
-    """What was proved of the file, where it is done."""
+    """The result of the proof of a file that is done."""
 
     @staticmethod
     def bar() -> Bar:
-        """For `on_progress`: a bar in a terminal or a notebook, elsewhere a line every half minute."""
+        """A sink for `on_progress`: a bar in a terminal or a notebook, elsewhere a line every half minute."""
         return Bar()
 
 
 Sink = Callable[[Progress], Any]
-"""Is called with each event. An exception that it raises stops the job within a batch and is raised by the job."""
+"""Called with each event. An exception of a sink stops the job within a batch, and the job raises it."""
 
 
 class SinkFailed(Exception):
-    """Carries what a sink raised past those who take errors for those of a file; it is raised again at the top."""
+    """Wraps an exception of a sink, which must not be taken for a file's error; `upscale_files` raises that again."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -75,19 +76,19 @@ class SinkFailed(Exception):
 
 
 class Tracker:
-    """Turns what happens to a job, or to several, into events for a sink."""
+    """Counts the progress of jobs, and sends events to a sink."""
 
     def __init__(self, sink: Sink | None, files: int = 1) -> None:
         self._sink, self._output, self._left = sink, "", files
-        self._of_file: dict[str, tuple[int, int]] = {}  # frames that are done and that there are, by the output
+        self._of_file: dict[str, tuple[int, int]] = {}  # output -> finished frames, all frames
         self._frame = self._frames = self._before = 0
         self._computed = self._pixels = self._step = self._steps = 0
         self._state: State = "loading"
-        self._told = 0.0
+        self._sent = 0.0
         self._began, self._first = time.monotonic(), 0
 
     def expect(self, frames: int, done: int = 0, output: object = "") -> None:
-        """One job more: of so many frames, of which some were done by an earlier run."""
+        """Add frames of a job, and frames that an earlier run has finished."""
         self._frames += frames
         self._frame += done
         self._before += done
@@ -95,10 +96,10 @@ class Tracker:
         self._of_file[_key(output)] = before[0] + done, before[1] + frames
 
     def enter(self, state: State, output: object = None, first: int = 0) -> None:
-        """Work of another kind begins.
+        """Enter another state.
 
         Args:
-            first: frames whose time says nothing of the others: with them models are loaded and compiled.
+            first: frames that are not used for the rate: with them models are loaded and compiled.
         """
         if output is not None:
             self._output = str(output)
@@ -107,7 +108,7 @@ class Tracker:
         self._send(state)
 
     def advance(self, frames: int = 1, output: object = None) -> None:
-        """So many frames more are upscaled; less than 0 where they have to be done again."""
+        """Count upscaled frames; a negative number where some have to be upscaled again."""
         if output is not None:
             self._output = str(output)
         self._frame += frames
@@ -120,7 +121,7 @@ class Tracker:
         self._send("upscaling")
 
     def end(self, output: object, error: BaseException | None = None, receipt: Receipt | None = None) -> None:
-        """A file has ended: it is delivered, or has failed; of that one no more frames are expected."""
+        """End a file, which is delivered or has failed; the missing frames of a failed one are no longer expected."""
         self._output = str(output)
         done, frames = self._of_file.get(_key(output), (0, 0))
         if error is not None:
@@ -129,22 +130,22 @@ class Tracker:
         self._send("done" if error is None else "failed", "" if error is None else str(error), receipt)
 
     def step(self, done: int, count: int) -> None:
-        """Of the pictures in hand so many steps are done."""
+        """Count the finished steps of the current pictures."""
         self._step, self._steps = done, count
         self.beat()
 
     def beat(self) -> None:
-        """Work goes on: tell it where nothing was told for a while, so that a sink can stop what takes long."""
-        if self._steps and self._state in ("compiling", "upscaling") and time.monotonic() - self._told > _BEAT:
+        """Send an event if the last was some time ago, so that a sink can stop a job whose pictures take long."""
+        if self._steps and self._state in ("compiling", "upscaling") and time.monotonic() - self._sent > _BEAT:
             self._send(self._state)
 
     def count(self, computed: int, pixels: int) -> None:
-        """A segment ended: so many of its pixels were computed."""
+        """Count the computed pixels, and all pixels, of a finished segment."""
         self._computed += computed
         self._pixels += pixels
 
     def _send(self, state: State, error: str = "", receipt: Receipt | None = None) -> None:
-        self._state, self._told = state, time.monotonic()
+        self._state, self._sent = state, time.monotonic()
         if self._sink is None:
             return
         elapsed, fresh = time.monotonic() - self._began, self._frame - self._before
@@ -164,7 +165,7 @@ class Tracker:
 
 
 def _key(output: object) -> str:
-    """The file that an output leads to, whatever it is called by."""
+    """The real path of an output."""
     try:
         return os.path.realpath(str(output))
     except (OSError, ValueError):
@@ -172,19 +173,19 @@ def _key(output: object) -> str:
 
 
 class Bar:
-    """A bar in a terminal or a notebook, by tqdm; elsewhere a line every half minute. On standard error.
+    """A bar of tqdm's in a terminal or a notebook; elsewhere a line every half minute. On standard error.
 
-    Rate and time left are the events' own: tqdm's would count loading, compiling and what an earlier run has done.
+    Rate and time left are those of the events: tqdm's would count loading, compiling and the frames of earlier runs.
     """
 
     _COUNTED = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-    _UNCOUNTED = "{desc} {n_fmt} frames, {elapsed}{postfix}"  # through a pipe, or before all files are looked at
+    _UNCOUNTED = "{desc} {n_fmt} frames, {elapsed}{postfix}"  # while the number of frames is not known
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._bar: tqdm[Any] | None = None
         self._state, self._written = "", time.monotonic()
-        self._sink = unread(self._draw if self._stream.isatty() or _in_notebook() else self._write)
+        self._sink = may_fail(self._draw if self._stream.isatty() or _in_notebook() else self._write)
 
     def __call__(self, event: Progress) -> None:
         self._sink(event)
@@ -200,11 +201,11 @@ class Bar:
         bar = self._bar
         if bar is None:
             options: dict[str, Any] = {} if _in_notebook() else {"file": self._stream}
-            # Not drawn while it is made: a stream that takes nothing would leave it open, and nobody could close it.
+            # Not drawn by its constructor: if the stream failed there, the bar could not be closed.
             options |= {"delay": 1e9, "miniters": 1, "mininterval": _DRAWN_EVERY, "bar_format": self._UNCOUNTED}
             bar = self._bar = tqdm(**options)
             bar.delay = 0
-        if event.frames:  # which is known once all files are looked at
+        if event.frames:
             bar.total, bar.bar_format = event.frames, self._COUNTED
         entered = event.state != self._state
         self._state = event.state
@@ -223,7 +224,7 @@ class Bar:
             print(", ".join([f"{event.state}: {count}", *_figures(event)]), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """End the bar's line; may be called twice."""
+        """End the line of the bar; may be called twice."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()
@@ -231,13 +232,13 @@ class Bar:
 
 
 def _in_notebook() -> bool:
-    """Whether this is a kernel of Jupyter's, whose pages draw bars."""
+    """Whether this process is a kernel of Jupyter's."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return "IPKernelApp" in getattr(shell, "config", ())
 
 
 def _figures(event: Progress) -> Iterator[str]:
-    """What the bar says beside how many frames are done."""
+    """What a bar shows beside the number of frames."""
     if event.step:
         yield f"step {event.step} of {event.steps}"
     if event.fps:
@@ -249,27 +250,26 @@ def _figures(event: Progress) -> Iterator[str]:
 
 
 def json_lines(stream: TextIO) -> Sink:
-    """A sink that writes one JSON object a line: state, frame, frames, fps, eta, output."""
+    """A sink that writes each event as a line of JSON, with the fields of `Progress`."""
 
     def write(event: Progress) -> None:
         stream.write(json.dumps(asdict(event), default=str) + "\n")
         stream.flush()
 
-    return unread(write)
+    return may_fail(write)
 
 
-def unread(sink: Sink) -> Sink:
-    """A sink that is left alone once it cannot be written to (closed, full, its reader gone): progress that nobody
-    reads ends no job."""
-    is_read = True
+def may_fail(sink: Sink) -> Sink:
+    """A sink that is no longer called once it has failed to write (closed, full, its reader gone), with a warning."""
+    works = True
 
     def write(event: Progress) -> None:
-        nonlocal is_read
-        if is_read:
+        nonlocal works
+        if works:
             try:
                 sink(event)
             except (OSError, ValueError) as error:
-                is_read = False
+                works = False
                 reason = getattr(error, "strerror", None) or error
                 log.warning("progress cannot be written (%s): the job goes on without", reason)
 

@@ -1,4 +1,4 @@
-"""Jobs on their way: planned, opened when their turn comes, upscaled in segments, joined, verified, delivered."""
+"""A queue of jobs: each is planned, upscaled in segments when its turn comes, joined, verified and delivered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vidup.config import Runtime
 from vidup.engines import Choice
 from vidup.engines.planner import LADDER
 from vidup.errors import ConfigError, MediaError, VerifyError, VidupError
-from vidup.job import describe, made, numbered, pace, plan, rehearse, review, stills
+from vidup.job import describe, numbered, pace, plan, rehearse, review, stills, unfinished
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
 from vidup.job.outcome import Outcome, fail, failing
@@ -34,36 +34,37 @@ from vidup.upscaler import Upscaler
 log = logging.getLogger(__name__)
 
 FOLDER = ".vidup"
-"""What the name of a job's folder ends in. It lies beside the output: the result moves into place in one step."""
+"""The ending of a job's folder. It is beside the output, so that the result can be moved into place atomically."""
 
 
 @dataclass
 class Work:
-    """A job on its way."""
+    """The state of a job in the queue."""
 
     job: Job
     outcome: Outcome
     store: Store
     segments: list[Segment]
     left: set[int]
-    """Indexes of the segments that are not done."""
-    in_hand: int = 0
-    """How many of them are being worked on."""
+    """The indexes of the segments that are not done."""
+    in_work: int = 0
+    """How many of them workers have."""
     computed: int = 0
-    """Pixels of the input that were computed and not carried in this run, and how many there were."""
+    """The pixels of the input that this run has computed and not carried."""
     pixels: int = 0
+    """All pixels of the input in the segments of this run."""
     compared: Compared = Compared(0, 1.0)
-    """What came of the proof of the segments of this run."""
+    """The result of the proof of the segments of this run."""
 
 
 def begin(
     outcome: Outcome, upscaler: Upscaler, crew: Crew, tracker: Tracker, stack: ExitStack, taken: dict[Path, Path]
 ) -> Iterator[Work | None]:
-    """Plan a job and see that its folder can be used.
+    """Plan a job and open its folder.
 
     Yields:
-        None, once it is known what there is to do: all files are looked at before a model is loaded for the first. Then
-        the job, where there is one to be queued.
+        None, once the job is planned: all files are planned before a model is loaded for the first. Then the job, if it
+        has to be queued.
     """
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
     if runtime.skip_done and is_there(target) and _is_delivered(outcome, upscaler):
@@ -72,7 +73,7 @@ def begin(
     delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
     try:
         check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
-    except OSError as error:  # a name that is too long, a folder that must not be entered
+    except OSError as error:  # a name that is too long, a folder without permission
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     review.check(source, outcome.output, runtime)
     if containers.is_picture(source, target):
@@ -85,7 +86,7 @@ def begin(
         return
     job = plan.plan(source, target, upscaler.settings)
     numbered.make_folder(target)
-    _take(target, source, taken)  # not before: what is no video, such as subtitles of the same name, takes none
+    _take(target, source, taken)  # not before: a file that is no video, such as subtitles, has no output
     for line in describe.describe(job):
         log.info("%s", line)
     if runtime.strict and plan.lost(job):
@@ -99,7 +100,7 @@ def begin(
     if not delivered:
         yield _prepared(job, outcome, store, crew, runtime)
         return
-    log.info("%s: was delivered and verified before; only the job's folder was left", target)
+    log.info("%s: was delivered and verified before; only the job's folder is left", target)
     outcome.skipped = True
     outcome.receipt = proof.check(target, job, job.encoding, fast=True)
     if not runtime.keep_work:
@@ -109,8 +110,8 @@ def begin(
 
 
 def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Runtime) -> Work:
-    """A job whose model, space and join have been seen to."""
-    _ = crew.planner  # a model that cannot be had stops the job here, and not after the join was rehearsed
+    """A job whose model, disk space and join have been checked."""
+    _ = crew.planner  # a missing model is an error here, and not after the join has been rehearsed
     parts = _segments(job, store.folder)
     missing = [part.frames for part in parts if not part.path.is_file()]
     size = plan.disk(job, sum(missing))
@@ -122,12 +123,12 @@ def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Run
     job = rehearse.rehearse(job, store.folder)
     if runtime.strict and plan.lost(job):
         raise ConfigError(f"{job.info.path}: strict: {'; '.join(plan.lost(job))}")
-    store.close()  # until its turn: a system opens only so many files for a process
+    store.close()  # until its turn: the number of a process's open files is limited
     return Work(job, outcome, store, parts, {part.index for part in parts})
 
 
 def _allowed(job: Job, crew: Crew, stored: dict[str, Any]) -> bool:
-    """Whether a choice that was stored is one that the planner can have made, with this runtime or with another."""
+    """Whether the planner can have made a stored choice, with this runtime or another."""
     names = [field.name for field in fields(Choice)]
     if sorted(stored) != sorted(names) or any(type(number) is not int for number in stored.values()):
         return False
@@ -137,44 +138,39 @@ def _allowed(job: Job, crew: Crew, stored: dict[str, Any]) -> bool:
     except ConfigError:
         return False
     planner = crew.planner
-    if planner is None:  # the workers have it
+    if planner is None:  # only the workers know the model's memory
         tiles = (job.settings.tile,) if job.settings.tile else (0, *LADDER)
         return choice.batch > 0 and choice.tile in tiles and 1 <= choice.keep <= Choice.keep
-    return choice.batch > 0 and planner.allows(replace(choice, batch=1), *_size(job))
-
-
-def _size(job: Job) -> tuple[int, int]:
-    """Height and width of the frames that the engine is given."""
-    return job.turn.size(job.info.height, job.info.width)
+    return choice.batch > 0 and planner.allows(replace(choice, batch=1), *job.input_size)
 
 
 def _open(work: Work, crew: Crew, tracker: Tracker) -> None:
-    """Lock a job's folder, and see what of it is done."""
+    """Lock a job's folder, and find out which segments are done."""
     job, store = work.job, work.store
     store.open()
     done = store.finished(work.segments, partial(_is_whole, job))
     if done:
         log.info("%s: %d of %d segments are done already", job.output, len(done), len(work.segments))
-    frames = len(job.times) // (job.high - job.low)  # of the output for one of the input
+    frames = len(job.times) // (job.high - job.low)  # of the output, for one of the input
     work.left -= done
-    kept = sum(made.kept(job, segment) for segment in work.segments if segment.index in work.left)
+    kept = sum(unfinished.kept(job, segment) for segment in work.segments if segment.index in work.left)
     ended = sum(segment.frames for segment in work.segments if segment.index in done)
     tracker.expect(0, ended * frames + kept, job.output)
     _choose(work, crew)
 
 
 def _take(target: Path, source: Path, taken: dict[Path, Path]) -> None:
-    """See that no output is that of two inputs."""
+    """Check that no two inputs have the same output."""
     first = taken.setdefault(target.resolve(), source)
     if first is not source:
         raise ConfigError(f"{source}: its output {target} is that of {first}, too; give them outputs of two names")
 
 
 def _leave(store: Store) -> None:
-    """Keep a folder only for what a later run can use."""
+    """Delete a job's folder if it has nothing that a later run can use."""
     try:
         if store.folder.is_dir() and not any(store.folder.glob("*.seg")) and not any(store.folder.glob("*.made")):
-            with suppress(VidupError):  # another process has it meanwhile
+            with suppress(VidupError):  # another process may have locked it
                 store.open()
                 store.delete()
     finally:
@@ -190,15 +186,15 @@ def _segments(job: Job, folder: Path) -> list[Segment]:
 
 
 def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop: Callable[[], bool]) -> None:
-    """Upscale what is left of all jobs, and deliver each when its last segment stands."""
+    """Upscale the remaining segments of all jobs, and deliver each after its last segment."""
     is_begun = False
     crew.expect(sum(plan.pixels(work.job) for work in works))
 
-    def in_hand() -> Path | None:
+    def current_output() -> Path | None:
         return next((work.job.output for work in works if work.left and work.outcome.error is None), None)
 
     def tasks() -> Iterator[Task]:
-        """What is left of one job after another, each from the moment when somebody has time for it."""
+        """The remaining segments of one job after another; a job is opened when a worker is free for it."""
         nonlocal is_begun
         for file, work in enumerate(works):
             with failing(work.outcome, tracker):
@@ -209,22 +205,22 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
                     if not is_begun:
                         _enter(work, crew, tracker, runtime)
                         is_begun = True
-                    _say_how_long(work, crew, tracker)
+                    _log_estimate(work, crew, tracker)
             for segment in work.segments:
                 if segment.index in work.left and work.outcome.error is None:
-                    work.in_hand += 1
+                    work.in_work += 1
                     choice = work.store.choice
                     yield Task(file, segment, Choice(**choice) if choice else None)
             end(work)
 
     def on_result(task: Task, result: Done | VidupError) -> None:
         work = works[task.file]
-        work.in_hand -= 1
+        work.in_work -= 1
         if isinstance(result, VidupError):
             fail(work.outcome, result, tracker)
         else:
             work.left.discard(task.segment.index)
-            made.forget(task.segment.path)
+            unfinished.forget(task.segment.path)
             work.computed += result.computed
             work.pixels += result.pixels
             work.compared += result.compared or Compared(0, 1.0)
@@ -237,42 +233,41 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
         end(work)
 
     def end(work: Work) -> None:
-        if not work.in_hand and (work.outcome.error is not None or not work.left):
+        if not work.in_work and (work.outcome.error is not None or not work.left):
             work.store.close()
 
     crew.run(
         partial(Worker, [work.job for work in works]),
         tasks(),
         on_result=on_result,
-        on_progress=lambda frames: tracker.advance(frames, in_hand()),
+        on_progress=lambda frames: tracker.advance(frames, current_output()),
         stop=stop,
     )
 
 
 def _enter(work: Work, crew: Crew, tracker: Tracker, runtime: Runtime) -> None:
-    """Tell that the first frames are taken up, of which some come later than their like: models are loaded by workers
-    of their own, and compiled, with the first call."""
+    """Enter the state of the first frames, of which some are slow: workers load models, or compile, with them."""
     compiles = crew.planner is not None and crew.planner.needs.compiled
     calls = runtime.workers if crew.upscaler is None else int(compiles)
-    tracker.enter(
-        "compiling" if compiles else "upscaling", work.job.output, calls * (work.store.choice or {}).get("batch", 1)
-    )
+    slow = calls * (work.store.choice or {}).get("batch", 1)
+    tracker.enter("compiling" if compiles else "upscaling", work.job.output, slow)
 
 
-def _say_how_long(work: Work, crew: Crew, tracker: Tracker) -> None:
+def _log_estimate(work: Work, crew: Crew, tracker: Tracker) -> None:
+    """Time a batch and log how long the job will take, where this process upscales."""
     if crew.upscaler is not None:
         frames = sum(segment.frames for segment in work.segments if segment.index in work.left)
-        for line in pace.said(work.job, crew.upscaler, frames):
+        for line in pace.described(work.job, crew.upscaler, frames):
             log.info("%s", line)
-            tracker.enter("upscaling", work.job.output)  # what was timed is compiled
+            tracker.enter("upscaling", work.job.output)  # timing has compiled the model
 
 
 def _choose(work: Work, crew: Crew) -> None:
-    """Settle and store how much is done at once, so that all workers and a resumed job do the same.
+    """Choose batch and tiles and store them, so that all workers and a resumed job use the same.
 
-    Where that needs the loaded model, the first worker that ends a segment says what it chose.
+    Where that needs the loaded model, it is the choice of the first worker that finishes a segment.
     """
-    size, planner = _size(work.job), crew.planner
+    size, planner = work.job.input_size, crew.planner
     if not work.left or work.store.choice or planner is None:
         return
     choice = crew.choose(*size)
@@ -286,7 +281,7 @@ def _choose(work: Work, crew: Crew) -> None:
 
 
 def _is_whole(job: Job, segment: Segment) -> bool:
-    """Whether a segment's file holds the pictures that belong there; a damaged input may have had fewer."""
+    """Whether a segment's file has its pictures; with a damaged input some may be missing."""
     try:
         packets = [packet.pts for packet in read_segment(segment.path)]
     except (MediaError, OSError):
@@ -298,13 +293,13 @@ def _is_whole(job: Job, segment: Segment) -> bool:
 
 
 def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
-    """Join, verify, and move into place."""
+    """Join the segments, verify the result, and move it into place."""
     job, store = work.job, work.store
     tracker.enter("joining", job.output)
     job.check_input()
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
-        raise MediaError(f"{gone[0]}: has gone while the job ran; the same command makes it again")
+        raise MediaError(f"{gone[0]}: was removed while the job ran; the same command makes it again")
     if job.container.family == "pictures" and not job.container.moves:
         tracker.enter("verifying", job.output)
         with disk_full_named(job.output.parent), _with_input_unchanged(job):
@@ -317,7 +312,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
             joined = joining.join(whole, job, job.encoding, paths, store.folder)
         tracker.enter("verifying", job.output)
         times: Sequence[int] = job.times
-        if job.settings.tolerate_errors:  # each segment was proved to hold what was decoded for it
+        if job.settings.tolerate_errors:  # each segment was proved to have the frames that could be decoded
             times = [int(time * job.encoding.time_base / job.unit) for time in joined]
             if len(times) < len(job.times):
                 log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
@@ -344,7 +339,7 @@ def _end(work: Work, frames: int, runtime: Runtime, tracker: Tracker) -> None:
 
 @contextmanager
 def _kept(whole: Path, name: str) -> Iterator[None]:
-    """Where a file fails that took days, leave it in the job's folder, under a name that says how far it came."""
+    """If the block fails, keep the joined file, which took days, in the job's folder under another name."""
     kept = whole.with_stem(name)
     try:
         yield
@@ -355,7 +350,7 @@ def _kept(whole: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def _with_input_unchanged(job: Job) -> Iterator[None]:
-    """Where the input is another than it was, that is what went wrong, whatever came of it."""
+    """If the block fails and the input has changed, raise that as the error."""
     try:
         yield
     except VidupError:
@@ -367,7 +362,7 @@ _OF_STREAMS = ("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_opt
 
 
 def _made_from(job: Job, crew: Crew) -> dict[str, object]:
-    """All that decides the segments. What only decides the copied streams may change between two runs."""
+    """All that decides the segments; settings that only concern copied streams may change between two runs."""
     given = {key: value for key, value in asdict(job.settings).items() if key not in _OF_STREAMS}
     return {
         "input": job.facts,
@@ -379,7 +374,11 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
 
 
 def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
-    """Whether the output is a whole delivery of the input; one that is not is replaced only where that is allowed."""
+    """Whether the existing output is a complete upscaled version of the input.
+
+    Raises:
+        ConfigError: it is not, and must not be replaced.
+    """
     try:
         if containers.is_picture(outcome.input, outcome.output):
             outcome.receipt = stills.verify(outcome.input, outcome.output, upscaler.settings)
@@ -388,7 +387,7 @@ def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
     except VidupError as error:
         fault = f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error})"
         if upscaler.runtime.overwrite:
-            log.warning("%s: is made anew", fault)
+            log.warning("%s: is made again", fault)
             return False
         raise ConfigError(f"{fault}; add -y to replace it") from error
     outcome.skipped = True

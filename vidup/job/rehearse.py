@@ -1,8 +1,7 @@
-"""Rehearse the join before the first picture: what the container cannot say is found and worked round before any work.
+"""Rehearse the join before the first picture, to find and work around what the container cannot store.
 
-A few blank frames at the job's own times are encoded as its pictures will be, joined with all other streams as they
-will be, and go through the proof of the result, but for the pictures. Converted streams stay in the job's folder for
-the join itself.
+A few blank frames with times of the job are encoded, joined with all other streams, and checked like the result will
+be, apart from the pictures. Converted streams stay in the job's folder for the join.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from vidup.media.segment import encode_segment
 
 log = logging.getLogger(__name__)
 
-_CHEAP = 2**28  # bytes of an input, whose sound is converted in seconds
+_CHEAP = 2**28  # bytes of an input whose audio is converted in seconds
 _PICTURES = "rehearsal.packets"
-_TOLD = ("tag ", "marks ", "chapters", "pixel aspect")
-"""Beginnings of the subjects of the proof that are logged, and then expected as the container says them."""
+_ACCEPTABLE = ("tag ", "marks ", "chapters", "pixel aspect")
+"""Beginnings of the subjects of the proof in which a difference is only a warning."""
 
 
 def rehearse(job: Job, folder: Path) -> Job:
-    """The job with what its join needs: streams that are converted or left out, and facts that the container changes.
+    """Rehearse the join; returns the job with the conversions, left-out streams and differences that it needs.
 
     Args:
-        folder: of the job; what is converted stays there.
+        folder: the job's folder, where converted streams stay.
 
     Raises:
-        ConfigError: the container cannot say when or how the pictures are shown.
+        ConfigError: the container cannot store when or how the pictures are shown.
         MediaError: the input cannot be read, or nothing can be written.
     """
     _check_ticks(job)
@@ -60,17 +59,17 @@ def rehearse(job: Job, folder: Path) -> Job:
             if not found:
                 break
             for subject, fault in found.items():
-                job = _worked_round(job, subject, fault)
+                job = _worked_around(job, subject, fault)
     finally:
         pictures.unlink(missing_ok=True)
-    _tell(planned, job, shift)
+    _log_changes(planned, job, shift)
     return job
 
 
 def foresee(job: Job) -> tuple[Job, list[str]]:
-    """`rehearse` for a job that is only looked at, where that is cheap: the job, and what is left to be said of it."""
+    """`rehearse` for a job that will not be run, if that is cheap; returns the job and notes."""
     if job.facts["size"] > _CHEAP:
-        return job, ["note: the join is rehearsed when the job begins: what its container cannot say is found then"]
+        return job, ["note: the join is rehearsed when the job begins: what its container cannot store is found then"]
     with TemporaryDirectory() as folder:
         return rehearse(job, Path(folder)), []
 
@@ -90,12 +89,12 @@ def _check_ticks(job: Job) -> None:
 
 
 def _times(job: Job) -> list[int]:
-    """Some of the job's times: the first, the last, and those that lie closest and farthest from each other."""
+    """Some of the job's times: the first, the last, and those nearest to and farthest from each other."""
     steps = [after - before for before, after in pairwise(job.times)]
     places = {0, len(job.times) - 1}
     for place in (0, *(steps.index(step) for step in {min(steps), max(steps)})) if steps else ():
         places |= {place, place + 1}
-    # Those between are left out, and mp4 counts how long a frame is shown in 32 bits: that must not be what is found.
+    # A duration in mp4 has 32 bits: leaving out frames must not exceed that.
     longest = max([*steps, int((2**31 - 1) * job.encoding.time_base / job.unit)])
     times = [job.times[0]]
     for place in sorted(places)[1:]:
@@ -117,7 +116,7 @@ def _blank(job: Job, times: list[int]) -> list[Frame]:
 
 
 def _converted(job: Job, folder: Path) -> Job:
-    """Convert the streams that are to be; one that cannot be is converted in another way, or left out."""
+    """Convert streams as planned; where that fails, the next conversion is tried, or the stream is left out."""
     for plan in job.streams:
         while plan.action == "convert":
             try:
@@ -141,7 +140,7 @@ def _lies_in_part(job: Job, plan: StreamPlan) -> bool:
 
 
 def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], float]:
-    """Join and prove: subject -> what is wrong with it, and by how many seconds all streams came later."""
+    """Join and prove: subject -> the difference, and the seconds by which all streams are later."""
     whole = folder / f"rehearsal{job.output.suffix}"
     try:
         joining.join(whole, job, job.encoding, [folder / _PICTURES], folder)
@@ -154,10 +153,10 @@ def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], f
         if not alone:
             raise ConfigError(_refusal(job, error, whole)) from error
         faults = {f"stream {plan.index}": str(error).replace(f"{whole}: ", "") for plan in alone}
-        if len(alone) > 1:  # which is it?
+        if len(alone) > 1:  # find out which stream it is
             each = [_faults(replace(job, streams=(plan,)), folder, times)[0] for plan in alone]
             return {subject: fault for found in each for subject, fault in found.items()} or faults, 0.0
-        _faults(replace(job, streams=()), folder, times)  # the pictures, if these alone cannot be written
+        _faults(replace(job, streams=()), folder, times)  # raises if even the pictures alone cannot be written
         return faults, 0.0
     finally:
         whole.unlink(missing_ok=True)
@@ -168,15 +167,15 @@ def _refusal(job: Job, error: Exception, whole: Path) -> str:
     return f"{job.output}: {job.container} cannot hold these pictures as they are: {reason}; choose another ending"
 
 
-def _worked_round(job: Job, subject: str, fault: str) -> Job:
+def _worked_around(job: Job, subject: str, fault: str) -> Job:
     plan = next((plan for plan in job.streams if subject == f"stream {plan.index}"), None)
     if plan is not None:
         return _instead(job, plan, fault.removeprefix(f"stream {plan.index} ({plan.name}): "))[0]
-    if subject.startswith(_TOLD):
-        log.warning("%s: %s cannot say it otherwise: %s", job.output, job.container, fault)
+    if subject.startswith(_ACCEPTABLE):
+        log.warning("%s: %s cannot store it: %s", job.output, job.container, fault)
         return replace(job, accepted=job.accepted | {subject})
     hint = "; --bake-rotation turns the pictures themselves" if subject == "rotation" else ""
-    raise ConfigError(f"{job.output}: {job.container} cannot say it: {fault}{hint}")
+    raise ConfigError(f"{job.output}: {job.container} cannot store it: {fault}{hint}")
 
 
 def _instead(job: Job, plan: StreamPlan, fault: str) -> tuple[Job, StreamPlan]:
@@ -184,7 +183,7 @@ def _instead(job: Job, plan: StreamPlan, fault: str) -> tuple[Job, StreamPlan]:
     return replace(job, streams=tuple(other if each is plan else each for each in job.streams)), other
 
 
-def _tell(planned: Job, job: Job, shift: float) -> None:
+def _log_changes(planned: Job, job: Job, shift: float) -> None:
     for before, plan in zip(planned.streams, job.streams, strict=True):
         if plan != before:
             becomes = "left out" if plan.action == "drop" else f"converted to {plan.encoder}"

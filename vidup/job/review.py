@@ -1,4 +1,4 @@
-"""The report of a delivery: its result beside its input, as a page."""
+"""The report of an output: a page that shows it beside its input."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from vidup.report.films import Film
 log = logging.getLogger(__name__)
 
 ENDING = ".html"
-"""What a report's name has more than that of the output, beside which it lies."""
+"""The ending that is appended to an output's name for its report."""
 
 _LATER = "vidup compare INPUT OUTPUT -o REPORT.html makes one"
 
 
 def check(source: Path, target: Path, runtime: Runtime) -> None:
-    """See that a requested report can be written, before anything is upscaled.
+    """Check that a requested report can be written, before anything is upscaled.
 
     Raises:
-        ConfigError: it is there already, and may not be replaced.
+        ConfigError: it exists, and must not be replaced.
     """
     if runtime.report and not _is_picture(source, target) and target.parent.is_dir():
         report.check(beside(target, ENDING), runtime.overwrite or runtime.skip_done)
 
 
 def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable[[], bool]) -> None:
-    """Write the report of a delivery, where one is wanted; what keeps it from that is a warning, as the result stands.
+    """Write the report of an output, if one is requested; an error is only a warning, as the output is complete.
 
-    Of what was delivered before it is written only where there is none.
+    The report of an output that was delivered before is written only if there is none.
     """
     page = beside(outcome.output, ENDING)
     if not runtime.report or outcome.receipt is None or (outcome.skipped and page.exists()):
@@ -59,9 +59,9 @@ def _is_picture(source: Path, target: Path) -> bool:
 
 
 def films(outcome: Outcome, settings: Settings) -> tuple[Film, Film]:
-    """The part of an input that was upscaled, as it was read for that, and its result."""
+    """The upscaled part of an input, as it was read for that, and the result."""
     job = plan.plan(outcome.input, outcome.output, settings)
     source = Film(job.info, job.settings, *job.span)
     info = probing.at_rate(probing.probe(str(outcome.output)), settings.fps)
-    # Pictures bear no times, and some containers round them: there are as many, in order, which is proved.
+    # The source's times: pictures have none, and some containers round them. It is proved that the frames are the same.
     return source, Film(info, times=source.times)

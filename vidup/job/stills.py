@@ -31,7 +31,7 @@ from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
 
-# What a file may be, whatever its name says. Of Pillow's others some run a program: EPS runs Ghostscript.
+# The formats that are read, whatever a file's name. Some of Pillow's others run a program: EPS runs Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 _MOST_PIXELS_A_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 _KEPT = {
@@ -41,29 +41,29 @@ _KEPT = {
     **dict.fromkeys((".tif", ".tiff"), ("icc_profile", "exif", "dpi")),
     **dict.fromkeys((".jpg", ".jpeg"), ("icc_profile", "exif", "dpi", "xmp")),
 }
-"""What a format can hold, beside the pixels."""
+"""Ending -> the metadata that the format can store."""
 _NAMES = {"icc_profile": "colour profile", "exif": "EXIF data", "dpi": "resolution", "xmp": "XMP data"}
 
 
 @dataclass(frozen=True)
 class Still:
-    """A picture that was read, upright."""
+    """A still image, turned upright."""
 
     image: Image.Image
     format: str
-    """As Pillow names it."""
+    """Pillow's name of the format."""
     about: dict[str, Any]
-    """What goes with the pixels: ``icc_profile``, ``exif``, ``dpi``, ``xmp``, those of them that it has."""
+    """Its metadata, as far as it has them: ``icc_profile``, ``exif``, ``dpi``, ``xmp``."""
     notes: tuple[str, ...]
-    """What of the file is not in the picture, or is damaged, in words."""
+    """What is left out or damaged, in words."""
 
 
 def read(path: Path) -> Still:
-    """Read a still image, turned upright as its EXIF data say.
+    """Read a still image, and turn it upright by its EXIF data.
 
     Raises:
         ConfigError: the file holds several pictures.
-        MediaError: it is no image, is damaged, or its samples have no range that is known.
+        MediaError: it is no image, is damaged, or the range of its samples is not known.
     """
     check_file(path)
     notes: list[str] = []
@@ -71,9 +71,9 @@ def read(path: Path) -> Still:
     try:
         with _reports() as reports, Image.open(path, formats=_FORMATS) as image:
             _check_claims(path, image)
-            if getattr(image, "n_frames", 1) > 1:  # what a phone adds: the picture to the other eye, a map of light
-                notes.append(f"of its {getattr(image, 'n_frames', 1)} pictures the first is taken")
-            if ";16" in f"{image.tile}" and not image.mode.startswith("I;16"):  # which Pillow reads so
+            if (count := getattr(image, "n_frames", 1)) > 1:  # phones add the other eye's picture, or a map of light
+                notes.append(f"of its {count} pictures the first is taken")
+            if ";16" in f"{image.tile}" and not image.mode.startswith("I;16"):  # Pillow reads it with 8 bits
                 notes.append("16 bits a sample become 8")
             about = {key: image.info[key] for key in _NAMES if image.info.get(key)}
             kind = image.format or ""
@@ -85,16 +85,16 @@ def read(path: Path) -> Still:
         raise MediaError(f"{path}: is no {', '.join(_FORMATS)} picture, or is damaged at its head") from None
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: claims more than {MOST_PIXELS} pixels: {first_line(error)}") from None
-    except Exception as error:  # each of Pillow's readers fails in its own ways
+    except Exception as error:  # Pillow's readers raise all kinds
         detail = f" ({reports[0]})" if reports else ""
         raise MediaError(f"{path}: is no picture, or is damaged: {first_line(error)}{detail}") from None
     if reports:
         notes.append(f"is damaged, or not as its format demands: {reports[0]}")
-    return Still(_profiled(upright, about, notes), kind, _sane(about, notes), tuple(notes))
+    return Still(_with_profile_applied(upright, about, notes), kind, _with_valid_dpi(about, notes), tuple(notes))
 
 
 def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
-    """What a still image is, and what would become of it; made for JSON.
+    """The facts of a still image, and of its output, as values for JSON.
 
     Raises:
         ConfigError, MediaError: as `read`.
@@ -113,10 +113,10 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
 
 
 def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Tracker) -> Receipt:
-    """Upscale a picture into a new file; colour profile, EXIF and resolution of a still image are kept.
+    """Upscale a still image into a new file; colour profile, EXIF and resolution are kept.
 
     Raises:
-        ConfigError: the file holds several pictures, or the output's format does not hold one of that size.
+        ConfigError: the file holds several pictures, or the output's format does not support the size.
         MediaError: it is no image, or is damaged.
     """
     if target.suffix.lower() in ANIMATIONS:
@@ -143,12 +143,12 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     quality: dict[str, Any] = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
     part = beside(target, f".vidup{target.suffix}")
     try:
-        part.unlink(missing_ok=True)  # a link would be written through
+        part.unlink(missing_ok=True)  # Pillow would write through a link
         try:
             result.save(part, **quality, **{key: still.about[key] for key in still.about if key in _KEPT[ending]})
         except OSError:
             raise
-        except Exception as error:  # what a damaged input says of itself
+        except Exception as error:  # a damaged input may have metadata that cannot be written
             log.warning("%s: without colour profile, EXIF data and resolution: %s", target, first_line(error))
             result.save(part, **quality)
         put_in_place(part, target, upscaler.runtime.overwrite)
@@ -162,11 +162,11 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
 
 
 def verify(source: Path, target: Path, settings: Settings) -> Receipt:
-    """See that a file is a still image as `upscale_still` makes it: whole, and of its size.
+    """Check that a file is readable, and has the size of the upscaled input.
 
     Raises:
         ConfigError, MediaError: as `read`.
-        VerifyError: it is of another size.
+        VerifyError: it has another size.
     """
     before, after = read(source).image, read(target).image
     size = output_size(settings, engines.native_scale(settings), before.height, before.width, even=False)
@@ -176,11 +176,11 @@ def verify(source: Path, target: Path, settings: Settings) -> Receipt:
 
 
 def _savable(result: Image.Image, target: Path) -> Image.Image:
-    """A result in a mode that the output's format holds, without what its input said of itself."""
+    """A result in a mode that the output's format supports, without the input's metadata."""
     result.info = {}
     ending = target.suffix.lower()
     if result.mode.startswith("I;16") and ending not in (".png", ".tif", ".tiff"):
-        log.warning("%s: 16 bits a sample become 8, which is what %s holds", target, ending)
+        log.warning("%s: 16 bits a sample become 8, the most that %s supports", target, ending)
         result = Image.fromarray((np.asarray(result) / 257).round().astype(np.uint8))
     if "A" in result.mode and ending in (".jpg", ".jpeg", ".bmp"):
         log.warning("%s: has no transparency: the picture is made opaque", target)
@@ -189,7 +189,7 @@ def _savable(result: Image.Image, target: Path) -> Image.Image:
 
 
 def _check_claims(path: Path, image: Image.Image) -> None:
-    """What the head says, before memory is taken for it."""
+    """Check the head of a file before memory is allocated for its pixels."""
     pictures, kind = getattr(image, "n_frames", 1), image.format
     if image.width * image.height > MOST_PIXELS:
         raise MediaError(f"{path}: claims {image.width}x{image.height}: more than {MOST_PIXELS} pixels")
@@ -204,10 +204,10 @@ def _check_claims(path: Path, image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Image.Image:
-    """The picture as it is shown: not every format, nor every program, heeds what EXIF says of it."""
+    """The picture turned by its EXIF data, which not every format and program obeys."""
     try:
         turned = ImageOps.exif_transpose(image)
-    except Exception as error:  # as `read`
+    except Exception as error:  # of all kinds, as in `read`
         if about.pop("exif", None):
             notes.append(f"its EXIF data are damaged and left out: {first_line(error)}")
         return image
@@ -219,14 +219,14 @@ def _upright(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Ima
     return turned
 
 
-def _profiled(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Image.Image:
-    """An image that is to become RGB: a profile of gray or of inks is applied, as it would not fit the result."""
+def _with_profile_applied(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Image.Image:
+    """The image, converted to sRGB if it has a profile of gray or CMYK, which would not fit the result."""
     profile = about.get("icc_profile", b"")
     space = profile[16:20]
     if image.mode == "CMYK":
         notes.append("CMYK becomes RGB" + ("" if space == b"CMYK" else ", without a profile that says how"))
     if space == b"RGB " and image.mode != "CMYK" and not image.mode.startswith("I;16"):
-        gray = {"1": "RGB", "L": "RGB", "LA": "RGBA"}.get(image.mode)  # a profile of RGB does not fit gray
+        gray = {"1": "RGB", "L": "RGB", "LA": "RGBA"}.get(image.mode)  # gray with a profile of RGB becomes RGB
         return image if gray is None else image.convert(gray)
     about.pop("icc_profile", None)
     if space != {"L": b"GRAY", "LA": b"GRAY", "CMYK": b"CMYK"}.get(image.mode):
@@ -248,8 +248,8 @@ def _profiled(image: Image.Image, about: dict[str, Any], notes: list[str]) -> Im
     return converted
 
 
-def _sane(about: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Without a resolution that no format can write: zero, infinite, not a number."""
+def _with_valid_dpi(about: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The metadata without a resolution that no format can store: zero, infinite, not a number."""
     if "dpi" in about:
         try:
             resolution = tuple(float(number) for number in about["dpi"])
@@ -264,8 +264,8 @@ def _sane(about: dict[str, Any], notes: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def _reports() -> Iterator[list[str]]:
-    """What Pillow warns of, and what libtiff, below it, writes to standard error; it has no other way to say it."""
-    said: list[str] = []
+    """Collect Pillow's warnings, and what libtiff writes to standard error, its only output."""
+    found: list[str] = []
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryFile() as file:
         warnings.simplefilter("always")
         try:
@@ -276,15 +276,12 @@ def _reports() -> Iterator[list[str]]:
         else:
             os.dup2(file.fileno(), 2)
         try:
-            yield said
+            yield found
         finally:
             if before is not None:
                 os.dup2(before, 2)
                 os.close(before)
             file.seek(0)
-            said += file.read().decode(errors="replace").splitlines()
-            said += [str(warning.message) for warning in caught if not _is_of_size(warning)]
-
-
-def _is_of_size(warning: warnings.WarningMessage) -> bool:
-    return issubclass(warning.category, Image.DecompressionBombWarning)
+            found += file.read().decode(errors="replace").splitlines()
+            others = (each for each in caught if not issubclass(each.category, Image.DecompressionBombWarning))
+            found += [str(warning.message) for warning in others]

@@ -1,7 +1,7 @@
-"""Plan segments, and keep them on disk, so that a job that was stopped goes on where it was.
+"""Plan segments, and keep them on disk, so that a stopped job can be resumed.
 
-The job folder holds one file a finished segment, ``job.json`` with what the job was made of, and ``lock``. A finished
-file is the only record of what is done. Nothing is ever deleted in it that does not bear one of these names.
+A job's folder has a file for each finished segment, which is the only record of what is done, ``job.json`` with the
+job's input and settings, and ``lock``. Only files with these names are ever deleted.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _OWN = re.compile(
     r"lock|(job\.json|\d{5,}\.(seg|planes|made)|stream\d+-[\w.()-]+\.kept"
     r"|(whole|unproved|undelivered|rehearsal)\.\w+)((\.\w+)*\.part)?"
 )
-"""The names that files of a job bear: lock, record, segments and what is done of them, converted streams, the joined
-result, the rehearsal's; and what of these is not whole."""
+"""The names of a job's files: lock, record, segments, kept frames of unfinished segments, converted streams, the joined
+result, the rehearsal's; and of those that are being written."""
 _SEGMENT = re.compile(r"\d{5,}\.seg")
-_MOST_BYTES = 1 << 24  # of a record: presets and prompts have their place
+_MOST_BYTES = 1 << 24  # of a record, which contains the settings
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Segment:
     begin: int
     """In the input's time base."""
     end: int | None
-    """In the input's time base; None for the last: all that follows."""
+    """In the input's time base; None: the end of the input."""
     frames: int
-    """How many there are."""
+    """The number of its frames in the input."""
     path: Path
-    """Where its file belongs."""
+    """The path of its file."""
     lead_in: int | None = None
-    """From where frames are decoded and upscaled, so that what is carried is there at `begin`; not written."""
+    """The time from which frames are upscaled but not written, so that pictures can be carried to `begin`."""
 
     def __str__(self) -> str:
         return f"segment {self.index}"
@@ -58,18 +58,18 @@ class Segment:
 def plan_segments(
     times: Sequence[int], length: int, folder: Path, end: int | None = None, before: Sequence[int] = (), lead: int = 0
 ) -> list[Segment]:
-    """Cut at every `length` frames. Depends on nothing but the arguments.
+    """Cut frames into segments of `length` frames.
 
     Args:
-        times: of the frames, rising, in the input's time base.
+        times: the times of the frames, rising, in the input's time base.
         length: frames in a segment; the last may have fewer.
-        folder: where the files belong.
-        end: of the last segment, where the job ends before the input does.
-        before: times of the frames of the input that come before these.
-        lead: how many frames before its own a segment is led in by, as far as there are.
+        folder: the folder of the files.
+        end: the end of the last segment, where the job ends before the input.
+        before: the times of the input's frames before these.
+        lead: the number of lead-in frames of a segment, as far as there are any.
 
     Returns:
-        Segments whose half-open ranges join without a gap and hold every time once.
+        Segments whose half-open ranges join without a gap.
     """
     known, own = [*before, *times], len(before)
     starts = range(own, len(known), length)
@@ -83,7 +83,7 @@ def plan_segments(
 
 
 class Store:
-    """A job's folder, locked while it is open. Made by `open_store`; closed, it may be opened again."""
+    """A job's folder, locked while it is open. `open_store` creates it; it can be closed and opened again."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], allowed: Callable[[dict[str, Any]], bool]) -> None:
         self.folder = folder
@@ -100,7 +100,7 @@ class Store:
         self.close()
 
     def open(self, restart: bool = False) -> None:
-        """Lock the folder, make it where it is not there, and read its record; raises as `open_store` does."""
+        """Lock the folder, which may be new, and read its record; raises as `open_store` does."""
         if self._lock is not None:
             return
         self._lock = _enter(self.folder)
@@ -122,29 +122,24 @@ class Store:
 
     @property
     def choice(self) -> dict[str, Any]:
-        """What was decided automatically when the job began; empty before `save_choice`."""
+        """The stored choice of batch and tiles; empty before `save_choice`."""
         return dict(self._record["choice"])
 
     def save_choice(self, choice: Mapping[str, Any]) -> None:
-        """Record what was decided automatically, so that a resumed job repeats it.
-
-        Args:
-            choice: what JSON holds.
-        """
+        """Store the choice of batch and tiles, as values for JSON, so that a resumed job repeats it."""
         self._record["choice"] = json.loads(json.dumps(choice))
         self._write()
 
     def save_delivery(self, whole: Path) -> None:
-        """Record what is about to be moved to the output: a kill after that leaves a job that has been delivered."""
+        """Store the fingerprint of the result before it is moved into place, so that a later run recognizes it."""
         self._record["delivery"] = fingerprint_file(whole)
         self._write()
 
     def finished(self, segments: Sequence[Segment], check: Callable[[Segment], bool]) -> set[int]:
-        """The indexes of those whose file stands and is sound. Damaged ones and what was left half-written go.
+        """The indexes of the segments with a valid file; damaged files, and those that were being written, are deleted.
 
         Args:
-            check: reads a segment's file and returns whether it is whole and holds the frames that it should; a
-                `VidupError` counts as no.
+            check: reads a segment's file, and returns whether it is valid; a `VidupError` means that it is not.
         """
         for path in _own(self.folder):
             if path.suffix == ".part":
@@ -154,10 +149,10 @@ class Store:
             if not segment.path.is_file():
                 continue
             try:
-                sound, reason = check(segment), "it does not hold the frames that it should"
+                valid, reason = check(segment), "it does not hold the frames that it should"
             except VidupError as error:
-                sound, reason = False, str(error)
-            if sound:
+                valid, reason = False, str(error)
+            if valid:
                 found.add(segment.index)
             else:
                 log.warning("%s of %s is made again: %s", segment, self.folder, reason)
@@ -165,19 +160,23 @@ class Store:
         return found
 
     def delete(self) -> None:
-        """Remove the job's files, and the folder if nothing else is in it; closes the store."""
-        # The record after all that it describes: a kill in between must not leave segments that nothing is known of.
+        """Delete the job's files, and the folder if nothing else is in it; closes the store."""
+        # The record last: if the process is killed meanwhile, no segments must be left without it.
         for path in sorted(_own(self.folder), key=lambda path: path.name == _RECORD):
             if path.name != _LOCK:
                 _remove(path)
         self.close(forget=True)
-        with suppress(OSError):  # not empty: what is left is not ours
+        with suppress(OSError):  # other files are in it
             self.folder.rmdir()
 
     def close(self, forget: bool = False) -> None:
-        """Let another process have the folder; may be called twice."""
+        """Unlock the folder; may be called twice.
+
+        Args:
+            forget: delete the lock, too.
+        """
         if self._lock is not None:
-            if forget and sys.platform != "win32":  # there an open file cannot be removed
+            if forget and sys.platform != "win32":  # where an open file cannot be deleted
                 _remove(self.folder / _LOCK)
             self._lock.close()
             self._lock = None
@@ -195,21 +194,21 @@ def open_store(
     restart: bool = False,
     allowed: Callable[[dict[str, Any]], bool] = lambda choice: True,
 ) -> Store:
-    """Open a job's folder to begin or to go on.
+    """Open a job's folder to begin or to resume the job.
 
-    The job on disk is the same if its fingerprint is. Only the input's ``mtime_ns`` may differ where its size and its
-    hash do not: a copied or touched file is the same input.
+    A job can be resumed with the same fingerprint. Only ``mtime_ns`` may differ: a copied or touched file is the same
+    input.
 
     Args:
-        folder: is made where it is not there; its parent must be.
-        fingerprint: all that decides the result, as JSON holds it: ``input`` (of `fingerprint_file`), ``settings``,
+        folder: the folder, which is created if it does not exist; its parent has to exist.
+        fingerprint: all that decides the result, as values for JSON: ``input`` (of `fingerprint_file`), ``settings``,
             ``engine``, ``version``.
-        restart: forget what was done.
-        allowed: whether a stored choice is one that can have been made; a record with another is damaged.
+        restart: delete what was done.
+        allowed: whether a stored choice is possible; else the record is damaged.
 
     Raises:
-        ResumeError: the folder belongs to a job of another input or with other settings (each is named), its record is
-            damaged, it holds files of somebody else, or another process works on it.
+        ResumeError: the folder belongs to a job with another input or other settings (each is named), its record is
+            damaged, it has other files, or another process works on it.
         MediaError: the folder cannot be written to.
     """
     store = Store(folder, json.loads(json.dumps(fingerprint)), allowed)
@@ -218,9 +217,9 @@ def open_store(
 
 
 def was_delivered(folder: Path, output: Path) -> bool:
-    """Whether the output is what the job of a folder has made: its process was killed before the folder was removed.
+    """Whether the output is the result of the folder's job, whose process was killed before it deleted the folder.
 
-    A folder in which nothing is left but the lock of a job that has ended is removed.
+    A folder with nothing but the lock of a job that has ended is deleted.
     """
     with suppress(OSError):
         if not folder.is_symlink() and {path.name for path in folder.iterdir()} <= {_LOCK}:
@@ -237,7 +236,7 @@ def was_delivered(folder: Path, output: Path) -> bool:
 
 
 def _enter(folder: Path) -> BinaryIO:
-    """Make a job's folder or see that this is one, and lock it."""
+    """Create a job's folder, or check that this is one, and lock it."""
     try:
         if folder.is_symlink():
             raise ResumeError(f"{folder}: is a link, expected the folder of a job; move it, or choose another output")
@@ -264,14 +263,14 @@ def _enter(folder: Path) -> BinaryIO:
 
 
 def _check_plain(path: Path) -> None:
-    """See that what bears the name of a job's file is one: else what is written goes elsewhere, or waits for ever."""
+    """Check that a file of a job is a regular file: writing to a link or a pipe would go elsewhere, or block."""
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ResumeError(f"{path}: is a link, a folder or a pipe, expected a file of the job; move it")
 
 
 def _load(folder: Path) -> dict[str, Any] | None:
-    """The record as it stands there; None where there is none that can be read."""
+    """The record in a folder, unchecked; None where there is none that can be read."""
     try:
         with open_plain(folder / _RECORD, "rb") as file:
             known = json.loads(file.read(_MOST_BYTES))
@@ -281,7 +280,7 @@ def _load(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(folder: Path, allowed: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """The record; None where there is none, and nothing that it would be missed for."""
+    """The record in a folder; None where there is no valid one, and no segment that needs it."""
     known = _load(folder) or {}
     choice = known.get("choice")
     if isinstance(known.get("fingerprint"), dict) and isinstance(choice, dict) and (not choice or allowed(choice)):
@@ -290,7 +289,7 @@ def _read(folder: Path, allowed: Callable[[dict[str, Any]], bool]) -> dict[str, 
     if segments:
         raise ResumeError(
             f"{folder}: {_RECORD} is missing or damaged, so that its {segments} finished segments cannot be trusted;"
-            " add --restart to begin anew"
+            " add --restart to start again"
         )
     return None
 
@@ -302,12 +301,12 @@ def _compare(folder: Path, known: dict[str, Any], wanted: dict[str, Any]) -> Non
     if changes:
         raise ResumeError(
             f"{folder}: was begun differently ({', '.join(f'{key}: {change}' for key, change in changes.items())});"
-            " add --restart to begin anew, or give the command as it was"
+            " add --restart to start again, or give the command as it was"
         )
 
 
 def _changes(known: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Each leaf that differs: its dotted path and ``old -> new``."""
+    """The dotted path and ``old -> new`` of each value that differs."""
     if isinstance(known, dict) and isinstance(wanted, dict):
         for key in [*known, *(key for key in wanted if key not in known)]:
             inner = f"{path}.{key}" if path else key
@@ -320,7 +319,7 @@ _ABSENT = object()
 
 
 def _show(value: Any) -> str:
-    """As in a preset, shortened where it is a hash."""
+    """A value as it is written in a preset; long ones are shortened."""
     if value is _ABSENT or value is None:
         return "not given"
     text = value if isinstance(value, str) and value else json.dumps(value)
@@ -339,7 +338,7 @@ def _remove(path: Path) -> None:
 
 
 def _take_lock(folder: Path) -> BinaryIO:
-    """An open file that the system has locked for this process: however that ends, the lock ends with it."""
+    """Lock a folder by an open file; however the process ends, the system releases the lock."""
     path = folder / _LOCK
     for _ in range(100):
         file = open_plain(path, "a+b")
@@ -350,7 +349,7 @@ def _take_lock(folder: Path) -> BinaryIO:
                 raise ResumeError(
                     f"{folder}: another process{f' ({holder})' if holder else ''} works on this job; wait until it ends"
                 )
-            # Its last holder may have removed it between the two calls: then it locks nobody else out.
+            # Its last owner may have deleted the file between opening and locking: then the lock is worthless.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.truncate(0)
                 file.write(str(os.getpid()).encode())
@@ -368,7 +367,7 @@ def _lock(file: BinaryIO) -> bool:
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(1 << 30)  # behind what is in it: what is locked there nobody else may read
+        file.seek(1 << 30)  # behind its content, as others cannot read locked bytes
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -381,5 +380,5 @@ def _lock(file: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        log.warning("%s: cannot be locked (%s): see that no other vidup works there", file.name, error.strerror)
+        log.warning("%s: cannot be locked (%s): make sure that no other vidup works there", file.name, error.strerror)
     return True

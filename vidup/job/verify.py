@@ -1,4 +1,4 @@
-"""`verify`: prove any upscaled file against its source, whoever made it."""
+"""`verify`: prove any upscaled file against its source, also one of another program."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ def verify(
     *,
     fast: bool = False,
 ) -> Receipt:
-    """Prove that an upscaled file, whoever made it, holds all that its source holds.
+    """Prove that an upscaled file, of whatever program, contains all that its source contains.
 
-    What its container cannot say is no fault of the file: it is found by the rehearsal that a job begins with, and
-    logged as there.
+    What the file's container cannot store is no fault: a rehearsal as at the begin of a job finds it, and logs it.
 
     Args:
-        settings: where the output was made of a part, deinterlaced in another way, turned, or without some of the
-            streams, the settings that say so; nothing else of them is used.
+        settings: the settings of the output for part, deinterlacing, rotation and streams; others are ignored.
         fast: compare samples of the pictures instead of all.
 
     Raises:
-        ConfigError: no frame of the source lies in the requested part.
+        ConfigError: no frame of the source begins in the requested part.
         MediaError: a file cannot be read.
-        VerifyError: names the first difference.
+        VerifyError: the first difference.
     """
     settings, output = settings_of(settings), Path(output)
     info = probing.at_rate(probing.probe(Path(source), settings.tolerate_errors), settings.fps)
@@ -46,7 +44,7 @@ def verify(
     if is_sequence(output) or output.suffix.lower() in containers.WRITTEN:
         container = containers.container_of(output)
     delivery, times = plan_delivery(info, container.with_options(settings.muxer_options), settings), None
-    if settings.tolerate_errors:  # which frames can be decoded is known after decoding
+    if settings.tolerate_errors:  # only decoding shows which frames there are
         decoded = decoding.decode(info, *delivery.span, settings)
         times = [frame.pts - delivery.offset for frame in decoded]
     try:
@@ -61,8 +59,8 @@ def verify(
 def _rehearsed(delivery: Delivery, output: Path) -> Job | None:
     """The job that makes such an output, rehearsed; None where there is none."""
     with suppress(VidupError, OSError), TemporaryDirectory() as folder:
-        made = probing.probe(output)
-        asked, codec = delivery.settings, encoder.encoder_of(made.codec)
-        settings = Settings(matrix=asked.matrix, range=asked.range, codec=codec, pix_fmt=made.pix_fmt)
+        made, given = probing.probe(output), delivery.settings
+        codec = encoder.encoder_of(made.codec)
+        settings = Settings(matrix=given.matrix, range=given.range, codec=codec, pix_fmt=made.pix_fmt)
         return rehearse(job_of(delivery, output, settings, (made.height, made.width), {}), Path(folder))
     return None

@@ -1,4 +1,4 @@
-"""What is done to a job's segments: decode, upscale, encode, prove."""
+"""Process a job's segments: decode, upscale, encode, prove."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import NamedTuple
 from vidup.engines import Choice
 from vidup.errors import MediaError, Stopped, VidupError, system_words
 from vidup.frame import Frame
-from vidup.job import made
+from vidup.job import unfinished
 from vidup.job.crew import Report
 from vidup.job.disk import disk_full_named
-from vidup.job.plan import QUEUE_BYTES, Job, span
+from vidup.job.plan import QUEUE_BYTES, Job, frame_bytes, span
 from vidup.job.store import Segment
 from vidup.job.watching import Watching
 from vidup.media import decoding
@@ -28,49 +28,50 @@ from vidup.upscaler import Upscaler
 
 
 class Task(NamedTuple):
-    """What a worker is given."""
+    """A segment to upscale."""
 
     file: int
+    """The index of its job."""
     segment: Segment
     choice: Choice | None
-    """Of an earlier run or segment; None where the engine has yet to make one."""
+    """The stored choice of batch and tiles; None where the worker has to choose."""
 
     def __str__(self) -> str:
         return str(self.segment)
 
 
 class Done(NamedTuple):
-    """What became of a task whose segment stands."""
+    """The result of a task whose segment is written."""
 
     choice: Choice
-    """As the engine made it, or what it became when memory ran out."""
+    """The choice of batch and tiles, smaller where memory ran out."""
     computed: int
-    """Pixels of the input that were computed, halos and the lead-in counted."""
+    """The pixels of the input that were computed, with halos and the lead-in."""
     pixels: int
-    """That there were."""
+    """All pixels of the input in the segment and its lead-in."""
     compared: Compared | None = None
-    """What came of the proof."""
+    """The result of the proof."""
 
 
 class Worker:
-    """Upscales segments, in this process or in one of its own; the engine is loaded once.
+    """Upscales segments, in this process or in a worker's; the engine is loaded once.
 
-    The engine works in the thread that calls, as CUDA graphs want it, and does not wait while an encoder empties itself
-    at the end of a segment, nor while the segment is proved: the next one is upscaled meanwhile, until that fails.
+    The engine runs in the calling thread, as CUDA graphs require. While an encoder finishes a segment, and while that
+    is proved, the next one is already upscaled.
     """
 
     def __init__(self, jobs: list[Job], upscaler: Upscaler) -> None:
         self._jobs, self._upscaler = jobs, upscaler
-        self._readers: dict[int, Readers] = {}  # of the file in hand
-        self._choices: dict[int, Choice] = {}  # by the job: what it became when memory ran out is kept
-        self._own: dict[int, Upscaler] = {}  # of the file in hand, see `_upscaler_of`
+        self._readers: dict[int, Readers] = {}  # of the current file
+        self._choices: dict[int, Choice] = {}  # by job: a choice that was made smaller is used again
+        self._own: dict[int, Upscaler] = {}  # of the current file, see `_upscaler_of`
 
     def __call__(self, tasks: Iterator[Task], report: Report) -> Generator[tuple[Task, Done | VidupError], None, None]:
-        """Each task with what became of it."""
+        """Yield each task with its result or error."""
         tail: _Tail | None = None
         try:
             for task in tasks:
-                if tail is not None and tail.task.file != task.file:  # a whole file is delivered first
+                if tail is not None and tail.task.file != task.file:  # so that a finished file is delivered first
                     yield tail.task, self._end(tail)
                     tail = None
                 if task.file not in self._readers:
@@ -89,7 +90,7 @@ class Worker:
             if tail is not None:
                 yield tail.task, self._end(tail)
         except Exception:
-            if tail is not None:  # its frames are upscaled: that is not thrown away
+            if tail is not None:  # so that its upscaled frames are not lost
                 tail.result()
             raise
         finally:
@@ -98,7 +99,7 @@ class Worker:
             self._close_readers()
 
     def _upscaler_of(self, file: int) -> Upscaler:
-        """The upscaler for a file: how far its pictures are trusted is its own, all else is shared."""
+        """The upscaler for a file, with the file's `quantiser`; all else is shared."""
         step = self._jobs[file].settings.quantiser
         if step == self._upscaler.settings.quantiser:
             return self._upscaler
@@ -112,11 +113,11 @@ class Worker:
 
     def _upscale(self, task: Task, report: Report) -> _Tail:
         job, upscaler = self._jobs[task.file], self._upscaler_of(task.file)
-        size = job.turn.size(job.info.height, job.info.width)
+        size = job.input_size
         upscaler.choose(*size, self._choices.get(task.file) or task.choice)
         with disk_full_named(task.segment.path.parent):
             encoder, proved = upscale_segment(job, task.segment, upscaler, report, self._readers[task.file])
-        choice = self._choices[task.file] = upscaler.choose(*size)  # what it became
+        choice = self._choices[task.file] = upscaler.choose(*size)  # smaller where memory ran out
         return _Tail(task, Done(choice, *upscaler.computed), encoder, proved)
 
     def _end(self, tail: _Tail) -> Done | VidupError:
@@ -124,7 +125,7 @@ class Worker:
         return self._truth(tail.task, result) if isinstance(result, VidupError) else result
 
     def _truth(self, task: Task, error: VidupError | OSError) -> VidupError:
-        """What went wrong: where the input is another than it was, that, whatever came of it."""
+        """The cause of an error: if the input has changed, that."""
         try:
             self._jobs[task.file].check_input()
         except VidupError as changed:
@@ -134,17 +135,17 @@ class Worker:
 
 @dataclass
 class _Tail:
-    """What is left of a task whose frames are upscaled: the encoder holds some of them yet, and then it is proved."""
+    """The end of a task whose frames are upscaled, but not all encoded and proved yet."""
 
     task: Task
     done: Done
     encoder: Consumer[Frame]
     proved: list[Compared]
-    """What came of the proof, once it has ended."""
+    """The result of the proof, once it has ended."""
     error: VidupError | None = None
 
     def watched(self, report: Report) -> Report:
-        """`report` that raises what this task fails with meanwhile: what follows in its file would be for nothing."""
+        """`report` that also raises this task's error, as the rest of its file would be upscaled in vain."""
 
         def watch(units: int) -> None:
             report(units)
@@ -170,11 +171,10 @@ class _Tail:
 def upscale_segment(
     job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None], readers: Readers
 ) -> tuple[Consumer[Frame], list[Compared]]:
-    """A frame's way: decode -> upscale -> encode -> prove. The same function on this machine and on a cluster.
+    """Decode, upscale, encode and prove a segment, on this machine as on a cluster.
 
     Returns:
-        The encoder; once it is done the segment's file stands, and its pictures are those of the source. And what came
-        of the proof, then.
+        The encoder, after which the segment's file exists and is proved; and the result of the proof, then.
     """
     watching = Watching(upscaler.runtime.watch, job)
     proved: list[Compared] = []
@@ -197,7 +197,7 @@ def upscale_segment(
             yield frame
 
     def prove(path: Path) -> None:
-        # By the plan, not by what came: only damage that the user tolerates may cost frames.
+        # The planned frames, not the decoded ones: frames may be missing only where the user tolerates damage.
         expected, places = (times, (0, len(times))) if job.settings.tolerate_errors else (job.times, span(job, segment))
         fast = upscaler.runtime.verify == "fast"
         proved.append(check_segment(job.output, path, job.encoding, job, expected, places, fast, readers))
@@ -206,11 +206,11 @@ def upscale_segment(
         for _ in encode_segment(frames, job.encoding, segment.path, prove):
             pass
 
-    # Closed here, not when they are collected: the traceback of an error would keep their threads.
-    decoded = prefetch(decode(), QUEUE_BYTES, _bytes)
-    encoder = Consumer(encode, QUEUE_BYTES, _bytes)
+    # Closed here, as the traceback of an error would keep them and their threads alive.
+    decoded = prefetch(decode(), QUEUE_BYTES, frame_bytes)
+    encoder = Consumer(encode, QUEUE_BYTES, frame_bytes)
     wanted = planar(job.encoding.pix_fmt), job.encoding.color, job.turn
-    results = made.upscaled(upscaler, decoded, segment.path, _numbers(job, segment, begin), wanted)
+    results = unfinished.upscaled(upscaler, decoded, segment.path, _numbers(job, segment, begin), wanted)
     try:
         with closing(decoded), closing(results):
             for frame, is_new in results:
@@ -218,7 +218,7 @@ def upscale_segment(
                     watching.is_made(frame, is_new)
                     encoder.put(replace(frame, pts=frame.pts - job.offset))
                     report(int(is_new))
-        job.check_input()  # before the segment's file stands
+        job.check_input()  # before the segment's file is complete
         encoder.end()
         return encoder, proved
     except BaseException:
@@ -227,9 +227,9 @@ def upscale_segment(
 
 
 def _shown_already(job: Job, segment: Segment, begin: int) -> dict[int, tuple[int, int]]:
-    """Times and durations in the job, by their own times, of what is shown already when the job's part begins.
+    """The frame that is on screen when the job's part begins: its own time -> time and duration in the job.
 
-    Decoding that begins before the part, to lead in, does not know of it.
+    Decoding that begins before the part, for a lead-in, gives it its own time.
     """
     low, first = job.info.pts[job.low], job.span[0]
     if first is None or first <= low or segment.begin != first or begin >= first:
@@ -241,14 +241,9 @@ def _shown_already(job: Job, segment: Segment, begin: int) -> dict[int, tuple[in
 
 
 def _numbers(job: Job, segment: Segment, begin: int) -> tuple[int, tuple[int, int] | None]:
-    """For `Upscaler.reset`: the number of the frame at `begin`, and, where another segment follows, its span."""
+    """Arguments of `Upscaler.reset`: the number of the frame at `begin`; the segment's span if another one follows."""
     each, pts = len(job.times) // (job.high - job.low), job.info.pts
     number = bisect_right(pts, begin) - 1
     if segment.end is None or segment.lead_in is None or segment.end == job.span[1]:  # nothing follows
         return number * each, None
-    assert segment.begin is not None
     return number * each, ((bisect_right(pts, segment.begin) - 1) * each, bisect_left(pts, segment.end) * each)
-
-
-def _bytes(frame: Frame) -> int:
-    return sum(plane.nbytes for plane in frame.planes)

@@ -1,6 +1,6 @@
 """Closed captions (CEA-608/708, as in ATSC A/53): read from decoded frames, put into encoded pictures.
 
-Encoders here are not given a frame's side data, so the message that they would write is put before the picture's data.
+PyAV gives encoders no side data, so the message that they would write is inserted before the picture's data here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONSTRUCT = 3
 
 
 def carries(codec: str) -> bool:
-    """Whether an encoder's format has a place for captions."""
+    """Whether captions can be put into the pictures of an encoder."""
     return video_format(codec) in _CARRIERS
 
 
@@ -40,9 +40,9 @@ def with_captions(data: bytes, codec: str, constructs: bytes) -> bytes:
     if not count:
         return data
     message = _HEAD + bytes([0x40 | count, 0xFF]) + constructs[: _CONSTRUCT * count] + b"\xff"
-    if video_format(codec) == "av1":
-        return _in_obus(data, message)
     form = video_format(codec)
+    if form == "av1":
+        return _in_obus(data, message)
     sei = bytes([4, len(message)]) + message + b"\x80"  # of type user_data_registered_itu_t_t35, shorter than 255
     place = 0
     while (place := data.find(b"\x00\x00\x01", place)) >= 0:
@@ -59,7 +59,7 @@ def _is_picture(form: str, first: int) -> bool:
 
 
 def _escaped(payload: bytes) -> bytes:
-    """With emulation prevention: no start code within (Rec. ITU-T H.264, 7.3.1)."""
+    """The payload with emulation prevention bytes, so that it holds no start code (Rec. ITU-T H.264, 7.3.1)."""
     result, zeros = bytearray(), 0
     for byte in payload:
         if zeros >= 2 and byte <= 3:
@@ -71,7 +71,7 @@ def _escaped(payload: bytes) -> bytes:
 
 
 def _in_obus(data: bytes, message: bytes) -> bytes:
-    """Before the first OBU of a temporal unit that is neither its delimiter nor a sequence header (AV1, 5.3, 5.8)."""
+    """Insert a message behind the delimiter and the sequence header of a temporal unit (AV1, 5.3, 5.8)."""
     place = 0
     while place < len(data) and data[place] >> 3 & 15 in (1, 2):
         size, length, at = 0, 0, place + 1 + (data[place] >> 2 & 1)

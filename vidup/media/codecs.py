@@ -1,4 +1,4 @@
-"""The video encoders (x264, x265, SVT-AV1, VP9, FFV1, ProRes, NVENC ...): a record each, with defaults and limits."""
+"""The video encoders (x264, x265, SVT-AV1, VP9, FFV1, ProRes, NVENC ...): a record for each with defaults, limits."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Defaults:
-    """What an encoder is given unless the user says otherwise, and what it holds."""
+    """The options of an encoder where the user gives none, and its limits."""
 
     crf: float | None
     """Constant quality; None for encoders that have none."""
     options: dict[str, str] = field(default_factory=dict)
     params: tuple[str, str] | None = None
-    """An option that is a list of ``key=value`` joined by colons: ours come first, then the user's."""
+    """The option that is a list of ``key=value`` joined by colons, and our entries; the user's follow them."""
     quality: str = "crf"
     """The encoder's own name for constant quality."""
     crf_range: tuple[float, float] = (0, 63)
-    """What it takes: beyond, it would be cut off in silence, or (0 in some) mean that the encoder chooses."""
+    """The values that it accepts; it would clamp others silently, or (0 in some) choose the quality itself."""
     largest: tuple[int, int] = (65535, 65535)
-    """Width and height in pixels that its format, or it, can hold at all."""
+    """The largest width and height in pixels that the encoder or its format supports."""
     pix_fmts: tuple[str, ...] = ()
-    """Chosen from these where the user does not say; all that the encoder offers where empty."""
+    """The pixel formats to choose from where the user names none; empty: all that the encoder supports."""
     matrices: frozenset[int] | None = None
-    """Colour matrices that its streams can name; None where the container names them, or any can be."""
+    """The colour matrices that its streams can be tagged with; None: any, or the container has the tag."""
     rates: tuple[str, ...] = ("b", "qp")
-    """Its options that choose another rate control than constant quality; it would not go by them beside that."""
+    """Its options that choose another rate control; it would ignore them next to constant quality."""
     cap: tuple[str, ...] = ("maxrate", "bufsize")
-    """Its options, of bits a second and of bits, that hold constant quality below a bitrate."""
+    """Its options, in bits a second and in bits, that keep constant quality below a bitrate."""
     ignored: tuple[str, ...] = ("global_quality",)
-    """Options of every encoder in ffmpeg that would decide its rate, and that it does not go by."""
+    """Options of rate control that ffmpeg has for all encoders, and that this one ignores."""
     narrowest: int = 1
-    """Width of a picture below which it writes past its memory, which can end the process."""
+    """The least width of a picture; with less it writes past its memory, which can end the process."""
     alpha: bool = False
-    """Whether its formats with transparency are taken for pictures that have it."""
+    """Whether pictures with transparency keep it, in one of the encoder's formats that have it."""
     profiles: Mapping[str, str] = field(default_factory=dict)
-    """Of its profiles, what stands in the names of the pixel formats that each is for."""
+    """Profile -> a part of the names of the pixel formats that it is for."""
 
 
 def _picture(*pix_fmts: str, **options: str) -> Defaults:
-    """Of an encoder of single pictures, without loss."""
+    """The record of a lossless encoder of single pictures."""
     return Defaults(None, options, pix_fmts=pix_fmts, rates=(), ignored=("b", "global_quality"), alpha=True)
 
 
@@ -48,9 +48,9 @@ _NVENC = {"preset": "p5", "tune": "hq", "rc": "vbr", "b": "0", "spatial-aq": "1"
 _NV_RATES = ("b", "qp", "rc")
 _NV_PIX_FMTS = ("yuv420p", "p010le", "yuv444p", "yuv444p10msble")
 
-# mbtree is off because x264 reads memory that it has not written where a row of macroblocks is no multiple of 8, so
-# that two runs differ. Groups of pictures are closed, so that segments can be joined. Of NVIDIA's encoders only the
-# formats are taken that every generation since Turing has; theirs of 16 bits keep ten.
+# mbtree is off because x264 reads uninitialised memory where a row of macroblocks is no multiple of 8, so that two runs
+# differ. Groups of pictures are closed, so that segments can be joined. NVENC: the formats that every generation since
+# Turing supports; those of 16 bits keep ten.
 DEFAULTS = {
     "libx264": Defaults(
         18, {"preset": "medium"}, ("x264-params", "mbtree=0:open-gop=0"), crf_range=(0, 51), largest=(16384, 16384)
@@ -112,7 +112,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Level:
-    """The highest level of a video format that players know: how much it allows."""
+    """The limits of the highest level of a video format."""
 
     name: str
     samples: int
@@ -122,7 +122,7 @@ class Level:
     rate: int
     """Luma samples in a second."""
     block: int = 1
-    """A picture is counted in whole blocks of this side."""
+    """Width and height are rounded up to multiples of this."""
 
 
 # Rec. ITU-T H.264 table A-1, H.265 table A.8, the AV1 specification annex A.3, VP9's levels of the WebM project.
@@ -141,4 +141,4 @@ LEVELS = {
     "libvpx-vp9": _VP9,
 }
 PICTURES = ("png", "tiff", "dpx", "exr")
-"""Encoders of single pictures: RGB or gray of full range, whatever video says."""
+"""Encoders of single pictures, which are RGB or gray in full range, however the input is tagged."""

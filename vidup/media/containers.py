@@ -1,4 +1,4 @@
-"""The output containers (mp4, mov, mkv, webm; animations): a record for each holds all that is known of it."""
+"""The output containers (mp4, mov, mkv, webm; animations): a record for each, with all that is known of it."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Container:
-    """A format that is written, and what can be said in it."""
+    """An output format, and what it can store."""
 
     name: str
-    """Of ffmpeg's muxer."""
+    """The name of ffmpeg's muxer."""
     endings: tuple[str, ...]
-    """Of a file's name, the usual one first."""
+    """The endings of a file's name, the usual one first."""
     family: Literal["mov", "matroska", "pictures"]
-    """``pictures`` hold nothing else: each frame becomes a file of its own, or they are an animation."""
+    """``pictures``: a file for each frame, or an animation, and nothing else."""
     tick: Fraction | None
-    """Seconds in one unit of all times; None where each stream counts in its own."""
+    """Seconds in one unit of all times; None where each stream has its own time base."""
     below_zero: Literal["hidden", "shifted"]
-    """What becomes of times below zero: players hide such pictures, or the muxer moves all streams."""
+    """What happens to times below zero: players hide such pictures, or the muxer shifts all streams."""
     codec: str
-    """The video encoder where none is given."""
+    """The default video encoder."""
     deep_codec: str
-    """The same, for pictures of more than 8 bits: what plays H.264 of 10 bits is rare outside of computers."""
+    """The default for pictures of more than 8 bits: few players outside of computers play H.264 of 10 bits."""
     text: str
-    """What subtitles that it does not take are converted to."""
+    """The encoder for subtitles whose format it cannot store."""
     sound: str
-    """What sound that it does not take is converted to."""
+    """The encoder for audio whose format it cannot store."""
     lossless_sound: str
-    """The same, of sound that was not compressed with loss."""
+    """The same, for audio that was compressed without loss, or not at all."""
     cover: Literal["stream", "attachment"] | None
-    """How the picture that stands for the file is kept; None where it has no place."""
+    """How a cover picture is stored; None where it cannot be."""
     data: bool
-    """Whether it takes attachments, such as fonts, and streams of data."""
+    """Whether it can store attachments, such as fonts, and data streams."""
     keeps_aspect: bool
-    """Whether it states the shape of a pixel that players go by; else only what some codecs say of it arrives."""
+    """Whether it stores a pixel aspect ratio that players obey; else only that of some codecs is kept."""
     options: Mapping[str, str] = field(default_factory=lambda: {"fflags": "+bitexact"})
-    """What its muxer is given, unless the user says otherwise."""
+    """Options of its muxer; those of the user replace them."""
     languages: Mapping[str, str] = field(default_factory=dict)
-    """Codes of ISO 639-2 that its muxer does not know, and the code of the same language that it does."""
+    """Codes of ISO 639-2 that its muxer does not know -> the code of the same language that it knows."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Beginnings of the names of codecs that its muxer takes and players do not, and why."""
+    """Beginnings of the names of codecs that its muxer takes and players do not -> why."""
 
     def __str__(self) -> str:
         return self.name
@@ -69,57 +69,56 @@ class Container:
         """Whether its muxer takes the video of an encoder, found by a dry run."""
         if self.family == "pictures":
             return codec == self.codec
-        with io.BytesIO() as nowhere:
-            try:
-                av.open(nowhere, "w", format=self.name).add_stream(codec)
-            except ValueError:
-                return False
-            return True
+        try:
+            av.open(io.BytesIO(), "w", format=self.name).add_stream(codec)
+        except ValueError:
+            return False
+        return True
 
     def with_options(self, given: Mapping[str, str]) -> Container:
-        """The container whose muxer is given more options; ``+flag`` and ``-flag`` are joined to ours.
+        """The container with more options for its muxer; ``+flag`` and ``-flag`` are added to ours.
 
         Raises:
-            ConfigError: one that it does not know, or a value that it does not take.
+            ConfigError: the muxer does not know an option, or refuses its value.
         """
         if not given:
             return self
         if self.family == "pictures":
             raise ConfigError(f"muxer_options = {dict(given)}: {self} have no muxer; leave it out")
-        self._check_options(given)
+        self._check_muxer_options(given)
         options = dict(self.options)
         for key, value in given.items():
             options[key] = options.get(key, "") + value if value.startswith(("+", "-")) else value
         return replace(self, options=options)
 
-    def _check_options(self, given: Mapping[str, str]) -> None:
-        """See by a dry run that its muxer takes options."""
+    def _check_muxer_options(self, given: Mapping[str, str]) -> None:
+        """Check options by a dry run of the muxer."""
         unused: list[str] = []
 
         def watch(record: logging.LogRecord) -> bool:
             unused.append(record.getMessage())
             return False
 
-        said = logging.getLogger("av.container.output")  # where PyAV names the options that nobody took
-        said.addFilter(watch)
+        logger = logging.getLogger("av.container.output")  # where PyAV logs the options that nobody used
+        logger.addFilter(watch)
         try:
             with suppress(OSError), io.BytesIO() as nowhere:
                 target = av.open(nowhere, "w", format=self.name, options=dict(given))
                 context = target.add_stream(self.codec, rate=25).codec_context
                 context.width, context.height, context.pix_fmt = 256, 256, "yuv420p"
-                context.open()  # else the encoder would be asked, too
+                context.open()  # else the options would be offered to the encoder, too
                 try:
                     target.start_encoding()
                 except av.error.FFmpegError as error:
                     raise ConfigError(f"muxer_options = {dict(given)}: {self} refuses: {error.strerror}") from None
                 # It is not closed: the end of a fragmented mp4 that holds no packet crashes FFmpeg.
         finally:
-            said.removeFilter(watch)
+            logger.removeFilter(watch)
         if unused:
             raise ConfigError(f"muxer_options = {dict(given)}: {self} does not know all of them: {unused[0]}")
 
     def refusal(self, stream: Any) -> str | None:
-        """Why it does not take a stream of an open input as it is, found by a dry run; None where it does."""
+        """Why a stream of an open input cannot be copied into it, found by a dry run; None where it can."""
         if self.family == "pictures":
             return "pictures hold nothing else"
         if is_cover(stream):
@@ -135,8 +134,8 @@ class Container:
         for beginning, why in self.refused.items():
             if codec is not None and codec.startswith(beginning):
                 return why
-        with suppress(OSError), io.BytesIO() as nowhere:  # closing it without packets may fail: it is thrown away
-            target = av.open(nowhere, "w", format=self.name)
+        with suppress(OSError):  # closing without packets may fail
+            target = av.open(io.BytesIO(), "w", format=self.name)
             try:
                 target.add_stream_from_template(stream, opaque=True)
                 target.start_encoding()
@@ -147,14 +146,14 @@ class Container:
         return None
 
     def tag_options(self, tags: Mapping[str, str]) -> dict[str, str]:
-        """Options of its muxer for a file with some tags: those of the user, and what Apple's cameras' keys need."""
+        """The muxer's options for a file with these tags; those of Apple's cameras need one more."""
         options = dict(self.options)
         if self.family == "mov" and any(key.startswith("com.") for key in tags):
             options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
         return options
 
     def arriving(self, tags: Mapping[str, str]) -> dict[str, str]:
-        """What can be read back of a file's tags, found by a dry run: mov and mp4 have a place for some only."""
+        """The tags of a file that it can store, found by a dry run: mov and mp4 store only some."""
         if self.family != "mov":
             return {} if self.family == "pictures" else dict(tags)
         every = "use_metadata_tags" in self.tag_options(tags).get("movflags", "")
@@ -175,7 +174,7 @@ class Container:
                 return dict(written.metadata)
 
     def shows_aspect(self, codec: str) -> bool:
-        """Whether the shape of a pixel arrives: some codecs carry it themselves, for others the container must.
+        """Whether the pixel aspect ratio is kept: by the container, or in the encoded pictures of some codecs.
 
         Args:
             codec: the name of an encoder or of a format.
@@ -187,11 +186,11 @@ OWN_TAGS = (
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time", "vendor_id"),
     *("handler_name", "bps", "number_of_", "_statistics_", "source_id", "filename", "mimetype", "timecode"),
 )
-"""Beginnings of tags that muxers write themselves, or that describe the old encoding."""
+"""Beginnings of the names of tags that muxers write themselves, or that describe the input's encoding."""
 
 
 def is_cover(stream: Any) -> bool:
-    """Whether a video stream is a still picture that stands for the file."""
+    """Whether a stream is the file's cover picture."""
     return bool(stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic)
 
 
@@ -203,12 +202,9 @@ def video_format(codec: str) -> str:
     return codec
 
 
-# No version or random ids: the same job writes the same bytes. The index stands before the pictures, so that a player
-# on a web page can begin.
-_MOV_OPTIONS = {"fflags": "+bitexact", "movflags": "+faststart"}
 _MILLISECOND = Fraction(1, 1000)
 
-# The muxer of mov writes the languages of the Mac's old list, and each has one code there.
+# The muxer of mov knows the languages of a list of the old Mac OS, each by one code.
 _MAC_LANGUAGES = {
     **{"sqi": "alb", "hye": "arm", "eus": "baq", "mya": "bur", "zho": "chi", "cze": "ces", "nld": "dut", "fre": "fra"},
     **{"kat": "geo", "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "msa": "may", "fas": "per", "rum": "ron"},
@@ -229,26 +225,12 @@ MP4 = Container(
     cover="stream",
     data=False,
     keeps_aspect=True,
-    options=_MOV_OPTIONS,
+    # No version or random ids: the same job writes the same bytes. The index comes before the pictures, so that a
+    # player on a web page can begin.
+    options={"fflags": "+bitexact", "movflags": "+faststart"},
     refused={"pcm_": "few players read PCM in mp4"},
 )
-MOV = Container(
-    name="mov",
-    endings=(".mov",),
-    family="mov",
-    tick=None,
-    below_zero="hidden",
-    codec="libx264",
-    deep_codec="libx265",
-    text="mov_text",
-    sound="aac",
-    lossless_sound="alac",
-    cover=None,
-    data=False,
-    keeps_aspect=True,
-    options=_MOV_OPTIONS,
-    languages=_MAC_LANGUAGES,
-)
+MOV = replace(MP4, name="mov", endings=(".mov",), cover=None, languages=_MAC_LANGUAGES, refused={})
 MATROSKA = Container(
     name="matroska",
     endings=(".mkv",),
@@ -264,12 +246,10 @@ MATROSKA = Container(
     data=True,
     keeps_aspect=False,
 )
-WEBM = Container(
+WEBM = replace(
+    MATROSKA,
     name="webm",
     endings=(".webm",),
-    family="matroska",
-    tick=_MILLISECOND,
-    below_zero="shifted",
     codec="libvpx-vp9",
     deep_codec="libvpx-vp9",
     text="webvtt",
@@ -277,12 +257,10 @@ WEBM = Container(
     lossless_sound="libopus",
     cover=None,
     data=False,
-    keeps_aspect=False,
 )
 
 CONTAINERS = {ending: container for container in (MP4, MOV, MATROSKA, WEBM) for ending in container.endings}
 """The containers, by the ending of the output's name."""
-
 
 STILLS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 """Endings of the still images that go in and out."""
@@ -291,20 +269,20 @@ STILLS_READ = {".gif", ".avif"}
 """Endings of still images that are only read."""
 
 ANIMATIONS = {".gif", ".apng"}
-"""Endings of pictures that move, beside those of still images that may."""
+"""Endings of animated pictures; some of the formats of still images may be animated, too."""
 
 _MOVING = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
     (".png", ".apng"), ("APNG", _MILLISECOND)
 )
-"""Endings of the animations that are written, what each is called, and the unit of its times."""
+"""Endings of the animations that can be written -> name, and the unit of times."""
 
 
 WRITTEN = CONTAINERS.keys() | _MOVING.keys()
-"""Endings of the files that moving pictures are written to."""
+"""Endings of the files that videos can be written to."""
 
 
 def is_picture(source: Path, output: Path) -> bool:
-    """Whether a still picture is to become one, by the names of both and what the source is."""
+    """Whether input and output are still images, by their names and the input's content."""
     if is_sequence(source) or is_sequence(output) or moving.moves(source):
         return False
     read, written = STILLS | STILLS_READ | ANIMATIONS, STILLS | ANIMATIONS
@@ -312,10 +290,10 @@ def is_picture(source: Path, output: Path) -> bool:
 
 
 def check_ending(source: Path, output: Path) -> None:
-    """See that a file of the output's name can be written.
+    """Check the ending of the output's name.
 
     Raises:
-        ConfigError: its ending is not known, or is that of a single picture, and the source moves.
+        ConfigError: such a file cannot be written, or is a single picture, and the source moves.
     """
     if is_picture(source, output):
         return
@@ -329,12 +307,12 @@ def check_ending(source: Path, output: Path) -> None:
 
 
 def _may_move(source: Path, ending: str) -> bool:
-    """Whether an ending that may be that of a still image is meant for what moves: of a film no .png is."""
+    """Whether an ending of still images means an animation; a .png made from a video does not."""
     return ending == ".webp" or moving.moves(source)
 
 
 def container_of(output: Path) -> Container:
-    """The container that the ending of a file's name asks for.
+    """The container of a file with this name, by its ending.
 
     Raises:
         ConfigError: the ending is not known.
@@ -368,7 +346,7 @@ def _of_pictures(name: str, tick: Fraction | None, ending: str, codec: str) -> C
 
 
 def family(formats: str) -> str:
-    """The family that an input is of: ``mov``, ``matroska``, or its own name.
+    """The family of an input's container: ``mov``, ``matroska``, or else the demuxer's name.
 
     Args:
         formats: the demuxer's name, such as ``mov,mp4,m4a,3gp,3g2,mj2``.

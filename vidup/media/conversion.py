@@ -1,4 +1,4 @@
-"""Convert sound and subtitles that an output container does not take as they are."""
+"""Re-encode audio and subtitles whose format the output container cannot store."""
 
 from __future__ import annotations
 
@@ -26,27 +26,25 @@ _BITS_A_CHANNEL = 96_000  # a second, for converted sound: transparent for both 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What happens to a stream of the input."""
+    """What is done with a stream of the input."""
 
     index: int
     name: str
-    """What it is, in words: ``audio aac``."""
+    """Kind, codec and language: ``audio aac (eng)``."""
     kind: str
     """``video``, ``audio``, ``subtitle``, ``data`` or ``attachment``."""
-    action: Literal["upscale", "copy", "convert", "attach", "tell", "drop"]
-    """``tell``: what it says is kept in another form, as a tag or as chapters."""
+    action: Literal["upscale", "copy", "convert", "attach", "metadata", "drop"]
+    """``metadata``: its content is kept as a tag or as chapters."""
     reason: str = ""
-    """Why it is not copied as it is."""
+    """Why it is not copied."""
     encoder: str = ""
-    """What it is converted with."""
+    """The encoder of a converted stream."""
     layout: str = ""
-    """Of the channels of converted sound."""
+    """The channel layout of converted audio."""
 
 
 def converters(stream: Any, container: Container) -> Iterator[tuple[str, str, str]]:
-    """The encoders, layouts of channels, and what is lost with them in words, for a stream that does not fit as it is,
-    the best first.
-    """
+    """The possible conversions of a stream, the best first: encoder, channel layout, and what is lost, in words."""
     context = stream.codec_context
     if context is None:
         return
@@ -55,14 +53,14 @@ def converters(stream: Any, container: Container) -> Iterator[tuple[str, str, st
         encoder = container.lossless_sound if codec.lossless and not codec.lossy else container.sound
         given = channels(context)
         yield encoder, _plain_layout(given), ""
-        if given.number > 2:  # a layout that the encoder does not know
+        if given.number > 2:  # the encoder may not know the layout
             yield encoder, "stereo", f"; {given.layout} becomes stereo"
     elif stream.type == "subtitle" and codec.text_sub:
         yield container.text, "", ""
 
 
 def encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
-    """Add a stream to an output that a stream of the input is converted to."""
+    """Add the stream for a converted stream of the input to an output, and open its encoder."""
     return (_sound_encoder if plan.kind == "audio" else _text_encoder)(target, stream, plan)
 
 
@@ -84,7 +82,7 @@ def _sound_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
 
 
 def _plain_layout(given: Channels) -> str:
-    """Encoders know the layouts with rear speakers only, and none without an order."""
+    """The nearest layout that encoders know: with rear instead of side speakers, and with a known order."""
     plain = {"5.1(side)": "5.1", "5.0(side)": "5.0", "7.1(wide)": "7.1", "quad(side)": "quad"}
     name = given.layout
     if "channels" in name:

@@ -1,4 +1,4 @@
-"""The part of the picture that a container says is to be shown; FFmpeg reads and writes it, PyAV gives no way to it."""
+"""The part of the picture that players show, as the container states it; PyAV gives no access to what FFmpeg reads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-_PATH = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+_INSIDE_TRAK = (b"mdia", b"minf", b"stbl", b"stsd")
 _SAMPLE_ENTRY = 78  # bytes of a visual sample entry before its boxes (ISO/IEC 14496-12, 12.1.3)
-_PIXEL_CROP = {0x54AA: 1, 0x54BB: 1, 0x54CC: 0, 0x54DD: 0}  # bottom, top, left, right: which side it takes from
+_PIXEL_CROP = {0x54AA: 1, 0x54BB: 1, 0x54CC: 0, 0x54DD: 0}  # bottom, top, left, right: is the height or width cropped
 _SEGMENT, _TRACKS, _ENTRY, _NUMBER, _VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xD7, 0xE0
 
 
@@ -17,12 +17,12 @@ def shown_size(path: Path, family: str, track: int, size: tuple[int, int]) -> tu
     """The (width, height) in pixels to which a container cuts a video: clean aperture, or Matroska's PixelCrop.
 
     Args:
-        family: ``mov`` or ``matroska``; of others nothing is known.
+        family: ``mov`` or ``matroska``; other files are not read.
         track: the number of the track in the file.
-        size: of the coded pictures.
+        size: (width, height) of the coded pictures.
 
     Returns:
-        None where all of the picture is shown, or the file does not say.
+        None where all of the picture is shown, or the file states nothing.
     """
     try:
         with path.open("rb") as file:
@@ -33,7 +33,7 @@ def shown_size(path: Path, family: str, track: int, size: tuple[int, int]) -> tu
 
 
 def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of what the boxes between two places hold."""
+    """Name, begin and end of the content of each box between two places of a file."""
     while begin + 8 <= end:
         file.seek(begin)
         head = file.read(16)
@@ -67,7 +67,7 @@ def _track_id(file: BinaryIO, begin: int, end: int) -> int:
 
 
 def _aperture(file: BinaryIO, begin: int, end: int) -> tuple[int, int] | None:
-    for wanted in _PATH[2:]:
+    for wanted in _INSIDE_TRAK:
         found = next(((inside, stop) for name, inside, stop in _boxes(file, begin, end) if name == wanted), None)
         if found is None:
             return None
@@ -83,7 +83,7 @@ def _aperture(file: BinaryIO, begin: int, end: int) -> tuple[int, int] | None:
 
 
 def _elements(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Id, begin and end of what the EBML elements between two places hold (RFC 8794)."""
+    """Id, begin and end of the content of each EBML element between two places of a file (RFC 8794)."""
     while begin < end:
         file.seek(begin)
         head = file.read(12)

@@ -25,7 +25,7 @@ from vidup.picture.color import resolve
 log = logging.getLogger(__name__)
 
 
-_LEAD_IN = 2  # frames before a part that a deinterlacer looks back to
+_LEAD_IN = 2  # frames before a part that deinterlacing needs
 
 
 def decode(
@@ -37,17 +37,17 @@ def decode(
 ) -> Generator[Frame, None, None]:
     """Decode the frames that are shown from `begin` to `end`, in the order of their times.
 
-    A frame lasts until the next one begins or the part ends, the last one as long as the file says; one that is shown
-    already comes at `begin`. The times are in `info.time_base`; where fields become frames, in half of it, and each of
-    the two lasts for half of the time that their frame is shown in the part.
+    A frame lasts until the next one begins or the part ends, the last one as long as the file states. The frame that is
+    on screen at `begin` gets that time. Times are in `info.time_base`; where each field becomes a frame, in half of it,
+    and each of the two lasts for half of the time that their frame is shown in the part.
 
     Args:
-        begin, end: in units of `info.time_base`; all frames where not given.
-        settings: its `matrix`, `range`, `deinterlace` and `tolerate_errors` are used; without, the picture is as it is.
-        readers: of the file, where part after part is read.
+        begin, end: in units of `info.time_base`; None: from the first frame, to the last.
+        settings: its `matrix`, `range`, `deinterlace` and `tolerate_errors` are used; None: nothing is deinterlaced.
+        readers: open decoders of the file, for reading part after part.
 
     Raises:
-        MediaError: the stream is damaged: a frame cannot be decoded, or comes at a time at which none is expected.
+        MediaError: the stream is damaged: a frame cannot be decoded, or has a time that the file did not announce.
     """
     settings = settings or Settings(deinterlace="off")
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
@@ -62,7 +62,7 @@ def decode(
 def pictures(
     info: MediaInfo, begin: int | None, end: int | None, settings: Settings, readers: Readers | None = None
 ) -> Generator[Any, None, None]:
-    """The frames that `decode` gives, as PyAV's and in the decoder's own format, each with its time and duration."""
+    """The frames of `decode` as PyAV frames in the decoder's pixel format, each with its time and duration."""
     low, high = places(info, begin, end)
     if low >= high:
         return
@@ -89,7 +89,7 @@ def pictures(
 
 
 def places(info: MediaInfo, begin: int | None = None, end: int | None = None) -> tuple[int, int]:
-    """The places in `info.pts` of the frames that `decode` gives: low <= place < high."""
+    """The places in `info.pts` of the frames that `decode` yields: low <= place < high."""
     low = 0 if begin is None else bisect_left(info.pts, begin)
     high = len(info.pts) if end is None else bisect_left(info.pts, end)
     if begin is None or begin >= info.end:
@@ -100,7 +100,7 @@ def places(info: MediaInfo, begin: int | None = None, end: int | None = None) ->
 def schedule(
     info: MediaInfo, settings: Settings, begin: int | None = None, end: int | None = None
 ) -> tuple[Fraction, dict[int, int]]:
-    """The frames that `decode` gives: the unit of their times in seconds, and time -> duration, rising."""
+    """When the frames of `decode` are shown: the unit of their times in seconds, and time -> duration, rising."""
     low, high = places(info, begin, end)
     times = [*info.pts[low : high + 1], *([info.end] if high >= len(info.pts) else [])]
     if begin is not None and low < high:
@@ -139,16 +139,16 @@ def deinterlaces(info: MediaInfo, settings: Settings) -> bool:
 def _pictures(
     info: MediaInfo, low: int, high: int, settings: Settings, readers: Readers | None
 ) -> Generator[Any, None, None]:
-    """The source's frames with the places `low` to `high` in `info.pts`, as PyAV's, each at the time that is there."""
+    """PyAV frames of the places `low` to `high` in `info.pts`; a missing one is an error or a warning."""
     place, resized = low, False
     troubles: list[str] = []
 
-    def tell(what: str) -> None:
+    def warn(what: str) -> None:
         if what not in troubles:
             troubles.append(what)
             log.warning("%s: %s", info.path, what)
 
-    def lost(time: int) -> None:
+    def report_missing(time: int) -> None:
         why = f" ({troubles[-1]})" if troubles else ""
         what = f"its frame at {clock(time, info.time_base)} cannot be decoded{why}"
         if not settings.tolerate_errors:
@@ -156,7 +156,7 @@ def _pictures(
         log.warning("%s: %s", info.path, what)
 
     exact = settings.tolerate_errors
-    frames = timed_frames(info, low, tell, exact) if readers is None else readers.frames(low, tell, exact)
+    frames = timed_frames(info, low, warn, exact) if readers is None else readers.frames(low, warn, exact)
     with closing(frames):
         for frame in frames:
             if place >= high:
@@ -164,27 +164,27 @@ def _pictures(
             if frame.pts < info.pts[place]:
                 continue  # before the part
             if frame.pts != info.pts[place]:
-                lost(info.pts[place])
+                report_missing(info.pts[place])
                 place = bisect_left(info.pts, frame.pts)
                 if place >= high:
                     return
             if frame.is_corrupt:
-                tell(f"its frame at {clock(frame.pts, info.time_base)} is damaged: taken as the decoder conceals it")
+                warn(f"its frame at {clock(frame.pts, info.time_base)} is damaged: used as the decoder conceals it")
             place += 1
             if (frame.width, frame.height) != (info.width, info.height) and not resized:
                 log.warning(
-                    "%s: the frame size changes from %dx%d to %dx%d at %s: such frames are brought to the first size",
+                    "%s: the frame size changes from %dx%d to %dx%d at %s: such frames are resized to the first size",
                     *(info.path, info.width, info.height, frame.width, frame.height),
                     clock(frame.pts, info.time_base),
                 )
                 resized = True
             yield frame
     if place < high:
-        lost(info.pts[place])
+        report_missing(info.pts[place])
 
 
 def _in_planes(pictures: Iterable[Any], info: MediaInfo) -> Iterator[Any]:
-    """Frames in the format that vidup converts itself, all of the first one's size."""
+    """Frames in the planar format of the video, all of the size that the file states."""
     pix_fmt = planar(info.pix_fmt)
     for picture in pictures:
         is_sized = (picture.width, picture.height) == (info.width, info.height)
@@ -199,16 +199,16 @@ def _in_planes(pictures: Iterable[Any], info: MediaInfo) -> Iterator[Any]:
 
 
 def _is_own(picture: Any, info: MediaInfo) -> bool:
-    """Whether a picture is at the time of one of the source's: not the second that is made of a frame's fields."""
+    """Whether a picture has the time of a frame of the file: false for the second of the two made from its fields."""
     time = picture.pts * picture.time_base / info.time_base
     return info.pts[bisect_left(info.pts, time) :][:1] == (time,)
 
 
 def planar(pix_fmt: str) -> str:
-    """The planar format, of those that vidup converts itself, that holds a pixel format's colours and transparency.
+    """The planar format of a `Frame` that keeps a pixel format's colours and transparency.
 
     Raises:
-        MediaError: there is none.
+        MediaError: FFmpeg does not know the pixel format.
     """
     if layout(pix_fmt) is not None:
         return pix_fmt
@@ -218,10 +218,10 @@ def planar(pix_fmt: str) -> str:
         raise MediaError(f"pixel format {pix_fmt!r} is not known") from None
     bits = max(component.bits for component in kind.components)
     alpha = kind.components[-1].is_alpha and not kind.has_palette
-    if kind.is_rgb or kind.has_palette:  # first: a palette's colours are looked up by one component
+    if kind.is_rgb or kind.has_palette:  # first: a palette has one component
         family = "gbrap" if alpha else "gbrp"
     elif alpha and len(kind.components) == 2:
-        family = "gbrap"  # no format of gray has a plane of its own for it
+        family = "gbrap"  # no planar format is gray with transparency
     elif len(kind.components) <= 2:
         family = "gray"
     else:

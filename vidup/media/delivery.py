@@ -1,4 +1,4 @@
-"""What an output has to hold: which frames, when, and which of the other streams; for maker and prover alike."""
+"""What an output has to contain: which frames, when, and which of the other streams; for job and proof alike."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vidup.media.packets import Trim
 from vidup.picture.geometry import Turn
 
 _FOREVER = Fraction(2**40)  # seconds
-_SOON = Fraction(1, 10)  # seconds: the rest of a frame that nobody misses at the edge of a part
+_SOON = Fraction(1, 10)  # seconds: so short a rest of a frame is left out where a part begins or ends
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What has to be in the output, however large its pictures are."""
+    """What has to be in the output, independent of the size of its pictures."""
 
     info: MediaInfo
     container: Container
     settings: Settings
     streams: tuple[StreamPlan, ...]
     trim: Trim | None
-    """The part of the input that is kept; None is all, at its own times."""
+    """The part of the input that is kept; None: all, at the input's times."""
     low: int
     high: int
     """The places in `info.pts` of the frames that are kept: low <= place < high."""
@@ -38,32 +38,37 @@ class Delivery:
     times: tuple[int, ...]
     """When each frame of the output is shown, rising."""
     accepted: frozenset[str] = field(default=frozenset(), kw_only=True)
-    """What the output may say otherwise, because its container cannot say it: subjects of the proof."""
+    """Subjects of the proof in which the output may differ, because its container cannot store them."""
 
     @property
     def offset(self) -> int:
-        """What is taken from a frame's time, in `unit`, so that a part begins at 0."""
+        """What is subtracted from a frame's time, in `unit`, so that a part begins at 0."""
         return 0 if self.trim is None else round(self.trim.begin / self.unit)
 
     @property
     def span(self) -> tuple[int | None, int | None]:
-        """From when to when the source's frames are kept, in `info.time_base`, as `decoding.decode` takes it."""
+        """Begin and end of the kept part in `info.time_base`, as arguments of `decoding.decode`."""
         return _ticks(self.info, self.trim)
 
     @property
     def display_matrix(self) -> tuple[int, ...] | None:
-        """The nine integers of the display matrix that the output has."""
+        """The nine integers of the output's display matrix."""
         matrix = self.info.display_matrix
         if matrix is None or self._baked:
             return None
-        # Some programs turn by sines that they have rounded, and Matroska takes whole turns only.
+        # Some programs write rounded sines, and Matroska stores quarter turns only.
         turns = (0, 65536, -65536)
         return tuple(next((turn for turn in turns if abs(turn - one) <= 2), one) for one in matrix)
 
     @property
     def turn(self) -> Turn:
-        """How pictures are turned to stand upright, where the rotation is baked in."""
+        """How pictures are turned upright, where the rotation is baked in."""
         return Turn.of(self.info.display_matrix) if self._baked else Turn()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that the upscaler gets: the input's, turned by `turn`."""
+        return self.turn.size(self.info.height, self.info.width)
 
     @property
     def _baked(self) -> bool:
@@ -71,11 +76,11 @@ class Delivery:
 
 
 def plan_delivery(info: MediaInfo, container: Container, settings: Settings) -> Delivery:
-    """What has to be in an output.
+    """Decide what has to be in an output.
 
     Raises:
-        ConfigError: no frame lies in the requested part.
-        MediaError: its colours are not known.
+        ConfigError: no frame begins in the requested part.
+        MediaError: the colours are not known.
     """
     if "Dolby Vision" in info.dynamic_hdr and not info.color_tagged and settings.matrix == "auto":
         raise MediaError(
@@ -105,7 +110,7 @@ def plan_delivery(info: MediaInfo, container: Container, settings: Settings) -> 
 
 
 def lost_tags(delivery: Delivery) -> list[str]:
-    """The tags of the file that its container has no place for."""
+    """The tags of the file that the output's container cannot store."""
     with open_input(delivery.info.path) as source:
         tags = {key: value for key, value in source.metadata.items() if not key.lower().startswith(OWN_TAGS)}
     arriving = {key.lower() for key in delivery.container.arriving(tags)}
@@ -113,38 +118,38 @@ def lost_tags(delivery: Delivery) -> list[str]:
 
 
 def _part(settings: Settings, info: MediaInfo) -> Trim:
-    """The requested part: from a frame to a frame; or to a moment, where a frame is shown for long."""
-    asked = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
+    """The requested part: from frame to frame, or from or to a moment within a frame that is shown for long."""
+    start = info.begin + Fraction(settings.start).limit_denominator(1_000_000)
     until = None
     if settings.until is not None:
         until = info.begin + Fraction(settings.until).limit_denominator(1_000_000)
-    begin, end = _cut(info, asked), _FOREVER if until is None else _cut(info, until)
+    begin, end = _cut(info, start), _FOREVER if until is None else _cut(info, until)
     if begin >= min(end, info.end * info.time_base):
         raise ConfigError(
             f"start = {settings.start:g}: no frame begins there; the video lasts"
             f" {float(info.end * info.time_base - info.begin):.3f} s"
         )
     if until is not None and end >= info.end * info.time_base:
-        end = max(end, until)  # nothing was cut: sound and texts may go on
+        end = max(end, until)  # all frames are kept: audio and subtitles may last longer
     return Trim(max(begin, info.pts[0] * info.time_base), end)
 
 
 def _cut(info: MediaInfo, moment: Fraction) -> Fraction:
     """Where a part begins or ends: with the next frame, if that is near; else at the moment, within a frame."""
-    following = _next(info, moment)
+    following = _next_frame(info, moment)
     if following - moment <= _SOON or moment < info.pts[0] * info.time_base:
         return following
     return -(-moment // info.time_base) * info.time_base
 
 
-def _next(info: MediaInfo, moment: Fraction) -> Fraction:
-    """When the first frame begins that does not begin before a moment; else the video's end."""
+def _next_frame(info: MediaInfo, moment: Fraction) -> Fraction:
+    """The time of the first frame that begins at a moment or later, in seconds; the video's end where there is none."""
     place = bisect_left(info.pts, -(-moment // info.time_base))
     return (info.pts[place] if place < len(info.pts) else info.end) * info.time_base
 
 
 def _ticks(info: MediaInfo, trim: Trim | None) -> tuple[int | None, int | None]:
-    """A part of the video in units of its times, as `decoding.decode` takes it."""
+    """A part of the video in units of its time base, as arguments of `decoding.decode`."""
     if trim is None:
         return None, None
     begin, end = trim.begin / info.time_base, trim.end / info.time_base

@@ -26,25 +26,25 @@ from vidup.media.options import encoder_options
 from vidup.media.trial import objections
 from vidup.picture import color
 
-os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes its banner to standard error otherwise: errors only
+os.environ.setdefault("SVT_LOG", "1")  # errors only: by default SVT-AV1 writes a banner to standard error
 
 THREADS = 8
-"""Fixed, because x264's result depends on it: the same job gives the same file on every machine."""
+"""Threads of an encoder: fixed, because x264's result depends on the number."""
 
 _FINEST = 1_000_000
-"""Units of a second that encoders and muxers count in without overflow or rounding (libvpx counts in 0.1 us)."""
+"""The most units a second in which encoders and muxers count without overflow or rounding (libvpx uses 0.1 us)."""
 
 _FRAME_FLAGS = (
     av.codec.context.Flags.frame_duration | av.codec.context.Flags.global_header | av.codec.context.Flags.closed_gop
 )
 
 
-_MASTERING = ("ffv1", *PICTURES)  # encoders whose files are for further work: RGB and gray stay what they are
+_KEEP_RGB = ("ffv1", *PICTURES)  # encoders whose files are for further work: RGB and gray are not converted
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """All that decides how frames are encoded."""
+    """How frames are encoded."""
 
     codec: str
     width: int
@@ -53,34 +53,34 @@ class Encoding:
     options: dict[str, str]
     time_base: Fraction
     rate: Fraction
-    """Frames a second on average: for the encoder's rate control, never for timing."""
+    """Average frames a second: for the encoder's rate control, never for timing."""
     color: Color
     sample_aspect_ratio: Fraction
     hdr: HdrMetadata | None = None
-    """Of the source; it is among the options where the encoder has one for it."""
+    """The source's; among the options, too, where the encoder has one for it."""
 
     @property
-    def has_beside(self) -> bool:
-        """Whether transparency stands beside each picture; see `beside`."""
+    def alpha_apart(self) -> bool:
+        """Whether transparency is encoded as a second picture beside each; see `vp9_alpha`."""
         kind = layout(self.pix_fmt)
         return self.codec == "libvpx-vp9" and kind is not None and kind.alpha
 
     @property
     def encoder_time_base(self) -> Fraction:
-        """Seconds in one unit of the times that the encoder is given: no finer than all of them keep exactly."""
+        """Seconds in one unit of the times that the encoder gets; no encoder rounds these."""
         return max(self.time_base, Fraction(1, _FINEST))
 
 
 def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int, container: Container) -> Encoding:
-    """The encoding of `info`'s frames at a new size, for a container.
+    """Choose the encoding of `info`'s frames at a new size, for a container.
 
     Raises:
-        ConfigError: the encoder is not there, cannot take the pixel format, the size or an option, or is not for the
-            container.
+        ConfigError: the encoder does not exist, does not support the pixel format, the size or an option, or the
+            container cannot store its video.
     """
     source = planar(info.pix_fmt)
     encoder = _find(settings.codec or _default_codec(container, settings.pix_fmt or source))
-    codec = encoder.name  # of a format's name, such as hevc, the encoder that ffmpeg takes for it
+    codec = encoder.name  # a format's name, such as hevc, stands for the encoder that ffmpeg uses for it
     defaults = DEFAULTS.get(codec, Defaults(None))
     if width > defaults.largest[0] or height > defaults.largest[1]:
         raise ConfigError(
@@ -104,8 +104,8 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
             f" {', '.join(name for name in offered if family in name)}; leave one of the two out"
         )
     preferred = [name for name in offered if family in name and (not defaults.pix_fmts or name in defaults.pix_fmts)]
-    beside_only = codec == "libvpx-vp9" and container.family != "matroska"  # which alone has a place for it
-    pix_fmt = settings.pix_fmt or _nearest(source, preferred, codec, defaults.alpha and not beside_only)
+    keeps_alpha = defaults.alpha and (codec != "libvpx-vp9" or container.family == "matroska")  # see `vp9_alpha`
+    pix_fmt = settings.pix_fmt or _nearest(source, preferred, codec, keeps_alpha)
     encoding = Encoding(
         codec=codec,
         width=width,
@@ -128,7 +128,7 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
 
 
 def encoder_of(codec: str) -> str:
-    """The encoder, among those with defaults, of a format or of the decoder that read it; else the format's name."""
+    """The encoder with defaults that writes a format (or what a decoder of that name reads); else the format's name."""
     name = video_format(codec)
     return next((encoder for encoder in DEFAULTS if video_format(encoder) == name), name)
 
@@ -139,7 +139,7 @@ def _default_codec(container: Container, pix_fmt: str) -> str:
 
 
 def _check_options(encoding: Encoding, given: dict[str, str]) -> None:
-    """See that the encoder opens, and goes by each of the options that the user gave.
+    """Check that the encoder opens, and obeys each of the options that the user gave.
 
     Raises:
         ConfigError: it does not.
@@ -163,7 +163,7 @@ def _check_options(encoding: Encoding, given: dict[str, str]) -> None:
 
 
 def _decided(context: Any) -> tuple[Any, ...]:
-    """What of a codec context the options must not change."""
+    """The settings of a codec context that options must not change."""
     return (
         *(context.width, context.height, context.pix_fmt, context.flags & _FRAME_FLAGS, context.sample_aspect_ratio),
         *(context.time_base, context.framerate),
@@ -172,7 +172,7 @@ def _decided(context: Any) -> tuple[Any, ...]:
 
 
 def _find(codec: str) -> Any:
-    """PyAV's codec of a name.
+    """The PyAV codec of a video encoder, by its name.
 
     Raises:
         ConfigError: there is none, it encodes no video, or this machine lacks the hardware for it.
@@ -196,7 +196,7 @@ def _find(codec: str) -> Any:
 
 @cache
 def _hardware_refusal(codec: str) -> str | None:
-    """Why an encoder that is hardware does not open here, seen by opening it; None where it does, or is software."""
+    """Why a hardware encoder cannot be opened here, found by trying; None where it can be, or is software."""
     if not codec.endswith("_nvenc"):
         return None
     context = av.CodecContext.create(codec, "w")
@@ -217,7 +217,7 @@ def open_context(context: Any, encoding: Encoding) -> Any:
     context = _set_up(context, encoding)
     context.options = dict(encoding.options)
     if encoding.codec == "libsvtav1":
-        context.options |= {"err_detect": "explode"}  # a parameter that it cannot read is an error, not a warning
+        context.options |= {"err_detect": "explode"}  # a parameter that it cannot parse is an error, not a warning
     try:
         with same_priority():
             context.open()
@@ -230,7 +230,7 @@ def open_context(context: Any, encoding: Encoding) -> Any:
 
 
 def _set_up(context: Any, encoding: Encoding) -> Any:
-    """All of a codec context but its options."""
+    """Set all of a codec context but its options."""
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
     context.time_base, context.framerate = encoding.encoder_time_base, encoding.rate
     context.flags |= _FRAME_FLAGS
@@ -243,15 +243,15 @@ def _set_up(context: Any, encoding: Encoding) -> Any:
 
 @contextmanager
 def same_priority() -> Iterator[None]:
-    """Leave the scheduling of threads as it was, whatever a library does to it in the block.
+    """Restore the scheduling of threads after the block, for this thread and those that were started in it.
 
-    Where the user is root, as in most containers, SVT-AV1 makes the thread that opens it and all its own threads
-    real-time ones of the highest priority: whatever else runs on the machine gets what they leave.
+    As root, as in most containers, SVT-AV1 gives the thread that opens it and all its own threads real-time scheduling
+    of the highest priority, and all else on the machine starves.
     """
     tasks = Path("/proc/self/task")
     try:
         policy, param, before = os.sched_getscheduler(0), os.sched_getparam(0), set(tasks.iterdir())
-    except (AttributeError, OSError):  # not Linux, where alone it does so; or even asking is forbidden
+    except (AttributeError, OSError):  # not Linux, where SVT-AV1 does not do so; or the call is forbidden
         yield
         return
     try:
@@ -259,22 +259,17 @@ def same_priority() -> Iterator[None]:
     finally:
         ours = tasks / str(threading.get_native_id())
         for task in {ours, *tasks.iterdir()} - (before - {ours}):
-            with suppress(OSError):  # has ended meanwhile
+            with suppress(OSError):  # the thread has ended meanwhile
                 if os.sched_getscheduler(int(task.name)) != policy:
                     os.sched_setscheduler(int(task.name), policy, param)
 
 
 def to_av(frame: Frame, encoding: Encoding) -> Any:
-    """A PyAV frame, its planes copied, its times in the encoding's time base."""
-    result = (
-        linear.encodable(frame, encoding.pix_fmt) if encoding.codec == "exr" else _in_format(frame, encoding.pix_fmt)
-    )
-    unit = frame.time_base / encoding.time_base
-    result.pts, result.duration, result.time_base = (
-        int(frame.pts * unit),
-        round(frame.duration * unit),
-        encoding.time_base,
-    )
+    """A PyAV frame with copies of the planes, its times in the encoding's time base."""
+    pix_fmt, unit = encoding.pix_fmt, frame.time_base / encoding.time_base
+    result = linear.encodable(frame, pix_fmt) if encoding.codec == "exr" else _in_format(frame, pix_fmt)
+    result.pts, result.duration = int(frame.pts * unit), round(frame.duration * unit)
+    result.time_base = encoding.time_base
     frames.tag(result, encoding.color)
     result.pict_type = 0  # the encoder decides: a decoded frame's type would force it
     return result
@@ -287,14 +282,14 @@ def _in_format(frame: Frame, pix_fmt: str) -> Any:
 
 
 def _nearest(source: str, offered: list[str], codec: str, alpha: bool) -> str:
-    """The offered format that loses least of `source`, and among those the one that adds least.
+    """The pixel format, of those that an encoder offers, that loses least of `source`; of equals that which adds least.
 
     Args:
-        alpha: transparency is kept.
+        alpha: whether transparency is kept.
     """
     wanted = layout(source)
     assert wanted is not None
-    kept = codec in _MASTERING or wanted.family == "yuv"
+    kept = codec in _KEEP_RGB or wanted.family == "yuv"
     transparent = wanted.alpha and alpha
     if not kept:  # RGB and gray are delivered as what players play: 4:2:0
         wanted = Layout("yuv", wanted.bits, 2, 2)
@@ -317,7 +312,7 @@ def _nearest(source: str, offered: list[str], codec: str, alpha: bool) -> str:
         and "f16" not in name
         and "f32" not in name
         and (transparent or not av.VideoFormat(name).components[-1].is_alpha)
-        and len(av.VideoFormat(name).components) != 2  # of gray and transparency, which have no planes
+        and len(av.VideoFormat(name).components) != 2  # gray with transparency, which is not planar
     ]
     return min(usable, key=loss) if usable else "yuv420p"
 
@@ -338,10 +333,10 @@ def _output_color(info: MediaInfo, settings: Settings, target: str, codec: str) 
 
 
 def _time_base(info: MediaInfo) -> Fraction:
-    """One that holds every time exactly: the file's own, or a coarser one where the file's is finer than it needs."""
+    """A time base in which every time is exact: the file's, or a coarser one where the file's is finer than needed."""
     unit = info.time_base
     if unit.denominator > _FINEST and info.pts:
-        unit *= math.gcd(*(pts for pts in info.pts), info.pts[0]) or 1
+        unit *= math.gcd(*info.pts) or 1
     # Track time scales are whole numbers, so 1001/30000 is written as 1/30000.
     return Fraction(1, unit.denominator)
 
@@ -356,7 +351,7 @@ def _cause(error: Exception) -> str:
 
 
 def available() -> dict[str, str]:
-    """The encoders of video that vidup has defaults for and that open on this machine, and what the defaults are."""
+    """The video encoders that vidup has defaults for and that open on this machine -> their default options."""
     found = {}
     for name, defaults in DEFAULTS.items():
         if name in PICTURES:

@@ -1,4 +1,4 @@
-"""Frames as PyAV has them."""
+"""PyAV frames and `Frame`s: one made from the other."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from vidup.frame import Color, Frame
 
 
 def frame_of(picture: Any, pix_fmt: str, color: Color, times: tuple[int, int, Fraction] | None = None) -> Frame:
-    """A frame with the planes of a PyAV frame of a planar format, which are its own memory.
+    """A frame whose planes share the memory of a PyAV frame of a planar format.
 
     Args:
-        times: time, duration and their unit; the picture's own where not given.
+        times: time, duration and their unit; None takes the picture's.
     """
     planes: Any = tuple(np.from_dlpack(plane) for plane in picture.planes)
     return Frame(planes, pix_fmt, color, *(times or (picture.pts, picture.duration, picture.time_base)))
 
 
 def filled(frame: Frame, pix_fmt: str) -> Any:
-    """A PyAV frame of this format, which has the frame's planes, or has its samples in the high bits; copied."""
+    """A PyAV frame with copies of a frame's planes.
+
+    Args:
+        pix_fmt: the frame's format, one with a plane of transparency more, or one with the samples in the high bits.
+    """
     height, width = frame.planes[0].shape
     result = av.VideoFrame(width, height, pix_fmt)
     shift = 16 - result.format.components[0].bits if pix_fmt.endswith("msble") else 0
@@ -31,13 +35,13 @@ def filled(frame: Frame, pix_fmt: str) -> Any:
         target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(
             source << shift if shift else source
         ).view(np.uint8)
-    for plane in result.planes[len(frame.planes) :]:  # transparency that was asked for by --pix-fmt: opaque
+    for plane in result.planes[len(frame.planes) :]:  # transparency that --pix-fmt adds: opaque
         bits = result.format.components[-1].bits
         np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)[:] = (1 << bits) - 1
     return result
 
 
 def tag(picture: Any, color: Color) -> None:
-    """Have a PyAV frame say what its samples mean."""
+    """Set the colour tags of a PyAV frame."""
     picture.colorspace, picture.color_primaries = color.matrix, color.primaries
     picture.color_trc, picture.color_range = color.transfer, 2 if color.full_range else 1

@@ -1,4 +1,4 @@
-"""Static HDR metadata (SMPTE ST 2086, CTA-861.3): read from a decoded frame, written as an encoder wants it."""
+"""Static HDR metadata (SMPTE ST 2086, CTA-861.3): read from decoded frames, written as options of encoders."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ _DYNAMIC = {
     "DYNAMIC_HDR_VIVID": "HDR Vivid",
 }
 _DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")
+_KEYS = {
+    "libx264": ("mastering-display", "cll"),
+    "libx265": ("master-display", "max-cll"),
+    "libsvtav1": ("mastering-display", "content-light"),
+}
 
 
 def read_hdr(frame: Any) -> HdrMetadata | None:
-    """What a decoded PyAV frame says of the display that it was graded on; None where it says nothing."""
+    """The mastering display and light level of a decoded PyAV frame; None where it has neither."""
     data = side_data(frame)
     mastering = light = None
     if len(data.get("MASTERING_DISPLAY_METADATA", b"")) >= _MASTERING.size:
@@ -42,7 +47,7 @@ def read_hdr(frame: Any) -> HdrMetadata | None:
 
 
 def dynamic_hdr(frame: Any, stream: Any) -> list[str]:
-    """The kinds of HDR metadata that change from frame to frame, in words; no encoder here can be given them."""
+    """The names of HDR metadata that change from frame to frame, which PyAV cannot pass to encoders."""
     kinds = [_DYNAMIC[name] for name in side_data(frame) if name in _DYNAMIC]
     if stream.codec_context.codec_tag in _DOLBY_TAGS:
         kinds.append("Dolby Vision")
@@ -50,14 +55,11 @@ def dynamic_hdr(frame: Any, stream: Any) -> list[str]:
 
 
 def hdr_params(codec: str, hdr: HdrMetadata) -> list[str] | None:
-    """The metadata as ``key=value`` of the encoder's own list of parameters; None where it has no place for them."""
-    if codec not in ("libx264", "libx265", "libsvtav1"):
+    """The metadata as ``key=value`` for the encoder's list of parameters; None where it cannot write them."""
+    keys = _KEYS.get(codec)
+    if keys is None:
         return None
-    display, light = {
-        "libx264": ("mastering-display", "cll"),
-        "libx265": ("master-display", "max-cll"),
-        "libsvtav1": ("mastering-display", "content-light"),
-    }[codec]
+    display, light = keys
     found = ["hdr10=1", "repeat-headers=1"] if codec == "libx265" else []
     if hdr.mastering is not None:
         if codec == "libsvtav1":

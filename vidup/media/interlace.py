@@ -1,4 +1,4 @@
-"""Interlaced video: detect it, and turn its fields into pictures with FFmpeg's bwdif filter."""
+"""Interlaced video: detect it, and deinterlace it with FFmpeg's bwdif filter."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import av
 
 from vidup.errors import MediaError
 
-# FFmpeg's AVFieldOrder: the first letter is the field that is coded first, the second the one that is shown first.
+# FFmpeg's AVFieldOrder: the first letter is the field that is coded first, the second that which is shown first.
 _FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
 _SHOWN_FIRST = {"tt": "tff", "bt": "tff", "bb": "bff", "tb": "bff"}
 
-# Codecs that can hold woven fields without saying so, and the heights from which that is worth a look.
-_MAY_BE_WOVEN = {
+# Codecs whose frames may be interlaced without a flag, and the least height of a picture for which that is checked.
+_MAY_BE_INTERLACED = {
     *("ffv1", "ffvhuff", "huffyuv", "magicyuv", "utvideo", "lagarith", "rawvideo", "v210", "v410", "mjpeg", "jpeg2000"),
     *("cfhd", "dnxhd", "prores", "dvvideo", "qtrle", "mpeg1video", "mpeg2video", "mpeg4", "h264", "vc1", "wmv3"),
 }
 _LEAST_HEIGHT = 288
 
 _TAGGED = 8  # frames whose flag is read
-_LOOKED_AT = 60  # frames that are compared with their neighbours, where flags do not say enough
-_CLEAR = 8  # frames that must speak for one order, and
-_AGAINST = 10  # how many times as many as speak for another, or for none
+_COMPARED = 60  # frames that are compared with their neighbours, where flags do not decide
+_CLEAR = 8  # frames that must show one order, and
+_AGAINST = 10  # how many times as many as show another
 
-_FINEST = 2**31 - 1  # units in a second that ffmpeg counts in
+_FINEST = 2**31 - 1  # units in a second that ffmpeg can count in
 
-# What bwdif filters itself; others would be converted on their way, which is not exact.
+# The pixel formats that bwdif supports; frames of others would be converted, which is not exact.
 _FILTERED = frozenset(
     [f"yuv{sampling}p" for sampling in (410, 411, 420, 422, 440, 444)]
     + [f"yuvj{sampling}p" for sampling in (411, 420, 422, 440, 444)]
@@ -42,16 +42,16 @@ _FILTERED = frozenset(
 
 
 def detect(stream: Any, frames: Iterable[Any], elsewhere: Callable[[], Iterable[Iterable[Any]]] = lambda: []) -> str:
-    """How the frames of a video stream are interlaced.
+    """Detect how the frames of a video stream are interlaced.
 
-    Where the stream says that it is progressive, that counts. Where it says nothing, or that it is interlaced, the
-    pictures are compared (FFmpeg's idet), because that tag is often wrong; progressive pictures are looked for in some
-    more places then. What is not clear in the pictures is as the stream says.
+    A stream that is tagged as progressive is progressive. The tag interlaced is often wrong, and may be missing: there
+    the pictures decide (FFmpeg's idet), and where those at the head are progressive, some from other places. Where the
+    pictures are not clear, the tag counts.
 
     Args:
         stream: the PyAV stream.
-        frames: its decoded frames from the first on; 60 are taken at most, and one where that is enough.
-        elsewhere: gives its frames from other places on.
+        frames: its decoded frames from the first on; at most 60 are read.
+        elsewhere: returns its frames from other places on.
 
     Returns:
         ``progressive``, or, as in FFmpeg, ``tt`` or ``bb``: the top or the bottom field is shown first.
@@ -63,10 +63,10 @@ def detect(stream: Any, frames: Iterable[Any], elsewhere: Callable[[], Iterable[
     flagged = any(frame.interlaced_frame for frame in seen)
     if not seen or (not flagged and tagged == "progressive"):
         return "progressive"
-    if not flagged and not tagged and (codec not in _MAY_BE_WOVEN or seen[0].height < _LEAST_HEIGHT):
+    if not flagged and not tagged and (codec not in _MAY_BE_INTERLACED or seen[0].height < _LEAST_HEIGHT):
         return "progressive"
     found = _compare(chain(seen, pictures))
-    if found == "progressive" and (flagged or tagged):  # its head may be: a title, a film of another kind
+    if found == "progressive" and (flagged or tagged):  # perhaps only its head is: a title, another kind of film
         others = (_compare(_readable(others)) for others in elsewhere())
         found = next((other for other in others if other not in (None, "progressive")), found)
     if found is not None:
@@ -83,30 +83,27 @@ def deinterlaced(
     mode: Literal["frame", "field"],
     field_order: str,
     end: int | None = None,
-    only_flagged: bool = False,
 ) -> Generator[Any, None, None]:
-    """Turn woven fields into whole pictures.
+    """Deinterlace frames.
 
-    Two frames are read ahead. The first and the last frame are there too, made from fewer neighbours.
+    Two frames are read ahead. The first and the last frame are made from fewer neighbours.
 
     Args:
         frames: PyAV frames of one size and planar format in rising order, each with its `pts` and `time_base`.
-        mode: ``frame`` gives a picture a frame, at the same times; ``field`` gives two: at the frame's time, and
-            halfway to the next one's.
-        field_order: as `detect` gives it.
-        end: where the last frame ends, in units of its time base; where not given it lasts as long as the one before.
-        only_flagged: in ``frame`` mode, frames that are not flagged as interlaced pass unchanged. For streams that
-            flag their frames, and mix both kinds.
+        mode: ``frame`` yields one picture a frame, at the same times; ``field`` two: at the frame's time, and halfway
+            to the next frame's.
+        field_order: as `detect` returns it.
+        end: when the last frame ends, in units of its time base; None: it lasts as long as the one before.
 
     Yields:
         New PyAV frames with the format and the colours of the source's. In ``field`` mode their unit is half of the
         source's `time_base`, so that all times are whole numbers; in ``frame`` mode it is the source's.
 
     Raises:
-        MediaError: bwdif does not take the pixel format or the size, or half a unit of time is too little for ffmpeg.
+        MediaError: bwdif does not support the pixel format or the size, or half a unit of time is too short for ffmpeg.
     """
     graph = None
-    waiting: deque[Any] = deque()  # source frames whose pictures have not come out yet
+    waiting: deque[Any] = deque()  # source frames whose pictures have not been yielded yet
     step = 0
     fields = 2 if mode == "field" else 1
     for frame in chain(frames, [None]):
@@ -115,11 +112,12 @@ def deinterlaced(
                 step = frame.pts - waiting[-1].pts
             if Fraction(frame.time_base).denominator * fields > _FINEST:
                 raise MediaError("its times are too fine to be halved: choose --deinterlace frame")
-            graph = graph or _Bwdif(frame, mode, field_order, only_flagged and mode == "frame")
+            graph = graph or _bwdif(frame, mode, field_order)
             waiting.append(frame)
         if graph is None:
             return
-        pictures = graph.filter(frame)
+        graph.push(frame)
+        pictures = _pulled(graph)
         for first in pictures:
             source = waiting.popleft()
             later = waiting[0].pts if waiting else end if end is not None else source.pts + (step or source.duration)
@@ -134,59 +132,41 @@ def deinterlaced(
         raise MediaError(f"bwdif gave no picture for {len(waiting)} frames: choose --deinterlace off")
 
 
-class _Bwdif:
-    """A filter graph with bwdif in it."""
+def _bwdif(frame: Any, mode: str, field_order: str) -> Any:
+    name, parity = frame.format.name, _SHOWN_FIRST.get(field_order, "auto")
+    if name not in _FILTERED:
+        raise MediaError(f"interlaced {name} cannot be deinterlaced: choose --deinterlace off")
+    try:
+        return _graph(frame, "bwdif", f"mode=send_{mode}:parity={parity}:deint=all")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"{frame.width}x{frame.height} {name} cannot be deinterlaced ({error}): choose --deinterlace off"
+        ) from None
 
-    def __init__(self, frame: Any, mode: str, field_order: str, only_flagged: bool) -> None:
-        name = frame.format.name
-        if name not in _FILTERED:
-            raise MediaError(f"interlaced {name} cannot be deinterlaced: choose --deinterlace off")
-        parity, which = _SHOWN_FIRST.get(field_order, "auto"), "interlaced" if only_flagged else "all"
-        graph = av.filter.Graph()
-        # The graph's time base does not matter: times are set from the source's frames afterwards.
-        source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-        )
-        bwdif = graph.add("bwdif", f"mode=send_{mode}:parity={parity}:deint={which}")
-        sink = graph.add("buffersink")
-        source.link_to(bwdif)
-        bwdif.link_to(sink)
-        try:
-            graph.configure()
-        except (av.error.FFmpegError, ValueError) as error:
-            raise MediaError(
-                f"{frame.width}x{frame.height} {name} cannot be deinterlaced ({error}): choose --deinterlace off"
-            ) from None
-        self.graph = graph
 
-    def filter(self, frame: Any) -> Iterator[Any]:
-        """The pictures that are ready once this frame is in; all that are left after None."""
-        self.graph.push(frame)
-        with suppress(av.error.BlockingIOError, av.error.EOFError):
-            while True:
-                yield self.graph.pull()
+def _graph(frame: Any, *filter_and_options: str) -> Any:
+    """A filter graph with one filter, for frames like this one; its time base does not matter."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))
+    graph.link_nodes(source, graph.add(*filter_and_options), graph.add("buffersink")).configure()
+    return graph
+
+
+def _pulled(graph: Any) -> Iterator[Any]:
+    """The frames that a filter graph has ready."""
+    with suppress(av.error.BlockingIOError, av.error.EOFError):
+        while True:
+            yield graph.pull()
 
 
 def _compare(frames: Iterable[Any]) -> str | None:
-    """What idet sees in up to 60 frames: ``progressive``, ``tt``, ``bb``, or None where it is not clear."""
+    """What idet finds in up to 60 frames: ``progressive``, ``tt``, ``bb``, or None where it is not clear."""
     graph, facts = None, {}
-    for frame in islice(frames, _LOOKED_AT):
-        if graph is None:
-            graph = av.filter.Graph()
-            nodes = [
-                graph.add_buffer(
-                    width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
-                ),
-                graph.add("idet"),
-                graph.add("buffersink"),
-            ]
-            for node, following in zip(nodes, nodes[1:], strict=False):
-                node.link_to(following)
-            graph.configure()
+    for frame in islice(frames, _COMPARED):
+        graph = graph or _graph(frame, "idet")
         graph.push(frame)
-        with suppress(av.error.BlockingIOError, av.error.EOFError):
-            while True:
-                facts = graph.pull().metadata
+        for picture in _pulled(graph):
+            facts = picture.metadata
     counts = {
         kind: min(float(facts.get(f"lavfi.idet.{window}.{kind}", 0)) for window in ("single", "multiple"))
         for kind in ("tff", "bff", "progressive")
@@ -199,6 +179,6 @@ def _compare(frames: Iterable[Any]) -> str | None:
 
 
 def _readable(frames: Iterable[Any]) -> Iterator[Any]:
-    """Frames up to the first that cannot be decoded: damage is reported where the file is read for good."""
+    """Frames up to the first that cannot be decoded; damage is reported when the frames are decoded for upscaling."""
     with suppress(av.error.FFmpegError, IndexError):
         yield from frames

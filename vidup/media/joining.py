@@ -1,10 +1,10 @@
-"""Join segments and the streams that are copied or converted into a container."""
+"""Join segments, and the streams that are copied or converted, into the output file."""
 
 from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequence[Path], folder: Path) -> list[int]:
-    """Join segments with the streams that are copied from the input, and with those that were converted and kept.
+    """Join segments with the streams that are copied from the input, and with the converted streams.
 
     Args:
-        folder: where `kept.keep` put the converted streams.
+        folder: the folder with the converted streams, see `kept.keep`.
 
     Returns:
         When each picture is shown, rising, in `encoding.time_base`.
 
     Raises:
-        ConfigError: the container does not take the encoded video.
+        ConfigError: the encoder refuses.
         MediaError: a segment is damaged, the input cannot be read or the output cannot be written.
     """
     info, container, plans = delivery.info, delivery.container, delivery.streams
@@ -53,7 +53,9 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
         }
         target = None
         try:
-            options = _muxer_options(source, converted.values(), encoding, container)
+            begins = [*source.streams, *(opened.streams[0] for opened in converted.values())]
+            times = streams.start_options(container, begins, encoding.time_base)
+            options = times | container.tag_options(source.metadata)
             kind: dict[str, Any] = {"format": container.name, "metadata_errors": "surrogateescape"}
             target = av.open(f"file:{output}", "w", container_options=options, **kind)
             video = _add_video(target, source.streams[info.video_index], encoding, container, info.variable_rate)
@@ -69,8 +71,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
             if delivery.display_matrix is not None:
                 video.set_display_matrix(delivery.display_matrix)
             target.start_encoding()
-            own = _video_packets(segments, encoding, video, order)
-            merged = heapq.merge(own, *copied, key=_decode_time)
+            merged = heapq.merge(_video_packets(segments, encoding, video, order), *copied, key=_decode_time)
             rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
             for packet in streams.placed(merged, shift, rising):
                 target.mux(packet)
@@ -84,25 +85,20 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
     return sorted(order)
 
 
-def _muxer_options(source: Any, converted: Iterable[Any], encoding: Encoding, container: Container) -> dict[str, str]:
-    begins = [*source.streams, *(opened.streams[0] for opened in converted)]
-    return streams.start_options(container, begins, encoding.time_base) | container.tag_options(source.metadata)
-
-
 def _add_video(target: Any, source: Any, encoding: Encoding, container: Container, variable_rate: bool) -> Any:
     stream = target.add_stream(encoding.codec, rate=encoding.rate)
-    context = stream.codec_context  # never fed: the muxer reads size, colour and extradata from it
+    context = stream.codec_context  # encodes nothing: the muxer reads size, colour and extradata from it
     if variable_rate and container.family == "matroska":
-        # Without a rate, else mkv states a constant frame duration; the extradata are those of the true rate.
+        # With a rate, mkv would state a constant frame duration; the extradata are those of the true rate.
         open_context(context, replace(encoding, rate=Fraction(0), time_base=Fraction(1, 25)))
         context.extradata = open_context(av.CodecContext.create(encoding.codec, "w"), encoding).extradata
     else:
         open_context(context, encoding)
     stream.time_base = encoding.time_base
     if video_format(encoding.codec) == "hevc" and container.family == "mov":
-        context.codec_tag = "hvc1"  # what Apple's players want
+        context.codec_tag = "hvc1"  # Apple's players require it
     stream.metadata.update(streams.tags(source, container, encoded=True))
-    if encoding.has_beside:
+    if encoding.alpha_apart:
         stream.metadata["alpha_mode"] = "1"
     stream.disposition = source.disposition
     return stream
@@ -117,16 +113,16 @@ def _add_facts(target: Any, source: Any, delivery: Delivery, shift: Fraction) ->
     for chapter in found:
         chapter |= {side: chapter[side] + round(shift / chapter["time_base"]) for side in ("start", "end")}
     if delivery.container.family == "mov" and found and found[0]["start"] > 0:
-        # Its chapters are a track of texts that follow each other from 0 on: the first needs one before it.
+        # Its chapters are a track of texts without gaps from 0 on: an empty one fills the time before the first.
         before = {"start": 0, "end": found[0]["start"], "time_base": found[0]["time_base"], "metadata": {"title": ""}}
         found.insert(0, before)
     target.set_chapters([chapter | {"id": number} for number, chapter in enumerate(found)])
 
 
 def chapters(source: Any, trim: Trim | None) -> list[Any]:
-    """The chapters of an open input, as PyAV has them; of a part those that overlap it, moved to begin with it at 0.
+    """The chapters of an open input as PyAV's records, without duplicates: an mp4 may have a track and a list of them.
 
-    One that stands there twice, as where an mp4 has a track and a list of them, is one.
+    Of a part, those that overlap it, with their times counted from its begin.
     """
     found = []
     seen = set()
@@ -154,10 +150,10 @@ def _video_packets(segments: Sequence[Path], encoding: Encoding, stream: Any, or
 
 
 def _decode_times(order: list[int]) -> list[int]:
-    """Times at which packets are decoded, for the times in the order of decoding: the same times in rising order, late
-    enough for all of them.
+    """Decode times for packets whose presentation times are given in the order of decoding.
 
-    An encoder's own decode times belong to one segment; across segments they would overlap.
+    They are the presentation times in rising order, shifted back as far as reordering needs. An encoder's own decode
+    times are valid within one segment; across segments they would overlap.
     """
     shown = sorted(order)
     rank = {pts: index for index, pts in enumerate(shown)}
@@ -168,6 +164,6 @@ def _decode_times(order: list[int]) -> list[int]:
 
 
 def _decode_time(packet: Any) -> float:
-    """In seconds, near enough to say which packet comes first in the file."""
+    """A packet's decode time in seconds, precise enough to order the packets of a file."""
     time, unit = packet.dts if packet.dts is not None else packet.pts, packet.time_base
     return time * unit.numerator / unit.denominator if time is not None else 0.0

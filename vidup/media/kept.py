@@ -1,4 +1,4 @@
-"""Convert a stream once and keep it until the join: in a file of the output's own container that holds it alone."""
+"""Convert a stream once and keep the result until the join, in a file of its own in the output's container."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vidup.media.opening import open_input
 
 
 def kept_path(folder: Path, plan: StreamPlan) -> Path:
-    """Where a converted stream is kept; the name says of which conversion it is."""
+    """The path of a converted stream; its name contains the conversion."""
     return folder / ("-".join(filter(None, (f"stream{plan.index}", plan.encoder, plan.layout))) + ".kept")
 
 
 def keep(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
-    """Convert a stream into its file, unless that stands already.
+    """Convert a stream into its file, unless that exists.
 
     Returns:
-        Whether there is anything in it.
+        Whether the stream holds anything.
 
     Raises:
         MediaError: it cannot be converted, or the file cannot be written.
@@ -59,9 +59,9 @@ def _convert(path: Path, delivery: Delivery, plan: StreamPlan, stream: Any) -> b
             if first is None:
                 return False
             late = 0
-            if container.below_zero == "shifted":  # in the join all streams are moved as one; here it has its own way
+            if container.below_zero == "shifted":  # the join shifts all streams as one; until then this one is shifted
                 late = max(0, math.ceil(-first.pts * first.time_base))
-                target.metadata["title"] = str(late)
+                target.metadata["title"] = str(late)  # where `packets` finds it
             target.start_encoding()
             rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
             for packet in streams.placed(chain([first], packets), Fraction(late), rising):
@@ -70,7 +70,7 @@ def _convert(path: Path, delivery: Delivery, plan: StreamPlan, stream: Any) -> b
 
 
 def packets(kept: Any, stream: Any) -> Iterator[Any]:
-    """The packets of an open file of `keep`, of a stream of the output, at the times that they were converted at."""
+    """The packets of an open file of `keep`, assigned to a stream of the output, at their original times."""
     late = int(kept.metadata.get("title", 0))
     for packet in kept.demux(kept.streams[0]):
         if packet.size <= (2 if packet.stream.type == "subtitle" else 0):

@@ -1,6 +1,6 @@
-"""OpenEXR: its light is linear, and pictures here are as displays show them; by sRGB's curve, both ways.
+"""OpenEXR: its linear light is converted by the sRGB curve when it is read, and back when it is written.
 
-Models know pictures as displays show them. Above 1 there is light that no display shows: it is clipped.
+Models expect pictures as displays show them. Light above 1 is clipped.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from vidup.frame import Frame
 
 DECODER_OPTIONS = {"apply_trc": "iec61966_2_1"}
-"""With these FFmpeg's decoder of OpenEXR gives sRGB's curve (IEC 61966-2-1)."""
+"""Options with which FFmpeg's decoder of OpenEXR applies the sRGB curve (IEC 61966-2-1)."""
 
 
 def encodable(frame: Frame, pix_fmt: str) -> Any:
-    """A PyAV frame of linear floats, of one of RGB; its transparency stays what it is.
+    """A PyAV frame of linear floats, made from a frame of RGB in 16 bits; transparency is not changed.
 
     Args:
         pix_fmt: ``gbrpf32le``, or ``gbrapf32le``, which is opaque where the frame has no transparency.

@@ -1,4 +1,4 @@
-"""What an encoding does not keep of the pictures, and where it goes beyond what players expect, in words."""
+"""Notes, in words: what an encoding does not keep of the pictures, and which limits of players it exceeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vidup.picture import color
 
 
 def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
-    """What of the picture's format the encoding does not keep, in words."""
+    """The properties of the pictures that the encoding does not keep, in words."""
     source, target = layout(planar(info.pix_fmt)), layout(planar(encoding.pix_fmt))
     assert source is not None and target is not None
     lost = []
@@ -33,14 +33,14 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     tagged, written = (color.MATRIX_NAMES.get(code) for code in (info.color.matrix, encoding.color.matrix))
     held = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
     if held is not None and info.color.matrix not in held and tagged != written and source.family == "yuv":
-        lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} cannot say the first")
+        lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} has no tag for the first")
     if encoding.hdr is not None and hdr_params(encoding.codec, encoding.hdr) is None:
         lost.append(f"HDR10 mastering data is not kept by {encoding.codec}: take libx265, libsvtav1 or libx264")
     return lost
 
 
 def limits(encoding: Encoding) -> list[str]:
-    """Where the encoding goes beyond what the largest level of its format allows players to expect, in words."""
+    """The limits of its format's highest level that the encoding exceeds, in words."""
     level = LEVELS.get(encoding.codec)
     if level is None:
         return []

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import av
 
 from vidup.errors import MediaError
-from vidup.media import beside, moving
+from vidup.media import moving, vp9_alpha
 from vidup.media.linear import DECODER_OPTIONS
 from vidup.media.origins import Origin, on_one_clock
 from vidup.media.origins import find as find_clocks
@@ -24,32 +24,19 @@ log = logging.getLogger(__name__)
 
 
 MOST_PIXELS = 2**27
-"""Of a frame; a file that claims more is refused before memory is taken for it."""
+"""The most pixels of a frame; a file that claims more is refused before memory is allocated for it."""
 
 # Demuxers that open other files or devices than the one that was named.
 _INDIRECT = {
-    "concat",
-    "dash",
-    "ffmetadata",
-    "hls",
-    "image2",
-    "imf",
-    "lavfi",
-    "rtp",
-    "rtsp",
-    "sap",
-    "sdp",
-    "tty",
-    "vobsub",
+    *("concat", "dash", "ffmetadata", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "tty", "vobsub"),
     "webm_dash_manifest",
 }
 _MOST_FAILURES = 1000  # of a demuxer, one after another, that are tolerated
-# What PyAV raises for what a file holds.
-_UNREADABLE = (av.error.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError)
+UNREADABLE = (av.error.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError)
+"""What PyAV raises for the content of a file."""
 
-
-# Containers that do not list their streams at the head, and how all of such a file is searched for them. What is read
-# while searching is not kept: these demuxers go back to the head.
+# Containers that do not list their streams at the head, and the options with which FFmpeg searches all of such a file
+# for streams. These demuxers then go back to the head, so what was read need not be buffered.
 _UNLISTED = {"mpegts", "mpeg"}
 _SEARCHING = {"probesize": str(2**40), "analyzeduration": str(2**50), "scan_all_pmts": "1"}
 
@@ -60,8 +47,8 @@ def open_input(path: str | Path, demuxing: dict[str, str] | None = None, whole: 
 
     Args:
         demuxing: options of the demuxer.
-        whole: find all streams, also those that begin late where the container does not list them at its head, which
-            takes as long as reading the file once.
+        whole: where the container does not list its streams at the head, read the file once to find those that begin
+            late.
 
     Raises:
         MediaError: the file is missing, is no regular file, is empty, or is no media file.
@@ -89,7 +76,7 @@ def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
             source,
             format=kind,
             metadata_errors="surrogateescape",
-            # PyAV asks the demuxer to invent missing times, which ruins h264 in AVI.
+            # PyAV has the demuxer invent missing times, which are wrong for h264 in AVI.
             container_options={"fflags": flags},
             options={
                 "format_whitelist": ",".join(sorted(formats)),
@@ -100,23 +87,23 @@ def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
         )
     except av.error.InvalidDataError:
         raise MediaError(f"{path}: is no video, or is damaged at its head (no known format was found in it)") from None
-    except av.error.ArgumentError:  # so a format is refused that is not on the list, and little else
+    except av.error.ArgumentError:  # mostly: a format that is not on the list
         raise MediaError(
             f"{path}: is damaged, or is a list of other files, which is not followed: give vidup the video itself"
         ) from None
-    except (OSError, *_UNREADABLE) as error:
+    except (OSError, *UNREADABLE) as error:
         raise MediaError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def _still_format(path: Path) -> str | None:
-    """The demuxer of a still image that ffmpeg, by its name, would take for one of a numbered row of files."""
+    """The demuxer for a still image whose name would make ffmpeg look for a sequence of files; None for other files."""
     with path.open("rb") as file:
         head = file.read(3)
     return "jpeg_pipe" if head == b"\xff\xd8\xff" and path.suffix.lower() in (".jpg", ".jpeg") else None
 
 
 def check_file(path: str | Path) -> None:
-    """See that there is something to read, and that to open it does not wait for a writer, as with a pipe.
+    """Check that a path names a regular file that is not empty; opening a pipe would wait for a writer.
 
     Raises:
         MediaError: the file is missing, is no regular file, or is empty.
@@ -142,15 +129,15 @@ _SMALL = 2**17  # pixels
 
 
 def is_small(width: int, height: int) -> bool:
-    """Whether to hand a frame to another thread costs more than what can be done there meanwhile."""
+    """Whether passing a frame to another thread costs more than it saves."""
     return width * height <= _SMALL
 
 
 def set_threads(context: Any, exact: bool = False) -> None:
-    """Have a decoder that is not yet open decode frames side by side, where that saves time.
+    """Let a decoder that is not yet open use threads, where that saves time.
 
     Args:
-        exact: an error costs no frame but its own, which is so where frames are decoded one after another.
+        exact: an error affects no other frame: frames are decoded one after another.
     """
     if is_small(context.width, context.height):
         context.thread_type, context.thread_count = "SLICE", 1
@@ -159,11 +146,11 @@ def set_threads(context: Any, exact: bool = False) -> None:
 
 
 def video_context(stream: Any, **options: str) -> Any:
-    """The stream's decoder, not yet open, limited to the pixels that a frame may have; its options may be more."""
+    """The stream's decoder with a limit of a frame's pixels, and more options where it is not open yet."""
     context = stream.codec_context
-    if beside.has(stream):
-        own, context = context, av.CodecContext.create(beside.DECODERS[context.name], "r")
-        context.extradata = own.extradata
+    if decoder := vp9_alpha.decoder_for(stream):
+        context = av.CodecContext.create(decoder, "r")
+        context.extradata = stream.codec_context.extradata
     if not context.is_open:
         own = DECODER_OPTIONS if context.name == "exr" else {}
         context.options = {**context.options, "max_pixels": str(MOST_PIXELS), **own, **options}
@@ -171,20 +158,20 @@ def video_context(stream: Any, **options: str) -> Any:
 
 
 class Channels(NamedTuple):
-    """The channels of a stream of sound."""
+    """The channels of an audio stream."""
 
     layout: str
-    """As its decoder's frames have it, in ffmpeg's name."""
+    """ffmpeg's name of the layout of its decoder's frames."""
     number: int
     order: tuple[int, ...] | None = None
-    """Of each channel of `layout` its place in the frames, where the file has an order of its own, as films have."""
+    """The place in the frames of each channel of `layout`, where the file has another order, as cinema files have."""
 
 
 def channels(context: Any) -> Channels:
-    """Read the channels of a decoder that is not yet open. Only here may a decoder be asked for its layout.
+    """Read the channels of a decoder that is not yet open. No other code may read a decoder's layout.
 
-    PyAV hands out layouts that each free the list of an order of the file's own, which the decoder, and each of its
-    frames, frees again: here the decoder is given the usual order, so that the list has one owner.
+    Where the file has an order of its own, each layout that PyAV returns frees the list of channels, which the decoder
+    and each of its frames free again. So the decoder gets a layout without such a list here.
     """
     layout = context.layout
     if "(" not in layout.name:
@@ -197,14 +184,14 @@ def channels(context: Any) -> Channels:
     names_in_order = sorted(names, key=usual.index)
     context.layout = "+".join(names_in_order)
     order = tuple(names.index(name) for name in names_in_order)
-    kept = names != names_in_order and context.name.startswith("pcm_")  # other codecs have their own order
-    return Channels(context.layout.name, len(names), order if kept else None)
+    differs = names != names_in_order and context.name.startswith("pcm_")  # other codecs have their own order
+    return Channels(context.layout.name, len(names), order if differs else None)
 
 
 def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
-    """The packets of a stream, or of all; an error is passed to `damaged`, and where that returns reading goes on.
+    """The packets of a stream, or of all; an error is passed to `damaged`, and if that returns, reading continues.
 
-    Where the file's clock begins anew, the times go on as on the clock of its first part.
+    Where the file's clock restarts, the times continue those before.
     """
     packets = _demux(container, stream, damaged)
     found = find_origins(container)
@@ -212,7 +199,7 @@ def tolerant_demux(container: Any, stream: Any, damaged: Callable[[str], None]) 
 
 
 def find_origins(container: Any) -> tuple[Origin, ...]:
-    """Where the clock of an open file begins anew; of kinds of files that have one clock nothing is read."""
+    """Where the clock of an open file restarts. The file is read, unless its format has no restarts."""
     if not container.format.flags & av.format.Flags.ts_discont.value:
         return ()
     path = Path(container.name.removeprefix("file:"))
@@ -235,9 +222,9 @@ def _demux(container: Any, stream: Any, damaged: Callable[[str], None]) -> Itera
                     failures, dts, read = 0, packet.dts, packet.stream
                 yield packet
             return
-        except IndexError:  # at the end, where PyAV flushes streams that appeared meanwhile and that it does not know
+        except IndexError:  # at the end PyAV flushes streams that appeared late, which it does not know
             return
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             last = clock(dts, read.time_base if read is not None else Fraction(0))
             damaged(f"is damaged after {last}: {reason(error)}")
             failures += 1
@@ -250,11 +237,11 @@ def codec_name(stream: Any) -> str:
 
 
 def reason(error: Exception) -> str:
-    """An error's own words, in one line."""
+    """An error's message in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())
 
 
 def clock(time: int | None, time_base: Fraction) -> str:
-    """A time in words."""
+    """A time as text, in seconds."""
     return "an unknown time" if time is None else f"{float(time * time_base):.3f} s"

@@ -1,4 +1,4 @@
-"""What an encoder is given: its defaults, its rate control, and the user's own options over both."""
+"""The options of an encoder: its defaults, its rate control, and the user's options, which replace both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vidup.media.side_data import FRAME_PACKING
 
 _MASTERING = re.compile(r"G\(P\)B\(P\)R\(P\)WP\(P\)L\(P\)".replace("P", r"[\d.]+,[\d.]+"))
 _LISTED_RATE = re.compile(r"(?:^|:)(crf|qp|bitrate|rc|tbr|lossless)=")
-"""Rate control that is chosen in a list of parameters, which an encoder goes by before all others."""
+"""Rate control in an encoder's list of parameters, which overrides all other options."""
 
 
 def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None, stereo_mode: str = "") -> dict[str, str]:
-    """What the encoder is given: our defaults, the rate control, and what the user says over them.
+    """The options of an encoder: our defaults, the rate control, and the user's options.
 
     Raises:
-        ConfigError: options that contradict each other, or that the encoder does not go by.
+        ConfigError: options contradict each other, or the encoder would ignore one.
     """
     defaults = DEFAULTS.get(codec, Defaults(None))
     given = settings.encoder_options
@@ -42,19 +42,18 @@ def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None, ste
         of_hdr = hdr_params(codec, hdr) if hdr is not None else None
         packing = FRAME_PACKING.get(stereo_mode) if codec == "libx264" else None
         views = f"frame-packing={packing}" if packing is not None else ""
-        parts = [part for part in (ours, *(of_hdr or []), views, given.get(name)) if part]
-        if parts:
-            options[name] = ":".join(parts)
+        if entries := ":".join(filter(None, (ours, *(of_hdr or []), views, given.get(name)))):
+            options[name] = entries
     return options
 
 
 def _check_mastering(options: Mapping[str, str]) -> None:
-    """See that a mastering display in an encoder's list of parameters can be read.
+    """Check the syntax of a mastering display in an encoder's list of parameters.
 
-    SVT-AV1 may hang over another, and x265 encodes without it and says nothing.
+    SVT-AV1 may hang where it is wrong, and x265 silently ignores it.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the syntax is wrong.
     """
     for name, parameters in options.items():
         for key, value in re.findall(r"(?:^|:)(master(?:ing)?[-_]display)=((?:\\.|[^:\\])*)", parameters):
@@ -63,10 +62,10 @@ def _check_mastering(options: Mapping[str, str]) -> None:
 
 
 def _rate_options(codec: str, crf: float | None, bitrate: int | None) -> dict[str, str]:
-    """The options that choose an encoder's rate control: constant quality, a bitrate on average, or quality below one.
+    """The options of an encoder's rate control: constant quality, average bitrate, or quality with a highest bitrate.
 
     Args:
-        crf: None takes the encoder's default, unless there is a bitrate.
+        crf: None: the encoder's default, or none where there is a bitrate.
         bitrate: bits a second.
 
     Raises:
@@ -90,16 +89,16 @@ def _rate_options(codec: str, crf: float | None, bitrate: int | None) -> dict[st
 
 
 def _own_rate_control(codec: str, options: Mapping[str, str]) -> list[str]:
-    """Those of a user's options that choose an encoder's rate control.
+    """The user's options that choose an encoder's rate control.
 
     Raises:
-        ConfigError: one that would decide it and that the encoder does not go by.
+        ConfigError: one of them is ignored by the encoder.
     """
     defaults = DEFAULTS.get(codec)
     if defaults is None:
         return []
     for name in defaults.ignored:
         if name in options:
-            raise ConfigError(f"encoder option {name}: {codec} does not go by it; leave it out")
+            raise ConfigError(f"encoder option {name}: {codec} ignores it; leave it out")
     names = (*defaults.rates, defaults.quality)
     return [name for name, value in options.items() if name in names and value != defaults.options.get(name)]

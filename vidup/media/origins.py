@@ -1,4 +1,4 @@
-"""Files whose clock begins anew in their midst, as transport streams and VOBs that were joined: find such places."""
+"""Files whose clock restarts in the middle, such as joined transport streams and VOBs: find the places, and correct."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-_BACK, _AHEAD = Fraction(1), Fraction(600)  # seconds that a stream's clock may step back or on without beginning anew
+_BACK, _AHEAD = Fraction(1), Fraction(600)  # seconds that a stream's clock may step back or on without a restart
 
 
 class Origin(NamedTuple):
-    """Where a part begins that counts from another zero."""
+    """The begin of a part of a file whose clock has another zero."""
 
     place: int
-    """Its first byte in the file."""
+    """The position of its first byte in the file."""
     shift: Fraction
-    """Seconds that its times come later on the clock of the file's first part."""
+    """Seconds to add to its times for the clock of the file's first part."""
 
 
 @dataclass
 class _Part:
     place: int
     begins: dict[int, Fraction] = field(default_factory=dict)
-    """By a stream's index."""
+    """By the index of the stream, in seconds."""
     ends: dict[int, Fraction] = field(default_factory=dict)
 
 
 def find(packets: Iterable[Any]) -> tuple[Origin, ...]:
-    """The places at which the clock of a file begins anew; none in most files.
+    """The places at which the clock of a file restarts; most files have none.
 
-    Decode times of sound and video rise. A part follows the one before without a gap in the stream that lasts
-    longest.
+    Within a part, the decode times of audio and video rise. The stream of a part that lasts longest is followed by the
+    next part without a gap.
 
     Args:
         packets: all of the file.
@@ -65,7 +65,7 @@ def find(packets: Iterable[Any]) -> tuple[Origin, ...]:
 
 
 def on_one_clock(packets: Iterable[Any], origins: tuple[Origin, ...]) -> Iterator[Any]:
-    """Packets, those of later parts at the times of the first part's clock; one without a place follows its stream."""
+    """Packets with the times of later parts moved to the first part's clock; one without a place as that before it."""
     places = [origin.place for origin in origins]
     shifts: dict[int, Fraction] = {}
     for packet in packets:

@@ -1,4 +1,4 @@
-"""Read the packets of the part that is kept, each at its time."""
+"""Read the packets of the kept part of the input, each with its time in the output."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vidup.media.opening import clock, tolerant_demux
 log = logging.getLogger(__name__)
 
 LONGEST_TEXT = Fraction(3)
-"""Seconds for which a text is shown at the most that does not say how long."""
-_AHEAD = 1  # seconds by which packets of one time lie apart in a file
-_FOREVER = 2**32 - 1  # milliseconds
+"""The most seconds for which a subtitle text without a duration is shown."""
+_AHEAD = 1  # seconds by which packets of one time may lie apart in a file
+_FOREVER = 2**32 - 1  # milliseconds: FFmpeg's value for no end
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ def kept_packets(
     damaged: Callable[[str], None] | None = None,
     mended: Callable[[str], None] = log.debug,
 ) -> Iterator[Any]:
-    """The packets of some streams of an open input, those that overlap `trim`, moved to begin with it at 0.
+    """The packets of some streams of an open input that overlap `trim`, their times counted from its begin.
 
     Args:
-        damaged: called with what is wrong; where it returns, what cannot be read or put in any container is left out.
-        mended: called, once a stream, where packets of sound had no times of their own.
+        damaged: called with a description of damage; if it returns, the packet is left out. None: damage is an error.
+        mended: called once a stream where audio packets had the time of another and were moved.
 
     Raises:
         MediaError: the input is damaged, and there is no `damaged`.
@@ -55,20 +55,21 @@ def kept_packets(
     def refuse(what: str) -> None:
         raise MediaError(f"{source.name.removeprefix('file:')}: {what}; --tolerate-errors leaves out what is damaged")
 
-    tell, last = damaged or refuse, dict[int, tuple[int, int]]()
+    report, last = damaged or refuse, dict[int, tuple[int, int]]()
     spread, waiting = set[int](), dict[int, Any]()
     transport = source.format.name == "mpegts"
-    packets = tolerant_demux(source, [source.streams[index] for index in indices], tell)
-    for packet in packets if trim is None else _standing(packets, trim.begin):
+    packets = tolerant_demux(source, [source.streams[index] for index in indices], report)
+    for packet in packets if trim is None else _shown_at(packets, trim.begin):
         if not packet.size:
             continue
         index, kind = packet.stream.index, packet.stream.type
         if index in waiting and trim is not None:
             before = waiting.pop(index)
-            before.duration = _until(packet, before)
+            apart = (packet.dts if packet.dts is not None else packet.pts or 0) - before.dts
+            before.duration = apart if apart > 0 else before.duration
             if _shift(before, trim):
                 yield before
-        is_long = kind == "audio" and not packet.duration and not _frame(packet)
+        is_long = kind == "audio" and not packet.duration and not _samples(packet)
         if packet.dts is not None and kind in ("audio", "video"):
             if kind == "audio" and not packet.duration:
                 packet.duration = _length(packet, last.get(index))
@@ -77,24 +78,25 @@ def kept_packets(
                 mended(f"stream {index}: packets at one time, as at {clock(packet.pts, packet.time_base)},"
                        " follow each other by their lengths")  # fmt: skip
             if packet.dts < last.get(index, (packet.dts,))[0] or (packet.pts is not None and packet.pts < packet.dts):
-                tell(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is out of order")
+                report(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is out of order")
                 continue
             last[index] = packet.dts, packet.duration or 0
-        if transport and kind == "audio" and not _adts_holds(packet):
-            tell(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is damaged")
+        if transport and kind == "audio" and not _has_valid_adts(packet):
+            report(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is damaged")
             continue
         if is_long and trim is not None and packet.dts is not None and packet.dts * packet.time_base < trim.begin:
-            waiting[index] = packet  # whether it reaches into the part only the next one tells
+            waiting[index] = packet  # only the next one shows whether it reaches into the part
         elif trim is None or _shift(packet, trim):
             yield packet
     yield from (packet for packet in waiting.values() if trim is not None and _shift(packet, trim))
 
 
-def _standing(packets: Iterator[Any], begin: Fraction) -> Iterator[Any]:
-    """Packets, of which those subtitles come at `begin` that stand there already and do not say for how long: pictures,
-    as Blu-rays have them, are shown until the next, texts for 3 seconds at the most.
+def _shown_at(packets: Iterator[Any], begin: Fraction) -> Iterator[Any]:
+    """Packets, where subtitles without a duration that are still shown at `begin` get that time.
+
+    Pictures, as on Blu-rays, are shown until the next; texts for 3 seconds at most.
     """
-    standing: dict[int, list[Any]] = {}  # by their stream: pictures may be in several packets of one time
+    standing: dict[int, list[Any]] = {}  # by stream: a picture may be in several packets of one time
     for packet in packets:
         time = packet.pts if packet.pts is not None else packet.dts
         if not packet.size or time is None:
@@ -107,16 +109,16 @@ def _standing(packets: Iterator[Any], begin: Fraction) -> Iterator[Any]:
             continue
         if packet.stream.type == "subtitle" and moment <= begin:
             standing.pop(index, None)
-        # Whether another one comes before the part begins is certain a little later: files are interleaved.
+        # Files are interleaved: only a little later it is certain that no other one comes before the part begins.
         for over in [one for one in standing if moment > begin + _AHEAD or (one == index and moment > begin)]:
-            yield from _brought_to(standing.pop(over), begin)
+            yield from _moved_to(standing.pop(over), begin)
         yield packet
     for left in standing.values():
-        yield from _brought_to(left, begin)
+        yield from _moved_to(left, begin)
 
 
-def _brought_to(packets: list[Any], begin: Fraction) -> Iterator[Any]:
-    """Packets of a subtitle that stands at `begin`, with that time; none where it has gone by then."""
+def _moved_to(packets: list[Any], begin: Fraction) -> Iterator[Any]:
+    """The packets of a subtitle with the time `begin`; none where it is no longer shown then."""
     for packet in packets:
         unit, lasts = packet.time_base, _own_length(packet)
         time = -(-begin // unit)
@@ -129,31 +131,25 @@ def _brought_to(packets: list[Any], begin: Fraction) -> Iterator[Any]:
 
 
 def _own_length(packet: Any) -> Fraction | None:
-    """Seconds for which a subtitle is shown that has no duration; None where it is until the next."""
+    """The seconds for which a subtitle whose packet has no duration is shown; None: until the next."""
     if packet.stream.codec_context.codec.text_sub:
         return LONGEST_TEXT
     with suppress(av.error.FFmpegError, ValueError):
-        shown = packet.stream.codec_context.decode2(packet)  # of DVDs the picture itself says it
+        shown = packet.stream.codec_context.decode2(packet)  # the pictures of DVDs contain their duration
         if shown is not None and 0 < shown.end_display_time < _FOREVER:
             return Fraction(shown.end_display_time, 1000)
     return None
 
 
-def _until(packet: Any, before: Any) -> int:
-    """How long a packet of sound lasts that does not say it: until the next one."""
-    apart = (packet.dts if packet.dts is not None else packet.pts or 0) - before.dts
-    return int(apart if apart > 0 else before.duration)
-
-
-def _frame(packet: Any) -> int:
-    """Samples in every packet of a stream of sound; 0 where they differ, or that is not known."""
+def _samples(packet: Any) -> int:
+    """The number of samples in each packet of an audio stream; 0 where it varies or is not known."""
     context = packet.stream.codec_context
     return int(context.frame_size) if context is not None and context.sample_rate else 0
 
 
 def _length(packet: Any, last: tuple[int, int] | None) -> int:
-    """Of a packet of sound that does not say it, the last of a Matroska file: without it mp4 hides the packet."""
-    if samples := _frame(packet):
+    """The duration of an audio packet that has none, such as Matroska's last: without it mp4 hides the packet."""
+    if samples := _samples(packet):
         packets_a_second = Fraction(packet.stream.codec_context.sample_rate, samples)
         return round(1 / (packets_a_second * cast(Fraction, packet.time_base)))
     apart = 0 if last is None else int(packet.dts - last[0])
@@ -161,10 +157,10 @@ def _length(packet: Any, last: tuple[int, int] | None) -> int:
 
 
 def _follow(packet: Any, before: int, length: int) -> bool:
-    """Have a packet of sound that does not come after the one `before` it begin where that ends.
+    """Move an audio packet that is not later than the one `before` it to the end of that.
 
-    Live streams and FLV give packets that were sent together one time, which mp4 cannot say. A packet that lies back
-    by more than a second is left as it is.
+    Live streams and FLV give one time to packets that were sent together, which mp4 cannot store. A packet that is
+    more than a second early is not changed.
 
     Returns:
         Whether it was moved.
@@ -175,8 +171,8 @@ def _follow(packet: Any, before: int, length: int) -> bool:
     return True
 
 
-def _adts_holds(packet: Any) -> bool:
-    """Whether a packet of a transport stream has a header that can be taken off, where it is AAC (ISO/IEC 13818-7)."""
+def _has_valid_adts(packet: Any) -> bool:
+    """Whether a packet of a transport stream, if it is AAC, has a valid ADTS header (ISO/IEC 13818-7)."""
     if packet.stream.codec_context is None or packet.stream.codec_context.name != "aac":
         return True
     head = bytes(packet)[:7]
@@ -185,13 +181,13 @@ def _adts_holds(packet: Any) -> bool:
     return bool(int.from_bytes(head[3:6], "big") >> 5 & 0x1FFF <= packet.size)
 
 
-def tolerance(info: MediaInfo, tell: Callable[..., None] = log.debug) -> Callable[[str], None] | None:
-    """What `kept_packets` is given as `damaged`: None where an input was read without tolerance for errors."""
-    return (lambda what: tell("%s: %s: left out", info.path, what)) if info.tolerant else None
+def tolerance(info: MediaInfo, report: Callable[..., None] = log.debug) -> Callable[[str], None] | None:
+    """The argument `damaged` of `kept_packets`: None where the input was read without tolerance for errors."""
+    return (lambda what: report("%s: %s: left out", info.path, what)) if info.tolerant else None
 
 
 def _shift(packet: Any, trim: Trim) -> bool:
-    """Move a packet so that the kept part begins at 0; False where it lies outside."""
+    """Count a packet's times from the begin of the kept part; False where it lies outside."""
     if is_cover(packet.stream):
         return True
     time = packet.pts if packet.pts is not None else packet.dts
@@ -202,7 +198,7 @@ def _shift(packet: Any, trim: Trim) -> bool:
     if (end <= trim.begin and begin < trim.begin) or begin >= trim.end:
         return False
     if packet.stream.type == "subtitle":
-        # A text that stands already, or still, when the part begins, or ends, is shown as long as the part lasts.
+        # A text that is on screen when the part begins or ends is shown within the part only.
         begin, end = max(begin, trim.begin), min(end, trim.end)
         packet.pts = packet.dts = round(begin / packet.time_base)
         packet.duration = round(end / packet.time_base) - packet.pts
@@ -217,8 +213,9 @@ def _shift(packet: Any, trim: Trim) -> bool:
 
 
 def common(unit: Fraction, moment: Fraction) -> Fraction:
-    """The longest unit of time that counts whole units and a moment, so that what is moved by it is not rounded; the
-    given one where ffmpeg cannot count in that.
+    """The longest time base in which both `unit` and `moment` are whole numbers, so that no shifted time is rounded.
+
+    Where ffmpeg cannot count in it, it is `unit`.
     """
     scale = unit.denominator * moment.denominator
     both = Fraction(math.gcd(unit.numerator * moment.denominator, moment.numerator * unit.denominator), scale)

@@ -1,4 +1,4 @@
-"""What is in a file: `probe` reads its headers, the times of its packets and its first frames."""
+"""Find out what is in a file: `probe` reads its headers, the times of its packets and its first frames."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from vidup.picture.color import UNSPECIFIED
 
 log = logging.getLogger(__name__)
 
-_LOOKED_AT = 8  # frames that are decoded to see that their times are those of the packets
+_CHECKED = 8  # frames that are decoded to check that they have the times of the packets
 
 
 def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
     """Read a file's headers, the times of its packets, and its first frames.
 
-    All of the file is read once, which takes seconds for a film, and once more where its streams are not listed at its
-    head; only where packets do not bear the times of frames is it decoded as well.
+    The whole file is read once, which takes seconds for a film, and once more where its streams are not listed at its
+    head; it is decoded only where its packets do not have the times of frames.
 
     Args:
-        tolerate_errors: make the best of a damaged file; what is wrong with it stands in `MediaInfo.notes`.
+        tolerate_errors: read a damaged file as far as possible; `MediaInfo.notes` describes the damage.
 
     Raises:
         MediaError: no media file, no video stream, a codec that cannot be decoded, a file that is damaged or cut short.
@@ -50,7 +50,7 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
         stream = container.streams[index]
         rate, troubles = stream.average_rate or stream.guessed_rate, list[str]()
         decoded = decode_stream(container, stream, troubles.append, tolerate_errors)
-        frames = list(islice(decoded, _LOOKED_AT)) or _no_frame(path, stream, troubles)
+        frames = list(islice(decoded, _CHECKED)) or _no_frame(path, stream, troubles)
         first = frames[0]
         table.check(frames)
         table.settle(Fraction(rate or 25))
@@ -97,27 +97,27 @@ def _no_frame(path: str | Path, stream: Any, troubles: list[str]) -> NoReturn:
 
 
 def _cropped(path: str | Path, container: Any, stream: Any, first: Any) -> list[str]:
-    """A line where the file says that only a part of its pictures is to be shown."""
+    """A note where the file states that only a part of its pictures is shown."""
     coded = first.width, first.height
     shown = cropping.shown_size(Path(path), family(container.format.name), stream.id, coded)
     if shown is None:
         return []
     return [
-        f"the file says that only {shown[0]}x{shown[1]} of {coded[0]}x{coded[1]} pixels are to be shown (clean"
+        f"the file states that only {shown[0]}x{shown[1]} of {coded[0]}x{coded[1]} pixels are to be shown (clean"
         " aperture): that is lost, all will be shown"
     ]
 
 
 def color_of(frame: Any) -> Color:
-    """The colour that a PyAV frame is tagged with."""
+    """The colour tags of a PyAV frame."""
     matrix, primaries, transfer = int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)
-    # Gray that does not say its range is full, as ffmpeg writes and reads it.
+    # ffmpeg writes and reads gray without a tag as full range.
     is_full = frame.color_range == 2 or (frame.color_range == 0 and planar(frame.format.name).startswith("gray"))
     return Color(matrix, primaries, transfer, is_full)
 
 
 def _elsewhere(path: str | Path, index: int, pts: list[int]) -> Iterator[Iterator[Any]]:
-    """The frames of a video from some places in its midst on."""
+    """The frames of a video from a third and from two thirds of its length on."""
     for share in (1, 2):
         with open_input(path) as container, suppress(av.error.FFmpegError):
             stream = container.streams[index]
@@ -136,21 +136,21 @@ def _stream_info(stream: Any) -> StreamInfo:
 
 
 def at_rate(info: MediaInfo, fps: float | None) -> MediaInfo:
-    """What is in a file whose frames follow each other at a rate that it does not say itself.
+    """The facts of a file without times, whose frames are shown at a given rate.
 
     Raises:
-        ConfigError: it does say when each is shown.
+        ConfigError: the file states when each frame is shown.
     """
     if fps is None:
         return info
     if info.container != "image2" and info.timing != "made":
-        raise ConfigError(f"fps = {fps:g}: {info.path} says when each frame is shown; leave it out")
+        raise ConfigError(f"fps = {fps:g}: {info.path} states when each frame is shown; leave it out")
     rate = next(
         (Fraction(whole * 1000, 1001) for whole in (24, 30, 48, 60, 120) if abs(fps - whole / 1.001) < 0.005),
         Fraction(fps).limit_denominator(1001),
     )
     count = len(info.pts)
-    notes = tuple(note for note in info.notes if "bears no times" not in note)
+    notes = tuple(note for note in info.notes if not note.startswith("the stream has no times"))
     return replace(
         info, time_base=1 / rate, pts=tuple(range(count)), end=count, rate=rate, variable_rate=False, notes=notes,
         entries=info.entries if info.container == "image2" else (),

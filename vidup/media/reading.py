@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import av
 
 from vidup.frame import MediaInfo
-from vidup.media import beside
-from vidup.media.opening import _UNREADABLE, clock, open_input, reason, set_threads, tolerant_demux, video_context
+from vidup.media import vp9_alpha
+from vidup.media.opening import UNREADABLE, clock, open_input, reason, set_threads, tolerant_demux, video_context
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +24,14 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _ABOVE = 2**32  # more than any CRC-32
 
 KEPT, KEPT_BYTES = 16, 2**27
-"""Frames that an open decoder's last ones are kept of, at the most, and how much memory they may take: by so much the
-parts of a job overlap, with what leads in and what a proof looks at beside."""
+"""How many of an open decoder's last frames are kept at most, and their bytes: so far the parts of a job overlap."""
 
 
 def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
-    """The frames of a video stream as its decoder gives them; an error is told to `damaged`, as by `tolerant_demux`.
+    """Decode the frames of a video stream; an error is passed to `damaged`, as by `tolerant_demux`.
 
     Args:
-        exact: an error costs no frame but its own: frames are not decoded side by side.
+        exact: an error affects no other frame: frames are decoded one after another.
     """
     yield from decode_packets(stream, tolerant_demux(container, stream, damaged), damaged, exact)
 
@@ -40,76 +39,70 @@ def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], e
 def decode_packets(
     stream: Any, packets: Iterable[Any], damaged: Callable[[str], None], exact: bool = False
 ) -> Iterator[Any]:
-    """`decode_stream` of some of its packets."""
+    """Decode some packets of a video stream, as `decode_stream`."""
     context, unit = video_context(stream), stream.time_base
     if not context.is_open:
         set_threads(context, exact)
-    checked = context.name == "ffv1"
     last: int | None = None
     for packet in chain(packets, [None]):
         if packet is not None and packet.size == 0:
             continue  # would end the decoding
-        if packet is not None and checked and _checksums_hold(bytes(packet)) is False:
-            damaged(f"its frame at {clock(packet.pts, stream.time_base)} is damaged")
+        if packet is not None and context.name == "ffv1" and not _checksums_match(bytes(packet)):
+            damaged(f"its frame at {clock(packet.pts, unit)} is damaged")
         try:
             frames = context.decode(packet)
         except EOFError:
             continue
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if last is None and packet is not None:
                 last = packet.pts if packet.pts is not None else packet.dts
-            # Where frames are decoded side by side, an error comes with a later packet, but after the frames before it.
-            where = "at its head" if last is None else f"after {clock(last, stream.time_base)}"
+            # With threads an error is raised at a later packet, but after the frames before it.
+            where = "at its head" if last is None else f"after {clock(last, unit)}"
             damaged(f"is damaged {where}: {reason(error)}")
             continue
         for frame in frames:
             frame.time_base = unit  # the last ones, which come without a packet, have none
-            time = own_time(frame)
+            time = frame.pts if frame.pts is not None else frame.dts
             last = last if time is None else time
             yield frame
 
 
-def _checksums_hold(data: bytes) -> bool | None:
-    """Whether the slices of an FFV1 frame are whole; None where they bear no checksums. FFmpeg only logs that.
+def _checksums_match(data: bytes) -> bool:
+    """False where a slice of an FFV1 frame has a wrong checksum, which FFmpeg only logs; true where there are none.
 
-    A slice ends with its size in 3 bytes, a byte of status, and a CRC-32 (RFC 9043, 4.9), which counts the highest bit
-    first; that of zlib counts the lowest.
+    A slice ends with its size in 3 bytes, a byte of status, and a CRC-32 (RFC 9043, 4.9) over the bytes with their
+    highest bit first; that of zlib takes the lowest first.
     """
-    end, whole = len(data), True
+    end, matching = len(data), True
     while end >= 8:
         begin = end - 8 - int.from_bytes(data[end - 8 : end - 5], "big")
         if begin < 0:
-            return None
-        whole &= zlib.crc32(data[begin:end].translate(_MIRRORED), 0xFFFFFFFF) == 0xFFFFFFFF
+            return True
+        matching &= zlib.crc32(data[begin:end].translate(_MIRRORED), 0xFFFFFFFF) == 0xFFFFFFFF
         end = begin
-    return whole if end == 0 else None
-
-
-def own_time(frame: Any) -> int | None:
-    """The time at which a frame is shown, or, where the packets have none, at which it was decoded."""
-    return cast("int | None", frame.pts if frame.pts is not None else frame.dts)
+    return matching or end > 0
 
 
 class Readers:
     """Decoders of one file that stay open from one part of it to the next.
 
-    Whoever reads part after part finds the decoder where it stopped: it is not opened and sought again, and frames that
-    are counted from the head are not decoded again for each part. Threads may read at once, a decoder each.
+    The next part goes on where a decoder stopped, without opening and seeking, or decoding from the head where frames
+    can only be counted from there. Threads may read at the same time, each with a decoder of its own.
     """
 
     def __init__(self, info: MediaInfo) -> None:
         self._info, self._lock = info, Lock()
         self._idle: list[_Reader] = []
 
-    def frames(self, low: int, tell: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
-        """The same as `timed_frames`; what is read is given back when the generator is closed."""
+    def frames(self, low: int, warn: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
+        """As `timed_frames`; closing the generator keeps the decoder for the next part."""
         with self._lock:
             reader = next((one for one in self._idle if one.reaches(low, exact)), None)
             if reader is not None:
                 self._idle.remove(reader)
         reader = reader or _Reader(self._info, low, exact)
         try:
-            yield from reader.frames(self._info.pts[low], tell)
+            yield from reader.frames(self._info.pts[low], warn)
         except GeneratorExit:
             with self._lock:
                 left, self._idle = self._idle[:-1], [*self._idle[-1:], reader]
@@ -120,7 +113,7 @@ class Readers:
                 reader.close()
 
     def close(self) -> None:
-        """Close what nobody reads from."""
+        """Close the decoders that are not in use."""
         with self._lock:
             idle, self._idle = self._idle, []
         for reader in idle:
@@ -128,32 +121,32 @@ class Readers:
 
 
 class _Reader:
-    """A decoder, and the last frames that came of it: parts overlap."""
+    """A decoder and its last frames, which the next part may begin with."""
 
     def __init__(self, info: MediaInfo, low: int, exact: bool) -> None:
         self._info, self._exact = info, exact
         self._kept: deque[tuple[int, Any]] = deque()
-        self._tell: Callable[[str], None] = log.debug
-        self._decoded = timed_frames(info, low, lambda what: self._tell(what), exact)
+        self._warn: Callable[[str], None] = log.debug
+        self._decoded = timed_frames(info, low, lambda what: self._warn(what), exact)
 
     def reaches(self, low: int, exact: bool) -> bool:
-        """Whether it is the way to a place: the frames there are kept or follow, and no seek is shorter."""
+        """Whether the frame at a place is kept or can be reached by reading on, and no seek is shorter."""
         if exact != self._exact or not self._kept or self._kept[0][0] > self._info.pts[low]:
             return False
         return self._info.timing != "packets" or self._kept[-1][0] >= self._info.pts[max(0, low - 1)]
 
-    def frames(self, begin: int, tell: Callable[[str], None]) -> Iterator[Any]:
-        self._tell = tell
+    def frames(self, begin: int, warn: Callable[[str], None]) -> Iterator[Any]:
+        self._warn = warn
         for pts, frame in list(self._kept):
             if pts >= begin:
-                frame.pts, frame.time_base = pts, self._info.time_base  # whoever had it before may have changed them
+                frame.pts, frame.time_base = pts, self._info.time_base  # the reader of the last part may change them
                 yield frame
         for frame in self._decoded:
             self._keep(frame)
             yield frame
 
     def _keep(self, frame: Any) -> None:
-        if not self._kept:  # the first one tells how large they are
+        if not self._kept:  # the size of the first one is that of all
             size = sum(plane.buffer_size for plane in frame.planes)
             self._kept = deque(maxlen=max(1, min(KEPT, KEPT_BYTES // size)))
         self._kept.append((frame.pts, frame))
@@ -163,29 +156,29 @@ class _Reader:
         self._decoded.close()
 
 
-def timed_frames(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
+def timed_frames(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
     """Decoded frames from the place `low` in `info.pts` on or a little before it, each with its time.
 
     Args:
-        tell: is told what cannot be read or decoded.
+        warn: called with a description of what cannot be read or decoded.
         exact: as for `decode_stream`.
     """
     if info.timing == "packets":
-        yield from _sought(info, low, tell, exact)
+        yield from _sought(info, low, warn, exact)
         return
-    # Only counted from the head can frames be told that bear no times of their own.
+    # Frames without times can only be identified by counting from the head.
     with open_input(info.path) as container:
-        for pts, frame in zip(info.pts, _decoded(container, info, tell, exact), strict=False):
+        for pts, frame in zip(info.pts, _decoded(container, info, warn, exact), strict=False):
             frame.pts, frame.time_base = pts, info.time_base
             yield frame
 
 
-def _sought(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool) -> Iterator[Any]:
-    """The frames of a decoder that began at the head, from the place `low` on, without decoding all before them.
+def _sought(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool) -> Iterator[Any]:
+    """The frames from the place `low` on, the same as when all is decoded from the head.
 
-    Indexes of containers can be wrong or coarse, and the first frames behind an entry can need others before it. So
-    decoding begins at a packet that is known from when the whole file was read; and where frames are missing or
-    flagged so near behind it that this may be why, it begins again, further back and at last at the head.
+    Indexes of containers can be wrong or coarse, and the first frames after a key frame can need others before it. So
+    decoding begins at a packet that was seen when the whole file was read; and if frames are missing or flagged so soon
+    after it that this may be the cause, decoding begins again, further back and finally at the head.
     """
     place: int | None = low
     tries = 0
@@ -193,45 +186,42 @@ def _sought(info: MediaInfo, low: int, tell: Callable[[str], None], exact: bool)
         before = bisect_right(info.entries, (info.pts[place], _ABOVE)) - 2**tries
         if before <= 0:
             if tries > 1:
-                _tell_slow(info.path)
-            yield from _from_head(info, place, tell, exact)
+                _warn_slow(info.path)
+            with open_input(info.path) as container:
+                for frame in _decoded(container, info, warn, exact):
+                    if frame.pts is not None and frame.pts >= info.pts[place]:
+                        yield frame
             return
-        place = yield from _from_entry(info, before, place, tell, exact or tries > 0)
+        place = yield from _from_entry(info, before, place, warn, exact or tries > 0)
         tries += 1
 
 
-def _from_head(info: MediaInfo, place: int, tell: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
-    with open_input(info.path) as container:
-        for frame in _decoded(container, info, tell, exact):
-            if frame.pts is not None and frame.pts >= info.pts[place]:
-                yield frame
-
-
 def _from_entry(
-    info: MediaInfo, entry: int, place: int, tell: Callable[[str], None], exact: bool
+    info: MediaInfo, entry: int, place: int, warn: Callable[[str], None], exact: bool
 ) -> Generator[Any, None, int | None]:
-    """Frames from `place` on, decoded from an entry on.
+    """Decode frames from an entry on, and yield those from `place` on.
 
     Returns:
-        The place at which reading has to begin again, further back; None at the end.
+        The place from which decoding has to be tried again, further back; None at the end.
     """
-    told: list[str] = []  # passed on once it is clear that it is not because of where decoding began
+    troubles: list[str] = []  # reported once it is clear that the place where decoding began is not the cause
     with open_input(info.path) as container:
         stream = container.streams[info.video_index]
         try:
             container.seek(info.entries[entry][0], stream=stream, backward=True)
         except av.error.FFmpegError:  # no index, and none can be made
             return place
-        packets = _known(tolerant_demux(container, stream, told.append), info)
+        packets = _known(tolerant_demux(container, stream, troubles.append), info)
         first = next(packets, None)
         if first is None or first.pts > info.pts[place]:
             return place
+        is_vpx = vp9_alpha.decoder_for(stream) is not None  # libvpx does not flag key frames
         clean_from = first.pts
         expected = begin = bisect_left(info.pts, clean_from)
-        for frame in decode_packets(stream, chain([first], packets), told.append, exact or info.faulty):
+        for frame in decode_packets(stream, chain([first], packets), troubles.append, exact or info.faulty):
             if frame.pts is None or frame.pts < first.pts:
                 continue
-            if expected == begin and not frame.key_frame and not beside.has(stream):  # whatever the container says
+            if expected == begin and not frame.key_frame and not is_vpx:  # whatever the container states
                 return place
             is_trouble = frame.is_corrupt or frame.pts != info.pts[expected]
             if is_trouble and _is_fresh(info, clean_from, frame.pts):
@@ -241,26 +231,26 @@ def _from_entry(
             expected = bisect_right(info.pts, frame.pts)
             if frame.pts >= info.pts[place]:
                 place = expected
-                while told:
-                    tell(told.pop(0))
+                while troubles:
+                    warn(troubles.pop(0))
                 yield frame
                 if place == len(info.pts):
                     return None
         if _is_fresh(info, clean_from, info.pts[place]):
             return place
-        for what in told:
-            tell(what)
+        for what in troubles:
+            warn(what)
         return None
 
 
 def _is_fresh(info: MediaInfo, clean_from: int, time: int) -> bool:
-    """Whether trouble may come from where decoding began: until two entries later no frame needs what was before."""
+    """Whether decoding began so near before a time that this may cause trouble: less than two key frames before."""
     passed = bisect_right(info.entries, (time, _ABOVE)) - bisect_right(info.entries, (clean_from, _ABOVE))
     return passed < 2
 
 
 def _known(packets: Iterator[Any], info: MediaInfo) -> Iterator[Any]:
-    """Packets from the first entry on; none where that is not what was there when the whole file was read."""
+    """Packets from the first key frame on; none where that differs from what was there when the file was probed."""
     for packet in packets:
         if packet.size and packet.is_keyframe:
             if packet.pts is not None and _has(info.entries, (packet.pts, zlib.crc32(packet))):
@@ -275,9 +265,9 @@ def _has(rising: Sequence[tuple[int, int]], one: tuple[int, int]) -> bool:
 
 
 @cache
-def _tell_slow(path: str) -> None:
-    log.warning("%s: cannot be read rightly from its midst: parts of it are decoded from the file's head", path)
+def _warn_slow(path: str) -> None:
+    log.warning("%s: cannot be decoded from its middle: parts of it are decoded from the file's head", path)
 
 
-def _decoded(container: Any, info: MediaInfo, tell: Callable[[str], None], exact: bool) -> Iterator[Any]:
-    return decode_stream(container, container.streams[info.video_index], tell, exact or info.faulty)
+def _decoded(container: Any, info: MediaInfo, warn: Callable[[str], None], exact: bool) -> Iterator[Any]:
+    return decode_stream(container, container.streams[info.video_index], warn, exact or info.faulty)

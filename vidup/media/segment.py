@@ -1,4 +1,4 @@
-"""A segment: frames that are encoded on their own, in a file of packets that is whole or is made again."""
+"""A segment: frames that are encoded on their own, in a file of packets that is complete or written again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.frame import Frame
-from vidup.media import beside
+from vidup.media import vp9_alpha
 from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
 from vidup.media.linear import DECODER_OPTIONS
@@ -28,41 +28,41 @@ log = logging.getLogger(__name__)
 
 _MAGIC = b"vidup segment 2\n"  # those of version 1 had not been proved
 _PACKET = struct.Struct("<qqIB")  # pts, duration, size, flags
-_SECOND = 2  # a flag beside that of a key frame: four bytes of length, and the picture of transparency, come first
-_CHECKSUM = struct.Struct("<QI")  # packets, CRC-32 of all that stands before
+_SECOND = 2  # a flag, as 1 is that of a key frame: the data begin with the length and the picture of transparency
+_CHECKSUM = struct.Struct("<QI")  # number of packets, CRC-32 of all before
 
 
 _DECODERS = {"av1": "libdav1d"}
-"""Those that do not bear the format's name: FFmpeg's own for AV1 works on GPUs alone."""
+"""Format -> decoder, where it does not have the format's name: FFmpeg's own decoder of AV1 needs a GPU."""
 
 
 class Packet(NamedTuple):
-    """An encoded picture, times in the encoding's time base."""
+    """An encoded picture; its times are in the encoding's time base."""
 
     pts: int
     duration: int
     key: bool
     data: bytes
     second: bytes = b""
-    """The picture beside it that is its transparency, see `beside`."""
+    """The encoded transparency, see `vp9_alpha`."""
 
 
 def encode_segment(
     frames: Iterable[Frame], encoding: Encoding, path: Path, prove: Callable[[Path], object] = lambda part: None
 ) -> Iterator[Frame]:
-    """Encode frames into a segment file, written beside its place and moved there when it is whole and proved.
+    """Encode frames into a segment file, under a temporary name until it is complete and proved.
 
     Args:
-        prove: reads the written file, and raises where it is not what it should be: a file that stands was proved.
+        prove: reads the written file, and raises if it is wrong.
 
     Yields:
-        Each frame once the encoder has it; the file stands when the iterator is exhausted.
+        Each frame once the encoder has it; the file exists when the iterator is exhausted.
 
     Raises:
         ConfigError: the encoder cannot be opened.
         MediaError: the file cannot be written, or the encoder lost a frame.
     """
-    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # a worker that was given up may still write
+    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # unique: a lost worker may still be writing
     try:
         with part.open("wb") as file:
             yield from _encode(frames, encoding, file)
@@ -85,8 +85,8 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
         checksum = zlib.crc32(data, checksum)
         file.write(data)
 
-    # Encoders change or forget durations, and round what is too fine for them: by the time that they were given for its
-    # frame each packet gets the frame's own time and duration back.
+    # Encoders change or lose durations, and round times that are too fine for them: by the time that the encoder got
+    # for a frame, its packet gets the frame's own time and duration back.
     waiting: dict[int, tuple[int, int, bytes]] = {}
     encoded = 0
 
@@ -97,7 +97,7 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
                 raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
             pts, duration, captions = waiting.pop(packet.pts)
             data = with_captions(bytes(packet), encoding.codec, captions)
-            second = beside.of(packet) if encoding.has_beside else b""
+            second = vp9_alpha.of(packet) if encoding.alpha_apart else b""
             if second:
                 data = len(second).to_bytes(4, "little") + second + data
             write(_PACKET.pack(pts, duration, len(data), packet.is_keyframe | (_SECOND if second else 0)) + data)
@@ -127,7 +127,7 @@ def read_segment(path: Path) -> Iterator[Packet]:
     """The packets of a segment, in the order of decoding.
 
     Raises:
-        MediaError: the file is damaged, which may be found at its end alone.
+        MediaError: the file is damaged, which may be found only at its end.
     """
     with path.open("rb") as file:
         checksum, left, count = 0, path.stat().st_size - _CHECKSUM.size, 0
@@ -156,22 +156,22 @@ def read_segment(path: Path) -> Iterator[Packet]:
 
 
 def av_packets(path: Path, encoding: Encoding) -> Iterator[Any]:
-    """The packets of a segment as PyAV's, each with its time and duration, in the order of decoding.
+    """The packets of a segment as PyAV packets, each with its time and duration, in the order of decoding.
 
     Raises:
         MediaError: as `read_segment`.
     """
     stored: Iterable[Packet] = read_segment(path)
     pairs: Iterator[Any] = iter(())
-    if encoding.has_beside:
+    if encoding.alpha_apart:
         stored = list(stored)
-        pairs = beside.packets((packet.data, packet.second) for packet in stored)
+        pairs = vp9_alpha.packets((packet.data, packet.second) for packet in stored)
     for packet in stored:
-        if encoding.has_beside:
+        if encoding.alpha_apart:
             result = next(pairs)
         else:
-            # In memory of FFmpeg's own: Python's is given back under its lock, for which a decoder's threads would wait
-            # while whoever closes the decoder holds the lock and waits for them.
+            # In memory of FFmpeg's: memory of Python's is freed under the interpreter's lock, for which the decoder's
+            # threads would wait while the thread that closes the decoder holds the lock and waits for them.
             result = av.Packet(len(packet.data))
             result.update(packet.data)
         result.pts, result.duration, result.time_base = packet.pts, packet.duration, encoding.time_base
@@ -180,7 +180,7 @@ def av_packets(path: Path, encoding: Encoding) -> Iterator[Any]:
 
 
 def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]:
-    """The pictures of a segment, as PyAV's, in the order of their times, which are in the encoding's time base.
+    """The decoded pictures of a segment as PyAV frames, in the order of their times in the encoding's time base.
 
     Raises:
         MediaError: the file is damaged, or one of its pictures is.
@@ -189,7 +189,7 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
         file.seek(len(_MAGIC))
         head = json.loads(file.read(int.from_bytes(file.read(4), "little")))
     name = av.Codec(encoding.codec, "w").canonical_name
-    decoder = beside.DECODERS[name] if encoding.has_beside else _DECODERS.get(name, name)
+    decoder = vp9_alpha.DECODERS[name] if encoding.alpha_apart else _DECODERS.get(name, name)
     context: Any = av.CodecContext.create(decoder, "r")
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
     context.options = dict(DECODER_OPTIONS) if name == "exr" else {}

@@ -1,4 +1,4 @@
-"""Which streams of the input are kept beside the picture, by the specifiers that ffmpeg has for them."""
+"""Which streams of the input are kept beside the video, by ffmpeg's stream specifiers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SPECIFIER = re.compile(
 
 
 def left_out(source: Any, video_index: int, settings: Settings) -> set[int]:
-    """The indexes of those streams of an open input that the settings leave out.
+    """The indexes of the streams of an open input that the settings leave out.
 
     Args:
-        video_index: of the stream that is upscaled, which is always kept.
+        video_index: the index of the upscaled stream, which is always kept.
 
     Raises:
-        ConfigError: a specifier that cannot be parsed, that fits no stream, or that leaves out the picture alone.
+        ConfigError: a specifier cannot be parsed, matches no stream, or would leave out the upscaled stream alone.
     """
     found = set()
     if settings.streams is not None:
@@ -49,7 +49,7 @@ def _chosen(source: Any, name: str, specifiers: str) -> set[int]:
                 f"{name} = {specifiers!r}: {specifier!r} is no stream specifier; expected such as a, a:0, 3 or"
                 " s:m:language:eng"
             )
-        found = _fitting(source, match)
+        found = _matching(source, match)
         if not found:
             there = ", ".join(f"{stream.index} {stream.type}" for stream in source.streams)
             raise ConfigError(f"{name} = {specifiers!r}: {specifier!r} fits no stream; there are {there}")
@@ -57,8 +57,8 @@ def _chosen(source: Any, name: str, specifiers: str) -> set[int]:
     return chosen
 
 
-def _fitting(source: Any, match: re.Match[str]) -> set[int]:
-    """The indexes of the streams that a specifier stands for."""
+def _matching(source: Any, match: re.Match[str]) -> set[int]:
+    """The indexes of the streams that a specifier selects."""
     streams = list(source.streams)
     if match["index"]:
         streams = [stream for stream in streams if stream.index == int(match["index"])]

@@ -1,7 +1,6 @@
-"""Numbered pictures as a video: ``frames/%05d.png``, which files that names, and in which order.
+"""Numbered pictures as a video: the files that ``frames/%05d.png`` names, and their order.
 
-They are read and written by PyAV, which does it for all others: its decoders and encoders keep 16 bits of PNG, TIFF and
-DPX exactly and read and write the halves of OpenEXR, so that no further library is needed.
+PyAV reads and writes them, too: it keeps 16 bits of PNG, TIFF and DPX exactly, and the half floats of OpenEXR.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ READ = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".exr", ".dpx
 """Endings of the pictures that a sequence may be of."""
 
 WRITTEN = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".exr": "exr", ".dpx": "dpx"}
-"""Endings of those that are written, and the encoder of each."""
+"""Endings of those that can be written -> the encoder."""
 
 _PLACE = re.compile(r"%(?:0?(\d{1,2}))?d")
 _NUMBER = re.compile(r"\d+(?=\D*$)")
@@ -41,15 +40,13 @@ class Numbered:
 
     @property
     def for_ffmpeg(self) -> str:
-        """The pattern in FFmpeg's words: of a per cent sign elsewhere in the path two are made."""
+        """The pattern for FFmpeg, in which other per cent signs of the path are doubled."""
         folder = str(self.pattern.parent).replace("%", "%%")
-        place = _PLACE.search(self.pattern.name)
-        assert place is not None
-        before, after = self.pattern.name[: place.start()], self.pattern.name[place.end() :]
+        before, place, after = _parts(self.pattern)
         return f"{folder}/{before.replace('%', '%%')}{place[0]}{after.replace('%', '%%')}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """As `job.disk.fingerprint_file`, of all pictures: their names, sizes, and 4 KiB of the middle of each."""
+        """A fingerprint as of `job.disk.fingerprint_file`: of the names and sizes of all pictures, 4 KiB of each."""
         digest, size, latest = hashlib.sha256(), 0, 0
         for path in self.paths:
             facts = path.stat()
@@ -62,37 +59,41 @@ class Numbered:
 
 
 def is_sequence(path: str | Path) -> bool:
-    """Whether a path names numbered pictures; a file of that very name is meant itself, and so is a video's name."""
+    """Whether a path is a pattern of numbered pictures; that of an existing file, or of a video, is not."""
     path = Path(path)
     return path.suffix.lower() in READ and _PLACE.search(path.name) is not None and not path.is_file()
 
 
 def name(pattern: Path, number: int) -> Path:
-    """The path of a picture."""
+    """The path of the picture with a number."""
+    before, place, after = _parts(pattern)
+    return pattern.with_name(f"{before}{number:0{int(place[1] or 0)}d}{after}")
+
+
+def _parts(pattern: Path) -> tuple[str, re.Match[str], str]:
+    """What is before the place of the number in a pattern's name, the place itself, and what is after it."""
     place = _PLACE.search(pattern.name)
     assert place is not None
-    digits = f"{number:0{int(place[1] or 0)}d}"
-    return pattern.with_name(pattern.name[: place.start()] + digits + pattern.name[place.end() :])
+    return pattern.name[: place.start()], place, pattern.name[place.end() :]
 
 
 def existing(pattern: Path) -> list[int]:
-    """The numbers of the pictures that are there, rising."""
-    place = _PLACE.search(pattern.name)
-    assert place is not None
-    before, after = pattern.name[: place.start()], pattern.name[place.end() :]
+    """The numbers of the pictures that exist, rising."""
+    before, place, after = _parts(pattern)
     least = int(place[1] or 0)
     if not pattern.parent.is_dir():
         return []
     found = []
     for path in pattern.parent.iterdir():
         digits = path.name[len(before) : len(path.name) - len(after) or None]
-        if path.name == before + digits + after and digits.isascii() and digits.isdigit() and _is_padded(digits, least):
+        is_number = digits.isascii() and digits.isdigit() and digits == f"{int(digits):0{least}d}"
+        if is_number and path.name == before + digits + after:
             found.append(int(digits))
     return sorted(found)
 
 
 def find(pattern: Path) -> Numbered:
-    """The pictures that a pattern names.
+    """Find the pictures of a pattern.
 
     Raises:
         MediaError: there are none, or some between them are missing.
@@ -110,7 +111,7 @@ def find(pattern: Path) -> Numbered:
 
 
 def pattern_of(paths: Iterable[Path]) -> Path | None:
-    """The pattern of files that are numbered pictures of one kind without a gap; None where they are not."""
+    """The pattern of files that are pictures of one kind, numbered without a gap; None where they are not."""
     names = sorted(paths)
     number = _NUMBER.search(names[0].stem) if names else None
     if len(names) < 2 or number is None or names[0].suffix.lower() not in READ:
@@ -124,14 +125,10 @@ def pattern_of(paths: Iterable[Path]) -> Path | None:
 
 
 def numbers_of(source: Path, first: int, count: int) -> Sequence[int]:
-    """The numbers of an output's pictures: those of the source's where it is a sequence, else from 1 on.
+    """The numbers of an output's pictures: those of the input's pictures where it is a sequence, else from 1 on.
 
     Args:
-        first: the place of the first in the source.
+        first: the place of the output's first frame in the input.
     """
     begin = find(source).first + first if is_sequence(source) else 1
     return range(begin, begin + count)
-
-
-def _is_padded(digits: str, least: int) -> bool:
-    return len(digits) == max(least, len(str(int(digits))))

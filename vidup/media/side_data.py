@@ -1,4 +1,4 @@
-"""What a video stream says beside its pictures (FFmpeg's side data), and what of that does not arrive."""
+"""FFmpeg's side data of frames: read it, and name the kinds that an output does not keep."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from vidup.frame import MediaInfo
+from vidup.media import vp9_alpha
 
 CAPTIONS = "A53_CC"
 STEREO = "STEREO3D"
 ALPHA = "VP9_ALPHA"
-"""Not side data of FFmpeg's, but of the same kind: a second picture with each packet, which its decoder leaves out."""
+"""Not one of FFmpeg's kinds: transparency that its decoder ignores, see `vp9_alpha`."""
 
 _WORDS = {
     CAPTIONS: "closed captions (CEA-608/708)",
@@ -26,10 +27,10 @@ _WORDS = {
     "GOP_TIMECODE": "timecodes of groups of pictures",
     "SEI_UNREGISTERED": "user data in SEI messages",
 }
-"""The kinds that a note names where they do not arrive. The display matrix and HDR have notes of their own."""
+"""The kinds that are reported where the output lacks them. The display matrix and HDR are reported elsewhere."""
 
 _ENCODERS = (
-    bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef"),  # x264 and x265 write their options so
+    bytes.fromhex("dc45e9bde6d948b7962cd820d923eeef"),  # under which x264 and x265 write their options
     bytes.fromhex("2ca2de09b51747dbbb55a4fe7fc2fc4e"),
 )
 _PANSCAN = struct.Struct("=3i6h")  # id, width and height in 1/16 pixel, positions
@@ -49,18 +50,17 @@ def side_data(frame: Any) -> dict[str, bytes]:
 
 
 def kinds(frames: Sequence[Any], stream: Any) -> tuple[str, ...]:
-    """The kinds of side data that the first frames of a stream have, and that say something, by FFmpeg's names."""
-    found = {kind for frame in frames for kind, data in side_data(frame).items() if _says(kind, data, frame)}
-    if not _says("GOP_TIMECODE", side_data(frames[0]).get("GOP_TIMECODE", b""), frames[0]):
+    """The kinds of side data, by FFmpeg's names, that the first frames of a stream have and that mean something."""
+    found = {kind for frame in frames for kind, data in side_data(frame).items() if _is_meant(kind, data, frame)}
+    if not _is_meant("GOP_TIMECODE", side_data(frames[0]).get("GOP_TIMECODE", b""), frames[0]):
         found -= {"GOP_TIMECODE"}  # it counts from 0
-    said = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
-    if said and not frames[0].format.components[-1].is_alpha:
+    if vp9_alpha.is_tagged(stream) and not frames[0].format.components[-1].is_alpha:
         found.add(ALPHA)
     return tuple(kind for kind in (*_WORDS, ALPHA) if kind in found)
 
 
-def _says(kind: str, data: bytes, frame: Any) -> bool:
-    """False for what every file of some formats has, whatever is in it."""
+def _is_meant(kind: str, data: bytes, frame: Any) -> bool:
+    """Whether side data holds more than the default values that every file of some formats has."""
     if kind == "SEI_UNREGISTERED":
         return not data.startswith(_ENCODERS)
     if kind == "GOP_TIMECODE":
@@ -72,15 +72,15 @@ def _says(kind: str, data: bytes, frame: Any) -> bool:
 
 
 def stereo_mode(frame: Any) -> str:
-    """How the two views of stereo 3D lie in a frame, in Matroska's words; empty where they do not, or it has none."""
+    """How a frame holds the two views of stereo 3D, in Matroska's words; empty where it holds only one."""
     kind, flags = _STEREO.unpack(side_data(frame).get(STEREO, b"")[: _STEREO.size].ljust(_STEREO.size, b"\0"))
     return _STEREO_MODES.get(kind, ("", ""))[flags & 1]
 
 
 def lost(info: MediaInfo, carried: Collection[str]) -> list[str]:
-    """What does not arrive, in words.
+    """Names of the kinds of side data that the output lacks.
 
     Args:
-        carried: kinds that do.
+        carried: kinds that it keeps.
     """
     return [_WORDS[kind] for kind in info.side_data if kind in _WORDS and kind not in carried]

@@ -1,4 +1,4 @@
-"""Decode sound, every sample of it at its time, and bring it to an encoder's form."""
+"""Decode audio, with every sample at its time, and convert it to the format of an encoder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from vidup.media.packets import Trim
 
 log = logging.getLogger(__name__)
 
-# Seconds by which the time of a packet may differ from where the sound before it ends: containers round, and players
-# do not listen to so little.
+# Seconds by which a packet's time may differ from the end of the audio before it: containers round, and players ignore
+# so little.
 _JITTER = Fraction(1, 10)
 _AUDIBLE = 0.001  # of full scale: -60 dB
 
 
 def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[Any, None, None]:
-    """The frames of a stream of sound, each with its time in samples: what is damaged is left out, and nothing else.
+    """Decode an audio stream to frames with times in samples; only what is damaged is left out.
 
-    A decoder gives a time where it knows one: of a packet that holds several frames only the first has it, and what
-    comes before the first time is counted back from it.
+    Of a packet with several frames only the first gets a time from the decoder: the others follow it. Frames before the
+    first known time are counted back from it.
 
     Args:
-        name: of the stream, in words.
-        trim: what lies outside is left out, and times begin with it at 0.
+        name: of the stream, for messages.
+        trim: frames outside of it are left out, and times are counted from its begin.
     """
     stream = source.streams[index]
-    channels(stream.codec_context)  # else each frame would free the same layout
+    channels(stream.codec_context)  # sets a layout whose memory frames do not free
     held: list[Any] = []
     end: Fraction | None = None
     first: Fraction | None = None
@@ -62,9 +62,8 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
                 if trim is None or _shift(ready, trim):
                     yield ready
             held.clear()
-    for frame in held:  # no packet has a time: not one that the decoder gives
-        end = first or Fraction(0) if end is None else end
-        end = _place(frame, None, end)
+    for frame in held:  # there are any where the decoder gave no time at all
+        end = _place(frame, None, first or Fraction(0) if end is None else end)
         if trim is None or _shift(frame, trim):
             yield frame
     if damaged and end is not None:
@@ -76,7 +75,7 @@ def _seconds(frames: Iterable[Any]) -> Fraction:
 
 
 def _place(frame: Any, time: Fraction | None, end: Fraction | None) -> Fraction:
-    """Give a frame its time, that of the decoder or `end`, where the sound before it ends; returns where it ends."""
+    """Set a frame's time, to that of the decoder or to `end`, the end of the frame before; returns where it ends."""
     if time is None or (end is not None and abs(time - end) <= _JITTER):
         time = end
     assert time is not None
@@ -94,12 +93,12 @@ def _shift(frame: Any, trim: Trim) -> bool:
 
 
 def fitted(frames: Iterable[Any], context: Any, order: tuple[int, ...] | None, cut: bool) -> Generator[Any, None, None]:
-    """Frames in the form and of the size that an encoder takes; what is missing in between becomes silence.
+    """Frames in the format and of the size that an encoder takes; gaps become silence.
 
     Args:
         context: the encoder.
-        order: of each channel of the encoder its place in the source, where the source has an order of its own.
-        cut: leave out what lies before 0.
+        order: the place in the source of each channel of the encoder, where the orders differ.
+        cut: leave out the samples before 0.
     """
     graph: Any = None
     for frame in _alike(frames):
@@ -112,7 +111,7 @@ def fitted(frames: Iterable[Any], context: Any, order: tuple[int, ...] | None, c
 
 
 def _alike(frames: Iterable[Any]) -> Iterator[Any]:
-    """All frames in the form of the first: broadcasts change rate and channels between one programme and the next."""
+    """Convert all frames to the format of the first: broadcasts change rate and channels between programmes."""
     form: Any = None
     now: Any = None
     resampler: Any = None
@@ -163,18 +162,18 @@ def _pulled(graph: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Heard:
-    """What is heard of a stream of sound, in seconds."""
+    """The audible part of an audio stream, in seconds."""
 
     begin: Fraction
     end: Fraction
     audible: Fraction
-    """How much of it is louder than -60 dB of full scale."""
+    """How long it is louder than -60 dB of full scale."""
     frame: Fraction
     """The length of its longest frame."""
 
 
 def heard(info: MediaInfo, index: int, name: str, trim: Trim | None) -> Heard | None:
-    """Decode a stream of sound, and give the form of what is heard; None where nothing can be decoded."""
+    """Decode an audio stream and measure what can be heard; None where nothing can be decoded."""
     begin = end = None
     audible = frame_length = Fraction(0)
     with open_input(info.path, whole=info.unlisted) as source:
@@ -190,7 +189,7 @@ def heard(info: MediaInfo, index: int, name: str, trim: Trim | None) -> Heard | 
 
 
 def _audible(frame: Any) -> Fraction:
-    """The part of a frame, by blocks of 10 ms, that is louder than -60 dB."""
+    """The share of a frame's blocks of 10 ms that are louder than -60 dB."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

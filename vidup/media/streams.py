@@ -1,4 +1,4 @@
-"""Everything but the picture: what a container takes of the other streams, and their packets, copied or converted."""
+"""The streams beside the upscaled video: decide which are copied or converted, and add them to an output."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ log = logging.getLogger(__name__)
 
 _COVERS = {"mjpeg": ("cover.jpg", "image/jpeg"), "png": ("cover.png", "image/png"), "bmp": ("cover.bmp", "image/bmp")}
 _TIME_SCALE_LIMIT = 2**31 - 1
-_OF_THE_OLD_ENCODING = (
-    *("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id", "alpha_mode"),
-)
+_OF_THE_ENCODING = ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id", "alpha_mode")
+"""Beginnings of the names of tags that describe how a stream was encoded."""
 _AHEAD = 10  # seconds by which muxers let streams run apart
+REQUESTED = "as requested"
+"""The reason of a stream that the settings leave out."""
 
 
 def plan_streams(info: MediaInfo, container: Container, settings: Settings) -> list[StreamPlan]:
-    """What the output container takes of the input, found by a dry run for each stream."""
+    """Decide what is done with each stream of the input, by a dry run of the output's muxer."""
     trimmed = settings.start > 0 or settings.until is not None
     with open_input(info.path, whole=info.unlisted) as source:
         left_out = selection.left_out(source, info.video_index, settings)
         return [
-            _plan(stream, info, container, trimmed, asked=stream.index not in left_out) for stream in source.streams
+            _plan(stream, info, container, trimmed, wanted=stream.index not in left_out) for stream in source.streams
         ]
 
 
-def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, asked: bool) -> StreamPlan:
+def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, wanted: bool) -> StreamPlan:
     known = info.streams[stream.index]
     name = f"{known.kind} {known.codec}" + (f" ({known.language})" if known.language else "")
 
@@ -52,25 +53,21 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
 
     if stream.index == info.video_index:
         return plan("upscale")
-    if not asked:
-        return plan("drop", "as asked for")
+    if not wanted:
+        return plan("drop", REQUESTED)
     if stream.type == "data" and stream.metadata.get("timecode"):
-        return plan("tell", f"its timecode, {stream.metadata['timecode']}, is kept as a tag of the video")
+        return plan("metadata", f"its timecode, {stream.metadata['timecode']}, is kept as a tag of the video")
     if stream.type == "data" and "mov" in info.container and 0 < stream.frames == info.chapters:
-        return plan("tell", "its chapters are kept as chapters")
+        return plan("metadata", "its chapters are kept as chapters")
     if trimmed and stream.type == "video" and not is_cover(stream):
         return plan("drop", "copied video cannot begin in its middle")
     refusal = container.refusal(stream)
-    if (
-        refusal is None
-        and container.family != "mov"
-        and stream.type == "audio"
-        and channels(stream.codec_context).order
-    ):
-        refusal = f"{container} cannot say the order of its channels"
+    keeps_order = container.family == "mov" or stream.type != "audio"
+    if refusal is None and not keeps_order and channels(stream.codec_context).order:
+        refusal = f"{container} cannot store the order of its channels"
     if refusal is None:
-        beside = stream.type == "video" and not is_cover(stream)
-        return plan("copy", "one video stream is upscaled, and it is another" if beside else "")
+        is_other = stream.type == "video" and not is_cover(stream)
+        return plan("copy", "one video stream is upscaled, and it is another" if is_other else "")
     if container.family == "pictures":
         return plan("drop", refusal)
     if container.cover == "attachment" and is_cover(stream):
@@ -79,10 +76,10 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, ask
 
 
 def _conversions(stream: Any, info: MediaInfo, container: Container, plan: StreamPlan) -> Iterator[StreamPlan]:
-    """The ways to convert a stream that work, the best first; that it is left out where it cannot be decoded.
+    """The conversions of a stream that work, the best first; a plan to drop it where it cannot be decoded.
 
     Args:
-        plan: says why it is converted.
+        plan: with the reason for the conversion.
     """
     for encoder, layout, lost in conversion.converters(stream, container):
         converted = replace(plan, action="convert", reason=plan.reason + lost, encoder=encoder, layout=layout)
@@ -96,22 +93,22 @@ def _conversions(stream: Any, info: MediaInfo, container: Container, plan: Strea
 
 
 def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str) -> StreamPlan:
-    """What is done with a stream for which a plan does not work: it is converted, in another way, or left out.
+    """What is done with a stream whose plan does not work: the next conversion is tried, or it is left out.
 
     Args:
         fault: what is wrong, in words.
     """
     with open_input(info.path, whole=info.unlisted) as source:
-        ways = _conversions(source.streams[plan.index], info, container, replace(plan, reason=fault))
+        others = _conversions(source.streams[plan.index], info, container, replace(plan, reason=fault))
         if plan.action == "convert":
-            ways = dropwhile(lambda way: (way.encoder, way.layout) != (plan.encoder, plan.layout), ways)
-            next(ways, None)
+            others = dropwhile(lambda other: (other.encoder, other.layout) != (plan.encoder, plan.layout), others)
+            next(others, None)
         left_out = replace(plan, action="drop", reason=fault, encoder="", layout="")
-        return left_out if plan.kind == "attachment" else next(ways, left_out)
+        return left_out if plan.kind == "attachment" else next(others, left_out)
 
 
 def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool | None:
-    """Whether a conversion works, as far as its first packet shows; None where no sound comes of it."""
+    """Whether a conversion works up to its first packet; None where no audio can be decoded."""
     with suppress(OSError), io.BytesIO() as nowhere:
         target = av.open(nowhere, "w", format=container.name)
         try:
@@ -128,15 +125,15 @@ def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Contain
 
 
 def start_options(container: Container, sources: Iterable[Any], unit: Fraction = Fraction(1)) -> dict[str, str]:
-    """Options of a muxer that keep the moments at which streams begin.
+    """Options of a muxer with which the start times of streams are exact.
 
     Args:
         sources: the streams of the input.
-        unit: of the times of the upscaled pictures.
+        unit: the time base of the upscaled video.
     """
     if container.below_zero == "shifted":
-        return {"avoid_negative_ts": "disabled"}  # what lies below 0 is moved by the join, and chapters with it
-    # Start times are kept in movie ticks, 1000 a second by default, which loses what is finer.
+        return {"avoid_negative_ts": "disabled"}  # times below 0 are shifted by the join, with the chapters
+    # Start times are stored in units of the movie's time scale, 1000 a second by default.
     scale = unit.denominator
     for stream in sources:
         if stream.type in ("video", "audio") and stream.time_base:
@@ -151,7 +148,7 @@ def add_streams(
     """Add all but the upscaled stream to an output.
 
     Args:
-        converted: index in the source -> the open file of what that stream was converted to.
+        converted: index in the source -> the open file with the converted stream.
 
     Returns:
         Index in the source -> stream of the output.
@@ -185,7 +182,7 @@ def _attach(target: Any, source: Any, stream: Any) -> None:
 def copied_packets(
     info: MediaInfo, plans: Sequence[StreamPlan], streams: dict[int, Any], trim: Trim | None
 ) -> list[Iterator[Any]]:
-    """The packets of the streams that are copied, ready to be muxed: iterators that each rise in time."""
+    """The packets of the copied streams, assigned to streams of the output: iterators that each rise in time."""
     copies = [plan.index for plan in plans if plan.action == "copy" and plan.index in streams]
     return [_copied(info, copies, streams, trim)] if copies else []
 
@@ -193,11 +190,11 @@ def copied_packets(
 def lateness(
     info: MediaInfo, plans: Sequence[StreamPlan], trim: Trim | None, begin: Fraction, others: list[Iterator[Any]]
 ) -> Fraction:
-    """By how much all streams must be later so that none begins below 0, as Matroska cannot, in whole milliseconds.
+    """The shift of all streams with which none begins below 0, as Matroska requires, in seconds, whole milliseconds.
 
     Args:
-        begin: when the upscaled pictures begin, in seconds.
-        others: their packets, as iterators; what is read of them is put back.
+        begin: when the upscaled video begins, in seconds.
+        others: the packets of the other streams, as iterators; the packets that are read are put back.
     """
     below = below_zero(info, [plan for plan in plans if plan.action == "copy"], trim)
     below = max(below, -begin)
@@ -229,7 +226,7 @@ def below_zero(info: MediaInfo, plans: Sequence[StreamPlan], trim: Trim | None) 
 
 
 def _padding(stream: Any) -> Fraction:
-    """Seconds at the head of Opus that only warm up its decoder: Matroska states them, and it may lie below 0."""
+    """The seconds of Opus before its first sample that is played: Matroska stores them, and they may lie below 0."""
     if stream.type != "audio" or stream.codec_context.codec.canonical_name != "opus":
         return Fraction(0)
     head = bytes(stream.codec_context.extradata or b"")
@@ -238,29 +235,28 @@ def _padding(stream: Any) -> Fraction:
 
 
 def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[Any]:
-    """Packets, later by `shift` seconds, their times in units of the stream of the output that each belongs to.
+    """Packets with times that are later by `shift` seconds, in the time base of their stream of the output.
 
     Args:
-        rising: the muxer refuses two packets of a stream that are decoded at one time, as some live streams have them:
-            the second is a unit later.
+        rising: the muxer refuses two packets of a stream with one decode time, as in some live streams: the second is
+            moved by one unit.
     """
     last: dict[int, int] = {}
-    ways: dict[int, tuple[Fraction, int, int, int]] = {}
+    factors: dict[int, tuple[Fraction, int, int, int]] = {}  # time -> (time * times + plus) / by, for each stream
     for packet in packets:
         index = packet.stream.index
-        if index not in ways:
+        if index not in factors:
             unit = packet.stream.time_base
-            # Rounded once, and to what the output counts in: units of the source may be as long as a frame. A film has
-            # packets by the hundred thousand: whole numbers are counted in many times faster than fractions.
+            # Rounded once, in the output's units, as a unit of the source may be as long as a frame. In integers, which
+            # are many times faster than fractions: a film has hundreds of thousands of packets.
             scale, late = packet.time_base / unit, shift / unit
-            by = 2 * scale.denominator * late.denominator
-            ways[index] = (
+            factors[index] = (
                 unit,
                 2 * scale.numerator * late.denominator,
                 2 * late.numerator * scale.denominator,
-                by,
+                2 * scale.denominator * late.denominator,
             )
-        unit, times, plus, by = ways[index]
+        unit, times, plus, by = factors[index]
         half = by // 2
         begins = None if packet.pts is None else (packet.pts * times + plus + half) // by
         decoded = None if packet.dts is None else (packet.dts * times + plus + half) // by
@@ -282,18 +278,14 @@ def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], tr
 
 
 def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, str]:
-    """A stream's tags as an output's muxer wants them.
+    """A stream's tags, named as the output's muxer expects.
 
     Args:
-        encoded: the stream is encoded anew; tags of the old encoding are left out.
+        encoded: the stream is re-encoded: tags that describe the input's encoding are left out.
     """
-    stale = (
-        ("bps", "duration", "number_of_", "_statistics_", "encoder", "vendor_id", "source_id", "alpha_mode")
-        if encoded
-        else ()
-    )
+    stale = _OF_THE_ENCODING if encoded else ()
     kept = {key: value for key, value in stream.metadata.items() if not key.lower().startswith(stale)}
-    if "name" in kept:  # so mov's demuxer calls what its muxer takes as the title
+    if "name" in kept:  # mov's demuxer calls name what its muxer calls title
         kept.setdefault("title", kept.pop("name"))
     if "language" in kept:
         kept["language"] = container.languages.get(kept["language"], kept["language"])

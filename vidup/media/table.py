@@ -1,4 +1,4 @@
-"""The table of a video's frames, which everything else follows: which there are, and when each is shown."""
+"""The table of a video's frames, the basis of all else: which there are, and when each is shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vidup.media.opening import (
 from vidup.media.reading import decode_stream
 from vidup.media.timing import fill, usual_step
 
-# Codecs that draw on the picture before, whatever their containers say of where decoding can begin.
+# Codecs whose pictures change the picture before, so that decoding begins at the head, whatever the container states.
 _BUILT_UP = ("apng", "gif")
 
 # Containers that state a duration in their header, so that a file cut short is found.
@@ -45,18 +45,18 @@ class Table:
     pts: list[int] = field(default_factory=list)
     timing: Literal["packets", "order", "filled", "made"] = "packets"
     entries: dict[int, int] = field(default_factory=dict)
-    """Of the packets that can be decoded without others: time -> CRC-32."""
+    """The packets of key frames: time -> CRC-32."""
     decode_times: list[int] = field(default_factory=list)
     end: int = 0
     length: int | None = None
-    """Of every packet, where all say the same."""
+    """The duration of every packet, where all have the same."""
     count: int = 0
-    """Of the packets that are shown."""
+    """The number of packets that are shown."""
     rate: Fraction = Fraction(0)
     variable_rate: bool = False
     faulty: bool = False
-    bears_none: bool = False
-    """The container has no times: those of its packets are guesses (an elementary stream)."""
+    without_times: bool = False
+    """The container stores no times: those of its packets are guesses (an elementary stream)."""
     notes: list[str] = field(default_factory=list)
 
     def read(self) -> int:
@@ -74,11 +74,11 @@ class Table:
                 empty.add(stream.index)
 
     def _read(self, container: Any, stream: Any) -> bool:
-        """Fill `pts` from the times of the packets, as far as they have any; False where there is none."""
+        """Fill `pts` from the times of the packets, as far as they have any; False where there is no packet."""
         shown: dict[int, int] = {}
         corrupt: list[int] = []
         total = reached = 0
-        ends: dict[int, int] = {}  # of each stream's last packet, in whole numbers of the stream's units
+        ends: dict[int, int] = {}  # of each stream's last packet, in the stream's units
         units: dict[int, Fraction] = {}
         is_rising = True
         for packet in tolerant_demux(container, None, self.damaged):
@@ -113,26 +113,26 @@ class Table:
             self.pts = sorted(shown)
             self.end = self.pts[-1] + shown[self.pts[-1]]
             self.length = shown[self.pts[-1]] if len(set(shown.values())) == 1 else None
-            if not shown[self.pts[-1]] and self.pts[-1] * self.unit >= last:  # how long it is shown is not said
+            if not shown[self.pts[-1]] and self.pts[-1] * self.unit >= last:  # the last frame's duration is not known
                 last += max((b - a for a, b in pairwise(self.pts)), default=0) * self.unit
         self._check_whole(container, stream, total, last, reached)
         if parts := len(find_origins(container)):
-            self.notes.append(f"its clock begins anew {parts} times: what follows is moved to go on without a gap")
-        # Fields or parts of frames, some without a time, two at one, or a clock that steps back: only frames show it.
-        self.bears_none = bool(container.format.flags & av.format.Flags.no_timestamps.value)
-        if len(shown) < self.count or not is_rising or parts or self.bears_none:
+            self.notes.append(f"its clock restarts {parts} times: what follows is moved so that there is no gap")
+        # The packets may be fields or parts of frames: only decoded frames show it.
+        self.without_times = bool(container.format.flags & av.format.Flags.no_timestamps.value)
+        if len(shown) < self.count or not is_rising or parts or self.without_times:
             self.decode(moved=bool(parts))
         if not parts:
-            self._miss(corrupt)
+            self._check_gaps(corrupt)
         if self.timing == "packets" and self.codec in _BUILT_UP:
             self.timing = "order"
         return True
 
     def decode(self, moved: bool = False) -> None:
-        """Take the times from the frames themselves: decodes the whole file.
+        """Decode the whole file, and take the times from the frames.
 
         Args:
-            moved: the times in the file are not those of its packets here: frames cannot be sought by them.
+            moved: the times differ from those in the file, so that frames cannot be sought by them.
         """
         troubles: list[str] = []
         frames = self._decoded(False, troubles)
@@ -151,16 +151,16 @@ class Table:
         found = [time for time in times if time is not None]
         if len(found) == len(times) and all(b > a for a, b in pairwise(found)) and not moved:
             self.pts, self.timing = found, "packets"
-        elif self.bears_none:
+        elif self.without_times:
             self.pts, self.timing = self._lasting(durations), "made"
         elif not moved and not found and len(set(self.decode_times)) == len(times):
             self.pts, self.timing = sorted(self.decode_times), "order"
         elif not moved and len(found) == len(times) and _is_reordered(found):
-            self.pts, self.timing = sorted(found), "order"  # some muxers write them in the order of decoding
+            self.pts, self.timing = sorted(found), "order"  # some muxers write the times in the order of decoding
         elif found or any(frame[1] is not None for frame in frames):
             times = times if found else [frame[1] for frame in frames]
             self.pts, self.timing = fill(times, durations, usual_step(times) or 1), "filled"
-            self._tell_filled(times)
+            self._note_filled(times)
         else:
             self.pts, self.timing = list(range(len(times))), "made"
         if len(times) != self.count:
@@ -168,7 +168,7 @@ class Table:
         self.end = self.pts[-1] + durations[-1]
 
     def _decoded(self, exact: bool, troubles: list[str]) -> list[tuple[int | None, int | None, int]]:
-        """Of each frame the time at which it is shown, the one at which it was decoded, and its duration."""
+        """Each frame's time, decode time and duration."""
         with open_input(self.path) as container:
             stream = container.streams[self.index]
             return [
@@ -177,21 +177,21 @@ class Table:
             ]
 
     def _lasting(self, durations: list[int]) -> list[int]:
-        """Times of frames that follow each other, where each says how long it is shown; else their numbers."""
-        if self.codec.startswith("mpeg") and all(durations):  # of film in video some are shown for three fields
+        """Times of frames without gaps, from their durations where all are known; else their numbers."""
+        if self.codec.startswith("mpeg") and all(durations):  # with telecine some last for three fields
             return [0, *accumulate(durations[:-1])]
         return list(range(len(durations)))
 
-    def _tell_filled(self, times: list[int | None]) -> None:
+    def _note_filled(self, times: list[int | None]) -> None:
         changed = [filled for time, filled in zip(times, self.pts, strict=True) if time != filled]
         if changed:
             self.notes.append(
-                f"{len(changed)} of its {len(times)} frames bear no time, or one that cannot be (the first at"
+                f"{len(changed)} of its {len(times)} frames have no time, or an impossible one (the first at"
                 f" {clock(changed[0], self.unit)}): filled in from the frames beside them"
             )
 
     def check(self, frames: list[Any]) -> None:
-        """Hold the first frames against the table: they must come at its times, and none be left out between them."""
+        """Compare the first decoded frames with the table: they must have its times, without a gap between them."""
         if self.timing != "packets":
             return
         first = frames[0].pts
@@ -202,21 +202,25 @@ class Table:
             del self.pts[:lost]
 
     def settle(self, rate: Fraction) -> None:
-        """Find the rate, and where the last frame ends."""
+        """Determine the rate, and when the last frame ends.
+
+        Args:
+            rate: frames a second that the file states, used where there are no times.
+        """
         if self.timing == "made" and self.pts == list(range(len(self.pts))):
             step = max(1, round(1 / rate / self.unit))
             self.pts = [index * step for index in range(len(self.pts))]
         steps = Counter(b - a for a, b in pairwise(self.pts))
         usual = steps.most_common(1)[0][0] if steps else max(1, round(1 / rate / self.unit))
-        is_made_up = self.length is not None and 2 * self.length < usual  # some programs write 1 for all
-        if self.end <= self.pts[-1] or is_made_up:
+        is_wrong = self.length is not None and 2 * self.length < usual  # some programs write 1 for all
+        if self.end <= self.pts[-1] or is_wrong:
             self.end = self.pts[-1] + usual
-        # Times that are rounded to the container's tick differ by one unit.
+        # Steps between times that are rounded to the container's tick differ by one unit.
         self.variable_rate = any(abs(step - usual) > 1 for step in steps)
         span = self.pts[-1] - self.pts[0]
         self.rate = (len(self.pts) - 1) / (span * self.unit) if span else Fraction(rate)
         if self.timing == "made":
-            self.notes.append(f"the stream bears no times: taken as {float(self.rate):.3f} frames a second")
+            self.notes.append(f"the stream has no times: {float(self.rate):.3f} frames a second are assumed")
 
     def _check_whole(self, container: Any, stream: Any, total: int, last: Fraction, reached: int) -> None:
         formats = set(container.format.name.split(","))
@@ -235,7 +239,7 @@ class Table:
                 self.damaged(f"is cut short: it says {float(stated):.3f} s and ends at {end}")
 
     def _indexed(self, container: Any, stream: Any) -> int:
-        """How many frames the index of a mov or mp4 says that there are; without those that an edit list leaves out."""
+        """How many frames the index of a mov or mp4 lists, without those that an edit list leaves out."""
         indexed = len(stream.index_entries)
         if indexed < stream.frames:
             with open_input(self.path, {"ignore_editlist": "1"}) as unedited:
@@ -248,8 +252,8 @@ class Table:
             raise MediaError(f"{self.path}: {what}; --tolerate-errors upscales what can be decoded")
         self.note(what)
 
-    def _miss(self, corrupt: list[int]) -> None:
-        """See whether a frame is missing where packets are damaged: a stream that is cut up loses whole ones."""
+    def _check_gaps(self, corrupt: list[int]) -> None:
+        """Check whether frames are missing where packets are damaged."""
         usual = usual_step(self.pts)
         for time in corrupt:
             place = bisect_left(self.pts, time)
@@ -264,7 +268,7 @@ class Table:
 
 
 def _missing(path: Path) -> int | None:
-    """By how many bytes a Matroska file is shorter than its segment says; None where that says nothing."""
+    """By how many bytes a Matroska file is shorter than its header states; None where it states nothing."""
     place, size = 0, path.stat().st_size
     with path.open("rb") as file:
         for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
@@ -272,7 +276,7 @@ def _missing(path: Path) -> int | None:
             head = file.read(12)
             if head[:4] != name or len(head) < 12 or head[4] == 0:
                 return None
-            # The first bit that is set tells how many bytes hold the length; all others set: not known (RFC 8794, 4).
+            # The first set bit gives the number of bytes of the length; all others set: not known (RFC 8794, 4).
             count = 9 - head[4].bit_length()
             mask = (1 << 7 * count) - 1
             length = int.from_bytes(head[4 : 4 + count], "big") & mask
@@ -283,10 +287,10 @@ def _missing(path: Path) -> int | None:
 
 
 def _video_stream(container: Any, path: str | Path, empty: set[int]) -> Any:
-    """The stream that a player shows: by its disposition, of those that hold anything and can be decoded.
+    """The stream that a player shows: by disposition, of the streams that have packets and can be decoded.
 
     Args:
-        empty: indexes of streams that were found to hold nothing.
+        empty: indexes of streams without packets.
     """
     attached = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & attached]
@@ -311,13 +315,13 @@ def _video_stream(container: Any, path: str | Path, empty: set[int]) -> Any:
 
 
 def _is_reordered(times: list[int]) -> bool:
-    """Whether distinct times lie no further from their order than decoders reorder frames."""
+    """Whether times are distinct, and each at most 16 places from its place in rising order, as reordering allows."""
     places = {time: place for place, time in enumerate(sorted(times))}
     return len(places) == len(times) and all(abs(places[time] - index) <= 16 for index, time in enumerate(times))
 
 
 def _agree(frames: list[Any], pts: list[int]) -> bool:
-    """Whether the first frames come at the times that the packets say, and none is left out between them."""
+    """Whether the first frames have the times of packets, without a gap between them."""
     times = [frame.pts for frame in frames]
     if None in times or times[0] not in pts:
         return False

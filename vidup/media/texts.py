@@ -1,4 +1,4 @@
-"""Read texts of subtitles, and encode them anew."""
+"""Decode the texts of subtitles, and encode them in another format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidup.media.packets import LONGEST_TEXT
 log = logging.getLogger(__name__)
 
 TICK = Fraction(1, 1000)
-"""Seconds in one unit of the times of texts that are encoded anew."""
+"""Seconds in one unit of the times of encoded texts."""
 
 _MARKUP = re.compile(r"\{[^}]*\}|<[^>]*>|\\[Nnh]|\W")
 
@@ -27,17 +27,17 @@ _FIELDS = 8  # of a line of ASS, as ffmpeg's decoders give it, before its words
 
 
 class Shown(NamedTuple):
-    """What is shown for a while."""
+    """A text, and when it is shown."""
 
     begin: Fraction
     """In seconds."""
     end: Fraction
     what: Any
-    """Words, or lines of ASS as ffmpeg's decoders give them."""
+    """Words, or lines of ASS as ffmpeg's decoders return them."""
 
 
 def ended(shown: Iterable[Shown]) -> list[Shown]:
-    """Texts in order of time, each with an end: where none is known it is shown until the next, for 3 s at most."""
+    """Texts in order of time, each with an end: one without is shown until the next, for 3 s at most."""
     texts = sorted(shown, key=lambda text: text.begin)
     begins = [*(text.begin for text in texts), Fraction(2**40)]
     return [
@@ -49,12 +49,12 @@ def ended(shown: Iterable[Shown]) -> list[Shown]:
 
 
 def readable(packet: Any) -> Any:
-    """A packet whose words are UTF-8, as decoders want them: what is not is read as Windows-1252, or Latin-1.
+    """A packet whose text is UTF-8, which decoders require: other text is taken for Windows-1252, or Latin-1.
 
-    Programs that put a text file into Matroska or mp4 do not always see in which code it is written.
+    Some programs put text files into Matroska or mp4 without regard to their encoding.
     """
     data = bytes(packet)
-    if packet.stream.codec_context.name == "mov_text":  # its words, after their length in two bytes, then their style
+    if packet.stream.codec_context.name == "mov_text":  # the length of the text in two bytes, the text, its style
         end = 2 + int.from_bytes(data[:2], "big")
         words, rest = data[2:end], data[end:]
         read = _utf8(words)
@@ -80,7 +80,7 @@ def _utf8(words: bytes) -> bytes:
 
 
 def words(packet: Any) -> str:
-    """What a subtitle's packet says, without markup and spaces; empty where it is a picture, or says nothing."""
+    """The text of a subtitle's packet without markup and spaces; empty where it is a picture, or empty."""
     context = packet.stream.codec_context
     if not context.codec.text_sub:
         return ""
@@ -92,10 +92,10 @@ def words(packet: Any) -> str:
 
 
 def decoded(packets: Iterable[Any], name: str) -> Iterator[Shown]:
-    """The texts of a stream's packets; one that cannot be read is reported, and left out.
+    """The texts of a stream's packets; one that cannot be read is left out with a warning.
 
     Args:
-        name: of the stream, in words.
+        name: of the stream, for messages.
     """
     recoded = 0
     for packet in packets:
@@ -122,9 +122,7 @@ def decoded(packets: Iterable[Any], name: str) -> Iterator[Shown]:
 
 
 def apart(texts: Iterable[Shown]) -> Iterator[Shown]:
-    """The same texts, one after another: where some overlap, all that is shown at a time is one text, as mp4 and mov
-    have it, whose texts last until the next.
-    """
+    """Texts that do not overlap, as mp4 and mov require: texts that are shown at the same time become one."""
     coming, standing = deque(texts), list[Shown]()
     changes = sorted({time for text in coming for time in (text.begin, text.end)})
     for begin, end in pairwise(changes):

@@ -1,6 +1,6 @@
-"""Small RGB pictures of decoded frames, by FFmpeg's scaler: what a proof compares.
+"""Small RGB pictures of decoded frames, which the proof compares.
 
-Nothing of vidup's own conversion is in them, so that a fault there shows as a difference.
+FFmpeg's scaler makes them: a fault of vidup's own conversion shows as a difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vidup.frame import Color
 from vidup.picture.color import YCGCO
 
-_SCALER_CODES = {1: 1, 4: 4, 7: 7, 9: 9}  # the matrices of H.273 that the scaler knows beside BT.601
+_SCALER_MATRICES = (1, 4, 7, 9)  # those of H.273 that the scaler knows, beside BT.601
 _BT601 = 5
 _FULL = 2  # AVCOL_RANGE_JPEG
 _EVERY_COLUMN = 0x2000  # SWS_FULL_CHR_H_INT: packed pixels get their own colour each, as planar ones do
@@ -34,11 +34,11 @@ def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> 
     """Scale PyAV frames of any format by area.
 
     Args:
-        color: the matrix and range that the frames are meant in, whatever they say themselves; RGB is full range.
-        height, width: of the small pictures: a multiple of 4 each, which lets the scaler's rows be read as they lie.
+        color: the frames' matrix and range, whatever their tags; RGB is full range.
+        height, width: of the small pictures: multiples of 4, for which the scaler's rows have no padding.
     """
-    scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name is looked up for each frame
-    matrix = _SCALER_CODES.get(color.matrix, _BT601)  # always said: it refuses some tags of frames
+    scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name would be looked up for each frame
+    matrix = color.matrix if color.matrix in _SCALER_MATRICES else _BT601  # the scaler refuses some tags of frames
     kinds: dict[str, _Kind] = {}
     for frame in frames:
         name = frame.format.name
@@ -91,7 +91,7 @@ def _kind(pixels: Any, color: Color) -> _Kind:
 
 
 def _from_ycgco(*planes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """A matrix that the scaler does not know (H.273, table 4): Cg stands in the place of Cb, Co in that of Cr."""
+    """Convert YCgCo, which the scaler does not know (H.273, table 4): Cg is in the place of Cb, Co in that of Cr."""
     luma, green, orange = (plane.astype(np.int32) for plane in planes)
     green, orange = green - 32768, orange - 32768
     codes = np.stack([luma - green + orange, luma + green, luma - green - orange])

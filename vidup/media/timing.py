@@ -1,4 +1,4 @@
-"""Times of frames: those that a file bears, and those that have to be filled in."""
+"""Times of frames: fill in those that a file lacks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from statistics import median
 def fill(times: Sequence[int | None], durations: Sequence[int], step: int) -> list[int]:
     """Rising times for frames in the order in which they are shown.
 
-    What is given is kept where it can be: of times that contradict each other as many as rise together. A frame
-    without one comes where the frames before it end, as long as that is before the next known time, else evenly
-    between the two; before the first known time frames are counted back, behind the last on.
+    Known times are kept; of times that contradict each other, the longest rising sequence. A frame without a time
+    follows the end of the one before, or, where that would pass the next known time, frames between two known times are
+    spaced evenly. Before the first known time frames are counted back, after the last on.
 
     Args:
-        times: of each frame, or None.
+        times: of each frame, None where it is not known.
         durations: of each frame, 0 where it is not known.
-        step: how long a frame lasts that does not say.
+        step: the duration of a frame where it is not known.
     """
     lasting = [duration if duration > 0 else step for duration in durations]
     known = _rising(times)
@@ -38,9 +38,9 @@ def fill(times: Sequence[int | None], durations: Sequence[int], step: int) -> li
 
 
 def _rising(times: Sequence[int | None]) -> list[int]:
-    """The places of as many known times as rise together, with some for the frames between; the earliest such."""
-    # A time less its place does not fall where there are enough: the longest sequence that does not fall, by patience,
-    # from the end on. Of equal times the first counts, so that the next is filled in behind it.
+    """The places of the longest sequence of known times that rise by at least 1 a place; the earliest such sequence."""
+    # That is the longest sequence in which time minus place does not fall, found by patience sorting from the end on.
+    # Of equal times the first counts, so that the next is filled in after it.
     first = {time: place for place, time in reversed(list(enumerate(times))) if time is not None}
     tops: list[int] = []
     places: list[int] = []
@@ -64,6 +64,6 @@ def _time(times: Sequence[int | None], place: int) -> int:
 
 
 def usual_step(times: Sequence[int | None]) -> int:
-    """How far frames are apart as a rule, in units of their times; 0 where there are no two."""
+    """The median distance between the times of neighbouring frames; 0 where there are no two."""
     steps = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
     return int(median(steps)) if steps else 0

@@ -1,8 +1,8 @@
-"""Open an encoder in a process of its own, and read what it says against its options.
+"""Open an encoder in a process of its own, and read its messages about its options.
 
-FFmpeg's messages reach Python through a callback that takes the interpreter's lock in whatever thread logs. Where a
-thread that holds the lock waits for a decoder's threads, and one of those logs, both wait for ever: so the callback is
-set only where nothing is decoded. An encoder that hangs or crashes over an option takes nothing along, either.
+FFmpeg logs through a callback that takes Python's interpreter lock, in any thread. Where a thread that holds the lock
+waits for a decoder's threads, and one of those logs, both wait for ever: so the callback is set only where nothing is
+decoded. And an encoder that hangs or crashes over an option ends only that process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import av
 import av.logging
 
 _PATIENCE = 60  # seconds
-# In warnings, after which an encoder opens, and encodes without the option.
+# In warnings after which an encoder opens, and ignores the option.
 _IGNORED = re.compile(r"error parsing|unknown option|invalid value|unable to parse|ignored", re.IGNORECASE)
 
 
 def objections(codec: str, options: Mapping[str, str], width: int, height: int, pix_fmt: str) -> list[str]:
-    """What an encoder says against its options, a line each: why it does not open, or what of them it would ignore."""
+    """An encoder's objections to its options, a line each: why it does not open, or which of them it would ignore."""
     return list(_objections(codec, tuple(options.items()), width, height, pix_fmt))
 
 
@@ -37,7 +37,7 @@ def _objections(codec: str, options: tuple[tuple[str, str], ...], width: int, he
         done = subprocess.run(command, input=given, capture_output=True, text=True, errors="replace", timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         return [f"it does not open within {_PATIENCE} s"]
-    lines = done.stderr.splitlines()  # to which x265 and SVT-AV1 write themselves
+    lines = done.stderr.splitlines()  # x265 and SVT-AV1 write there, not to FFmpeg's log
     if done.returncode:
         return [f"it ends the process that opens it (exit code {done.returncode}) {' '.join(lines[-1:])}".strip()]
     answer = json.loads(done.stdout.splitlines()[-1])
@@ -50,7 +50,7 @@ def _objections(codec: str, options: tuple[tuple[str, str], ...], width: int, he
 
 def _main() -> None:
     codec, options, width, height, pix_fmt = json.load(sys.stdin)
-    if codec == "libx265":  # its warnings are switched off where it is at work
+    if codec == "libx265":  # its default parameters switch warnings off
         options["x265-params"] = ":".join(filter(None, [options.get("x265-params"), "log-level=warning"]))
     av.logging.set_level(av.logging.WARNING)
     av.logging.set_skip_repeated(False)

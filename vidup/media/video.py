@@ -1,10 +1,11 @@
-"""A video as a sequence of frames, and frames as PyAV has them."""
+"""A video as a sequence of frames; frames from and to PyAV, for users of the library."""
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -37,10 +38,11 @@ def open(path: str | os.PathLike[str], settings: Given = None) -> Video:
 
 
 class Video(Sequence[Frame]):
-    """The frames of a file in the order in which they are shown, each with its time; decoded when they are taken.
+    """The frames of a file in the order in which they are shown, each with its time; decoded on access.
 
     ``video[3]`` is a frame, ``video[::10]`` a sequence of some, ``for frame in video`` decodes once from the first to
-    the last. Going forward is cheap, to go back decodes from an entry before. Any thread may read. Made by `open`.
+    the last. Access in rising order is cheap; going back seeks to a key frame before. Any thread may read. `open`
+    creates it.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Video(Sequence[Frame]):
         self.info = info
         """What is in the file."""
         self._settings, self._readers = settings, readers or Readers(info)
-        # Where a picture is made of each field, there are two for one frame of the file.
+        # Where each field becomes a picture, there are two for one frame of the file.
         self._each = 2 if decoding.schedule(info, settings)[0] != info.time_base else 1
         self._places = range(len(info.pts) * self._each) if places is None else places
 
@@ -102,7 +104,7 @@ class Video(Sequence[Frame]):
         """The frame that a player shows at this time.
 
         Args:
-            seconds: since the file begins.
+            seconds: from the begin of the file.
 
         Raises:
             MediaError: the video is shorter.
@@ -117,7 +119,7 @@ class Video(Sequence[Frame]):
         return Video(info, self._settings, self._readers)[place]
 
     def close(self) -> None:
-        """Close the file; taking a frame opens it again."""
+        """Close the file; access to a frame opens it again."""
         self._readers.close()
 
     def __enter__(self) -> Video:
@@ -136,24 +138,21 @@ class Video(Sequence[Frame]):
 
 
 def from_av(picture: Any) -> Frame:
-    """A frame of PyAV as vidup's, its planes copied; in the nearest planar format.
+    """A frame with copies of the planes of a PyAV frame, in the nearest planar format.
 
     Raises:
-        MediaError: a pixel format that cannot be converted.
+        MediaError: the pixel format cannot be converted.
     """
     pix_fmt = decoding.planar(picture.format.name)
     color = resolve(probing.color_of(picture), pix_fmt, picture.width, picture.height)
     planes = picture if picture.format.name == pix_fmt else picture.reformat(format=pix_fmt)
     unit = picture.time_base or Fraction(1, 1000)
     frame = frames.frame_of(planes, pix_fmt, color, (picture.pts or 0, picture.duration or 0, unit))
-    return Frame(tuple(plane.copy() for plane in frame.planes), *(getattr(frame, name) for name in _BESIDE))
-
-
-_BESIDE = ("pix_fmt", "color", "pts", "duration", "time_base")
+    return replace(frame, planes=tuple(plane.copy() for plane in frame.planes))
 
 
 def to_av(frame: Frame) -> Any:
-    """A frame as PyAV has them, its planes copied."""
+    """A PyAV frame with copies of the planes of a frame."""
     result = frames.filled(frame, frame.pix_fmt)
     result.pts, result.duration, result.time_base = frame.pts, frame.duration, frame.time_base
     frames.tag(result, frame.color)

@@ -1,8 +1,8 @@
-"""YUV4MPEG2 as it goes through pipes: a head, then every frame's planes as they are, at one rate.
+"""YUV4MPEG2 through pipes: a head, then the planes of every frame, at a constant rate.
 
-Read and written here and not by FFmpeg, which reads a megabyte ahead before it says what a pipe holds, drops a last
-frame that is cut short without a word, and wants to be told to write more than 8 bits. The format is ``yuv4mpeg(5)`` of
-mjpegtools, with FFmpeg's names for deep samples (``C420p10 XYSCSS=420P10``) and its ``XCOLORRANGE``.
+It is not left to FFmpeg, which reads a megabyte before it returns what a pipe holds, silently drops a last frame that
+is cut short, and needs an option to write more than 8 bits. The format is ``yuv4mpeg(5)`` of mjpegtools, with FFmpeg's
+names for deep samples (``C420p10 XYSCSS=420P10``) and its ``XCOLORRANGE``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vidup.media.opening import MOST_PIXELS
 
 NAME = "standard input"
 _MAGIC = "YUV4MPEG2"
-_MOST_BYTES = 4096  # of a line of the head
+_MOST_BYTES = 4096  # of a line
 _DEPTHS = (9, 10, 12, 14, 16)
 _FORMATS = {
     **{"420jpeg": "yuv420p", "420mpeg2": "yuv420p", "420paldv": "yuv420p", "420": "yuv420p"},
@@ -28,15 +28,15 @@ _FORMATS = {
     **{f"{sampling}p{bits}": f"yuv{sampling}p{bits}le" for sampling in ("420", "422", "444") for bits in _DEPTHS},
     **{f"mono{bits}": f"gray{bits}le" for bits in (9, 10, 12, 16)},
 }
-"""The pixel format, in ffmpeg's name, of each value of the head's ``C``."""
+"""The value of the head's ``C`` -> ffmpeg's name of the pixel format."""
 
 FORMATS = tuple(dict.fromkeys(_FORMATS.values()))
-"""The pixel formats that it can hold."""
+"""The pixel formats that y4m supports."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the first line says."""
+    """The first line of a stream."""
 
     width: int
     height: int
@@ -44,14 +44,14 @@ class Head:
     """Frames a second."""
     pix_fmt: str
     chroma: str
-    """As the head has it: ``420mpeg2`` says more than the pixel format does."""
+    """The value of the head's ``C``: ``420mpeg2`` is more precise than the pixel format."""
     full_range: bool = False
     aspect: Fraction = Fraction(0)
-    """Width of a pixel by its height; 0 where it is not known."""
+    """Width of a pixel divided by its height; 0 where it is not known."""
     interlaced: bool = False
 
     def line(self) -> bytes:
-        """The head as it is written."""
+        """The line that is written."""
         deep = f" XYSCSS={self.chroma.upper()}" if self.chroma.startswith("4") else ""
         return (
             f"{_MAGIC} W{self.width} H{self.height} F{_ratio(self.rate)} Ip A{_ratio(self.aspect)}"
@@ -59,10 +59,10 @@ class Head:
         ).encode()
 
     def enlarged(self, width: int, height: int, pix_fmt: str) -> Head:
-        """The head of a result.
+        """The head of an upscaled stream.
 
         Raises:
-            ConfigError: it cannot hold the pixel format.
+            ConfigError: y4m does not support the pixel format.
         """
         if pix_fmt == self.pix_fmt:
             return replace(self, width=width, height=height)
@@ -70,10 +70,10 @@ class Head:
 
 
 def chroma_of(pix_fmt: str) -> str:
-    """What the head says for a pixel format.
+    """The value of the head's ``C`` for a pixel format.
 
     Raises:
-        ConfigError: there is nothing that it could say.
+        ConfigError: there is none.
     """
     found = next((chroma for chroma, name in _FORMATS.items() if name == pix_fmt), None)
     if found is None:
@@ -82,7 +82,7 @@ def chroma_of(pix_fmt: str) -> str:
 
 
 def nearest(pix_fmt: str) -> str:
-    """The pixel format that it can hold for a planar one: RGB becomes 4:4:4, of the same depth or more."""
+    """The supported pixel format nearest to a planar one: RGB becomes 4:4:4, of the same depth or more."""
     kind = layout(pix_fmt)
     if pix_fmt in FORMATS or kind is None:
         return pix_fmt
@@ -97,7 +97,7 @@ def read_head(stream: BinaryIO) -> Head:
     """Read the first line.
 
     Raises:
-        MediaError: it is none of Y4M, or says what cannot be.
+        MediaError: it is no head of Y4M, or has impossible values.
     """
     line = stream.readline(_MOST_BYTES)
     words = line.decode("ascii", "replace").split()
@@ -127,7 +127,7 @@ def read_frames(stream: BinaryIO, head: Head, color: Color) -> Iterator[Frame]:
         color: what the planes mean.
 
     Raises:
-        MediaError: the stream ends within a frame, or something else stands where one is expected.
+        MediaError: the stream ends within a frame, or holds something else.
     """
     kind = layout(head.pix_fmt)
     assert kind is not None
@@ -150,7 +150,7 @@ def read_frames(stream: BinaryIO, head: Head, color: Color) -> Iterator[Frame]:
 
 
 def write_frame(stream: BinaryIO, frame: Frame) -> None:
-    """Write a frame of the head's size and format; it is on its way when this returns."""
+    """Write a frame of the head's size and format, and flush."""
     stream.write(b"FRAME\n")
     for plane in frame.planes:
         stream.write(np.ascontiguousarray(plane.astype(plane.dtype.newbyteorder("<"), copy=False)).data)
@@ -158,7 +158,7 @@ def write_frame(stream: BinaryIO, frame: Frame) -> None:
 
 
 def _filled(stream: BinaryIO, target: memoryview) -> bool:
-    """Read as much as there is space for; whether there was as much."""
+    """Fill a buffer from a stream; False where the stream ends before."""
     done = 0
     while done < len(target):
         count = stream.readinto(target[done:])  # type: ignore[attr-defined]

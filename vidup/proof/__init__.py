@@ -1,4 +1,4 @@
-"""Prove a delivery: re-read the output and compare it with its source, stream by stream and picture by picture."""
+"""Prove an output: read it again and compare it with its source, stream by stream and picture by picture."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vidup.proof.findings import Findings
 
 @dataclass(frozen=True)
 class Receipt(os.PathLike[str]):
-    """What was found equal. It stands for the path of the output where one is expected."""
+    """The result of a proof without a difference. As a path it is that of the output."""
 
     source: Path
     output: Path
     frames: int
     compared: int
-    """Pictures that were decoded and compared with the source's: of a job that went on, those that it made since."""
+    """The number of pictures that were decoded and compared; of a resumed job, those made since."""
     least_likeness: float
-    """Of the picture of these that is least like its source: 1 is equal."""
+    """The least likeness of a compared picture to its source: 1 is equal."""
     size: tuple[int, int]
     """(height, width) of the output's pictures."""
     streams: tuple[str, ...]
-    """What became of each other stream of the source, in words."""
+    """What was done with each other stream of the source, in words."""
     chapters: int
     sha256: str
-    """Of the output file."""
+    """The digest of the output file."""
 
     def __fspath__(self) -> str:
         return str(self.output)
@@ -56,13 +56,13 @@ class Receipt(os.PathLike[str]):
 
 
 class Kept(NamedTuple):
-    """What was found beside the pictures."""
+    """What an output holds beside the pictures."""
 
     streams: tuple[str, ...]
-    """What became of each other stream of the source, in words."""
+    """What was done with each other stream of the source, in words."""
     chapters: int
     shift: Fraction
-    """By how much all streams begin later, in seconds, because the container has no time below 0."""
+    """The seconds by which all streams are later, because the container has no time below 0."""
 
 
 def check(
@@ -72,14 +72,14 @@ def check(
     times: Sequence[int] | None = None,
     fast: bool = False,
 ) -> Receipt:
-    """Compare a written file with what it must hold.
+    """Compare a written file with what it has to contain.
 
     Args:
-        encoding: what its pictures must be; where it is not known, any size of the source's shape, and its colour.
+        encoding: the size and colour of its pictures; None: any size of the source's shape, and the source's colour.
         times: when its frames are shown, in `delivery.unit`, where some of the source's could not be decoded.
 
     Raises:
-        VerifyError: names the first difference.
+        VerifyError: the first difference.
     """
     expected = delivery.times if times is None else times
     if delivery.container.moves:
@@ -113,15 +113,15 @@ def check_joined(
     segments: Sequence[Path],
     compared: pictures.Compared,
 ) -> Receipt:
-    """Compare a file that was joined from proved segments with what it must hold: `check`, but by packets.
+    """Do what `check` does for a file joined from proved segments: packets are compared instead of pictures.
 
     Args:
         times: when its frames are shown, in `delivery.unit`.
-        segments: in order; the video packets of the file are theirs.
-        compared: what came of the proof of the segments, as far as it is known.
+        segments: the segments, in order.
+        compared: the result of the proof of the segments.
 
     Raises:
-        VerifyError: names the first difference.
+        VerifyError: the first difference.
     """
     if delivery.container.moves:
         animation.check_pictures(output, delivery, times, segments)
@@ -129,7 +129,7 @@ def check_joined(
     made, found, kept = findings(output, delivery, encoding, times)
     for fault in found.values():
         raise VerifyError(fault)
-    if not joined.holds(output, made, encoding, segments):
+    if not joined.has_packets_of(segments, output, made, encoding):
         compared = pictures.check_pictures(output, made, delivery, times, fast=False)
     return _receipt(output, made, delivery, kept, compared)
 
@@ -150,13 +150,13 @@ def _animated(
 def findings(
     output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int]
 ) -> tuple[MediaInfo, Findings, Kept]:
-    """The part of `check` that decodes no pictures: times, streams, packets, chapters, tags.
+    """Do the part of `check` that decodes no pictures: times, streams, packets, chapters, tags.
 
     Returns:
-        What is in the output, what is wrong with it, and what was found.
+        What is in the output, the differences, and what it holds beside the pictures.
 
     Raises:
-        VerifyError: it cannot be read, or its frames are not at their times, to which all others are compared.
+        VerifyError: it cannot be read, or its frames do not have their times, on which all else depends.
     """
     try:
         made = probing.probe(output)
@@ -164,7 +164,7 @@ def findings(
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
     found = Findings(delivery.accepted)
     facts.check_picture(output, made, delivery, encoding, found)
-    if delivery.container.family == "pictures":  # which have no times, no tags, and nothing beside them
+    if delivery.container.family == "pictures":  # which have no times, tags or other streams
         if len(made.pts) != len(times):
             raise VerifyError(f"{output}: there are {len(made.pts)} pictures, expected {len(times)}")
         return made, Findings(delivery.accepted), Kept((), 0, Fraction(0))
@@ -175,7 +175,7 @@ def findings(
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of numbered pictures as `sequences.Numbered.fingerprint`."""
+    """The digest of a file; of numbered pictures, as in `sequences.Numbered.fingerprint`."""
     if is_sequence(path):
         return str(find(path).fingerprint()["sha256"])
     with path.open("rb") as file:

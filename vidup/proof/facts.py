@@ -1,4 +1,4 @@
-"""See that an output says of itself what its source says: size, shape, colour, rotation, chapters, tags, marks."""
+"""Check the facts that an output states: size, pixel aspect, colour, rotation, chapters, tags, dispositions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from vidup.proof.findings import Findings
 def check_picture(
     output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None, findings: Findings
 ) -> None:
+    """Check size, rotation, pixel aspect and colour.
+
+    Raises:
+        VerifyError: the size is wrong; other differences are findings.
+    """
     info, turn = delivery.info, delivery.turn
     if encoding is not None:
         size, aspect, color = (encoding.height, encoding.width), encoding.sample_aspect_ratio, encoding.color
@@ -45,7 +50,7 @@ def check_picture(
 
 
 def _turning(matrix: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The part of a display matrix that turns; what is no rotation is as none."""
+    """The part of a display matrix that rotates and flips; None is the identity."""
     return (65536, 0, 0, 65536) if matrix is None else (matrix[0], matrix[1], matrix[3], matrix[4])
 
 
@@ -64,10 +69,10 @@ def _check_color(output: Path, made: MediaInfo, color: Color, info: MediaInfo) -
 def check_facts(
     output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int], findings: Findings
 ) -> int:
-    """Chapters, tags and dispositions; returns how many chapters there are.
+    """Check chapters, tags and dispositions; returns the number of chapters.
 
     Args:
-        places: index of a stream in the source -> in the output.
+        places: index of a stream in the source -> its index in the output.
     """
     with open_input(delivery.info.path, whole=delivery.info.unlisted) as source, open_input(output) as written:
         wanted = joining.chapters(source, delivery.trim)
@@ -88,12 +93,12 @@ def check_facts(
 
 def _check_chapters(output: Path, wanted: list[Any], found: list[Any], shift: Fraction) -> None:
     if len(found) == len(wanted) + 1 and wanted and wanted[0]["start"] > 0 and not found[0]["metadata"].get("title"):
-        found = found[1:]  # with which mov fills the time before the first
+        found = found[1:]  # mov needs one for the time before the first
     if len(found) != len(wanted):
         raise VerifyError(f"{output}: holds {len(found)} chapters, expected {len(wanted)}")
     for index, (mine, theirs) in enumerate(zip(wanted, found, strict=True)):
         gap = theirs["start"] * theirs["time_base"] - mine["start"] * mine["time_base"] - shift
-        titles = [chapter["metadata"].get("title") or "" for chapter in (mine, theirs)]  # mov has empty ones for none
+        titles = [chapter["metadata"].get("title") or "" for chapter in (mine, theirs)]  # mov stores none as empty
         if abs(gap) > Fraction(2, 1000) or titles[0] != titles[1]:
             raise VerifyError(
                 f"{output}: chapter {index} is {titles[1]!r:.80}, {float(gap):.4f} s late, expected {titles[0]!r:.80}"
@@ -101,7 +106,7 @@ def _check_chapters(output: Path, wanted: list[Any], found: list[Any], shift: Fr
 
 
 def _check_disposition(output: Path, name: str, original: Any, stream: Any, delivery: Delivery) -> None:
-    """What players choose by. Where mov has no first choice of a kind, its muxer makes the first track that."""
+    """Check the flags by which players choose. Mov's muxer may add one: where no track is the default, to the first."""
     if containers.family(delivery.info.container) != delivery.container.family:
         return
     kept = [flag for flag in original.disposition if flag.name in ("default", "forced")]
@@ -113,7 +118,7 @@ def _check_disposition(output: Path, name: str, original: Any, stream: Any, deli
 def _check_tags(
     output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery, findings: Findings
 ) -> None:
-    """Each tag of the source that both families of containers know; of languages those that the output can say."""
+    """Check the tags of the source that both families of containers know, and languages that the output can store."""
     lower = {key.lower(): value for key, value in after.items()}
     container, families = delivery.container, {containers.family(delivery.info.container), delivery.container.family}
     arriving = {key.lower(): value for key, value in container.arriving(before).items()} if what == "the file" else None

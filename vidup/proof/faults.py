@@ -1,4 +1,4 @@
-"""Judge what was measured of pictures: which are broken, which another frame's, which only look unlike."""
+"""Judge the measured likeness of pictures: which are broken, which are another frame's, which only look unlike."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from numpy.typing import NDArray
 
 from vidup.proof.likeness import OFFSETS, Floats, Likeness
 
-_AROUND = 24  # frames on either side that tell what is usual here
+_AROUND = 24  # frames on either side that show what distance is usual
 
-# Root mean square differences, of the range from black to white. Right pictures are far below these limits, those of
-# coarse encodings and of models that shift colours too.
+# Root mean square differences, as shares of the range from black to white. Correct pictures are far below these limits,
+# also with coarse encodings and models that shift colours.
 _LEAST, _OF_CONTRAST, _OF_GRAIN = 0.02, 0.5, 0.3
 _OF_LIGHT, _MOST_OF_LIGHT = 0.6, 0.08
 _OF_USUAL, _MOST_OF_USUAL = 4.0, 0.15
-_BLANK, _DARK, _LEFT = 0.03, 0.015, 0.2  # the least contrast and light of what can be said to be gone
-_COLOURED, _COLOUR_LEFT = 0.03, 0.2  # likewise of colour, and the share of it that coarse encodings leave
+_BLANK, _DARK, _LEFT = 0.03, 0.015, 0.2  # contrast and light below which a source is blank or dark; the share kept
+_COLOURED, _COLOUR_LEFT = 0.03, 0.2  # colour below which a source is gray; the share that coarse encodings keep
 
 # Beyond these limits a picture is unlike its source's. It is broken if it has little in common with it, too.
 _AGREEMENT, _FAR, _TEXTURE = 0.5, 0.25, (0.15, 5.0)
 
-# A picture is another frame's if it is nearer to that one by a factor, and the two of the source differ by more than
-# encoders drop: H.264 at crf 40 may leave a step of 7 codes of 255 for the next frame, but not in every frame.
+# A picture is another frame's if it is nearer to that by a factor, and the two frames of the source differ by more than
+# encoders ignore: H.264 at crf 40 may leave out a step of 7 codes of 255, but not in every frame.
 _NEARER, _STEP, _USUAL_STEP = 0.5, 0.03, 0.1
 _RUN_STEP, _RUN_LENGTH, _RUN_SHARE = 0.004, 8, (0.7, 1.3)
 
 
 class Fault(NamedTuple):
-    """What is wrong with a picture, or with several."""
+    """A difference of one or several pictures from the source."""
 
     words: str
     is_error: bool
-    """False where it may be what the model makes of its source."""
+    """False where it may be the model's work."""
 
 
 def faults(found: Likeness, first: int, seconds: NDArray[np.float64]) -> Iterator[Fault]:
-    """What is wrong with pictures that follow each other.
+    """The faults of consecutive pictures.
 
     Args:
-        first: the number of the first of them.
+        first: the number of the first picture.
         seconds: when each is shown.
     """
     usual = _usual(found)
@@ -83,7 +83,7 @@ def faults(found: Likeness, first: int, seconds: NDArray[np.float64]) -> Iterato
 def _usual(found: Likeness) -> Floats:
     """The median distance of the pictures around each."""
     padded = np.pad(np.where(found.there, found.distance, np.nan), _AROUND, constant_values=np.nan)
-    ranked = np.sort(sliding_window_view(padded, 2 * _AROUND + 1), axis=1)  # what is not there comes last
+    ranked = np.sort(sliding_window_view(padded, 2 * _AROUND + 1), axis=1)  # NaN comes last
     count = np.isfinite(ranked).sum(1)
     rows = np.arange(len(ranked))
     middle: Floats = (ranked[rows, (count - 1).clip(0) // 2] + ranked[rows, count // 2]) / 2
@@ -91,7 +91,7 @@ def _usual(found: Likeness) -> Floats:
 
 
 def _has_little_in_common(found: Likeness) -> NDArray[np.bool_]:
-    """Whether what is unlike is no work of a model: another picture, or a picture where the source has none."""
+    """Whether no model would have changed a picture so: it is another picture, or one where the source is blank."""
     foreign = (found.contrast > _BLANK) & (found.agreement < _AGREEMENT)
     texture = found.found_contrast > np.maximum(_TEXTURE[0], _TEXTURE[1] * found.contrast)
     result: NDArray[np.bool_] = foreign | texture | (found.distance > _FAR)
@@ -99,7 +99,7 @@ def _has_little_in_common(found: Likeness) -> NDArray[np.bool_]:
 
 
 def _shown_instead(found: Likeness, least_step: Floats) -> NDArray[np.int64]:
-    """By how many frames later that frame of the source is that a picture clearly shows instead of its own; 0: none."""
+    """How many frames later the source's frame is that a picture clearly shows instead of its own; 0: none."""
     clear = (found.step > least_step[:, None]) & (found.other_distance < _NEARER * found.distance[:, None])
     result = np.zeros(len(clear), np.int64)
     for index in np.flatnonzero(clear.any(1) & found.there):
@@ -111,15 +111,15 @@ def _shown_instead(found: Likeness, least_step: Floats) -> NDArray[np.int64]:
 
 
 def _displaced(found: Likeness, first: int) -> Iterator[Fault]:
-    """Runs of pictures that are all as early or late, by steps that would mean nothing in one of them."""
-    telling = found.there[:, None] & (found.shape_step >= _RUN_STEP)
+    """Runs of pictures that are all early or late by one number, with steps too small to judge a single picture."""
+    moving = found.there[:, None] & (found.shape_step >= _RUN_STEP)
     low, high = _RUN_SHARE
     nearer = (low < found.share) & (found.share < high) & (found.other_distance < found.distance[:, None])
     for place, later in enumerate(OFFSETS):
-        if (telling & nearer)[:, place].sum() < _RUN_LENGTH:
+        if (moving & nearer)[:, place].sum() < _RUN_LENGTH:
             continue
         run: list[int] = []
-        for index in np.flatnonzero(telling[:, place]):
+        for index in np.flatnonzero(moving[:, place]):
             if not found.is_motion(int(index), place):
                 continue
             run = [*run, first + int(index)] if nearer[index, place] else []

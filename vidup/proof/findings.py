@@ -1,4 +1,4 @@
-"""What a proof finds wrong, by what it is about."""
+"""The differences that a proof finds, by subject."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from vidup.errors import VerifyError
 
 
 class Findings(dict[str, str]):
-    """Subject, such as ``stream 2`` or ``tag title of the file`` -> what is wrong with it, in words.
+    """Subject, such as ``stream 2`` or ``tag title of the file`` -> the difference, in words.
 
     Args:
-        accepted: subjects that may be wrong.
+        accepted: subjects that may differ.
     """
 
-    def __init__(self, accepted: frozenset[str] = frozenset()) -> None:
+    def __init__(self, accepted: frozenset[str]) -> None:
         super().__init__()
         self._accepted = accepted
 
     @contextmanager
     def of(self, subject: str) -> Iterator[None]:
-        """Note a `VerifyError` of the block, and go on after it."""
+        """Record a `VerifyError` of the block, and continue after it."""
         try:
             yield
         except VerifyError as error:

@@ -1,4 +1,4 @@
-"""See that the video packets of a joined file are those of its segments."""
+"""Check that the video packets of a joined file are those of its segments."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 
 from vidup.errors import VerifyError
 from vidup.frame import MediaInfo
-from vidup.media import beside
+from vidup.media import vp9_alpha
 from vidup.media.codecs import DEFAULTS
 from vidup.media.encoder import Encoding
 from vidup.media.opening import open_input
 from vidup.media.segment import read_segment
+from vidup.proof.tracks import units_by_length, units_by_start_code
 
 log = logging.getLogger(__name__)
 
 Units = Callable[[bytes], list[bytes]]
-"""Takes a packet apart into what muxers keep of it."""
+"""Splits a packet into the units that muxers keep."""
 
-_START = b"\0\0\1"
 _PARAMETER_SETS = (32, 33, 34)  # of H.265
 _DROPPED_OBUS = (2, 8, 15)  # of AV1, by muxers: temporal delimiters, tile lists, padding
 
 
-def holds(output: Path, made: MediaInfo, encoding: Encoding, segments: Sequence[Path]) -> bool:
-    """Whether a file's video packets are, in order, those of its segments.
+def has_packets_of(segments: Sequence[Path], output: Path, made: MediaInfo, encoding: Encoding) -> bool:
+    """Whether a file's video packets are those of its segments, in order.
 
     Returns:
-        False, after a warning, where they differ and the encoder is none whose packets muxers are known to leave alone.
+        False, after a warning, where they differ and a muxer may have changed the packets of this encoder.
 
     Raises:
-        VerifyError: they differ; names the first.
+        VerifyError: they differ, and no muxer is known to change them.
     """
     ours = chain.from_iterable(read_segment(segment) for segment in segments)
     for index, (packet, found) in enumerate(zip_longest(ours, _packets(output, made))):
@@ -50,40 +50,31 @@ def holds(output: Path, made: MediaInfo, encoding: Encoding, segments: Sequence[
 
 
 def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, bytes, Units]]:
-    """Of each packet the picture, what is beside it, and how it is taken apart."""
+    """Each packet's picture, the second picture beside it, and how its units are found."""
     with open_input(output) as container:
         stream = container.streams[made.video_index]
         units = _units(made.codec, stream.codec_context.extradata or b"")
         for packet in container.demux(stream):
             if packet.size:
-                yield bytes(packet), beside.of(packet), units
+                yield bytes(packet), vp9_alpha.of(packet), units
 
 
 def _units(codec: str, extradata: bytes) -> Units:
-    """How packets of a codec are taken apart, given the extradata of the file that they are in."""
-    if codec == "hevc":  # the muxer of mov and mp4 keeps parameter sets in the extradata alone, as hvc1 wants it
+    """How packets of a codec are split into units, in a file with this extradata."""
+    if codec == "hevc":  # the muxer of mov and mp4 keeps parameter sets only in the extradata, as hvc1 requires
         every = _nal_units(codec, extradata)
         return lambda data: [unit for unit in every(data) if unit and unit[0] >> 1 & 63 not in _PARAMETER_SETS]
     if codec == "h264":
         return _nal_units(codec, extradata)
-    return _obus if codec in ("av1", "libdav1d") else lambda data: [data]  # the second is the decoder
+    return _obus if codec in ("av1", "libdav1d") else lambda data: [data]
 
 
 def _nal_units(codec: str, extradata: bytes) -> Units:
-    # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1: where extradata begin with a version, units have lengths.
+    # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1: extradata that begin with a version mean that units have lengths.
     if extradata[:1] == b"\1":
         length = (extradata[4 if codec == "h264" else 21] & 3) + 1
-        return lambda data: _by_length(data, length)
-    return lambda data: [unit for part in data.split(_START) if (unit := part.rstrip(b"\0"))]
-
-
-def _by_length(data: bytes, length: int) -> list[bytes]:
-    units, place = [], 0
-    while place < len(data):
-        size = int.from_bytes(data[place : place + length], "big")
-        units.append(data[place + length : place + length + size].rstrip(b"\0"))
-        place += length + size
-    return units
+        return lambda data: units_by_length(data, length)
+    return units_by_start_code
 
 
 def _obus(data: bytes) -> list[bytes]:

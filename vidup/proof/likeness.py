@@ -1,4 +1,4 @@
-"""How like pictures are to their source's, and to those beside them: measured for many at once."""
+"""Measure how like pictures are to their frames of the source, and to the frames before and after those."""
 
 from __future__ import annotations
 
@@ -8,67 +8,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 REACH = 4
-"""Frames on either side with which a picture may have been confused."""
+"""How many frames on either side a picture is compared with, too."""
 OFFSETS = (*range(-REACH, 0), *range(1, REACH + 1))
-"""By how many frames later each of `Others` is."""
+"""How many frames later each of these neighbours is."""
 
-_GRAIN = 4  # such blocks are averaged: encoders lose grain, or let it stand; of light and motion they do not
-_AT_ONCE = 2**17  # floats of pictures with their detail that are in memory at a time
+_GRAIN = 4  # blocks of this side are averaged, because encoders change grain, but not light and motion
+_AT_ONCE = 2**17  # floats of pictures in full detail that are in memory at a time
 
 Floats = NDArray[np.float32]
 
 
 @dataclass
 class Likeness:
-    """How far pictures are from their source's: root mean square differences, of the range from black to white.
+    """The distances of pictures from the source's: root mean square differences, as shares of black to white.
 
-    Arrays over the pictures, (n,); those of the neighbours (n, 8), in the order of `OFFSETS`. Grain and detail are
-    averaged away in all but `fine`.
+    Arrays of one value a picture, (n,), or one a picture and neighbour, (n, 8) in the order of `OFFSETS`. Grain and
+    detail are averaged away in all but `fine`.
     """
 
     there: NDArray[np.bool_]
-    """Whether the source has the picture; all else holds only there."""
+    """Whether the source has the picture; where not, the other values mean nothing."""
     fine: Floats
-    """With grain and detail."""
+    """The distance with grain and detail."""
     distance: Floats
     contrast: Floats
-    """Of the source's picture: the standard deviation."""
+    """The standard deviation of the source's picture."""
     found_contrast: Floats
     grain: Floats
-    """Of the source's picture: what it has less without."""
+    """The part of the contrast of the source's picture that averaging removes."""
     light: Floats
-    """Of the source's picture: how far it is from black."""
+    """The distance of the source's picture from black."""
     found_light: Floats
     agreement: Floats
-    """The correlation of the two, where light and contrast do not count: 1 is the same picture, 0 another."""
+    """The correlation of the two pictures, independent of light and contrast: 1 is the same picture, 0 another."""
     colour: Floats
-    """Of the source's picture: how far it is from gray."""
+    """The distance of the source's picture from gray."""
     found_colour: Floats
-    """The share of that colour that is in the picture: 1 is all of it, 0 none, less the contrary."""
+    """The share of that colour in the picture: 1 is all, 0 none; complementary colours are below 0."""
     other_distance: Floats
-    """From the source's frame beside its own."""
+    """The distance from the neighbour in the source."""
     step: Floats
-    """From its own frame to that one; 0 where there is none."""
+    """The distance between the two frames of the source; 0 where there is no such neighbour."""
     shape_step: Floats
-    """The same where changes of light and contrast do not count: models make such."""
+    """The same without changes of light and contrast, which models make."""
     share: Floats
-    """Of that way: 0 is its own, 1 the other."""
+    """Where the picture is between the two frames of the source: 0 is its own, 1 the neighbour."""
     _source: NDArray[np.uint16] = field(repr=False)
 
     def is_motion(self, index: int, place: int) -> bool:
-        """Whether the source's frame and the one `OFFSETS[place]` later differ by more than grain."""
+        """Whether a frame of the source and its neighbour `OFFSETS[place]` differ by more than grain."""
         own, other = (_floats(self._source[one]) for one in (index + REACH, index + REACH + OFFSETS[place]))
         return bool(self.step[index, place] > _MOTION * _rms((own - other)[None])[0])
 
 
-_MOTION = 0.5  # the share of a difference that outlasts averaging, where it is more than grain
+_MOTION = 0.5  # the share of a difference that averaging leaves, where it is more than grain
 
 
 def measure(found: NDArray[np.uint16], source: NDArray[np.uint16], there: NDArray[np.bool_]) -> Likeness:
-    """Compare pictures with their source's and those beside.
+    """Compare pictures with their frames of the source and the neighbours of those.
 
     Args:
-        found: (n, 3, height, width), 65535 is white; both sides are multiples of 4.
+        found: (n, 3, height, width), 65535 is white; height and width are multiples of 4.
         source: (n + 8, 3, height, width): from the fourth before the first to the fourth after the last.
         there: (n + 8,), which of these the source has.
     """
@@ -114,7 +114,7 @@ def measure(found: NDArray[np.uint16], source: NDArray[np.uint16], there: NDArra
 
 
 def _neighbours(every: Floats, there: NDArray[np.bool_], away: Floats, plain: Floats) -> dict[str, Floats]:
-    """What `Likeness` has of the frames beside, by inner products of differences, a channel each."""
+    """The values of `Likeness` for the neighbours, from inner products of differences, for each channel."""
     count, pixels = len(away), away.shape[2]
     own = every[REACH : REACH + count]
     names = ("other_distance", "step", "shape_step", "share")
@@ -122,18 +122,18 @@ def _neighbours(every: Floats, there: NDArray[np.bool_], away: Floats, plain: Fl
     power, away_plain, away_mean = _dot(plain, plain).clip(1e-9), _dot(away, plain), _mean(away)
     away_square = _dot(away, away).sum(1)
     for place, later in enumerate(OFFSETS):
-        way = every[REACH + later : REACH + later + count] - own
-        square, along, with_away, mean = _dot(way, way), _dot(way, plain), _dot(way, away), _mean(way)
-        # The way without what a change of light (its mean) or contrast (its part along the picture) makes of it.
+        change = every[REACH + later : REACH + later + count] - own
+        square, along, with_away, mean = _dot(change, change), _dot(change, plain), _dot(change, away), _mean(change)
+        # The change without its mean (a change of light) and its part along the picture (a change of contrast).
         shape = (square - pixels * mean**2 - along**2 / power).sum(1).clip(0)
         gone = (with_away - pixels * away_mean * mean - away_plain * along / power).sum(1)
-        beside = there[REACH + later : REACH + later + count]
+        is_there = there[REACH + later : REACH + later + count]
         size = away[0].size
-        result["step"][:, place] = np.sqrt(square.sum(1) / size) * beside
+        result["step"][:, place] = np.sqrt(square.sum(1) / size) * is_there
         result["other_distance"][:, place] = np.sqrt(
             (away_square - 2 * with_away.sum(1) + square.sum(1)).clip(0) / size
         )
-        result["shape_step"][:, place] = np.sqrt(shape / size) * beside
+        result["shape_step"][:, place] = np.sqrt(shape / size) * is_there
         result["share"][:, place] = gone / shape.clip(1e-6 * size)
     return result
 

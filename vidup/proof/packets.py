@@ -1,4 +1,4 @@
-"""See that the frames and the packets of all other streams of an output are those of its source, each at its time."""
+"""Check that an output has the frames of its source and the packets of all other streams, each at its time."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from vidup.proof.tracks import Track, tracks
 
 log = logging.getLogger(__name__)
 
-_LONGEST_FRAME = Fraction(1, 5)  # seconds: frames of lossless sound may be longer, and are not padded
+_LONGEST_FRAME = Fraction(1, 5)  # seconds: frames of lossless audio may be longer, and are not padded
 _NEAR = Fraction(3, 1000)  # seconds by which the times of texts may be rounded
-_AUDIBLE = Fraction(9, 10)  # of what is loud in the source, that has to be loud in sound that was encoded anew
+_AUDIBLE = Fraction(9, 10)  # the share of the source's audible time that has to be audible in re-encoded audio
 
 
 def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery: Delivery) -> Fraction:
-    """Every frame at its time; returns by how much the container moved all streams, in seconds."""
+    """Check the time of every frame; returns the shift of all streams by the container, in seconds."""
     tick, unit = delivery.container.tick or Fraction(0), delivery.unit
-    # In whole numbers: a film has frames by the hundred thousand.
+    # In integers, which are faster than fractions: a film has hundreds of thousands of frames.
     fine = math.lcm(made.time_base.denominator, unit.denominator, 2 * tick.denominator)
     scales = int(made.time_base * fine), int(unit * fine)
     found, wanted = [time * scales[0] for time in made.pts], [time * scales[1] for time in expected]
     step, shift = int(tick * fine), 0
     if step and found[0] - wanted[0] > step // 2:
-        # Matroska cannot begin below 0: all streams are moved by the time of the first packet that would.
-        # Each time is rounded on its own: the usual distance is nearer to the truth than the first.
+        # Matroska cannot begin below 0: all streams are shifted by the time of the first packet that would.
+        # Each time is rounded: the median distance is more exact than the first.
         usual = median(got - due for got, due in zip(found[:1000], wanted, strict=False))
         shift = round(usual / step) * step
         if shift > _below_zero(delivery) * fine + step:
@@ -47,7 +47,7 @@ def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery
     if len(found) != len(wanted):
         where = _first_gap(found, wanted, fine, shift)
         raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(wanted)}{where}")
-    # Other programs move streams by parts of a tick, and then round again what does not lie on it.
+    # Other programs shift streams by parts of a tick, and then round again.
     limit = step // 2 if shift == 0 or unit % tick == 0 else step
     for index, (got, due) in enumerate(zip(found, wanted, strict=True)):
         if abs(got - shift - due) > limit:
@@ -58,7 +58,7 @@ def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery
 
 
 def _first_gap(found: Sequence[int], wanted: Sequence[int], fine: int, shift: int) -> str:
-    """From when on frames differ, in words; all times in a second's `fine` parts."""
+    """The first time at which frames differ, in words; all times are in units of 1/`fine` s."""
     for got, due in zip_longest(found, wanted):
         if got is None or due is None or abs(got - shift - due) * 1000 > fine:
             return "" if due is None else f"; the first that differs should be at {due / fine:.6f} s"
@@ -66,29 +66,33 @@ def _first_gap(found: Sequence[int], wanted: Sequence[int], fine: int, shift: in
 
 
 def _below_zero(delivery: Delivery) -> Fraction:
-    """How far before 0 the first packet may lie, in seconds."""
-    plans = [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
-    copied = streams.below_zero(delivery.info, plans, delivery.trim)
-    # Sound that is encoded anew begins with its encoder's delay: at most 2,112 samples (AAC).
+    """How far before 0 the first packet may be, in seconds."""
+    copied = streams.below_zero(delivery.info, _with_packets(delivery), delivery.trim)
+    # Re-encoded audio begins with its encoder's delay: at most 2,112 samples (AAC).
     encoded = any(plan.action == "convert" and plan.kind == "audio" for plan in delivery.streams)
     return max(copied, -delivery.times[0] * delivery.unit) + (Fraction(1, 20) if encoded else 0)
+
+
+def _with_packets(delivery: Delivery) -> list[StreamPlan]:
+    """The plans of the streams whose packets have to be in the output."""
+    return [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
 
 
 def check_streams(
     output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, findings: Findings
 ) -> tuple[list[str], dict[int, int]]:
-    """Every stream that must be there, with its packets at their times.
+    """Check that every stream is there, with its packets at their times.
 
     Returns:
-        What became of each, in words, and its index in the source -> in the output.
+        What was done with each, in words, and index in the source -> in the output.
     """
-    plans = [plan for plan in delivery.streams if plan.action in ("copy", "convert") and plan.kind != "attachment"]
+    plans = _with_packets(delivery)
     here = tracks(delivery.info, [plan.index for plan in plans], delivery.trim)
     others = [s.index for s in made.streams if s.index != made.video_index and s.kind != "attachment"]
     there = tracks(made, others, None)
     kinds = {index: made.streams[index].kind for index in there}
     kept = []
-    # Without a packet in this part a stream may be left out by a muxer.
+    # A muxer may leave out a stream that has no packet in this part.
     places = _counterparts([plan for plan in plans if here[plan.index].pts], here, there, kinds)
     for plan in delivery.streams:
         if plan in plans:
@@ -108,7 +112,7 @@ def check_streams(
 def _check_stream(
     made: MediaInfo, delivery: Delivery, plan: StreamPlan, before: Track, given: tuple[int, Track], shift: Fraction
 ) -> str:
-    """One stream against what it must be; returns what became of it, in words.
+    """Check one stream; returns what was done with it, in words.
 
     Args:
         given: its index in the output, and its packets there.
@@ -128,8 +132,8 @@ def _check_stream(
 def _counterparts(
     plans: Sequence[StreamPlan], here: dict[int, Track], there: dict[int, Track], kinds: dict[int, str]
 ) -> dict[int, int]:
-    """Index in the source -> in the output: by order within a kind, or, where that holds something else, by what it
-    holds; what is left goes to the first that is left.
+    """Index in the source -> in the output: by order within a kind where the packets are equal, then by equal packets,
+    then the remaining ones in order.
     """
     found: dict[int, int] = {}
 
@@ -152,42 +156,40 @@ def _counterparts(
 
 def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None:
     tolerance = 2 * max(before.unit, after.unit, Fraction(1, 100_000))
-    reframed = before.codec.startswith("pcm_")  # mov stores samples, not packets
-    if not reframed:
-        for index, (mine, theirs) in enumerate(zip_longest(before.digests, after.digests)):
-            if mine != theirs and before.codec != after.codec:
-                raise VerifyError(f"{name}: is {after.codec}, expected the input's own packets")
-            if mine != theirs:
-                count = f" (it holds {len(after.digests)} packets, expected {len(before.digests)})"
-                where = "" if mine and theirs else count
-                raise VerifyError(f"{name}: packet {index} differs from the input's{where}")
-        # In whole numbers: a film has packets by the hundred thousand.
-        fine = math.lcm(*(part.denominator for part in (after.tick, before.tick, shift, tolerance)))
-        ticks = [int(part * fine) for part in (after.tick, before.tick, shift, tolerance)]
-        for index, (mine, theirs) in enumerate(zip(before.pts, after.pts, strict=True)):
-            late = theirs * ticks[0] - mine * ticks[1] - ticks[2]
-            if abs(late) > ticks[3]:
-                raise VerifyError(f"{name}: packet {index} is {late / fine:.4f} s late")
+    if before.codec.startswith("pcm_"):  # mov stores samples, not packets
+        if before.whole.digest() != after.whole.digest():
+            raise VerifyError(f"{name}: its samples differ from the input's")
+        begins = after.begin() - before.begin() - shift
+        if abs(begins) > tolerance:
+            raise VerifyError(f"{name}: is {float(begins):.4f} s late")
         return
-    if before.whole.digest() != after.whole.digest():
-        raise VerifyError(f"{name}: its samples differ from the input's")
-    begins = after.begin() - before.begin() - shift
-    if abs(begins) > tolerance:
-        raise VerifyError(f"{name}: is {float(begins):.4f} s late")
+    for index, (mine, theirs) in enumerate(zip_longest(before.digests, after.digests)):
+        if mine != theirs and before.codec != after.codec:
+            raise VerifyError(f"{name}: is {after.codec}, expected the input's own packets")
+        if mine != theirs:
+            count = f" (it holds {len(after.digests)} packets, expected {len(before.digests)})"
+            raise VerifyError(f"{name}: packet {index} differs from the input's{'' if mine and theirs else count}")
+    # In integers, as in `check_times`.
+    fine = math.lcm(*(part.denominator for part in (after.tick, before.tick, shift, tolerance)))
+    ticks = [int(part * fine) for part in (after.tick, before.tick, shift, tolerance)]
+    for index, (time, found) in enumerate(zip(before.pts, after.pts, strict=True)):
+        late = found * ticks[0] - time * ticks[1] - ticks[2]
+        if abs(late) > ticks[3]:
+            raise VerifyError(f"{name}: packet {index} is {late / fine:.4f} s late")
 
 
 def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[MediaInfo, int], shift: Fraction) -> str:
-    """Compare what is heard of sound that was encoded anew with what is heard of its source.
+    """Compare the audible part of re-encoded audio with that of its source.
 
     Args:
         given: the output, and the index of the stream there.
 
     Returns:
-        How it differs by more than a frame of sound, in words; empty where it does not. It is delivered nevertheless:
-        containers whose times are rounded, and decoders that fill in what is lost, differ so.
+        Differences of more than a frame of audio, in words, or nothing. They are no errors: containers round times, and
+        decoders fill in what is lost.
 
     Raises:
-        VerifyError: nothing is heard of it.
+        VerifyError: it is silent.
     """
     before = sound.heard(delivery.info, plan.index, plan.name, delivery.trim)
     after = sound.heard(given[0], given[1], plan.name, None)
@@ -208,9 +210,9 @@ def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[M
 
 
 def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> None:
-    """At each moment the same words; what shows nothing, such as a drawing, need not arrive.
+    """Check that the same words are shown at each moment; texts without words, such as drawings, may be missing.
 
-    How words are parted is not compared: where texts overlap, mp4 has all that is shown at a time as one.
+    How the words are distributed to texts is not compared: in mp4, overlapping texts become one.
     """
     mine = texts.ended(before.shown)
     theirs = [Shown(text.begin - shift, text.end - shift, text.what) for text in texts.ended(after.shown)]
@@ -221,13 +223,13 @@ def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> Non
 
 
 def _moments(changes: Sequence[Fraction]) -> list[Fraction]:
-    """Just before and after texts appear and go, and not where rounding alone decides."""
+    """The moments just before and after texts appear or vanish, without those at which rounding decides."""
     moments = sorted({side for change in changes for side in (change - _NEAR, change + _NEAR)})
     return [moment for moment in moments if bisect(changes, moment - _NEAR) == bisect_left(changes, moment + _NEAR)]
 
 
 def _standing(shown: Sequence[Shown], moments: Sequence[Fraction]) -> list[str]:
-    """All words that are shown at each moment."""
+    """The words that are shown at each moment."""
     coming, standing, found = deque(shown), list[Shown](), []
     for moment in moments:
         while coming and coming[0].begin <= moment:

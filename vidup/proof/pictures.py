@@ -1,4 +1,4 @@
-"""See that each picture of an output is that of its source: decode both, make both small, compare."""
+"""Check that each picture of an output is that of its source: decode both, scale them down, compare."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from vidup.proof.likeness import REACH, measure
 log = logging.getLogger(__name__)
 
 _SIDE = 256  # of the small pictures, in pixels: enough to see motion of a pixel in the source
-_SAMPLES, _RUN = 24, 4  # the fast way: so many places, so many frames at each
+_SAMPLES, _RUN = 24, 4  # the fast check: the number of places, and of frames at each
 _AT_ONCE = 96  # pictures that are measured together
-_BATCH = 16  # that are handed from thread to thread
+_BATCH = 16  # pictures that are passed together from thread to thread
 
 T = TypeVar("T")
 Picture = NDArray[np.uint16]
@@ -44,7 +44,7 @@ Picture = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of a comparison without a fault."""
+    """The result of a comparison without a fault."""
 
     pictures: int
     least_likeness: float
@@ -55,14 +55,14 @@ class Compared:
 
 
 def check_pictures(output: Path, made: MediaInfo, delivery: Delivery, times: Sequence[int], fast: bool) -> Compared:
-    """Decode the output and the source and see that every picture is the one that belongs there.
+    """Decode the output and the source, and compare every picture.
 
-    A picture that looks unlike its source's, and is neither broken nor another frame's, is a warning.
+    A picture that looks unlike its source's, but is neither broken nor another frame's, causes a warning.
 
     Args:
         made: what is in the output, with as many frames as `times` has.
-        times: when they are shown, in `delivery.unit`.
-        fast: samples only.
+        times: when its frames are shown, in `delivery.unit`.
+        fast: compare samples only.
 
     Raises:
         VerifyError: a picture is black, broken, without its colour, shifted, doubled or swapped with one beside it.
@@ -84,17 +84,17 @@ def check_segment(
     delivery: Delivery,
     times: Sequence[int],
     span: tuple[int, int],
-    fast: bool = False,
-    readers: Readers | None = None,
+    fast: bool,
+    readers: Readers | None,
 ) -> Compared:
-    """`check_pictures` for a segment's file alone, and see that each picture has its time.
+    """Check the pictures of a segment's file as `check_pictures` does, and their times.
 
     Args:
-        output: of which it is a segment; errors name it.
+        output: the output it is a segment of, for messages.
         times: when the output's frames are shown, in `delivery.unit`.
         span: the places of the segment's frames in `times`: low <= place < high.
-        fast: the first few only.
-        readers: of the source, where segment after segment is proved.
+        fast: compare the first few only.
+        readers: open decoders of the source, where segment after segment is proved.
     """
     low, high = span
     scale, by = (delivery.unit / encoding.time_base).as_integer_ratio()
@@ -106,7 +106,7 @@ def check_segment(
             f"{output}: the segment from {float(times[low] * delivery.unit):.3f} s on holds {len(packets)} frames,"
             f" expected {len(expected)}; the first that differs should be at {float(amiss):.6f} s"
         )
-    if low == high:  # damage that is tolerated may have cost all
+    if low == high:  # with tolerated damage there may be no frame
         return Compared(0, 1.0)
     high = min(high, low + _RUN) if fast else high
     with closing(decode_segment(segment, encoding)) as frames:
@@ -124,7 +124,7 @@ def _runs(count: int, fast: bool) -> Iterator[tuple[int, int]]:
 
 
 def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Sequence[int]) -> Compared:
-    """Compare the pictures of a source's places in `times` with the source's there and those beside."""
+    """Compare pictures of the output with their frames of the source and the neighbours of those."""
     delivery, low, high = source.delivery, source.low, source.high
     tolerant = delivery.settings.tolerate_errors
     fine = 0.0
@@ -141,7 +141,7 @@ def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Seq
                 raise VerifyError(f"{output}: the source has no picture for frame {missing}")
             seconds = np.array(times[first:last]) * float(delivery.unit)
             for fault in faults(likeness, first, seconds):
-                # Where a source is damaged, what is missing in its pictures is left to chance by some decoders.
+                # Some decoders leave the damaged parts of pictures to chance.
                 if fault.is_error and not tolerant:
                     raise VerifyError(f"{output}: {fault.words}")
                 log.warning("%s: %s", output, fault.words)
@@ -150,7 +150,7 @@ def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Seq
 
 
 def _ahead(pictures: Iterator[T], info: MediaInfo) -> Generator[list[T], None, None]:
-    """Batches of small pictures, made in a thread of its own where a source's frames are large enough for one."""
+    """Batches of small pictures, made in a thread where the source's frames are large enough for that."""
     batches = batched(pictures, _BATCH)
     return batches if is_small(info.width, info.height) else prefetch(batches)
 
@@ -167,10 +167,11 @@ def _found(output: Path, frames: Iterable[Any], color: Color, delivery: Delivery
 
 
 class _Source:
-    """Small pictures of a source's frames around those that are compared, read as far as they are needed.
+    """Small pictures of the source's frames and of their neighbours, read as they are needed.
 
     Args:
-        times: as of `check_pictures`; low, high: the places in it that are compared.
+        times: as for `check_pictures`.
+        low, high: the places in `times` of the frames that are compared.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class _Source:
         self._last = -1
 
     def around(self, first: int, last: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """The pictures of the places `first` - REACH to `last` + REACH, and which of them there are."""
+        """The pictures of the places `first` - REACH to `last` + REACH, and which of them exist."""
         for place in [place for place in self._window if place < first - REACH]:
             del self._window[place]
         while self._last < last + REACH - 1 and (batch := next(self.pictures, None)) is not None:
@@ -215,7 +216,7 @@ class _Source:
     def _turned(self, picture: Picture) -> Picture:
         if self._is_upright:
             return picture
-        # torch knows no uint16 to flip: the bits are the same in int16.
+        # torch cannot flip uint16: int16 has the same bits.
         turned = self._turn(torch.from_numpy(picture.view(np.int16))).contiguous()
         return turned.numpy().view(np.uint16)
 

@@ -1,4 +1,4 @@
-"""Fingerprints of a file's streams: what their packets hold, and when, without keeping them."""
+"""Fingerprints of the packets of a file's streams."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _START = b"\0\0\1"
 
 @dataclass
 class Track:
-    """Fingerprint of a stream's packets."""
+    """The times and digests of a stream's packets."""
 
     unit: Fraction
-    """Seconds, of the stream's times: they are no more exact than this."""
+    """The stream's time base in seconds: times are no more exact than this."""
     codec: str
     tick: Fraction
     """Seconds in one unit of `pts`."""
@@ -34,7 +34,7 @@ class Track:
     def add(self, packet: Any) -> None:
         payload = _payload(packet, self.codec)
         if self.codec == "mov_text" and len(payload) <= 2:
-            return  # an empty text, with which mov fills gaps
+            return  # mov fills gaps with empty texts
         time, self.tick = packet.pts if packet.pts is not None else packet.dts or 0, packet.time_base
         self.pts.append(time)
         self.digests.append(hashlib.blake2b(payload, digest_size=8).digest())
@@ -48,25 +48,33 @@ class Track:
 
 
 def _payload(packet: Any, codec: str) -> bytes:
-    """The packet without what belongs to its container: of AAC in a transport stream the ADTS header; of H.264 and
-    H.265 the start codes there, and the lengths elsewhere, with which the units of a picture are separated.
-    """
+    """A packet without what its container adds: ADTS headers of AAC; start codes or lengths of units of H.264."""
     data = bytes(packet)
     if codec == "aac" and data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:
         return data[7 if data[1] & 1 else 9 :]
     if codec in ("h264", "hevc"):
-        if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
-            return _START.join(unit.rstrip(b"\0") for unit in data.split(_START) if unit.strip(b"\0"))
-        units, place = [], 0
-        while place + 4 < len(data):
-            size = int.from_bytes(data[place : place + 4], "big")
-            units.append(data[place + 4 : place + 4 + size].rstrip(b"\0"))
-            place += 4 + size
-        return _START.join(units)
+        is_annex_b = data[:3] == _START or data[:4] == b"\0" + _START
+        return _START.join(units_by_start_code(data) if is_annex_b else units_by_length(data, 4))
     return data
 
 
+def units_by_start_code(data: bytes) -> list[bytes]:
+    """The NAL units of a packet with start codes (Annex B of H.264 and H.265)."""
+    return [unit for part in data.split(_START) if (unit := part.rstrip(b"\0"))]
+
+
+def units_by_length(data: bytes, length: int) -> list[bytes]:
+    """The NAL units of a packet in which each follows its length, an integer of so many bytes."""
+    units, place = [], 0
+    while place + length < len(data):
+        size = int.from_bytes(data[place : place + length], "big")
+        units.append(data[place + length : place + length + size].rstrip(b"\0"))
+        place += length + size
+    return units
+
+
 def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[int, Track]:
+    """Read the packets of some streams of a file that overlap `trim`; index -> track."""
     with open_input(info.path, whole=info.unlisted) as container:
         tracks = {}
         for index in indices:

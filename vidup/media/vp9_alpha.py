@@ -1,7 +1,7 @@
-"""Transparency of VP9 and VP8: a second picture that stands with each packet, in Matroska and WebM alone.
+"""Transparency of VP9 and VP8: a second encoded picture beside each packet, which only Matroska and WebM can store.
 
-FFmpeg's own decoder leaves it out, that of libvpx reads it. PyAV hands it on with packets and makes none of bytes: what
-a segment keeps of it goes through a Matroska of packets alone, in memory, which the demuxer reads as any other.
+FFmpeg's own decoders ignore it, those of libvpx decode it. PyAV passes it on with packets that it has read, and cannot
+attach it to a packet that is made from bytes: so `packets` writes a minimal Matroska file in memory and demuxes that.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from typing import Any
 import av
 
 DECODERS = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
-"""Those that read it, by the name of FFmpeg's own."""
+"""The decoders that read transparency, by the name of FFmpeg's own decoder."""
 
 _KIND = "matroska_block_additional"
-_ID = 8  # bytes before the second picture, which say what it is: 1 is transparency
+_ID = 8  # bytes before the second picture that name its kind: 1 is transparency
 
 
-def has(stream: Any) -> bool:
-    """Whether an open file says so of one of its streams."""
-    said = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
-    context = stream.codec_context
-    return said and context is not None and context.name in DECODERS and DECODERS[context.name] in av.codecs_available
+def is_tagged(stream: Any) -> bool:
+    """Whether the file tags one of its streams as transparent."""
+    return any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+
+
+def decoder_for(stream: Any) -> str | None:
+    """The decoder that reads the stream's transparency; None where it has none, or this build of FFmpeg none for it."""
+    name = DECODERS.get(stream.codec_context.name) if stream.codec_context is not None else None
+    return name if is_tagged(stream) and name in av.codecs_available else None
 
 
 def of(packet: Any) -> bytes:
-    """The second picture of an encoder's packet; empty where it has none."""
+    """The second picture of a packet; empty where it has none."""
     found = next((bytes(data) for data in packet.iter_sidedata() if data.data_type == _KIND), b"")
     return found[_ID:]
 
 
 def packets(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[Any]:
-    """PyAV packets of pictures and the second pictures beside them; without times."""
+    """PyAV packets, without times, of (picture, second picture) pairs."""
     body = b"".join(_group(data, second) for data, second in pairs)
     video = _element(0xE0, _element(0xB0, b"\x10") + _element(0xBA, b"\x10") + _element(0x53C0, b"\x01"))
     track = _element(0xAE, _number(0xD7, 1) + _number(0x73C5, 1) + _number(0x83, 1) + _number(0x55EE, 1)

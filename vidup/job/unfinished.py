@@ -1,7 +1,7 @@
-"""What is done of a segment before it ends, where frames are slow: kept beside it, so that a stopped job goes on there.
+"""The finished frames of an unfinished segment: kept beside its file where frames are slow, to be resumed from.
 
-``NNNNN.planes`` has the planes of its frames, one after the other, ``NNNNN.made`` how many of them count and what is
-carried from the last of them. Planes behind those are of no account: they are made again.
+``NNNNN.planes`` has the planes of the frames, one after the other; ``NNNNN.made`` the number of valid frames, and what
+is carried from the last. Planes after those are ignored, and overwritten.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from vidup.engines.relay import Carried
 from vidup.errors import first_line
 from vidup.frame import Color, Frame
 from vidup.job.disk import open_plain, write_atomically
-from vidup.job.plan import Job
+from vidup.job.plan import Job, frame_bytes
 from vidup.job.store import Segment
 from vidup.picture.geometry import Turn
 from vidup.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
 
-_SLOW = 1.0  # seconds that the first frame takes where frames are kept
-_EVERY = 30.0  # seconds after which what is carried is written again
+_SLOW = 1.0  # frames are kept where the first one takes so many seconds
+_EVERY = 30.0  # seconds between two writes of what is carried
 _PLANES, _MADE = ".planes", ".made"
 
 _Form = list[tuple[str, tuple[int, int]]]
@@ -40,14 +40,14 @@ _Form = list[tuple[str, tuple[int, int]]]
 
 
 def kept(job: Job, segment: Segment) -> int:
-    """How many frames of the output are kept of a segment that is not done."""
+    """How many finished frames of the output are kept of an unfinished segment."""
     found, each, pts = _read(segment.path), len(job.times) // (job.high - job.low), job.info.pts
     lead = 0 if segment.lead_in is None else bisect_right(pts, segment.begin) - bisect_right(pts, segment.lead_in)
     return 0 if found is None else max(0, found[0].frames - lead * each)
 
 
 def forget(segment: Path) -> None:
-    """Remove what is kept of a segment."""
+    """Delete the kept frames of a segment."""
     for ending in (_MADE, _PLANES):
         with suppress(OSError):
             segment.with_suffix(ending).unlink(missing_ok=True)
@@ -60,17 +60,17 @@ def upscaled(
     begin: tuple[int, tuple[int, int] | None],
     wanted: tuple[str, Color, Turn],
 ) -> Generator[tuple[Frame, bool], None, None]:
-    """The frames of a segment, upscaled, and whether each is new: those that are kept are read.
+    """The upscaled frames of a segment, and whether each is new; kept frames are read instead.
 
     Args:
-        segment: its file.
-        begin: for `Upscaler.reset`.
-        wanted: for `Upscaler.frames`.
+        segment: the path of its file.
+        begin: arguments of `Upscaler.reset`.
+        wanted: arguments of `Upscaler.frames`.
     """
     carried, form = _read(segment) or (None, [])
     done, sources = carried.frames if carried else 0, list[Frame]()
 
-    def noted() -> Iterator[Frame]:
+    def remembered() -> Iterator[Frame]:
         for frame in frames:
             if len(sources) < done:
                 sources.append(frame)
@@ -78,7 +78,7 @@ def upscaled(
 
     upscaler.reset(*begin, carried)
     began, keeper = time.monotonic(), None
-    with closing(upscaler.frames(noted(), *wanted)) as results:
+    with closing(upscaler.frames(remembered(), *wanted)) as results:
         first = next(results, None)
         if done:
             log.info("%s: %d frames of it are done already", segment, len(sources))
@@ -104,24 +104,24 @@ def upscaled(
 
 
 class _Keeper:
-    """Writes what is done. A disk that is full ends that, and nothing else."""
+    """Writes finished frames, until an error such as a full disk, which is only logged."""
 
     def __init__(self, segment: Path, upscaler: Upscaler, done: int) -> None:
         self._segment, self._upscaler, self._count, self._done = segment, upscaler, done, done
         self._file: BinaryIO | None = None
         self._form: _Form = []
-        self._taken: Carried | None = None  # not all of whose frames have come yet
+        self._taken: Carried | None = None  # what is to be written once all its frames have been added
         self._written, self._given_up = time.monotonic(), False
 
     def add(self, frame: Frame) -> None:
-        """A frame more is done."""
+        """Write the planes of a finished frame."""
         if self._given_up:
             return
         self._form = [(plane.dtype.name, plane.shape) for plane in frame.planes]
         try:
             if self._file is None:
                 self._file = open_plain(self._segment.with_suffix(_PLANES), "r+b" if self._done else "wb")
-                self._file.seek(self._done * sum(plane.nbytes for plane in frame.planes))
+                self._file.seek(self._done * frame_bytes(frame))
             for plane in frame.planes:
                 self._file.write(np.ascontiguousarray(plane).data)
             self._count += 1
@@ -133,7 +133,7 @@ class _Keeper:
             self._give_up(error)
 
     def save(self) -> None:
-        """See that all that is done can be gone on from, as far as what is carried is that of the last frame."""
+        """Make all added frames valid, if what is carried is that of the last one."""
         carried = None if self._given_up else self._carried()
         if carried is not None and carried.frames == self._count > self._done:
             try:
@@ -158,14 +158,14 @@ class _Keeper:
         self._taken, self._written = None, time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
-        log.warning("%s: what is done before it ends cannot be kept: %s", self._segment, first_line(error))
+        log.warning("%s: its finished frames cannot be kept: %s", self._segment, first_line(error))
         self._given_up = True
         self.close()
         forget(self._segment)
 
 
 def _read(segment: Path) -> tuple[Carried, _Form] | None:
-    """What is kept of a segment; None where nothing is, or it is damaged."""
+    """The state after the kept frames of a segment, and the form of their planes; None without, or if damaged."""
     path, planes = segment.with_suffix(_MADE), segment.with_suffix(_PLANES)
     if not path.is_file() or not planes.is_file():
         return None
@@ -178,14 +178,14 @@ def _read(segment: Path) -> tuple[Carried, _Form] | None:
         whole = planes.stat().st_size >= carried.frames * sum(
             np.dtype(dtype).itemsize * h * w for dtype, (h, w) in form
         )
-    except Exception as error:  # of a file that is damaged each reader fails in its own way
+    except Exception as error:  # the readers raise all kinds for a damaged file
         log.warning("%s: is damaged: its segment is made again: %s", path, first_line(error))
         return None
     return (carried, form) if whole and carried.frames > 0 else None
 
 
 def _planes(segment: Path, sources: Iterable[Frame], form: _Form, wanted: tuple[str, Color, Turn]) -> Iterator[Frame]:
-    """The frames that are kept, each at the time of its source."""
+    """The kept frames, each with the time of its source."""
     with open_plain(segment.with_suffix(_PLANES), "rb") as file:
         for source in sources:
             planes = tuple(
