@@ -62,7 +62,7 @@ def test_probe(make_clip: Callable[..., Path], capsys: pytest.CaptureFixture[str
     assert main(["probe", str(source)]) == 0
     text = capsys.readouterr().out
     assert "64x48" in text and "256x192" in text and "12 frames" in text
-    assert re.search(r"GiB of disk, .* GiB of memory for frames on their way, and for the model \d+\.\d+ GiB", text)
+    assert re.search(r"GiB of disk, .* GiB of memory for frames, and for the model \d+\.\d+ GiB", text)
     assert table["device_bytes"] > 2 * 473_398_020 and table["host_bytes"] > 0 and table["disk_bytes"] > 0
     assert main(["probe", str(source), "--json", "--offload", "--batch", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["device_bytes"] < table["device_bytes"]

@@ -1,4 +1,4 @@
-"""What can be typed: the parser of the command line, one function for each command."""
+"""The parser of the command line, one function for each command."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vidup.config import DELIVERY, Runtime, Settings
 from vidup.options import add_options
 from vidup.presets import preset_names
 
-_ON_THE_MACHINE = ("device", "batch", "compile", "max_memory", "offload")  # of the runtime, what decides memory
+_OF_MEMORY = ("device", "batch", "compile", "max_memory", "offload")  # the fields of `Runtime` that decide memory
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, where argparse would print all options first."""
+    """A parser whose errors are one line; argparse would print all options first."""
 
     typed: tuple[str, ...] = ()
-    """What the whole command line is, while it is parsed."""
+    """The command line that is being parsed."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse; ``help COMMAND`` is ``COMMAND --help``."""
+        """Parse as argparse does; ``help COMMAND`` means ``COMMAND --help``."""
         given = tuple(sys.argv[1:] if args is None else args)
         commands = self._commands()
         if commands:
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(list(given), namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Say in one line what is wrong and what to do; ends the process with 2."""
+        """End the process with exit code 2 and a line: what is wrong, and what to do."""
         self.exit(2, f"{self.prog}: {message}; {self._hint(message)}\n")
 
     def _hint(self, message: str) -> str:
@@ -64,10 +64,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
-    """The parser of ``vidup``; the namespace that it gives has `command`, what runs it.
+    """The parser of ``vidup``; `command` of the namespace is the function that runs the command.
 
     Args:
-        commands: what runs each command, by its name.
+        commands: name of a command -> the function that runs it.
     """
     whole = _Parser(
         prog="vidup",
@@ -131,7 +131,7 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
     command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(command, Settings, Runtime, only=(*_names(Settings), *_ON_THE_MACHINE))
+    add_options(command, Settings, Runtime, only=(*_names(Settings), *_OF_MEMORY))
     return command
 
 

@@ -62,9 +62,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return _fail(error, arguments.verbose, 2)
     except VidupError as error:
         return _fail(error, arguments.verbose, 1)
-    except BrokenPipeError:  # whoever read standard output is gone
+    except BrokenPipeError:  # the reader of standard output is gone
         return 1
-    except OSError as error:  # too many open files, a folder that is gone: the system's, and no fault of the code
+    except OSError as error:  # too many open files, a folder that is gone
         return _fail(MediaError(system_words(error)), arguments.verbose, 1)
 
 
@@ -88,7 +88,7 @@ def _upscale(arguments: argparse.Namespace) -> int:
         return 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    # What ray prints of its own goes to standard output, which is for data.
+    # Ray prints to standard output, which is for data.
     with _progress(arguments) as sink, redirect_stdout(sys.stderr):
         outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=arguments.stop)
     failures = [outcome for outcome in outcomes if outcome.error is not None]
@@ -147,7 +147,7 @@ def _progress(arguments: argparse.Namespace) -> Iterator[Sink | None]:
             yield bar
     else:
         yield json_lines(sys.stdout) if arguments.progress == "json" else None
-        with suppress(MediaError, BrokenPipeError):  # what nobody read is no failure of the job
+        with suppress(MediaError, BrokenPipeError):  # unread progress is no failure of the job
             terminal.flush()
 
 
@@ -163,7 +163,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _show(source: Path, target: Path | None, settings: Settings, runtime: Runtime, as_json: bool = False) -> None:
-    """Print what is in a file, and what would become of it."""
+    """Print what is in a file, and what a job would do with it."""
     from vidup.job.outlook import plan
 
     found = plan(source, target, settings, runtime)
@@ -222,7 +222,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _compared(result: Comparison | Faithfulness) -> dict[str, Any]:
-    """What was measured, made for JSON; that has no infinity, which PSNR is for equal frames."""
+    """Measurements as values for JSON, which has no infinity, such as the PSNR of equal frames."""
     from dataclasses import asdict
 
     rows = [
@@ -248,7 +248,7 @@ def _put_faithfulness(result: Faithfulness) -> None:
     terminal.put("  time s  faithful dB  invented   energy   E*warp  bicubic")
     rows = [(f"{frame.time:8.3f}", frame) for frame in result.frames]
     for begin, frame in [*rows, ("    mean", result.mean())]:
-        over_time = _told(frame.warp_error, frame.warp_error_bicubic)
+        over_time = _columns(frame.warp_error, frame.warp_error_bicubic)
         terminal.put(
             f"{begin}  {frame.faithfulness:11.3f}  {frame.invented:8.3f} {frame.gradient_energy:8.3f}{over_time}"
         )
@@ -265,17 +265,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _figures(frame: FrameFigures) -> str:
-    over_time = _told(
-        frame.warp_error,
-        frame.warp_error_bicubic,
-        frame.warp_error_truth,
-        frame.flow_distance,
-        frame.still_deviation,
-    )
+    flicker = frame.warp_error, frame.warp_error_bicubic, frame.warp_error_truth
+    over_time = _columns(*flicker, frame.flow_distance, frame.still_deviation)
     return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}{over_time}"
 
 
-def _told(*figures: float | None) -> str:
+def _columns(*figures: float | None) -> str:
     return "".join("        -" if figure is None else f" {figure:8.3f}" for figure in figures)
 
 
@@ -347,7 +342,7 @@ def _set_up_logging(verbose: bool, quiet: bool) -> None:
 
 def _fail(error: Exception, verbose: bool, code: int) -> int:
     if verbose:
-        logging.getLogger("vidup").error("%s", error, exc_info=error)
+        log.error("%s", error, exc_info=error)
     else:
         terminal.say(f"vidup: {error}")
     return code

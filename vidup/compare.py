@@ -1,4 +1,4 @@
-"""How like the truth a video is, frame by frame."""
+"""Measure how like the truth a video is, frame by frame."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from vidup.picture.resample import resize
 BORDER = 8
 """Pixels at every side that `compare` leaves out."""
 REDUCED = 4
-"""How many times smaller the truth is made for what the input would be, of which bicubic makes its picture."""
+"""The factor by which the truth is downscaled for the input of bicubic, the reference."""
 SAME = Fraction(1, 1000)
-"""Seconds by which times may differ and be the same: the tick of mkv and webm."""
+"""Seconds by which equal times may differ: the tick of mkv and webm."""
 
 _One = TypeVar("_One")
 _Figures = TypeVar("_Figures")
@@ -33,7 +33,7 @@ _Figures = TypeVar("_Figures")
 
 @dataclass(frozen=True)
 class FrameFigures:
-    """One frame of a video against the truth's frame at the same time; on luma, without the border."""
+    """The figures of a frame against the truth's frame at the same time, on luma, without the border."""
 
     time: float
     """Seconds after the first frame."""
@@ -45,25 +45,25 @@ class FrameFigures:
     gradient_energy: float
     """As a share of the truth's; below 1 is softer, above 1 sharper or noisier."""
     warp_error: float | None = None
-    """E*warp (Lai et al. 2018) along the truth's motion from the frame before, in squared codes of 255: flicker. None,
-    as all below, where the frame before is not there, and at a cut."""
+    """Flicker: E*warp (Lai et al. 2018) along the truth's motion from the frame before, in squared codes of 255. This
+    and all below are None without a frame before, and at a cut."""
     warp_error_bicubic: float | None = None
-    """That of bicubic, enlarged from the truth made 4 times smaller: what is blurred flickers little."""
+    """The same of bicubic, enlarged from the truth downscaled by 4, which is blurred and flickers little."""
     warp_error_truth: float | None = None
-    """That of the truth itself: the error of the flow, below which nothing can be told."""
+    """The same of the truth itself: the error of the flow, below which a difference means nothing."""
     flow_distance: float | None = None
     """tOF (Chu et al. 2020): mean distance in pixels between the flows of the video and of the truth."""
     still_deviation: float | None = None
-    """Standard deviation over time, in codes of 255, where the truth made 4 times smaller does not change."""
+    """Standard deviation over time, in codes of 255, where the truth downscaled by 4 does not change."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A video against the truth."""
+    """The measurements of a video against the truth."""
 
     frames: tuple[FrameFigures, ...]
     missing: int
-    """Frames of either video for which the other has none at that time."""
+    """The number of frames of either video without a frame of the other at that time."""
     change_between_equal: float | None
     """Largest change, in 8-bit steps, between neighbouring frames where the truth's are equal; None without such."""
 
@@ -84,9 +84,9 @@ def mean(frames: Sequence[_Figures]) -> _Figures:
 
 
 def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Comparison:
-    """Compare two videos of one size, frame by frame, those together that are shown at the same time.
+    """Compare the frames of two videos of one size that are shown at the same time.
 
-    Times count from each video's first frame, and are the same within a millisecond, the tick of mkv and webm.
+    Times are counted from each video's first frame, and equal within a millisecond, the tick of mkv and webm.
 
     Raises:
         MediaError: a file cannot be read, the sizes differ, the frames are too small or none coincide.
@@ -129,9 +129,9 @@ def measure(
     """Measure one picture against the truth.
 
     Args:
-        time: of the frame in seconds, for the result.
+        time: the frame's time in seconds.
         truth, other: RGB, float32 (3, H, W) on the host, nominally in [0, 1]; sides of ``2 * BORDER + 11`` or more.
-        before: the same two of the frame before.
+        before: the same two pictures of the frame before.
     """
     one, two = (luma(picture.clamp(0, 1)) for picture in (truth, other))
     a, b = (brightness[BORDER:-BORDER, BORDER:-BORDER] for brightness in (one, two))
@@ -142,7 +142,7 @@ def measure(
 
 
 def _over_time(now: tuple[torch.Tensor, torch.Tensor], before: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
-    """The figures of `FrameFigures` that tell of a frame and the one before: of each the truth and the video, RGB."""
+    """The figures that need a frame and the one before: (truth, video) of each, RGB."""
     (truth, other), (truth_before, other_before) = ((luma(x.clamp(0, 1)) for x in pair) for pair in (now, before))
     reduced, reduced_before = _reduced(now[0]), _reduced(before[0])
     bicubic, bicubic_before = (
@@ -166,7 +166,7 @@ def _over_time(now: tuple[torch.Tensor, torch.Tensor], before: tuple[torch.Tenso
 
 
 def _reduced(truth: torch.Tensor) -> torch.Tensor:
-    """The truth made smaller, of 8 bits, as an input would be: RGB (3, h, w)."""
+    """The truth, downscaled and rounded to 8 bits, as an input would be: RGB (3, h, w)."""
     height, width = (max(1, side // REDUCED) for side in truth.shape[-2:])
     return (resize(truth[None], (height, width))[0].clamp(0, 1) * 255).round() / 255
 
@@ -174,7 +174,7 @@ def _reduced(truth: torch.Tensor) -> torch.Tensor:
 def aligned(
     ones: Iterator[tuple[Fraction, _One]], twos: Iterator[tuple[Fraction, _One]]
 ) -> Iterator[tuple[Fraction, _One | None, _One | None]]:
-    """What two videos show, each with its time in seconds, in the order of the times; None where one shows nothing."""
+    """Pairs of the frames of two videos with the same time, in seconds; None where one video has no frame then."""
     one, two = next(ones, None), next(twos, None)
     while one is not None or two is not None:
         apart = one[0] - two[0] if one and two else Fraction(0)

@@ -1,7 +1,7 @@
-"""Settings (what decides a pixel), Runtime (what does not), and presets. `options` makes the command line's of them.
+"""Settings (what decides a pixel), Runtime (what does not), and presets. `options` makes the command line from them.
 
-One frozen dataclass is the only source of a name, its default, its range and its help. One name everywhere:
-`noise_level` is the keyword, the TOML key and ``--noise-level``.
+A field of a dataclass is the only source of a name, its default, range and help: `noise_level` is the keyword, the TOML
+key and ``--noise-level``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _Any = TypeVar("_Any")
 
 
 MODELS = ("x4", "x2", "mini", "nearest", "bilinear", "bicubic", "lanczos")
-"""The models that have a name; `engines.FAMILIES` says what they are."""
+"""The names of models; `engines.FAMILIES` defines them."""
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
-"""What files with weights end in."""
+"""The endings of files with weights."""
 
 
 def _with_its_preset(config: type[_Any]) -> type[_Any]:
-    """Let a model's name bring its preset: what is given goes before it, and it before the defaults."""
+    """Let a model's preset replace the defaults; given values replace both."""
     plain = config.__init__
 
     def __init__(self: Any, **given: Any) -> None:
@@ -47,11 +47,11 @@ def _with_its_preset(config: type[_Any]) -> type[_Any]:
 class Settings:
     """Everything that decides the pixels of the result.
 
-    A model that has a preset of its own brings it along: ``Settings(model="mini")`` has the steps of ``mini``. NumPy's
-    numbers are taken for Python's, ``20.0`` for 20, and a `Path` for a text.
+    A model's own preset replaces the defaults: ``Settings(model="mini")`` has the steps of the preset ``mini``. NumPy's
+    numbers, ``20.0`` for an integer, and a `Path` for a string are converted.
 
     Raises:
-        ConfigError: a value is of the wrong type or out of its range.
+        ConfigError: a value has the wrong type or is out of its range.
     """
 
     model: str = option(
@@ -191,7 +191,7 @@ class Settings:
 
     @property
     def until(self) -> float | None:
-        """The time of the input, in seconds, at which the requested part ends; None is the input's end."""
+        """The end of the requested part in seconds of the input; None: the input's end."""
         return self.end if self.duration is None else self.start + self.duration
 
     @property
@@ -201,16 +201,16 @@ class Settings:
             return None
         match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)([kKMG]?)", self.bitrate.strip())
         bits = 0 if match is None else int(float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " "))
-        if not 1000 <= bits < 2**31:  # which encoders hold in 32 bits
+        if not 1000 <= bits < 2**31:  # encoders have 32 bits for it
             raise ConfigError(f"bitrate = {self.bitrate!r}: expected bits a second such as 20M, from 1k to 2G")
         return bits
 
     @classmethod
     def preset(cls, preset: str | os.PathLike[str], /, **overrides: Any) -> Settings:
-        """The settings of a preset, given by name or as a path to a TOML file, with `overrides` on top.
+        """The settings of a preset, which is a name or the path of a TOML file, with some overrides.
 
         Raises:
-            ConfigError: no such preset, a file that is no TOML, an unknown key, a value out of range.
+            ConfigError: there is no such preset, the file is no TOML, a key is unknown, a value is out of range.
         """
         return cls(**layered(preset, _known(overrides, "settings")))
 
@@ -220,10 +220,10 @@ class Settings:
         return {name: cls.preset(name) for name in preset_names()}
 
     def replace(self, **changes: Any) -> Settings:
-        """These settings with changes; another model brings no preset along.
+        """These settings with changes; the preset of another model is not applied.
 
         Raises:
-            ConfigError: an unknown key, a value out of range.
+            ConfigError: a key is unknown, a value is out of range.
         """
         gone = {name: None for names in _INSTEAD if names & changes.keys() for name in names}
         return dataclasses.replace(self, **{**gone, **_known(changes, "settings")})
@@ -231,7 +231,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What does not decide a pixel beyond rounding: where it runs, how much at once."""
+    """Where and how a job runs, which decides no pixel beyond rounding."""
 
     device: str = option("auto", "cuda, cuda:1, mps or cpu; auto takes the first that is there")
     batch: int = option(0, "frames or tiles in one call of the model; 0 chooses", flags=("-b",), low=0, high=1024)
@@ -268,7 +268,7 @@ class Runtime:
         return None if self.max_memory is None else _bytes("max_memory", self.max_memory)
 
 
-_LEAST_BYTES = 1 << 20  # that anybody means by a number without a unit
+_LEAST_BYTES = 1 << 20  # a smaller number without a unit is taken for a mistake
 
 
 def _bytes(name: str, text: str) -> int:
@@ -286,32 +286,29 @@ DELIVERY: tuple[str, ...] = (
     *("start", "duration", "end", "matrix", "range", "deinterlace", "fps", "bake_rotation"),
     *("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options", "tolerate_errors"),
 )
-"""The settings that decide what has to be in the output, however large its pictures are."""
+"""The settings that decide what has to be in the output, apart from its pictures."""
 
 
 Given: TypeAlias = Settings | str | os.PathLike[str] | None
-"""How settings are given: themselves, a preset by its name or its path; the defaults where not."""
+"""Settings, or a preset by its name or path; None: the defaults."""
 
 
 def settings_of(given: Given) -> Settings:
-    """The settings that are meant; raises as `Settings.preset`."""
+    """Resolve settings; raises as `Settings.preset`."""
     if given is None or isinstance(given, Settings):
         return given or Settings()
     return Settings.preset(given)
 
 
 _INSTEAD = ({"scale", "height", "width"}, {"duration", "end"})
-"""Settings that say one thing in several ways: one of them puts the others of a preset out of force."""
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    gone = {name for names in _INSTEAD if names & above.keys() for name in names}
-    return {**{name: value for name, value in below.items() if name not in gone}, **above}
+"""Settings of the same thing: a given one replaces all of a preset's."""
 
 
 def layered(preset: str | os.PathLike[str] | None, over: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset that is given, then `over`, which is not checked; what the model brings along comes before both."""
-    return _over(_read_preset(preset) if preset is not None else {}, over)
+    """The values of a preset, if one is given, replaced by `over`, which is not checked."""
+    below = _read_preset(preset) if preset is not None else {}
+    gone = {name for names in _INSTEAD if names & over.keys() for name in names}
+    return {**{name: value for name, value in below.items() if name not in gone}, **over}
 
 
 def _read_preset(preset: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Whether this machine is ready: what is installed and fits, what runs where, which models and how much room there is.
+"""Check whether this machine is ready: installed packages, devices, encoders, models, disk, limits.
 
-Nothing is changed and nothing is fetched.
+Nothing is changed or downloaded.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,10 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 from vidup.errors import VidupError, first_line
 
 if TYPE_CHECKING:
@@ -26,30 +29,30 @@ if TYPE_CHECKING:
 State = Literal["ok", "note", "problem"]
 
 _GB = 1e9
-_LEAST_DISK = 2 * _GB  # below which hardly a job ends
-_MODEL_DISK = 10 * _GB  # of the x4 model in both precisions, while it is fetched
-_LEAST_FILES = 256  # that a process may open: fewer, and a job of many streams ends early
+_LEAST_DISK = 2 * _GB  # free, for a job
+_MODEL_DISK = 10 * _GB  # free, to download the x4 model in both precisions
+_LEAST_FILES = 256  # that a process may open, for a job of many streams
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was looked at."""
+    """The result of a check."""
 
     name: str
     state: State
-    """A note costs speed or a model; with a problem vidup does not work, or not as it should on this machine."""
+    """A note costs speed or a model; with a problem vidup does not work properly on this machine."""
     found: str
     todo: str = ""
-    """What to do, where something is to be done."""
+    """What to do about it."""
 
 
 def examine() -> list[Finding]:
-    """Look at everything. What fails while it is looked at is a finding."""
+    """Run all checks. An exception is a finding, too."""
     found: list[Finding] = []
     for look in _LOOKS:
         try:
             found += look()
-        except Exception as error:  # a library that is broken fails in its own way: that is what is looked for
+        except Exception as error:  # broken libraries raise all kinds
             name = look.__name__.strip("_").replace("_", " ")
             kind = "" if isinstance(error, VidupError) else f"{type(error).__name__}: "
             found.append(Finding(name, "problem", f"{kind}{first_line(error)}", "mend what this names"))
@@ -57,7 +60,7 @@ def examine() -> list[Finding]:
 
 
 def report(findings: Iterable[Finding]) -> Iterator[str]:
-    """The findings in lines, and whether the machine is ready."""
+    """Lines with the findings, and whether the machine is ready."""
     problems = 0
     for one in findings:
         problems += one.state == "problem"
@@ -71,11 +74,12 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """What vidup's own metadata ask for against what is installed."""
+    """Compare the installed versions with the requirements in vidup's metadata."""
     fitting = []
-    for line in metadata.requires("vidup") or ():
-        name, bounds, extra = _requirement(line)
-        if extra not in ("", "checkpoint", "ray") or name == "vidup":
+    for wanted in map(Requirement, metadata.requires("vidup") or ()):
+        name, bounds, marker = wanted.name, str(wanted.specifier), wanted.marker
+        extra = next((one for one in ("", *_EXTRAS) if marker is None or marker.evaluate({"extra": one})), None)
+        if extra is None or name == "vidup":
             continue
         try:
             version = metadata.version(name)
@@ -104,33 +108,9 @@ _EXTRAS = {"checkpoint": "files of weights such as ESRGAN's", "ray": "several wo
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
-def _requirement(line: str) -> tuple[str, str, str]:
-    """Name, bounds and extra of a line such as ``spandrel>=0.4; extra == 'checkpoint'``."""
-    wanted, _, marker = line.partition(";")
-    match = re.match(r"\s*([\w.-]+)(\[[^]]*\])?\s*(.*?)\s*$", wanted)
-    extra = re.search(r"""extra\s*==\s*["']([^"']+)""", marker)
-    assert match is not None, "metadata name what they ask for"
-    return match[1], match[3].strip("()").replace(" ", ""), extra[1] if extra else ""
-
-
 def fits(version: str, bounds: str) -> bool:
-    """Whether a version lies within bounds such as ``>=18.1,<19``; what follows its numbers does not count."""
-    have = _numbers(version)
-    for bound in filter(None, bounds.split(",")):
-        match = re.match(r"(>=|<=|<|>|==|!=)(.*)", bound)
-        assert match is not None, bound
-        limit = _numbers(match[2])
-        size = max(len(have), len(limit))
-        left, right = (numbers + (0,) * (size - len(numbers)) for numbers in (have, limit))
-        holds = {">=": left >= right, "<=": left <= right, "<": left < right, ">": left > right}
-        if not holds.get(match[1], (left == right) == (match[1] == "==")):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, match[0].split("."))) if match else ()
+    """Whether a version is within bounds such as ``>=18.1,<19``; suffixes such as ``.dev0`` are ignored."""
+    return Version(version).base_version in SpecifierSet(bounds)
 
 
 def _is_installed(name: str) -> bool:
@@ -210,7 +190,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a convolution is right there, against float32 on the CPU."""
+    """Whether a convolution on a device is right, compared with float32 on the CPU."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -238,7 +218,7 @@ def _models() -> Iterator[Finding]:
     from vidup.engines import HOMES
 
     whole = resources.files("vidup").joinpath("mini", "checkpoint", "model_index.json").is_file()
-    todo = "" if whole else "install vidup anew: a checkout needs its large files"
+    todo = "" if whole else "install vidup again: a checkout needs its large files"
     yield Finding("mini", "ok" if whole else "problem", "is there" if whole else "is missing", todo)
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     for name, home in HOMES.items():
@@ -284,6 +264,6 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def table(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The findings for JSON: ``ready``, and what was found by its order."""
+    """The findings as values for JSON: ``ready``, and ``findings`` in order."""
     found = [vars(one) for one in findings]
     return {"ready": all(one["state"] != "problem" for one in found), "findings": found}

@@ -1,4 +1,4 @@
-"""The whole exception tree.
+"""The exceptions.
 
     VidupError
     ├── ConfigError     a setting, an option or a preset that cannot be used
@@ -6,17 +6,17 @@
     ├── EngineError     a model that cannot be loaded or run
     ├── ResumeError     a job on disk that does not belong to this command
     ├── VerifyError     what was written is not what was requested
-    └── Stopped         somebody asked for it
+    └── Stopped         the work was stopped on request
 
 Each message is one line: what is wrong, which value, and what to do.
 """
 
 
 class VidupError(Exception):
-    """Everything that vidup raises on purpose."""
+    """The base of all exceptions of vidup."""
 
     def __str__(self) -> str:
-        # Names of files, and what stands in them, may hold anything: a message stays one line.
+        # Names and contents of files may contain anything, but a message is one line.
         text = super().__str__()
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -42,20 +42,20 @@ class VerifyError(VidupError):
 
 
 class Stopped(VidupError):
-    """The work was stopped before its end, as was asked for; what a job has done is kept."""
+    """The work was stopped before its end, on request; what a job has done is kept."""
 
     def __init__(self, message: str = "stopped, as was asked for") -> None:
         super().__init__(message)
 
 
 def first_line(error: BaseException) -> str:
-    """An error of a library in its own words, for a message of ours: the first line, 200 characters at the most."""
+    """The first line of a library's error message, at most 200 characters."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def system_words(error: OSError, subject: object = None) -> str:
-    """The system's own words, in one line: the file that it names, or else the subject, and the reason."""
+    """A system error in one line: the file that it names, or else the subject, and the reason."""
     reason = error.strerror or str(error) or type(error).__name__
     subject = error.filename or subject
     return f"{subject}: {reason}" if subject else reason

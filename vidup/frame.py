@@ -1,4 +1,4 @@
-"""What flows: a frame with its planes, its time and its colour, and what a file holds."""
+"""The data that all parts exchange: a frame with its planes, time and colour; the facts of a file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Color:
-    """How sample values stand for light. The codes are those of ITU-T H.273, as in ffmpeg."""
+    """The meaning of sample values, by the codes of ITU-T H.273, as in ffmpeg."""
 
     matrix: int
     """1 BT.709, 5 and 6 BT.601, 9 BT.2020; 0 where the planes are RGB; 2 is unspecified."""
     primaries: int = 2
-    """Carried, never converted; 2 is unspecified."""
+    """Kept, never converted; 2 is unspecified."""
     transfer: int = 2
-    """Carried, never converted; 2 is unspecified."""
+    """Kept, never converted; 2 is unspecified."""
     full_range: bool = False
-    """True where 8-bit black and white are 0 and 255, False where luma has 16 and 235."""
+    """Whether 8-bit black and white are 0 and 255; else luma's are 16 and 235."""
 
 
 _NAME = re.compile(r"(?P<family>yuva?j?|gray|gbra?p?)(?P<sampling>4\d\d|)p?(?P<bits>\d+|)(?:le|)$")
@@ -35,7 +35,7 @@ _SUBSAMPLING = {"444": (1, 1), "422": (2, 1), "420": (2, 2), "440": (1, 2), "411
 
 @dataclass(frozen=True)
 class Layout:
-    """How the planes of a pixel format lie."""
+    """The planes of a pixel format."""
 
     family: str
     """``yuv``, ``gray`` or ``gbr``."""
@@ -46,17 +46,17 @@ class Layout:
     chroma_y: int
     """Luma rows for one chroma row."""
     alpha: bool = False
-    """The format has a plane of transparency behind the others, which a frame may leave out."""
+    """Whether the last plane is transparency, which a frame may leave out."""
 
     @property
     def planes(self) -> int:
-        """Number of planes that hold colour."""
+        """The number of planes without transparency."""
         return 1 if self.family == "gray" else 3
 
 
 @cache
 def layout(pix_fmt: str) -> Layout | None:
-    """The layout of a planar format by its ffmpeg name; None where it is none that vidup converts itself."""
+    """The layout of a planar format by its ffmpeg name; None for formats that a `Frame` cannot have."""
     match = _NAME.match(pix_fmt)
     if match is None or pix_fmt.endswith("be"):
         return None
@@ -71,16 +71,16 @@ def layout(pix_fmt: str) -> Layout | None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frame:
-    """One picture, its planes as decoded, and the time at which it is shown.
+    """One picture with its planes as decoded, and its time.
 
     Raises:
-        MediaError: the planes do not fit the pixel format in number, shape or dtype, or vidup does not know the format.
+        MediaError: the planes do not fit the pixel format in number, shape or dtype, or the format is not supported.
     """
 
     planes: tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]
-    """Y, U, V (or Y alone; or G, B, R), each (height, width) of its own size, uint8 or uint16."""
+    """Y, U, V (or Y alone; or G, B, R), (height, width) each, uint8 or uint16."""
     pix_fmt: str
-    """The planar format in ffmpeg's name: ``yuv420p``, ``yuv422p10le``, ``gray``, ``gbrp`` ..."""
+    """ffmpeg's name of the planar format: ``yuv420p``, ``yuv422p10le``, ``gray``, ``gbrp`` ..."""
     color: Color
     pts: int = 0
     """Presentation time in units of `time_base`."""
@@ -89,7 +89,7 @@ class Frame:
     time_base: Fraction = Fraction(1, 1000)
     """Seconds in one unit of `pts`."""
     captions: bytes = b""
-    """Closed captions that begin with it: constructs of three bytes (CEA-708)."""
+    """Closed captions from this frame on: constructs of three bytes (CEA-708)."""
 
     def __post_init__(self) -> None:
         kind = layout(self.pix_fmt)
@@ -130,7 +130,7 @@ class Frame:
         """The picture as R, G, B: (height, width, 3), uint8 from 8 bits, else uint16 of which 65535 is white.
 
         Raises:
-            MediaError: the matrix of its planes is not known.
+            MediaError: the colour matrix is not known.
         """
         from vidup.picture import color
 
@@ -147,15 +147,15 @@ class Frame:
         duration: int = 0,
         time_base: Fraction = Fraction(1, 1000),
     ) -> Frame:
-        """A frame of an array: (height, width), (height, width, 3) or with transparency (height, width, 4).
+        """Make a frame from an array: (height, width), (height, width, 3), or with transparency (height, width, 4).
 
         Args:
             array: uint8, uint16 or floats in [0, 1].
-            pix_fmt: a planar format; where not given, gray or RGB of 8 bits, or of 16 where the array has more.
-            color: matrix and range of the planes; full-range RGB or gray where not given, and for YUV that is needed.
+            pix_fmt: a planar format; None: gray or RGB of 8 bits, or of 16 where the array has more.
+            color: matrix and range of the planes; None: full-range RGB or gray. It is required for YUV.
 
         Raises:
-            MediaError: an array, a format or a matrix that cannot be meant.
+            MediaError: the array, the format or the matrix is not possible.
         """
         from vidup.picture import kinds
 
@@ -164,23 +164,23 @@ class Frame:
 
     @classmethod
     def from_av(cls, frame: Any) -> Frame:
-        """A frame of PyAV, an `av.VideoFrame`, with its time; its planes are copied.
+        """Make a frame from an `av.VideoFrame` of PyAV, with its time; its planes are copied.
 
         Raises:
-            MediaError: a pixel format that cannot be converted.
+            MediaError: the pixel format cannot be converted.
         """
         from vidup.media import video
 
         return video.from_av(frame)
 
     def to_av(self) -> Any:
-        """The frame as PyAV has them, an `av.VideoFrame`; its planes are copied."""
+        """The frame as an `av.VideoFrame` of PyAV; its planes are copied."""
         from vidup.media import video
 
         return video.to_av(self)
 
     def shows(self, other: Frame) -> bool:
-        """Whether it is the same picture as another frame, whatever their times."""
+        """Whether another frame has the same picture, whatever its time."""
         if (self.pix_fmt, self.color, len(self.planes)) != (other.pix_fmt, other.color, len(other.planes)):
             return False
         return all(
@@ -191,7 +191,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class HdrMetadata:
-    """The static data of HDR10: of the display that the film was graded on, and of its light."""
+    """The static metadata of HDR10: the mastering display and the light level."""
 
     mastering: tuple[Fraction, ...] | None = None
     """CIE x and y of red, green, blue and white, then the least and the greatest luminance in cd/m2: ten numbers."""
@@ -208,7 +208,7 @@ class StreamInfo:
     """``video``, ``audio``, ``subtitle``, ``data`` or ``attachment``."""
     codec: str
     detail: str
-    """What a person wants to know of it, such as ``48000 Hz stereo``."""
+    """Facts for people, such as ``48000 Hz stereo``."""
     language: str = ""
 
 
@@ -227,54 +227,54 @@ class MediaInfo:
     height: int
     pix_fmt: str
     color: Color
-    """As tagged in the file; unspecified parts are 2."""
+    """The file's tags; unspecified ones are 2."""
     color_tagged: bool
-    """False where the file does not say its matrix."""
+    """Whether the file states its colour matrix."""
     sample_aspect_ratio: Fraction
-    """Width of a pixel by its height; 1 where the file does not say."""
+    """Width of a pixel divided by its height; 1 where the file does not state it."""
     rotation: int
     """Degrees counter-clockwise by which a player turns the picture."""
     display_matrix: tuple[int, ...] | None
-    """The nine integers of the display matrix, where there is one."""
+    """The nine integers of the display matrix; None without one."""
     field_order: str
     """``progressive``, or which field is shown first: ``tt`` and ``bb`` (also ``tb``, ``bt``, as in ffmpeg)."""
     hdr: HdrMetadata | None
     dynamic_hdr: tuple[str, ...]
-    """Kinds of HDR that change from frame to frame, such as ``Dolby Vision``, which cannot be carried."""
+    """Kinds of HDR metadata that change from frame to frame, such as ``Dolby Vision``; they cannot be kept."""
     time_base: Fraction
     """Seconds in one unit of the video stream's times."""
     pts: tuple[int, ...]
-    """Time of every frame that will be shown, in rising order."""
+    """The times of all frames that are shown, rising."""
     timing: Literal["packets", "order", "filled", "made"]
-    """Where `pts` is from: the packets' own times; those of all packets, given to the frames in the order in which they
-    are shown (AVI); the frames' own times, filled in where they have none; or counted at a constant rate, because the
-    stream bears no times (raw H.264). Only the first can be sought in the file; else frames are counted from its head.
+    """The origin of `pts`: the packets' times; the times of all packets, assigned to the frames in the order in which
+    they are shown (AVI); the frames' times, filled in where they have none; or a constant rate, because the stream has
+    no times (raw H.264). Only with the first can frames be sought in the file; else they are counted from its head.
     """
     begin: Fraction
-    """When the file begins, in seconds; a player shows this moment as 0."""
+    """The time in seconds that players show as 0."""
     end: int
-    """Where the last frame ends, in units of `time_base`."""
+    """When the last frame ends, in units of `time_base`."""
     frames: int
-    """Number of frames that will be shown."""
+    """The number of frames that are shown."""
     rate: Fraction
-    """Frames a second on average."""
+    """Average frames a second."""
     variable_rate: bool
     streams: tuple[StreamInfo, ...]
     chapters: int
     side_data: tuple[str, ...] = ()
-    """Kinds of data that stand with the first pictures, in FFmpeg's names, such as ``A53_CC`` for closed captions."""
+    """FFmpeg's names of the side data of the first frames, such as ``A53_CC`` for closed captions."""
     stereo_mode: str = ""
-    """How the two views of stereo 3D lie in a picture, in Matroska's words: ``left_right``, ``top_bottom`` ..."""
+    """How a picture holds the two views of stereo 3D, in Matroska's words: ``left_right``, ``top_bottom`` ..."""
     notes: tuple[str, ...] = ()
-    """What is unusual or damaged, a line each."""
+    """What is unusual or damaged, one line each."""
     entries: tuple[tuple[int, int], ...] = ()
-    """Where decoding can begin: the time of a packet that needs no other, and the CRC-32 of its data."""
+    """Where decoding can begin: the time and the CRC-32 of each packet with a key frame."""
     faulty: bool = False
-    """Some packets give no frame: only decoded one by one do the others give all of theirs."""
+    """Whether some packets cannot be decoded: with threads, frames of others would be lost, too."""
     tolerant: bool = False
-    """It was read with `tolerate_errors`: what cannot be read of it is left out."""
+    """Whether it was read with `tolerate_errors`: what cannot be read is left out."""
     unlisted: bool = False
-    """Some of its streams are not known at its head: they are found by reading all of it."""
+    """Whether some streams begin late, and are found only by reading the whole file."""
 
     def __repr__(self) -> str:
         picture = f"{self.width}x{self.height} {self.pix_fmt} {self.codec}"

@@ -13,7 +13,7 @@ from vidup.errors import ConfigError
 from vidup.values import scalar, shown, words
 
 FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
-"""What most people need; the help shows them before all others, with ``--output`` and ``--preset``."""
+"""The options that most people need; the help shows them first, with ``--output`` and ``--preset``."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "options that matter first": FIRST,
@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "machine": ("device", "batch", "compile", "max_memory", "offload", "workers", "ray"),
     "job": ("verify", "restart", "keep_work", "skip_done", "report", "watch", "overwrite"),
 }
-"""Under which head the help shows what; where a name stands twice, under the first that is shown."""
+"""Title -> the options that the help shows under it; one that is listed twice is shown under the first title."""
 
 
 def add_options(
@@ -40,11 +40,11 @@ def add_options(
     only: Sequence[str] | None = None,
     first: Any = None,
 ) -> None:
-    """Add one option for each field of `configs`, or for some; only those that are typed appear in the namespace.
+    """Add an option for each field of `configs`; only options that are typed appear in the namespace.
 
     Args:
-        only: names of the fields that are added; all where not given.
-        first: the group of the help that takes those in `FIRST`; without one they stand where they belong.
+        only: the names of the fields; None: all.
+        first: the group of the help for those in `FIRST`; None: they are in their other groups.
     """
     specs = {spec.name: (spec, get_type_hints(config)[spec.name]) for config in configs for spec in fields(config)}
     left = {name: found for name, found in specs.items() if only is None or name in only}
@@ -83,7 +83,7 @@ def _add_option(group: Any, spec: Field[Any], hint: Any) -> None:
 
 
 def _or(named: tuple[str, ...], read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """What reads a value, or takes one of some words as it is."""
+    """A function that reads a value, or accepts one of some words."""
 
     def either(text: str) -> Any:
         return text if text in named else read(text)
@@ -148,7 +148,7 @@ class _KeyValue(argparse.Action):
 
 
 def as_options(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is typed for these values, each by the name of its field; None and False are what is not typed."""
+    """The command line for values, which are named as their fields; None and False are left out."""
     for name, value in values.items():
         option = "--" + name.replace("_", "-")
         pairs = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else [value]
@@ -157,15 +157,15 @@ def as_options(values: Mapping[str, Any]) -> Iterator[str]:
                 yield option
             elif one is not None and one is not False:
                 text = f"{one:g}" if isinstance(one, float) and float(f"{one:g}") == one else str(one)
-                # What begins with a dash would be taken for an option of its own.
+                # A value that begins with a dash would be taken for an option.
                 yield from [f"{option}={text}"] if text.startswith("-") else [option, text]
 
 
 def read_option(config: type[Settings] | type[Runtime], name: str, text: str) -> Any:
-    """The value of a field of `config` that is written as on the command line; unchecked, as `from_options` takes it.
+    """Read the value of a field of `config` as on the command line, unchecked.
 
     Raises:
-        ConfigError: it cannot be read; names the field.
+        ConfigError: it cannot be read.
     """
     (spec,) = (spec for spec in fields(config) if spec.name == name)
     hint = get_type_hints(config)[name]
@@ -182,14 +182,14 @@ def read_option(config: type[Settings] | type[Runtime], name: str, text: str) ->
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"{name}: {error}") from None
     except ValueError:
-        return text  # which is refused by what was expected in its place
+        return text  # the check of the field will refuse it, and say what is expected
 
 
 _PLAIN: dict[Any, Callable[[str], Any]] = {int: int, float: float}
 
 
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
-    """Defaults, then the preset that the model brings along, then the one that was given, then what was typed."""
+    """Make a config from the command line: typed values replace the given preset, that the model's, that the defaults."""
     names = {spec.name for spec in fields(config)}
     given = {key: value for key, value in typed.items() if key in names}
     if config is Settings:
@@ -198,7 +198,7 @@ def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | N
 
 
 def preset_line(settings: Settings) -> str:
-    """The settings of a preset that tell it from others, in a line."""
+    """The main settings of a preset, in a line."""
     return (
         f"model {settings.model}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g},"
         f" noise level {settings.noise_level}"

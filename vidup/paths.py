@@ -1,4 +1,4 @@
-"""Which files a command means, and whether they can be used: found out before torch is loaded, let alone a model."""
+"""Find the files that a command means, and check that they can be used, before torch or a model is loaded."""
 
 from __future__ import annotations
 
@@ -19,25 +19,10 @@ log = logging.getLogger(__name__)
 
 _VIDEOS = {
     *CONTAINERS,
-    *(
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".dv",
-        ".f4v",
-        ".flv",
-        ".h264",
-        ".hevc",
-        ".m2ts",
-        ".m2v",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-    ),
-    *(".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
+    *(".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".m2ts", ".m2v", ".mpeg", ".mpg", ".mts"),
+    *(".mxf", ".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
 }
-"""Endings of the videos that are looked for in a folder; one that is named may have any."""
+"""Endings of the videos that are found in a folder; a file that is named may have any."""
 
 _TAKEN = _VIDEOS | STILLS | STILLS_READ | ANIMATIONS | READ
 
@@ -45,17 +30,17 @@ _HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 def expand(inputs: Sequence[str], output: str | None) -> list[Path]:
-    """The files that are meant.
+    """The files that are meant by inputs.
 
-    A folder or a glob (``"frames/*.png"``) of nothing but numbered pictures without a gap is one sequence; another one
-    stands for the videos and pictures in it, by their names.
+    A folder or a glob (``"frames/*.png"``) with only numbered pictures, without a gap, is one sequence; else it means
+    the videos and pictures in it, in the order of their names.
 
     Args:
-        output: where they are to go, as it was typed.
+        output: the output as it was typed.
 
     Raises:
-        ConfigError: a folder holds neither, or is to be its own output.
-        MediaError: nothing is found by a glob.
+        ConfigError: a folder has no such files, or would be its own output.
+        MediaError: a glob matches no file.
     """
     found: list[Path] = []
     for each in map(Path, inputs):
@@ -81,7 +66,7 @@ def expand(inputs: Sequence[str], output: str | None) -> list[Path]:
 
 
 def folder_of(sources: Sequence[Path], output: str | None) -> Path | None:
-    """The folder that outputs go to by their own names; None where the output is a file or stands beside its input."""
+    """The folder for outputs with default names; None where the output is a file, or none is given."""
     if output is None:
         return None
     folder = Path(output)
@@ -96,13 +81,13 @@ def folder_of(sources: Sequence[Path], output: str | None) -> Path | None:
 
 
 def check(sources: Sequence[Path], output: Path | None, settings: Settings, overwrite: bool) -> None:
-    """See that what was named is there, before anything is loaded.
+    """Check that all that is named exists, before anything is loaded.
 
     Args:
-        output: a file; None where the outputs are named after the inputs.
+        output: a file; None where outputs have default names.
 
     Raises:
-        ConfigError, MediaError, EngineError: a file, a folder or a model is not there or cannot be what it is to be.
+        ConfigError, MediaError, EngineError: a file, a folder or a model is missing or unsuitable.
     """
     first, *others = sources
     if output is None and len(others) == 1 and first.exists() and not others[0].exists():
@@ -117,10 +102,10 @@ def check(sources: Sequence[Path], output: Path | None, settings: Settings, over
 
 
 def check_there(*sources: str | Path) -> None:
-    """See that files are there.
+    """Check that files exist.
 
     Raises:
-        MediaError: one is not, or one of a row of numbered pictures is not.
+        MediaError: one does not, or one of numbered pictures does not.
     """
     for source in map(Path, sources):
         if is_sequence(source):
@@ -130,10 +115,10 @@ def check_there(*sources: str | Path) -> None:
 
 
 def check_settings(settings: Settings) -> None:
-    """See that the models and folders that the settings name are there, or may be.
+    """Check that the models and folders of the settings exist, or can exist on the hub.
 
     Raises:
-        ConfigError, EngineError: one is not.
+        ConfigError, EngineError: one does not.
     """
     check_model(settings.model)
     for part in ("vae", "tokenizer"):
@@ -143,12 +128,12 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_pair(source: Path, target: Path, overwrite: bool) -> None:
-    """See that an input is there and its output can be.
+    """Check that an input exists and its output can be written.
 
     Raises:
-        ConfigError: the output is a folder, a device, the input, or there already, or its folder is not there.
-        MediaError: the input is not there, or the output's folder cannot be written to.
-        OSError: a name that is too long, a folder that must not be entered.
+        ConfigError: the output is a folder, a device or the input, or exists, or its folder does not exist.
+        MediaError: the input does not exist, or the output's folder cannot be written to.
+        OSError: a name is too long, a folder is not accessible.
     """
     check_there(source)
     if is_sequence(target):
@@ -166,7 +151,7 @@ def check_pair(source: Path, target: Path, overwrite: bool) -> None:
 
 
 def _check_numbered(source: Path, target: Path, overwrite: bool) -> None:
-    """`check_pair` for numbered pictures, whose own folder is made."""
+    """Do what `check_pair` does for numbered pictures, whose folder will be created."""
     if source == target or (
         is_sequence(source) and source.name == target.name and _is_same(source.parent, target.parent)
     ):
@@ -186,15 +171,15 @@ def _check_folder(folder: Path) -> None:
 
 
 def is_there(output: Path) -> bool:
-    """Whether an output, or one of its pictures, is there."""
+    """Whether an output, or one of its pictures, exists."""
     return bool(existing(output)) if is_sequence(output) else output.is_file()
 
 
 def check_model(model: str) -> None:
-    """See that a model is one of vidup's, a file, a folder, or may be a hub id.
+    """Check that a model is a name, a file, a folder, or can be a hub id.
 
     Raises:
-        EngineError: it is none of them.
+        EngineError: it is not.
     """
     if model in MODELS or Path(model).exists():
         return

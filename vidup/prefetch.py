@@ -1,4 +1,4 @@
-"""The only thread code: a producer that runs ahead of this thread, a consumer behind it, one that works for many."""
+"""All code with threads: a producer ahead of the caller, a consumer behind it, a thread for calls."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ T = TypeVar("T")
 
 
 _SECONDS = 1.0
-"""How long a wait lasts before its condition is looked at again: Windows delivers Ctrl-C only between waits."""
+"""The longest wait before a condition is checked again: Windows delivers Ctrl-C only between waits."""
 
 
 class _Channel(Generic[T]):
     """A queue of bounded size between two threads, which either of them can end.
 
-    Waiting is on bare locks, one for each wait. A Ctrl-C inside a `threading.Condition` or a `queue.Queue`, which are
-    written in Python, can leave their lock held, and whoever then joins the other thread waits for ever.
+    Each wait has a lock of its own. `threading.Condition` and `queue.Queue` are written in Python: a Ctrl-C in them can
+    leave their lock locked, and joining the other thread would then wait for ever.
 
     Args:
-        depth: how much may wait, in the units of `size`; one item may wait however large it is.
-        size: of an item, such as its bytes.
+        depth: the size of all queued items, at most; one item may be queued whatever its size.
+        size: the size of an item, such as its bytes.
     """
 
     def __init__(self, depth: int, size: Callable[[T], int]) -> None:
         self._depth, self._size = depth, size
         self._queue: deque[tuple[T, int]] = deque()
         self._lock = RLock()
-        self._bells: list[Any] = []  # of those that wait: locks that are held until something has changed
+        self._bells: list[Any] = []  # a lock for each thread that waits, released when something has changed
         self._waiting, self._ended, self._closed = 0, False, False
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Wait for space in the queue; False where nobody takes items any more."""
+        """Wait for space and queue an item; False where the other thread takes no more items."""
         amount = self._size(item)
         while True:
             with self._lock:
@@ -52,13 +52,13 @@ class _Channel(Generic[T]):
             bell.acquire(timeout=_SECONDS)
 
     def end(self, error: BaseException | None = None) -> None:
-        """There will be no more items; an error is raised to the taker after those that wait."""
+        """End the queue; after the queued items, the other thread gets the error."""
         with self._lock:
             self._ended, self._error = True, error
             self._ring()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Drop what waits: nobody takes items any more, or whoever does is to end with an error."""
+        """Drop the queued items, and take no more; with an error, the other thread gets that."""
         with self._lock:
             self._closed = True
             self._queue.clear()
@@ -88,7 +88,7 @@ class _Channel(Generic[T]):
             try:
                 raise error
             finally:
-                del error  # its traceback holds this frame: a cycle that would keep the frames of a failed job
+                del error  # its traceback refers to this frame: a cycle that would keep a failed job's frames alive
 
     def _bell(self) -> Any:
         bell = Lock()
@@ -104,11 +104,11 @@ class _Channel(Generic[T]):
 def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
     """Compute `items` in a thread of its own, ahead of the consumer.
 
-    What the consumer sees is as if the thread were not there: the order holds, an error of `items` is raised after the
-    items that came before it, and closing this generator closes `items` (in the thread that runs it) and joins.
+    The consumer notices no difference: items are in order, an error of `items` is raised after the items before it, and
+    closing this generator closes `items` (in its thread) and joins the thread.
 
     Args:
-        depth, size: of what may wait; see `_Channel`.
+        depth, size: see `_Channel`.
     """
     channel = _Channel(depth, size)
 
@@ -133,20 +133,20 @@ def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lamb
         yield from channel
     finally:
         channel.close()
-        if thread.is_alive():  # else it has ended, or an interrupt came before it began
+        if thread.is_alive():  # it may have ended, or not begun because of an interrupt
             thread.join()
 
 
 class _Abandoned(Exception):
-    """Ends a consumer whose producer has given up."""
+    """Ends a consumer that is closed."""
 
 
 class Consumer(Generic[T]):
     """Runs a function over items in a thread of its own, behind the producer.
 
     Args:
-        consume: takes an iterator of the items; what it has made of them by its return is what they were for.
-        depth, size: of what may wait; see `_Channel`.
+        consume: called with an iterator of the items.
+        depth, size: see `_Channel`.
     """
 
     def __init__(
@@ -169,16 +169,16 @@ class Consumer(Generic[T]):
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Hand over an item; waits for space in the queue, and raises what the function raised."""
+        """Queue an item; waits for space, and raises the function's exception."""
         if not self._channel.put(item):
             self.wait()
 
     def end(self) -> None:
-        """There are no more items. Does not wait."""
+        """End the items. Does not wait."""
         self._channel.end()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the function to return, at the most so long; whether it has. Raises what it raised."""
+        """Wait for the function to return, at most so long; returns whether it has, and raises its exception."""
         self._thread.join(seconds)
         error, self._error = self._error, None
         if error is not None:
@@ -189,21 +189,21 @@ class Consumer(Generic[T]):
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Let the function end with an exception if it has not returned, and join. Its own errors are dropped."""
+        """End the function by an exception if it has not returned, and join the thread; its exceptions are dropped."""
         self._channel.close(_Abandoned())
         self._thread.join()
 
 
 class OwnThread:
-    """A thread that works for whoever calls, one call at a time; it is made with the first."""
+    """A thread in which functions are called, one at a time; the first call starts it."""
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self.abandoned = False
-        """Whether the caller of what is running waits for its end alone: an interrupt came."""
+        """Whether the caller was interrupted, and only waits for the running function to end."""
 
     def run(self, function: Callable[[], T]) -> T:
-        """What the function returns, or raises, called there with this thread's context variables."""
+        """Call a function in the thread, with the caller's context variables; returns or raises as it does."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "vidup-engine")
         future = self._executor.submit(copy_context().run, function)
@@ -218,7 +218,7 @@ class OwnThread:
                 self.abandoned = False
 
     def close(self) -> None:
-        """Let the thread go; another call makes another."""
+        """End the thread; the next call starts another."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()

@@ -1,4 +1,4 @@
-"""The files of presets: where they are, and what stands in them."""
+"""The files of presets."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from typing import Any
 
 from vidup.errors import ConfigError, first_line
 
-_MOST_BYTES = 1 << 20
-"""Of a preset."""
+_MOST_BYTES = 1 << 20  # of a preset
 
 
 def folder() -> Path:
-    """That of the presets that ship with vidup."""
+    """The folder of the presets that ship with vidup."""
     packaged = Path(str(resources.files("vidup"))) / "configs"  # in a wheel
     return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "configs"  # in a checkout
 
 
 def preset_names() -> list[str]:
-    """The presets that ship with vidup."""
+    """The names of the presets that ship with vidup."""
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """What a file holds, unchecked.
+    """The table in a TOML file, unchecked.
 
     Raises:
         ConfigError: it cannot be read, or is no TOML.
     """
     try:
         facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # to open a pipe would wait for its writer
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # opening a pipe would wait for its writer
             raise ConfigError(f"preset {path}: cannot be read: is no file, or one of more than {_MOST_BYTES} bytes")
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"preset {path}: cannot be read: {first_line(error)}") from None
 
 
 def brought(model: Any) -> dict[str, Any]:
-    """The preset that a model brings along: that of those that ship with vidup whose key ``models`` has its name."""
+    """The values of the preset for a model: the shipped preset whose key ``models`` contains its name."""
     return _models().get(os.fspath(model), {}) if isinstance(model, (str, os.PathLike)) else {}
 
 

@@ -1,4 +1,4 @@
-"""The standard streams and the signals of a command: who stops reading ends no job, and nothing ends without a word."""
+"""The standard streams and the signals of a command."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from typing import Any
 from vidup.errors import MediaError
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C, the wish of another process, and the end of the terminal (which Windows has not)."""
+"""Ctrl-C, the request of another process, and the end of the terminal (not on Windows)."""
 
 
 def open_streams() -> None:
-    """Open the standard streams that the process was started without: a file of the job would get their number, and
-    what libraries print there would go into it."""
+    """Open standard streams that are closed: else a file of the job could get their number, and what libraries print
+    would be written into it.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the system gives the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("r" if number == 0 else "w"))  # noqa: SIM115
 
@@ -34,21 +35,21 @@ def put(line: str) -> None:
     """Write a line of data to standard output.
 
     Raises:
-        MediaError: it cannot be written there.
-        BrokenPipeError: whoever read it is gone.
+        MediaError: it cannot be written.
+        BrokenPipeError: the reader is gone.
     """
-    with _told():
+    with _with_clear_errors():
         print(line)
 
 
 def flush() -> None:
-    """See that all of standard output is written, or given up; raises as `put` does."""
-    with _told():
+    """Flush standard output; raises as `put` does."""
+    with _with_clear_errors():
         sys.stdout.flush()
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _with_clear_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
@@ -60,29 +61,28 @@ def _told() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Write a line to standard error, where there is anybody to read it."""
+    """Write a line to standard error, if that is possible."""
     with suppress(OSError, ValueError), _above_the_bar(sys.stderr):
         print(line, file=sys.stderr, flush=True)
 
 
 class LogHandler(logging.StreamHandler[Any]):
-    """Writes what is logged to standard error, each line whole, above the bar where one is drawn."""
+    """Writes log records to standard error, above a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As its base."""
         with _above_the_bar(self.stream):
             super().emit(record)
 
 
 _DRAWING = threading.RLock()
-"""Held while a bar is drawn. tqdm's own lock is shared with forked processes: one that is killed while it holds it
-would leave all others waiting for ever."""
+"""The lock for drawing a bar. tqdm's own is shared with forked processes: if one is killed while it has that lock, all
+others wait for ever."""
 
 
 @contextmanager
 def _above_the_bar(stream: Any) -> Iterator[None]:
-    """Take tqdm's bars off the terminal while something else is written there."""
-    tqdm = sys.modules.get("tqdm")  # where it is not loaded there is no bar
+    """Clear tqdm's bars while something else is written to the terminal, and draw them again."""
+    tqdm = sys.modules.get("tqdm")  # there is no bar unless it is loaded
     if tqdm is not None and tqdm.tqdm.get_lock() is not _DRAWING:
         tqdm.tqdm.set_lock(_DRAWING)
     with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=stream):
@@ -90,8 +90,8 @@ def _above_the_bar(stream: Any) -> Iterator[None]:
 
 
 def silence(stream: Any) -> None:
-    """Let a stream that cannot be written to end in nothing: Python would try again, and fail, at its own end."""
-    with suppress(OSError, ValueError, AttributeError):  # it may be no file of the system's
+    """Redirect a stream that cannot be written to to the null device: else Python would fail again when it exits."""
+    with suppress(OSError, ValueError, AttributeError):  # it may be no file of the system
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, stream.fileno())
         os.close(nothing)
@@ -100,11 +100,11 @@ def silence(stream: Any) -> None:
 @contextmanager
 def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
     """Handle Ctrl-C, SIGTERM and SIGHUP: the first sets the event, the second raises `KeyboardInterrupt`, the third
-    ends the process at once. SIGHUP is left alone where it is ignored, as ``nohup`` does.
+    ends the process at once. SIGHUP is not handled if it is ignored, as by ``nohup``.
 
     Args:
-        gently: whether there is somebody who looks at the event; else the first already raises.
-        lasting: they are ignored afterwards: one that comes while Python ends would make a failure of what is done.
+        gently: whether the block checks the event; else the first signal raises.
+        lasting: whether signals are ignored after the block: one while Python exits would look like a failure.
     """
     stop = threading.Event()
     count = 0 if gently else 1
@@ -132,8 +132,8 @@ def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
 
 
 def _write(line: bytes) -> None:
-    """Not by print: a signal may come while sys.stderr is being written to, which then refuses."""
-    with suppress(OSError, ValueError, AttributeError):  # it may be gone, or be no file
-        if sys.stderr.isatty():  # there may be a bar, which is drawn again below
+    """Write to standard error in a signal handler, where print() may fail because it was interrupted itself."""
+    with suppress(OSError, ValueError, AttributeError):  # the stream may be closed, or be no file
+        if sys.stderr.isatty():  # there may be a bar, which will be drawn again below
             line = b"\r\x1b[K" + line
         os.write(sys.stderr.fileno(), line)

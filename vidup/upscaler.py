@@ -1,4 +1,4 @@
-"""Pictures in, larger pictures out: for editing tools, without files."""
+"""`Upscaler`: pictures in, larger pictures out, with a model that stays loaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _AHEAD = 8  # frames whose steps are planned before the engine needs them
 
 
 class _Read(NamedTuple):
-    """A picture, its RGB, and how it comes about where pictures are carried."""
+    """A picture, its RGB, and its step where pictures are carried."""
 
     picture: Passing
     rgb: torch.Tensor
@@ -47,17 +47,17 @@ class _Read(NamedTuple):
 
 
 class Upscaler:
-    """Holds a model, which is loaded on first use and serves any number of pictures and files.
+    """Upscales any number of pictures and files with a model, which is loaded on first use.
 
-    Any thread may call; one works at a time. Pictures are display-referred: floats are in [0, 1], and a model sees what
-    is beyond clipped. Linear light is the caller's to encode before and to decode behind, as by ``x ** (1 / 2.4)`` and
+    Any thread may call; one works at a time. Pictures are display-referred: floats are in [0, 1], and models clip
+    others. The caller has to encode linear light before and decode it afterwards, as by ``x ** (1 / 2.4)`` and
     ``y ** 2.4``.
 
     Args:
-        settings: what decides the picture; a text or a path is a preset. The encoder's settings are for files alone.
+        settings: what decides the picture; a string or a path is a preset. Settings of encoders are only for files.
         runtime: device and batch.
-        stop: is asked while pictures are made, before every call of the model and every band of its decoder; once it
-            is true `Stopped` is raised, and the next call begins anew.
+        stop: called before every call of the model and every band of its decoder; once it returns true, `Stopped` is
+            raised. The upscaler can be used again.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Upscaler:
         self._begin: tuple[int, tuple[int, int] | None, Carried | None] | None = None  # of a file
         self._relay: Relay | None = None
         self._lender: Upscaler | None = None
-        self._working: engines.Engine | None = None  # in place of the engine
+        self._working: engines.Engine | None = None  # used instead of the engine, see `_redone`
         self._lock, self._thread = RLock(), OwnThread()
 
     @cached_property
     def engine(self) -> engines.Engine:
-        """The model; it is loaded here. Raises EngineError: it is not to be had, or the device is not there."""
+        """The model, loaded on first access. Raises EngineError: it or the device is missing."""
         with self._lock:
-            if "engine" not in self.__dict__:  # by another thread meanwhile
+            if "engine" not in self.__dict__:  # another thread may have loaded it
                 lent = self._lender and engines.lend(self._lender.engine, self._lender.settings, self.settings)
                 self.__dict__["engine"] = lent or engines.load(self.settings, self.runtime)
                 self._lender = None
@@ -84,12 +84,12 @@ class Upscaler:
 
     @cached_property
     def planner(self) -> Planner:
-        """What decides how much is done at once; the engine is loaded for it."""
+        """Chooses batch and tiles; the engine is loaded for it."""
         needs = engines.with_carried(self.engine.needs, self.settings, self.engine.scale)
         return Planner(needs, self.settings, self.runtime)
 
     def expect(self, pixels: int) -> None:
-        """Say how many pixels are to come in all: where `compile` is auto, the model is compiled if that pays."""
+        """Announce the pixels of all coming pictures: where `compile` is auto, the model is compiled if that pays."""
         self._pixels = pixels
         if pixels and "engine" in self.__dict__:
             self.engine.expect(pixels)
@@ -97,7 +97,7 @@ class Upscaler:
 
     @property
     def compiles(self) -> bool:
-        """Whether the first clip will take the time that compiling the model takes."""
+        """Whether the first clip will compile the model."""
         return self.engine.needs.compiled
 
     def __enter__(self) -> Upscaler:
@@ -109,7 +109,7 @@ class Upscaler:
         self.close()
 
     def close(self) -> None:
-        """Let the model and its memory go; another call loads it again."""
+        """Unload the model and free its memory; another call loads it again."""
         with self._lock:
             if "engine" in self.__dict__:
                 device = self.engine.device
@@ -120,21 +120,21 @@ class Upscaler:
         self._thread.close()
 
     def replace(self, **changes: Any) -> Upscaler:
-        """An upscaler with other settings, which shares what is loaded of the model; this one stays as it is.
+        """An upscaler with other settings, which shares the loaded model; this one does not change.
 
         Args:
-            changes: of the settings, such as ``prompt``, ``seed``, ``noise_level``, ``steps``. Where they name another
-                model, or another precision, it is loaded anew.
+            changes: settings such as ``prompt``, ``seed``, ``noise_level``, ``steps``. Another model, or another
+                precision, is loaded separately.
 
         Raises:
-            ConfigError: an unknown key, a value out of range.
+            ConfigError: a key is unknown, a value is out of range.
         """
         other = Upscaler(self.settings.replace(**changes), self.runtime, stop=self.stop)
         other._lock, other._thread, other._lender = self._lock, self._thread, self
         return other
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the result for a picture of this size; the sides of a `Frame` are rounded to even ones.
+        """(height, width) of the result for a picture of this size; the sides of a `Frame` are rounded to even numbers.
 
         No model is loaded.
         """
@@ -148,34 +148,34 @@ class Upscaler:
         *,
         on_progress: Sink | None = None,
     ) -> Receipt:
-        """Upscale a file, as `vidup.upscale` does, with the model that is loaded."""
+        """Upscale a file as `vidup.upscale` does, with the loaded model."""
         from vidup import job
 
         return job.upscale_with(self, input, output, on_progress)
 
     def __call__(self, picture: Picture) -> Picture:
-        """Upscale one picture, or several in one tensor, each for itself.
+        """Upscale one picture, or several in one tensor, independently of each other.
 
         Args:
             picture: a NumPy array, (height, width) or (height, width, channels); a tensor on any device, (channels,
-                height, width) or (T, channels, height, width); a Pillow image; a `Frame`. Of arrays and tensors uint8,
-                uint16 and floats in [0, 1] are taken; one channel is gray, three are R, G, B, a second or fourth one
-                is transparency, which is enlarged by bicubic. OpenCV's order is turned with ``[..., ::-1]``.
+                height, width) or (T, channels, height, width); a Pillow image; a `Frame`. Arrays and tensors are uint8,
+                uint16 or floats in [0, 1]; one channel is gray, three are R, G, B, a second or fourth one is
+                transparency, which is enlarged by bicubic. ``[..., ::-1]`` converts the order of OpenCV.
 
         Returns:
-            The same kind, depth and device: an ordinary picture that may be written to.
+            The same kind, depth and device; it may be written to.
 
         Raises:
-            MediaError: a kind, shape or depth that is not taken, or values that cannot be meant; names them.
-            EngineError: the model failed, or the memory is too small for the smallest plan.
-            Stopped: `stop` was true.
+            MediaError: the kind, shape, depth or values are not supported.
+            EngineError: the model failed, or the memory is too small for the smallest tiles.
+            Stopped: `stop` returned true.
         """
         if isinstance(picture, Frame):
             return next(self.frames([picture]))
         taken = kinds.take(picture)
         make = partial(self._enlarge, taken.rgb.to(self.engine.device))
         large = make()
-        large = large if finite.is_finite([large]) else torch.stack(self._anew(make))
+        large = large if finite.is_finite([large]) else torch.stack(self._redone(make))
         rgb = self._sized(large, tuple(taken.rgb.shape[-2:]), even=False)
         return cast(Picture, give_back(taken, rgb))
 
@@ -186,17 +186,16 @@ class Upscaler:
         tags: Color | None = None,
         turn: Turn | None = None,
     ) -> Generator[Picture, None, None]:
-        """Upscale pictures that follow each other, which all have one size, carrying from one to the next.
+        """Upscale consecutive pictures of one size, carrying from one to the next.
 
         Args:
-            pictures: as `__call__` takes them, of one kind. The matrix of frames of YUV must be known.
-            pix_fmt: where they are frames, the planar format of the results, in ffmpeg's name; that of each frame
-                where not given.
-            tags: matrix and range of the results; those of each frame where not given.
-            turn: how the results are turned.
+            pictures: of one kind, as for `__call__`. Frames of YUV must have a known matrix.
+            pix_fmt: for frames, the planar format of the results, by ffmpeg's name; None: that of each frame.
+            tags: matrix and range of the results; None: those of each frame.
+            turn: how frames are turned before they are upscaled.
 
-        Returns:
-            As many, in order. Frames keep their times; their width and height are even.
+        Yields:
+            The results, in order. Frames keep their times; their width and height are even.
 
         Raises:
             MediaError, EngineError, Stopped: as `__call__`; also where the size changes.
@@ -217,62 +216,59 @@ class Upscaler:
             relay.restore(carried, self.engine.device)
         with closing(self._read(chain([first], coming), follower)) as read:
             del first, coming
-            last: ref[torch.Tensor] | None = None  # which does not keep it alive beside the next clip
+            last: ref[torch.Tensor] | None = None  # weak, so that it is freed before the next clip
             made: Leaving | None = None
             for clip in batched(islice(read, carried.frames if carried else 0, None), length):
                 before, leaving = leaving, []
                 restore = relay.remember() if relay else None
                 results = list(make(clip))
-                # A GPU works on this clip while the one before it is fetched and given away.
+                # A GPU works on this clip while the results of the one before are copied and yielded.
                 yield from (one.arrived() for one in before)
                 if not finite.is_finite(results):
-                    results = self._anew(partial(make, clip), restore)
+                    results = self._redone(partial(make, clip), restore)
                 for one, large in zip(clip, results, strict=True):
                     if last is not None and large is last() and made is not None:  # an equal picture
                         made = made.again(one.picture)
                     else:
                         last, made = ref(large), one.picture.leave(self._sized(large, size, even))
                     leaving.append(made)
-                del large, results, clip, one, restore  # or a whole clip would be alive beside the next one
-                if not on_cuda or self.runtime.batch == 1:  # nothing is waited for: pictures may come one by one
+                del large, results, clip, one, restore  # so that they are freed before the next clip
+                if not on_cuda or self.runtime.batch == 1:  # waiting for the next clip would gain nothing
                     yield from (one.arrived() for one in leaving)
                     leaving = []
         yield from (one.arrived() for one in leaving)
 
     def reset(self, number: int = 0, span: tuple[int, int] | None = None, carried: Carried | None = None) -> None:
-        """Load the engine if it is not, and say which frames of a file those of the next call of `frames` are.
+        """Load the engine, and set which frames of a file the next call of `frames` gets.
 
         Args:
-            number: of the frame in its file that comes first.
-            span: of a segment that another one follows, the numbers of its first frame and of the first that is the
-                other's: what comes now goes over into that, which begins with what it sees of the last frames alone.
-            carried: where so many of these frames were made before: they are not made again.
+            number: the number of the first frame in its file.
+            span: of a segment that another one follows, the numbers of its first frame and of the other's first: its
+                last frames are blended into those that the other segment will start from.
+            carried: the state after the first frames, which were upscaled before and are skipped.
         """
         _ = self.engine
         self._begin, self._relay = (number, span, carried), None
 
     def carried(self) -> Carried | None:
-        """What the last call of `frames` carries, for `reset`; None where nothing is, or in the midst of a frame."""
+        """The state of the last call of `frames`, for `reset`; None where nothing is carried, or within a frame."""
         return None if self._relay is None else self._relay.carried()
 
     @property
     def computed(self) -> tuple[int, int]:
-        """Pixels of the input that the last call of `frames` computed, halos counted, and that there were.
-
-        (0, 0) where nothing is carried.
-        """
+        """The pixels that the last call of `frames` computed, with halos, and all; (0, 0) if nothing is carried."""
         return (0, 0) if self._relay is None else (self._relay.computed, self._relay.total)
 
     def choose(self, height: int, width: int, choice: Choice | None = None) -> Choice:
-        """How much is done at once for frames of this size: settled once, as given or as the planner finds best.
+        """The choice of batch and tiles for frames of this size: as given, else the planner's, which is kept.
 
-        Where memory ran out meanwhile, it is what that became.
+        It becomes smaller where memory runs out.
         """
         size = height, width
         with self._lock:
             if choice is not None or size not in self._choices:
-                settled = self._choices[size] = choice or self.planner.choose(*size)
-                keep_freed(self.engine.device, self.planner.kept(settled, *size))
+                chosen = self._choices[size] = choice or self.planner.choose(*size)
+                keep_freed(self.engine.device, self.planner.kept(chosen, *size))
             return self._choices[size]
 
     @cached_property
@@ -280,7 +276,7 @@ class Upscaler:
         return held.anchoring(self.settings)
 
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
-        """What plans the steps of the pictures that come now, where results are carried, and the relay for them."""
+        """Create the relay, and what plans its steps, where results are carried."""
         self._relay, settings = None, self.settings
         if not (self.engine.invents and engines.carries(settings)):
             return None
@@ -290,7 +286,7 @@ class Upscaler:
         return Follower(number, settings.trust, settings.refresh, span)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
-        """Each picture as RGB; where results are carried with its step, which is planned on the host, ahead."""
+        """Convert pictures to RGB; where results are carried, also plan their steps, on the host and ahead."""
         device = self.engine.device if follower is None else torch.device("cpu")
 
         def read() -> Iterator[_Read]:
@@ -307,7 +303,7 @@ class Upscaler:
         yield from read() if follower is None else prefetch(read(), _AHEAD)
 
     def _pictures(self, clip: list[_Read], relay: Relay | None, fill: bool) -> Iterator[torch.Tensor]:
-        """The results of pictures that follow each other, (3, scale * h, scale * w) each."""
+        """The results of consecutive pictures, (3, scale * h, scale * w) each."""
         rgb = torch.stack([one.rgb for one in clip]).to(self.engine.device)
         if relay is None:
             yield from self._enlarge(rgb, fill)
@@ -317,13 +313,13 @@ class Upscaler:
             yield from relay(rgb, steps)
 
     def _enlarge(self, rgb: torch.Tensor, fill: bool = False) -> torch.Tensor:
-        """Pictures of any number, each alone; with `fill` each call of the engine has as many as any other."""
+        """Upscale whole pictures; with `fill`, every call of the engine has the same batch."""
         return self._window(rgb, engines.Place(height=rgb.shape[-2], width=rgb.shape[-1]), fill)
 
-    def _anew(
+    def _redone(
         self, make: Callable[[], Iterable[torch.Tensor]], restore: Callable[[], None] | None = None
     ) -> list[torch.Tensor]:
-        """Pictures that came out as no numbers, made in a precision of more range."""
+        """Recompute pictures that were not finite in a precision with more range."""
         with self._lock:
             if restore is not None:
                 restore()
@@ -334,7 +330,7 @@ class Upscaler:
                 self._working = None
 
     def _window(self, rgb: torch.Tensor, place: engines.Place, fill: bool = False) -> torch.Tensor:
-        """Windows of frames, all at one place, with what is done when memory runs out."""
+        """Upscale windows of frames, all at one place; falls back to smaller tiles when memory runs out."""
         with self._lock:
             while True:
                 choice = self.choose(place.height, place.width)
@@ -349,18 +345,18 @@ class Upscaler:
                     if not is_out_of_memory(error):
                         raise
                     failed = str(error).splitlines()[0]
-                # Outside of the handler, so that the traceback, which holds tensors, is gone.
+                # Outside of the handler, so that the traceback, which keeps tensors alive, is freed.
                 self._back_off(choice, place.height, place.width, failed)
 
     def _at_engine(self, function: Callable[[], Result]) -> Result:
-        """Call what works with the engine, and have it asked whether to stop."""
+        """Call a function that uses the engine, with checks whether to stop."""
 
-        def ask() -> None:
+        def check() -> None:
             if self.stop() or self._thread.abandoned:
                 raise Stopped
 
         def work() -> Result:
-            with engines.current(self.engine.device), stops.watched(stops.Watch(ask)):
+            with engines.current(self.engine.device), stops.watched(stops.Watch(check)):
                 stops.check()
                 return function()
 
@@ -370,7 +366,7 @@ class Upscaler:
             raise raised.error from None
 
     def _in_its_thread(self, function: Callable[[], Result]) -> Result:
-        """CUDA graphs belong to the thread that recorded them; all else works in the caller's."""
+        """Call a function: in a thread of its own if CUDA graphs are used, which belong to a thread; else directly."""
         graphs = self.engine.device.type == "cuda" and self.compiles
         return self._thread.run(function) if graphs else function()
 
@@ -382,16 +378,16 @@ class Upscaler:
 
     @torch.inference_mode()
     def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: int) -> torch.Tensor:
-        """A clip; where it has fewer than `fill` pictures it is filled up."""
+        """Upscale and anchor a clip, which is filled up to `fill` pictures."""
         count, clip = len(rgb), rgb
-        if count < fill:  # a model gives the same bits for a picture only in batches of one shape
+        if count < fill:  # a model's result is the same to the bit only in batches of one shape
             clip = torch.cat([rgb, rgb[-1:].expand(fill - count, -1, -1, -1)])
         enlarged = engines.enlarge(self._working or self.engine, clip, place, choice)[:count]
-        anchor, rounds = self._anchoring  # no rounds where nothing is invented
+        anchor, rounds = self._anchoring
         return anchor(enlarged, rgb, rounds)
 
     @torch.inference_mode()
     def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:
-        """Results, (..., H, W), of frames of this (height, width), brought to the size that is asked for."""
+        """Resize results, (..., H, W), of frames of this (height, width) to the requested size."""
         size = output_size(self.settings, self.engine.scale, frame[0], frame[1], even)
         return resize(pictures[None], size)[0] if pictures.dim() == 3 else resize(pictures, size)

@@ -1,4 +1,4 @@
-"""A setting's value: how its field is declared, and what it may be."""
+"""Values of settings: the declaration of a field, and the check of a value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def option(
     high: float | None = None,
     metavar: str | None = None,
 ) -> Any:
-    """A field with its default, its help line, its short flags and the range that it must keep."""
+    """A field of a dataclass with its default, help line, short flags and range."""
     metadata = {"help": help, "flags": flags, "low": low, "high": high, "metavar": metavar}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata, hash=False)
@@ -32,14 +32,14 @@ def option(
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)  # compiles each annotation anew, and a job makes hundreds of settings
+    return get_type_hints(kind)  # cached, as it compiles each annotation, and a job creates hundreds of settings
 
 
 def check(config: Any) -> None:
-    """See that each field of a dataclass holds what it is for; numbers and paths of other kinds become Python's own.
+    """Check the fields of a dataclass; numbers and paths of other libraries are converted to Python's types.
 
     Raises:
-        ConfigError: a value is of the wrong type or out of its range.
+        ConfigError: a value has the wrong type or is out of its range.
     """
     kind: Any = type(config)
     hints = _hints(kind)
@@ -59,10 +59,10 @@ def check(config: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: its beginning, where it is long."""
+    """A value as text for a message, shortened where it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
+    except ValueError:  # Python refuses to write numbers of more than 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -82,7 +82,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """A value of a kind that stands for Python's own: a number of NumPy, a whole one that is written 20.0, a path."""
+    """The value as Python's type, if it is a number of NumPy, an integer written as 20.0, or a path."""
     kind = scalar(hint)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -97,12 +97,12 @@ def _plain(value: Any, hint: Any) -> Any:
 
 
 def scalar(hint: Any) -> Any:
-    """The type of a value that is given: `float` of ``float | None``."""
+    """The first type of a union: `float` of ``float | None``."""
     return get_args(hint)[0] if get_origin(hint) in _UNIONS else hint
 
 
 def words(hint: Any) -> tuple[str, ...]:
-    """What may be given in place of a number: ``auto`` of ``int | Literal["auto"]``."""
+    """The words that are allowed instead of a number: ``auto`` of ``int | Literal["auto"]``."""
     others = get_args(hint)[1:] if get_origin(hint) in _UNIONS else ()
     return tuple(word for one in others if get_origin(one) is Literal for word in get_args(one))
 

@@ -22,22 +22,22 @@ from vidup.engines import LEAD_IN, carries
 from vidup.errors import ConfigError
 from vidup.upscaler import Upscaler
 
-_KEPT = 2 * LEAD_IN  # results: several threads ask for frames, and not in order
+_KEPT = 2 * LEAD_IN  # results: several threads request frames, and not in order
 
 
 def upscale(clip: vs.VideoNode, settings: Given = None, runtime: Runtime | None = None) -> vs.VideoNode:
-    """Upscale a clip of RGBS or RGBH, which is what comes back; the properties of its frames are kept.
+    """Upscale a clip of RGBS or RGBH to one of the same format; the properties of its frames are kept.
 
-    Frames that are asked for one after the other carry from one to the next. After a seek `LEAD_IN` frames before are
-    upscaled as well, so that what is carried is there.
+    From one frame to the next, pictures are carried along the motion. After a seek, `LEAD_IN` frames before are
+    upscaled, too, so that there is something to carry.
 
     Args:
-        settings: what decides the picture; a text or a path is a preset.
-        runtime: device and memory; frames go one at a time.
+        settings: what decides the picture; a string or a path is a preset.
+        runtime: device and memory; the batch is 1.
 
     Raises:
-        ConfigError: another format, or one that changes within the clip.
-        EngineError: the model is not to be had.
+        ConfigError: the clip has another format, or one that changes.
+        EngineError: the model is missing.
     """
     if clip.format is None or clip.format.id not in (vs.RGBS, vs.RGBH) or not clip.width or not clip.height:
         name = "one that changes" if clip.format is None else clip.format.name
@@ -45,7 +45,7 @@ def upscale(clip: vs.VideoNode, settings: Given = None, runtime: Runtime | None 
     upscaler = Upscaler(settings_of(settings), replace(runtime or Runtime(), batch=1))
     height, width = upscaler.size(clip.height, clip.width)
     sequence = _Sequence(upscaler, LEAD_IN if carries(upscaler.settings) else 0)
-    # Asked for beforehand, not within: a filter that waits for frames may wait for itself.
+    # Requested beforehand, not within: a filter that waits for frames may wait for itself.
     before = [clip.std.DuplicateFrames([0] * late)[: len(clip)] for late in range(sequence.lead, 0, -1)]
 
     def enlarged(n: int, f: Sequence[vs.VideoFrame]) -> vs.VideoFrame:
@@ -62,7 +62,7 @@ def upscale(clip: vs.VideoNode, settings: Given = None, runtime: Runtime | None 
 
 
 class _Sequence:
-    """Results of frames by number, made in order wherever that can be."""
+    """Results of frames by number, made in order where possible."""
 
     def __init__(self, upscaler: Upscaler, lead: int) -> None:
         self.lead = lead
@@ -72,7 +72,7 @@ class _Sequence:
         self._begin()
 
     def __call__(self, n: int, sources: Sequence[vs.VideoFrame]) -> Any:
-        """The result of frame `n`, (3, height, width); `sources` are those from `lead` before on."""
+        """The result of frame `n`, (3, height, width); `sources` are the frames from `n - lead` to `n`."""
         with self._lock:
             if n not in self._made:
                 if not self._next <= n <= self._next + self.lead:
@@ -93,4 +93,4 @@ class _Sequence:
         self._coming: SimpleQueue[torch.Tensor | None] = SimpleQueue()
         coming = (frame for frame in iter(self._coming.get, None) if frame is not None)
         self._results = self._upscaler.frames(coming)
-        self._end = weakref.finalize(self, self._coming.put, None)  # or what reads ahead would wait for ever
+        self._end = weakref.finalize(self, self._coming.put, None)  # else the thread that reads ahead never ends

@@ -1,4 +1,4 @@
-"""`vidup bench`: how fast, how much memory, how long, with these settings on this machine."""
+"""`vidup bench`: measure speed and memory of this machine with some settings, or estimate a file's job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vidup.upscaler import Upscaler
 
 _PLACES = 3  # of a film, from which frames are taken
-_DECODED = 24  # frames at each of them that decoding is timed over
+_DECODED = 24  # frames at each place with which decoding is timed
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def report(arguments: argparse.Namespace) -> str:
-    """Do what the command line says; returns what it prints."""
+    """Run the command; returns the text that it prints."""
     from vidup.bench.stopwatch import estimate, measure
     from vidup.job import carrying, plan
     from vidup.upscaler import Upscaler
@@ -90,10 +90,10 @@ def report(arguments: argparse.Namespace) -> str:
 
 
 def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> DiffusionX4:
-    """The x4 upscaler's true architecture with random weights: its speed and memory, without its picture.
+    """The x4 upscaler with random weights, which has its speed and memory.
 
     Args:
-        narrower: what all widths are divided by.
+        narrower: the divisor of all widths.
     """
     import torch
 
@@ -125,7 +125,7 @@ def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> Di
 
 
 def synthetic(width: int, height: int, count: int) -> list[Frame]:
-    """Frames of smooth light that moves, with grain: yuv420p, BT.601, 25 a second."""
+    """Frames with moving smooth light and grain: yuv420p, BT.601, 25 a second."""
     import numpy as np
 
     from vidup.frame import Color, Frame
@@ -143,7 +143,7 @@ def synthetic(width: int, height: int, count: int) -> list[Frame]:
 
 
 def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[Frame], float | None]:
-    """Frames from the beginning, the middle and the end of what a job takes, and what decoding one of them takes."""
+    """Frames from the begin, the middle and the end of a file's job, and the seconds that decoding one takes."""
     from vidup.job import plan
     from vidup.media import decoding
     from vidup.media.containers import MATROSKA
@@ -156,7 +156,7 @@ def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[
     for place in range(places):
         first = job.low + max(0, job.high - job.low - each) * place // max(1, places - 1)
         with closing(decoding.decode(info, info.pts[first], None, settings)) as pictures:
-            taken = list(islice(pictures, 1))  # comes with all from the key frame on: not what a frame takes
+            taken = list(islice(pictures, 1))  # not timed: all from the key frame on are decoded, too
             began = time.perf_counter()
             taken += islice(pictures, max(each - 1, _DECODED))
             seconds += time.perf_counter() - began
@@ -166,6 +166,7 @@ def _from_file(source: Path, settings: Settings, count: int) -> tuple[Job, list[
 
 
 def made_up(size: str, count: int, upscaler: Upscaler) -> tuple[list[Frame], Encoding]:
+    """Synthetic frames of a size such as ``480x270``, and an encoding for their results."""
     from vidup.media import encoder
     from vidup.media.containers import MATROSKA
     from vidup.picture.geometry import output_size
@@ -195,8 +196,7 @@ def _info(frames: Sequence[Frame], width: int, height: int) -> MediaInfo:
 
 
 def describe(found: Measured) -> list[str]:
-    """What was measured, in lines."""
-
+    """Lines that describe a measurement."""
     (width, height), (wide, tall) = found.size, found.output
     shape = f"tiles of {found.tile}" if found.tile else "whole frames"
     lines = [
@@ -223,17 +223,18 @@ def describe(found: Measured) -> list[str]:
     return lines
 
 
-def describe_estimate(whole: Estimate, source: str, seen: Foreseen | None = None) -> list[str]:
+def describe_estimate(whole: Estimate, source: str, seen: Foreseen | None) -> list[str]:
+    """Lines that describe an estimate."""
     from vidup.job.describe import share
     from vidup.job.pace import in_words
 
     return [
         f"{source}: {whole.frames} frames",
         f"  time      about {in_words(whole.seconds_overlapped)} to {in_words(whole.seconds)}: decoding and encoding"
-        " beside the engine, or one after the other",
+        " in parallel with the engine, or one after the other",
         *((f"  motion    {share(seen)}; the time is for that, without the warp",) if seen else ()),
-        f"  memory    about {whole.device_bytes / 1e9:.2f} GB of the device; frames on their way"
-        f" {whole.host_bytes / 1e9:.2f} GB of the host",
-        f"  output    about {whole.output_bytes / 1e6:.1f} MB, rather less; disk while it runs"
+        f"  memory    about {whole.device_bytes / 1e9:.2f} GB of the device;"
+        f" {whole.host_bytes / 1e9:.2f} GB of the host for frames",
+        f"  output    at most about {whole.output_bytes / 1e6:.1f} MB; disk while it runs"
         f" {whole.disk_bytes / 1e6:.1f} MB",
     ]

@@ -1,4 +1,4 @@
-"""Time the stages of a frame's way, count memory and FLOP, and say from that what a whole job takes."""
+"""Time the stages of upscaling a frame, count memory and FLOP, and estimate from that what a whole job takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a frame takes with these settings on this machine."""
+    """The measurements of upscaling a frame with some settings on this machine."""
 
     size: tuple[int, int]
     """Width and height of the input in pixels."""
@@ -34,29 +34,29 @@ class Measured:
     device: str
     dtype: str
     frames: int
-    """How many were timed, after a first clip that was not."""
+    """The number of timed frames, after a first clip that was not timed."""
     batch: int
     tile: int
     """Side of the tiles; 0 is the whole frame."""
     stages: dict[str, float]
-    """Seconds a frame; those of the UNet are of all steps."""
+    """Stage -> seconds a frame; those of the UNet are of all steps."""
     evaluations: float
-    """Of the UNet a frame, each for one window and one text; 0 for other engines."""
+    """Evaluations of the UNet for a frame, each for one window and one text; 0 for other engines."""
     seconds: float
-    """A frame, all stages one after the other."""
+    """Seconds a frame, all stages one after the other."""
     planned_bytes: int
-    """Of the device, as the engine planned."""
+    """The device's memory, as planned."""
     device_bytes: int | None
-    """Of the device at the peak; None where the device is the CPU."""
+    """The peak of the device's memory; None where the device is the CPU."""
     host_bytes: int
-    """Resident memory of this process at its peak, with all libraries."""
+    """The peak of this process's resident memory, with all libraries."""
     flops: int | None
-    """FLOP of the model a frame, a multiplication and an addition counting 2; None where they are not counted."""
+    """FLOP of the model for a frame, a multiplication and an addition counting 2; None where they are not counted."""
     flops_a_second: float | None
     device_flops_a_second: float
-    """What large products of matrices and convolutions reach in the engine's dtype, the better of the two."""
+    """The speed of large matrix products or convolutions in the engine's dtype, the better of the two."""
     encoded_bytes: float
-    """Of the result, a frame."""
+    """Bytes of an encoded frame of the result."""
 
     @property
     def frames_per_second(self) -> float:
@@ -64,37 +64,37 @@ class Measured:
 
     @property
     def share(self) -> float | None:
-        """Of the device's measured FLOP/s, that the model reaches."""
+        """The share of the device's measured FLOP/s that the model reaches."""
         return None if self.flops_a_second is None else self.flops_a_second / self.device_flops_a_second
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a whole job would take, from a few of its frames."""
+    """The estimate for a whole job, from a few of its frames."""
 
     frames: int
     seconds: float
     seconds_overlapped: float
-    """Where decoding and encoding have cores of their own beside the engine: they run at the same time."""
+    """The same if decoding and encoding run in parallel with the engine, on cores of their own."""
     device_bytes: int
     host_bytes: int
-    """Frames on their way; the model and the libraries come on top."""
+    """Memory for frames, without that of the model and the libraries."""
     output_bytes: int
-    """About; short samples hold more key frames than a film does, so rather less."""
+    """Rather too high, as short samples have more key frames than a film."""
     disk_bytes: int
-    """While the job runs: its parts and what they are joined to."""
+    """Disk while the job runs: its segments and the output."""
     computed: float | None
-    """Share of the pixels that will be computed, the rest being carried along the motion; None where all are."""
+    """The share of pixels that will be computed, the rest being carried along the motion; None where all are."""
     planning_seconds: float
-    """A frame: to find the motion along which it is carried, and what of it is to be computed."""
+    """Seconds a frame for finding the motion along which it is carried, and what has to be computed."""
 
 
 WHOLE_ENGINE = "engine, anchor, size"
-"""The stage of an engine whose parts are not timed apart."""
+"""The stage of an engine whose parts are not timed separately."""
 
 
 class _Timed:
-    """Stands for a part of an engine and times its calls."""
+    """Replaces a part of an engine, and times its calls."""
 
     def __init__(self, part: Any, clock: Clock, stage: str) -> None:
         self._part, self._clock, self._stage = part, clock, stage
@@ -114,12 +114,12 @@ def measure(
     decode_seconds: float | None = None,
     turn: Turn | None = None,
 ) -> Measured:
-    """Time every stage over frames of one size; the first clip warms up and is not timed.
+    """Time every stage with frames of one size; a first clip is not timed.
 
     Args:
-        frames: with their colour's matrix resolved; as many as a clip has are taken more than once.
-        encoding: of the result.
-        decode_seconds: a frame, where it was measured.
+        frames: with resolved colour matrix; they are repeated where they do not fill a clip.
+        encoding: the encoding of the result.
+        decode_seconds: seconds a frame, where they were measured.
         turn: how the frames are turned.
     """
     engine, turn = upscaler.engine, turn or Turn()
@@ -128,7 +128,7 @@ def measure(
     clock, warm = Clock(engine.device), (list(frames) * choice.batch)[: choice.batch]
 
     with _watched(engine, clock):
-        for _ in range(3 if upscaler.compiles else 1):  # compiled by the first call, recorded by the second
+        for _ in range(3 if upscaler.compiles else 1):  # the first call compiles, the second records a CUDA graph
             enlarged(upscaler, warm, encoding, turn, clock)
         clock.seconds.clear()
         whole = [clip for clip in batched(frames, choice.batch) if len(clip) == len(warm)] or [warm]
@@ -137,7 +137,7 @@ def measure(
     with clock.of("encode"):
         size = encoded(results, encoding)
     stages, model = _stages({stage: total / count for stage, total in clock.seconds.items()}, decode_seconds)
-    device_bytes = _peak_on(upscaler)  # before anything else is asked of the engine
+    device_bytes = _peak_on(upscaler)  # before counting FLOP uses the device
     flops, evaluations = engine.flops(height, width, choice)
     return Measured(
         size=(width, height),
@@ -161,7 +161,7 @@ def measure(
 
 
 def _stages(seconds: dict[str, float], decode: float | None) -> tuple[dict[str, float], float]:
-    """Seconds a frame of each stage that a frame goes through, in order; and those of the model among them."""
+    """Seconds a frame of each stage, in order; and those of the model among them."""
     engine = seconds["engine"]
     inner: dict[str, float] = {stage: seconds[stage] for stage in ("UNet", "VAE") if stage in seconds}
     model = sum(inner.values()) or engine
@@ -171,12 +171,12 @@ def _stages(seconds: dict[str, float], decode: float | None) -> tuple[dict[str, 
     return stages | {"to planes": seconds["to planes"], "encode": seconds["encode"]}, model
 
 
-def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | None = None) -> Estimate:
-    """What a job takes, from what some of its frames took, each of them computed whole.
+def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | None) -> Estimate:
+    """Estimate a job from the measurements of some of its frames, which were computed whole.
 
-    Where pictures are carried, the model counts for the share of the pixels that will be computed; where model and
-    rest are timed apart, the rest (anchor, size) counts whole, much as it is for what is carried. The warp itself, and
-    what small windows cost beside their area, is not in it.
+    Where pictures are carried, the model counts for the share of the pixels that will be computed; the rest of the
+    engine (anchor, size), where it is timed separately, counts whole. Warping, and the overhead of small windows, are
+    not counted.
     """
     frames = len(job.times)
     stages, computed, planning = measured.stages, seen and seen.computed, seen.seconds if seen else 0.0
@@ -201,7 +201,7 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | 
 
 @contextmanager
 def _watched(engine: Any, clock: Clock) -> Iterator[None]:
-    """Count memory anew, with the UNet and the decoder of an engine that has them under a clock."""
+    """Reset the peak of memory; time the UNet and the decoder of an engine that has them."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     names = {"UNet": "unet", "VAE": "decoder"}
@@ -219,7 +219,7 @@ def _watched(engine: Any, clock: Clock) -> Iterator[None]:
 
 
 def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some large products of matrices and convolutions: libraries are quicker at one of them."""
+    """The FLOP/s of large matrix products or convolutions, the better of the two."""
     side, channels, pixels = (8192, 512, 256) if device.type == "cuda" else (1024, 256, 64)
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     picture, kernel = (
@@ -244,7 +244,7 @@ def _peak_on(upscaler: Upscaler) -> int | None:
     device = upscaler.engine.device
     if device.type != "cuda":
         return None
-    # Between its replays a CUDA graph's memory is not "allocated", and yet taken.
+    # A CUDA graph's memory is not counted as allocated between its replays.
     peak = torch.cuda.max_memory_reserved if upscaler.compiles else torch.cuda.max_memory_allocated
     return int(peak(device))
 

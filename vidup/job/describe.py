@@ -116,7 +116,7 @@ def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[
     yield (
         "takes",
         f"about {disk(job, job.high - job.low) / 2**30:.2f} GiB of disk,"
-        f" {host_memory(job) / 2**30:.2f} GiB of memory for frames on their way, and for the model {model}",
+        f" {host_memory(job) / 2**30:.2f} GiB of memory for frames, and for the model {model}",
     )
     if is_carried(job.settings) and job.high - job.low > 1:
         yield "motion", share(seen)

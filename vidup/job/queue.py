@@ -117,7 +117,7 @@ def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Run
     size = plan.disk(job, sum(missing))
     need_disk(store.folder, size)
     log.debug(
-        "%s: about %.2f GiB of disk and %.2f GiB of memory for frames on their way",
+        "%s: about %.2f GiB of disk and %.2f GiB of memory for frames",
         *(job.output, size / 2**30, plan.host_memory(job) / 2**30),
     )
     job = rehearse.rehearse(job, store.folder)

@@ -1,7 +1,7 @@
 """Planes <-> RGB tensors: matrix, range, bit depth and chroma siting. Pure functions, in float32.
 
-Formulas: ITU-T H.273 (matrix and range), with chroma sited left in a row and between the rows, as MPEG-2, H.264 and
-HEVC have it unless they say otherwise. Transfer and primaries are carried, never converted.
+Formulas: ITU-T H.273 (matrix and range). Chroma is sited left in a row and between the rows, the default of MPEG-2,
+H.264 and HEVC. Transfer and primaries are kept, never converted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MATRIX_NAMES = {
     10: "BT.2020 with constant luminance",
     14: "ICtCp",
 }
-"""The codes of H.273 in words."""
+"""The names of the codes of H.273."""
 
 _SETTINGS = {"bt709": BT709, "bt601": BT601, "bt2020": BT2020, "smpte240m": 7, "fcc": 4}
 
-# Kr and Kb of each matrix code of H.273 that has them and is linear in R'G'B'.
+# Kr and Kb of the matrix codes of H.273 that have them and are linear in R'G'B'.
 _LUMA = {
     1: (0.2126, 0.0722),
     4: (0.30, 0.11),
@@ -50,14 +50,14 @@ _LUMA = {
 def resolve(
     color: Color, pix_fmt: str, width: int, height: int, matrix_setting: str = "auto", range_setting: str = "auto"
 ) -> Color:
-    """Fill in the matrix where the file does not say: BT.709 from 720 lines on, else BT.601, as players do.
+    """Fill in a matrix that is not tagged, as players do: BT.709 from 720 lines on, else BT.601.
 
     Args:
         matrix_setting: `Settings.matrix`, instead of the file's tag; planes of RGB have none.
         range_setting: `Settings.range`, instead of the file's tag.
 
     Raises:
-        MediaError: the matrix is tagged, and is one that vidup cannot convert.
+        MediaError: the tagged matrix cannot be converted.
     """
     kind = layout(pix_fmt)
     matrix = _SETTINGS.get(matrix_setting, color.matrix)
@@ -77,14 +77,14 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     """Convert a frame's planes to RGB.
 
     Returns:
-        float32 (3, height, width) on `device`, nominally in [0, 1]; values beyond, as limited-range footage holds them,
-        are kept.
+        float32 (3, height, width) on `device`, nominally in [0, 1]; values beyond, as in limited-range footage, are
+        kept.
 
     Raises:
-        MediaError: the planes are YUV, and the matrix is unspecified or none that vidup converts.
+        MediaError: the planes are YUV, and the matrix is unspecified or cannot be converted.
     """
     kind = _layout(frame.pix_fmt)
-    # Decoders' planes are read-only and padded; the copy is neither, and it goes up in its smallest form.
+    # The planes of decoders are read-only and padded. They are copied to the device before they become floats.
     planes = [_uploaded(plane, torch.device(device)).to(torch.float32) for plane in frame.planes[: kind.planes]]
     scale, offset = _luma_codes(kind, frame.color.full_range)
     if kind.family == "gbr":
@@ -119,14 +119,14 @@ def to_codes(
     Args:
         rgb: float (3, height, width), nominally in [0, 1], any device.
         pix_fmt: a planar format in ffmpeg's name.
-        color: its matrix and range are those of the planes.
-        alpha: transparency in [0, 1], (1, height, width); a plane behind the others where the format has one.
+        color: matrix and range of the planes.
+        alpha: transparency in [0, 1], (1, height, width); the last plane where the format has one.
 
     Returns:
-        Each (height, width) of its own size, on the device of `rgb`: uint8 for 8 bits, int32 above.
+        (height, width) each, on the device of `rgb`: uint8 for 8 bits, int32 above.
 
     Raises:
-        MediaError: the pixel format is none that vidup converts, or is YUV without such a matrix.
+        MediaError: the pixel format, or the matrix of YUV, cannot be converted.
     """
     kind = _layout(pix_fmt)
     rgb = rgb.to(torch.float32)
@@ -134,7 +134,7 @@ def to_codes(
 
     def codes(plane: torch.Tensor, scale: float, offset: float) -> torch.Tensor:
         rounded = (plane * scale).add_(offset).round_().clamp_(0, peak)
-        # uint16 has few kernels in torch: int32 holds the codes until they are numpy's.
+        # torch has few kernels for uint16: the codes are int32 until they are numpy's.
         return rounded.to(torch.uint8 if kind.bits == 8 else torch.int32)
 
     luma_codes, chroma_codes = _luma_codes(kind, color.full_range), _chroma_codes(kind, color.full_range)
@@ -151,7 +151,7 @@ def to_codes(
 
 
 def check_target(pix_fmt: str, color: Color) -> None:
-    """See that RGB can be converted to these planes; raises as `to_codes`, before a model has worked for it."""
+    """Check that RGB can be converted to these planes; raises as `to_codes`, but before the model has worked."""
     if _layout(pix_fmt).family == "yuv":
         _known(color.matrix)
 
@@ -178,10 +178,10 @@ def alpha_of(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor |
 
 
 def check_codes(frame: Frame) -> None:
-    """See that no sample is above its format's white, as those are that stand in the high bits.
+    """Check that no sample is above its format's white, as samples in the high bits are.
 
     Raises:
-        MediaError: names the plane and the code.
+        MediaError: a plane has such a sample.
     """
     bits = _layout(frame.pix_fmt).bits
     if bits in (8, 16):
@@ -199,10 +199,10 @@ def _converts(matrix: int) -> bool:
 
 
 def _known(matrix: int) -> int:
-    """The matrix of planes of YUV.
+    """The matrix of planes of YUV, checked.
 
     Raises:
-        MediaError: it is none that vidup converts; unspecified and RGB are none.
+        MediaError: it cannot be converted; it may be unspecified, or that of RGB.
     """
     if _converts(matrix):
         return matrix
@@ -219,14 +219,14 @@ def _known(matrix: int) -> int:
 
 
 def planes_of(codes: Iterable[torch.Tensor]) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
-    """What `to_codes` gives, on the CPU: uint8, or uint16 where it is wider."""
+    """The results of `to_codes` as arrays: uint8, or uint16 where they are int32."""
     arrays = (one.cpu().numpy() for one in codes)
     return tuple(one if one.dtype == np.uint8 else one.astype(np.uint16) for one in arrays)
 
 
 def _uploaded(plane: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A plane on the device; a GPU takes it from pinned memory while the host goes on."""
-    wide = device.type == "mps" and plane.dtype == np.uint16  # which older versions of torch do not know there
+    """A plane on the device; a GPU copies it from pinned memory asynchronously."""
+    wide = device.type == "mps" and plane.dtype == np.uint16  # older versions of torch have no uint16 there
     copy = torch.from_numpy(plane.astype(np.int32) if wide else plane.copy())
     return copy.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else copy.to(device)
 
@@ -234,7 +234,7 @@ def _uploaded(plane: NDArray[Any], device: torch.device) -> torch.Tensor:
 @cache
 def _to_ycc_matrix(code: int) -> torch.Tensor:
     """R'G'B' to Y'CbCr, Y' in [0, 1] and chroma in [-1/2, 1/2]: float64 (3, 3)."""
-    if code == YCGCO:  # Cg stands in the place of Cb, Co in that of Cr
+    if code == YCGCO:  # Cg is in the place of Cb, Co in that of Cr
         return torch.tensor([[0.25, 0.5, 0.25], [-0.25, 0.5, -0.25], [0.5, 0.0, -0.5]], dtype=torch.float64)
     kr, kb = _LUMA[code]
     luma = torch.tensor([kr, 1 - kr - kb, kb], dtype=torch.float64)
@@ -242,7 +242,7 @@ def _to_ycc_matrix(code: int) -> torch.Tensor:
     return torch.stack([luma, (blue - luma) / (2 * (1 - kb)), (red - luma) / (2 * (1 - kr))])
 
 
-# On the device once: a copy of a few numbers for each frame would let the host wait for all that the device has to do.
+# On the device once: with a copy for each frame the host would wait for the device's whole queue.
 
 
 @cache
@@ -253,7 +253,7 @@ def _to_ycc_on(code: int, device: torch.device) -> torch.Tensor:
 
 @cache
 def _to_rgb_matrix(code: int, device: torch.device) -> torch.Tensor:
-    """The way back: float32 (3, 3) on a device."""
+    """Y'CbCr to R'G'B': float32 (3, 3) on a device."""
     inverse: torch.Tensor = torch.linalg.inv(_to_ycc_matrix(code))
     return inverse.float().to(device)
 
@@ -277,7 +277,7 @@ def _layout(pix_fmt: str) -> Layout:
 
 
 def _enlarge(chroma: torch.Tensor, kind: Layout, height: int, width: int) -> torch.Tensor:
-    """Linear interpolation of chroma to luma's places: on the left column of each group, between the rows."""
+    """Interpolate chroma linearly to luma's places: it is sited on the left column of a group, between the rows."""
     if kind.chroma_x > 1:
         chroma = _interpolate(chroma, kind.chroma_x, 0.0)[:, :width]
     if kind.chroma_y > 1:
@@ -286,12 +286,12 @@ def _enlarge(chroma: torch.Tensor, kind: Layout, height: int, width: int) -> tor
 
 
 def _interpolate(rows: torch.Tensor, factor: int, site: float) -> torch.Tensor:
-    """Samples of the last axis, which sit at ``factor * i + site``, at every whole place; edges are repeated."""
+    """Interpolate samples of the last axis, sited at ``factor * i + site``, at every integer; edges are repeated."""
     before = torch.cat([rows[:, :1], rows[:, :-1]], 1)
     after = torch.cat([rows[:, 1:], rows[:, -1:]], 1)
     phases = []
     for place in range(factor):
-        share = (place - site) / factor  # of the way from this sample to the next (or, below 0, to the one before)
+        share = (place - site) / factor  # of the distance from this sample to the next (below 0: to the one before)
         neighbour = after if share >= 0 else before
         phases.append(rows if share == 0 else rows * (1 - abs(share)) + neighbour * abs(share))
     return torch.stack(phases, -1).flatten(1)

@@ -1,4 +1,4 @@
-"""How steady a video is over time: measures on the luma of neighbouring frames. Pure functions."""
+"""Measures of a video's flicker, on the luma of neighbouring frames. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from torch.nn import functional
 from vidup.picture.temporal import agree, inside, warp
 
 LEAST = 0.2
-"""Share of a frame that must be followed for a measure: at a cut it is a twentieth, else mostly three quarters."""
+"""The least share of a frame with a reliable flow: at a cut it is a twentieth, else mostly three quarters."""
 
 _HIDDEN = 0.5  # squared pixels by which flow there and back may differ, beside a hundredth of their lengths' squares
 _EDGE = 0.002  # squared gradient of the flow, beside a hundredth of its length's square
 
 
 def followed(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
-    """Where a flow can be believed: nothing hidden there, and no edge of a motion (Ruder et al. 2016).
+    """Where a flow is reliable: no occlusion, and no edge between motions (Ruder et al. 2016).
 
     Args:
-        forward: (2, H, W), in pixels, to where a pixel was in the frame before; `backward` the other way.
+        forward: (2, H, W), in pixels, to where a pixel was in the frame before.
+        backward: the flow of the opposite direction.
 
     Returns:
-        bool, (H, W); nothing outside the frame before is followed.
+        bool, (H, W); false where a pixel was outside the frame before.
     """
     squares = sum(one.square().sum(0) for one in torch.gradient(forward, dim=(-2, -1)))
     edges = squares > 0.01 * forward.square().sum(0) + _EDGE

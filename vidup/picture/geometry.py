@@ -1,4 +1,4 @@
-"""How pictures are turned, and how large they become."""
+"""How pictures are rotated, and the size of results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Turn:
-    """How pictures are turned: rows and columns exchanged first, then mirrored."""
+    """A rotation and reflection of pictures: rows and columns are exchanged first, then mirrored."""
 
     transpose: bool = False
     left_right: bool = False
@@ -25,10 +25,10 @@ class Turn:
 
     @classmethod
     def of(cls, matrix: tuple[int, ...] | None) -> Turn:
-        """The turn that players make by a display matrix (ISO/IEC 14496-12, 6.2.2).
+        """The turn for a display matrix (ISO/IEC 14496-12, 6.2.2).
 
         Raises:
-            ConfigError: it is no quarter turn.
+            ConfigError: it is no multiple of a quarter turn.
         """
         if matrix is None:
             return cls()
@@ -80,10 +80,10 @@ def output_size(settings: Settings, engine_scale: float, height: int, width: int
 def size_notes(
     settings: Settings, engine_scale: float, before: tuple[int, int], after: tuple[int, int]
 ) -> Iterator[str]:
-    """What of a result's size is not the model's own work, or not as requested, a line each.
+    """Notes where a result's size is not the model's, or not the requested one.
 
     Args:
-        before: (height, width) of the input as it is shown.
+        before: (height, width) of the input as the model gets it.
         after: (height, width) of the result.
     """
     height, width = before
@@ -93,8 +93,8 @@ def size_notes(
         yield f"the model makes {made[1]}x{made[0]} (x{engine_scale:g}), which is reduced to {result}"
     elif factor > engine_scale and max(b - a for a, b in zip(made, after, strict=True)) > 1:
         yield f"the model makes {made[1]}x{made[0]} (x{engine_scale:g}); from there to {result} is plain resampling"
-    asked = {"height": (settings.height, after[0]), "width": (settings.width, after[1])}
-    missed = {name: (want, got) for name, (want, got) in asked.items() if want not in (None, got)}
+    requested = {"height": (settings.height, after[0]), "width": (settings.width, after[1])}
+    missed = {name: (want, got) for name, (want, got) in requested.items() if want not in (None, got)}
     if missed and all(want is not None and abs(want - got) == 1 for want, got in missed.values()):
         name, (want, _) = next(iter(missed.items()))
         yield f"{name} = {want}: the result is {result}, as the sides of video are even"

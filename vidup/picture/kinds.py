@@ -1,4 +1,4 @@
-"""Pictures as NumPy, torch and Pillow hold them: to RGB and transparency in [0, 1], and results back to what came."""
+"""Pictures of NumPy, torch and Pillow: to RGB and transparency in [0, 1], and results back to the kind of the input."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ MODES = {
     *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV"),
     *("I;16", "I;16L", "I;16B", "I;16N"),
 }
-"""Pillow's modes whose samples have a range that is known, so that they can be made RGB."""
+"""Pillow's modes whose samples have a known range, so that they can be converted to RGB."""
 
-_AS_THEY_CAME = {"YCbCr", "HSV", "CMYK", "RGBX", "RGBa"}
-"""Modes that a result is brought back to; palettes and single bits hold no result."""
+_CONVERTED_BACK = {"YCbCr", "HSV", "CMYK", "RGBX", "RGBa"}
+"""Modes to which a result is converted; palettes and single bits cannot represent a result."""
 
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
 _BRIGHTEST = 4.0
-"""Of floats: beyond it they are codes of integers, or linear light, and would be clipped to a white picture."""
+"""The most that floats may be: larger ones are integer codes or linear light, and would be clipped to white."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Pictures of another library, as RGB."""
+    """Pictures of another library, converted to RGB."""
 
     rgb: torch.Tensor
     """float32 (T, 3, h, w), nominally in [0, 1]."""
     alpha: torch.Tensor | None
     """float32 (T, 1, h, w) in [0, 1]; None where they are opaque."""
     back: Callable[[torch.Tensor, torch.Tensor | None], Any]
-    """From a result's RGB and transparency, float32 (T, 3 and 1, H, W), to what was given."""
+    """Converts a result's RGB and transparency, float32 (T, 3 or 1, H, W), to the kind of the input."""
 
     def shows(self, other: Taken) -> bool:
         """Whether both are the same pictures."""
@@ -55,10 +55,10 @@ def take(picture: Any) -> Taken:
     Args:
         picture: a NumPy array (h, w) or (h, w, 1 to 4), a tensor (h, w), (1 to 4, h, w) or (T, 1 to 4, h, w), uint8,
             uint16 or float, or a Pillow image of a mode in `MODES`. One channel is gray, two are gray and
-            transparency, three RGB, four RGB and transparency, which is not multiplied into the colours.
+            transparency, three RGB, four RGB and transparency (not premultiplied).
 
     Raises:
-        MediaError: it is something else, it holds what is no number, or floats that are not in [0, 1] by far.
+        MediaError: it is something else, has NaN or infinities, or floats far outside of [0, 1].
     """
     if isinstance(picture, np.ndarray):
         return _array(picture)
@@ -76,7 +76,7 @@ def take(picture: Any) -> Taken:
 def to_planes(
     array: NDArray[Any], pix_fmt: str | None, color: Color | None
 ) -> tuple[tuple[NDArray[np.uint8] | NDArray[np.uint16], ...], str, Color]:
-    """An array as planes, their format and their colour; see `Frame.from_rgb`."""
+    """Convert an array to planes, with their format and colour; see `Frame.from_rgb`."""
     taken = _array(array)
     if pix_fmt is None:
         family = "gray" if array.ndim == 2 or array.shape[2] < 3 else "gbrap" if array.shape[2] == 4 else "gbrp"
@@ -124,7 +124,7 @@ def _tensor(tensor: torch.Tensor) -> Taken:
     def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
         planes: torch.Tensor = taken.back(rgb, alpha).to(tensor.device)
         if planes.is_inference() and not torch.is_inference_mode_enabled():
-            planes = planes.clone()  # which autograd may use, and anybody may write to
+            planes = planes.clone()  # an ordinary tensor, for autograd and in-place operations
         return planes.reshape(*tensor.shape[:-2], *planes.shape[-2:])
 
     return Taken(taken.rgb, taken.alpha, back)
@@ -146,7 +146,7 @@ def _image(image: Image) -> Taken:
 
     def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> Image:
         result = pillow.fromarray(taken.back(rgb, alpha))
-        if mode in _AS_THEY_CAME:
+        if mode in _CONVERTED_BACK:
             result = result.convert(mode)
         result.info = {key: value for key, value in image.info.items() if key != "transparency"}
         return result
@@ -155,7 +155,7 @@ def _image(image: Image) -> Taken:
 
 
 def _planes(planes: torch.Tensor, dtype: torch.dtype, named: str) -> Taken:
-    """(T, 1 to 4, h, w) of this dtype, in which results are given as well."""
+    """Convert a tensor (T, 1 to 4, h, w) whose results have `dtype`, too."""
     count, white = planes.shape[1], _WHITE.get(dtype)
     values = planes.to(torch.float32)
     if white is None:

@@ -1,4 +1,4 @@
-"""How like the truth a picture is: measures on tensors. Pure functions."""
+"""Measures of a picture's likeness to the truth. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 LUMA_709 = (0.2126, 0.7152, 0.0722)
-"""Weights of red, green and blue in luma (Rec. ITU-R BT.709)."""
+"""The weights of red, green and blue in luma (Rec. ITU-R BT.709)."""
 
 
 def luma(rgb: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ def gmsd(truth: torch.Tensor, other: torch.Tensor) -> float:
     """
 
     def magnitude(picture: torch.Tensor) -> torch.Tensor:
-        # The paper halves the picture first, by the mean of 2x2 pixels, and takes Prewitt's gradients.
+        # As in the paper: the picture is halved by the mean of 2x2 pixels; Prewitt's gradients.
         half = F.avg_pool2d(picture.double()[None, None], 2)
         across = torch.tensor([[1.0, 0.0, -1.0]] * 3, dtype=half.dtype, device=half.device) / 3
         kernels = torch.stack([across, across.T])[:, None]

@@ -1,8 +1,8 @@
-"""Seeded noise that belongs to a place in the picture.
+"""Seeded noise that is a function of the place in the picture.
 
-A value depends on the seed, the stream, the channel and the absolute position alone: never on the size of the picture
-or of a tile, the batch, the frame's number or the order of calls. So equal frames give equal pictures, and a tile
-sees the noise that the whole frame has there.
+A value depends only on the seed, the stream, the channel and the absolute position: not on the size of the picture or
+of a tile, the batch, the frame's number or the order of calls. So equal frames give equal pictures, and a tile has the
+noise that the whole frame has there.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 BLOCK = 64
-"""Side of the blocks that the endless field is made of, in pixels."""
+"""Side of the blocks that the endless field consists of, in pixels."""
 
 
 def field(seed: int, stream: int, channels: int, height: int, width: int, top: int = 0, left: int = 0) -> torch.Tensor:
     """Crop a window from an endless field of white Gaussian noise.
 
-    Each block of 64 x 64 is drawn by a counter-based generator whose counter is the block's place (Philox: Salmon et
+    Each block of 64 x 64 comes from a counter-based generator whose counter is the block's place (Philox: Salmon et
     al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 
     Args:
         seed: 0 to 2**63 - 1.
-        stream: a number for each of the fields that must be independent, such as latents and low-resolution noise.
+        stream: the number of one of several independent fields, such as latents and low-resolution noise.
         channels, height, width: the size of the window.
         top, left: its place, 0 or more.
 
@@ -43,15 +43,16 @@ def _block(seed: int, stream: int, channels: int, row: int, column: int) -> np.n
 
 
 NOISE_SHARE = 0.4
-"""Noise that is added, as a share of what is wrong with the input already."""
+"""Noise that is added, as a share of the input's distance from a clean picture."""
 
 
 def levels_for(distances: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """The noise levels that inputs ask for: noise conditioning augmentation (Ho et al. 2022) says what not to trust.
+    """The noise levels for inputs of some distances from clean pictures: noise conditioning augmentation (Ho et al.
+    2022) makes a model ignore the smaller details of its input.
 
     Args:
-        distances: (n,) root mean square distances of inputs from the clean pictures, in codes of 0 to 255.
-        alphas_cumprod: (levels,) of the schedule that the model's noise levels belong to; same device.
+        distances: (n,) root mean square distances of inputs from clean pictures, in codes of 0 to 255.
+        alphas_cumprod: (levels,) of the schedule of the model's noise levels; on the same device.
 
     Returns:
         int64 (n,), the first level whose noise is two fifths of that distance, at most the last.

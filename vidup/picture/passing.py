@@ -1,4 +1,4 @@
-"""A picture on its way through: what it is before as RGB, and how its result becomes what it was."""
+"""A picture on its way through the upscaler: to RGB before, and its result back to the kind of the input."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ from vidup.picture.resample import resize
 
 @dataclass(frozen=True)
 class Wanted:
-    """What frames become; pictures of other kinds stay what they are."""
+    """The format of the results of frames; results of other pictures have the format of the input."""
 
     pix_fmt: str | None = None
-    """The planar format, in ffmpeg's name; that of each frame where not given."""
+    """The planar format, by ffmpeg's name; None: that of each frame."""
     tags: Color | None = None
-    """Matrix and range; those of each frame where not given."""
+    """Matrix and range; None: those of each frame."""
     turn: Turn = field(default_factory=Turn)
+    """How frames are turned before they are upscaled."""
 
 
 class Leaving(Protocol):
-    """A result on its way from the device."""
+    """A result that is being copied from the device."""
 
     def arrived(self) -> Any:
-        """The result, once it is there."""
+        """The result; waits for the copy."""
 
     def again(self, picture: Passing) -> Leaving:
-        """The same result for another picture: its own copy, or to write into one would change the other."""
+        """A copy of the result, for another picture."""
 
 
 class Passing(Protocol):
-    """A picture on its way."""
+    """A picture on its way through the upscaler."""
 
     even: bool
-    """Whether the sides of its result are to be even, as those of video."""
+    """Whether the sides of its result have to be even, as those of video."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) as it is upscaled."""
+        """(height, width) of the picture that is upscaled."""
 
     def shows(self, other: Any) -> bool:
-        """Whether it is the same picture as another one of its kind."""
+        """Whether another one is the same picture."""
 
     def rgb(self, device: torch.device) -> torch.Tensor:
         """float32 (3, h, w), nominally in [0, 1]."""
 
     def leave(self, rgb: torch.Tensor) -> Leaving:
-        """Take its result, float32 (3, H, W) on its device."""
+        """Begin to convert its result, float32 (3, H, W) on its device."""
 
 
 def passing(picture: Any, wanted: Wanted) -> Passing:
-    """A picture that comes.
+    """Take a picture in.
 
     Raises:
-        MediaError: it is of no kind that is known here, or holds what cannot be.
+        MediaError: it is of an unknown kind, or has impossible values.
     """
     if isinstance(picture, Frame):
         return PassingFrame(picture, wanted)
@@ -80,7 +81,7 @@ class PassingFrame:
         self.pix_fmt, tags = wanted.pix_fmt or frame.pix_fmt, wanted.tags or frame.color
         kind = layout(self.pix_fmt)
         if kind is not None and kind.family == "gbr" and tags.matrix != color.RGB:
-            tags = replace(tags, matrix=color.RGB)  # whatever the planes were: these have none
+            tags = replace(tags, matrix=color.RGB)
         self.tags = tags
         color.check_target(self.pix_fmt, tags)
 
@@ -103,7 +104,7 @@ class PassingFrame:
 
 
 class _LeavingFrame:
-    """Planes on their way from the device into pinned memory."""
+    """Planes that are being copied from the device to pinned memory."""
 
     def __init__(self, picture: PassingFrame, codes: tuple[torch.Tensor, ...]) -> None:
         self.picture, self.codes, self.source = picture, codes, codes
@@ -122,7 +123,7 @@ class _LeavingFrame:
     def arrived(self) -> Frame:
         if self.event is not None:
             self.event.synchronize()
-        # Copied, so that the pinned memory serves the next frame.
+        # Copied, so that the pinned memory can be used for the next frame.
         planes = color.planes_of(self.codes)
         own = planes if self.event is None else tuple(plane.copy() for plane in planes)
         return replace(self.picture.frame, planes=own, pix_fmt=self.picture.pix_fmt, color=self.picture.tags)
@@ -151,7 +152,7 @@ class PassingOther:
 
 
 class _LeavingOther:
-    """A result that is brought back when it is taken."""
+    """A result that is converted by `arrived`."""
 
     def __init__(self, taken: kinds.Taken, rgb: torch.Tensor) -> None:
         self.taken, self.rgb = taken, rgb
@@ -165,7 +166,7 @@ class _LeavingOther:
 
 
 def give_back(taken: kinds.Taken, rgb: torch.Tensor) -> Any:
-    """Results, (T, 3, H, W), as what was given."""
+    """Convert results, (T, 3, H, W), to the kind of the input, with its transparency."""
     if taken.alpha is None:
         return taken.back(rgb, None)
     return taken.back(rgb, resize(taken.alpha.to(rgb.device), rgb.shape[-2:]).clamp_(0, 1))

@@ -1,4 +1,4 @@
-"""Tiles: the whole frame, or equal tiles that overlap, and the weights with which they are blended."""
+"""Tiles: the whole frame, or overlapping tiles of equal size, and the weights with which they are blended."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Tiles:
     """Windows of one size that cover a frame."""
 
     height: int
-    """Size of the frame in pixels; every window lies inside."""
+    """Size of the frame in pixels."""
     width: int
     tile_height: int
-    """Size of each window; equal for all, so that a batch has one shape."""
+    """Size of each window; equal, so that they can be a batch."""
     tile_width: int
     origins: tuple[tuple[int, int], ...]
     """(top, left) of each window."""
@@ -26,7 +26,7 @@ class Tiles:
         return len(self.origins) == 1
 
     def scaled(self, factor: int) -> Tiles:
-        """The same plan for a picture that is `factor` times larger."""
+        """The same tiles for a picture that is `factor` times larger."""
         origins = tuple((top * factor, left * factor) for top, left in self.origins)
         return Tiles(
             self.height * factor, self.width * factor, self.tile_height * factor, self.tile_width * factor, origins
@@ -34,16 +34,16 @@ class Tiles:
 
 
 def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Tiles:
-    """Cover a frame with as few tiles as it takes, fitted to the frame so that none is a sliver.
+    """Cover a frame with as few tiles as possible, as small as that allows.
 
     Args:
         height, width: the frame, in pixels, multiples of `multiple`.
         tile: the largest side of a tile, in pixels; 0 is the whole frame.
-        overlap: the pixels that neighbours share at the least; less than half of `tile`.
+        overlap: the least number of pixels that neighbours share; less than half of `tile`.
         multiple: every tile's sides and place are multiples of it.
 
     Returns:
-        The plan; one window where the frame is no larger than a tile.
+        The tiles; one window where the frame is no larger than a tile.
     """
     rows, tile_height = _cover(height, tile, overlap, multiple)
     columns, tile_width = _cover(width, tile, overlap, multiple)
@@ -54,7 +54,7 @@ def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[in
     if tile == 0 or length <= tile:
         return [0], length
     tile = tile // multiple * multiple
-    overlap = math.ceil(overlap / multiple) * multiple  # so that places rounded to the multiple keep it
+    overlap = math.ceil(overlap / multiple) * multiple  # places are rounded to the multiple, too
     step = max(multiple, tile - overlap)
     count = math.ceil((length - overlap) / step)
     # The smallest tile that still covers the frame with this many.
@@ -64,16 +64,15 @@ def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[in
 
 
 def weights(plan: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
-    """How much each window counts at each pixel.
+    """The weights of the windows at each pixel, which sum to 1.
 
     A window's weight falls as a raised cosine over `overlap` pixels towards the sides that have a neighbour, as in
-    MultiDiffusion and Mixture of Diffusers (Bar-Tal et al. 2023; Jiménez 2023); the weights of all windows sum to 1
-    everywhere.
+    MultiDiffusion and Mixture of Diffusers (Bar-Tal et al. 2023; Jiménez 2023).
 
     Args:
-        overlap: the pixels that neighbours share at the least.
-        margin: of these, the pixels next to the cut that count nothing, since a window sees too little there; less
-            than half of them. Where a model reaches no farther, the blend is what the whole frame would have given.
+        overlap: the least number of pixels that neighbours share.
+        margin: of these, the number next to the cut with weight 0, as a window sees too little there; less than half.
+            Where it is the reach of a model, the blend equals the result for the whole frame.
 
     Returns:
         float32, (windows, 1, tile_height, tile_width).

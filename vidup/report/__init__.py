@@ -1,7 +1,6 @@
-"""A page to look at: results beside the truth, or beside the input that they were made of.
+"""The report, an HTML page: results beside the truth, or beside their input.
 
-Figures are taken in one pass over the films, and stay in memory as numbers; pictures are kept of the chosen frames
-alone, which are decoded once more.
+Figures are measured in one pass over the videos; then the chosen frames are decoded again for their pictures.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ _TRUTH, _INPUT = "the truth", "input, bicubic"
 
 @dataclass(frozen=True)
 class Study:
-    """What was measured for a page."""
+    """The measurements of a report."""
 
     results: Mapping[str, Comparison] | Mapping[str, Faithfulness]
-    """Of each result, by its path."""
+    """Path of a result -> its measurements."""
 
 
 def write(
@@ -46,16 +45,16 @@ def write(
     others: Sequence[str | os.PathLike[str]],
     overwrite: bool = False,
 ) -> Study:
-    """Measure results, and write a page about them.
+    """Measure results, and write a report.
 
     Args:
-        output: the page's path, which ends in ``.html``.
-        first: the truth; where it is smaller than the results, the input that they were made of.
+        output: the report's path, which ends in ``.html``.
+        first: the truth; or, where it is smaller than the results, their input.
         others: the results, all of one size.
-        overwrite: a page that is there may be replaced.
+        overwrite: whether an existing report may be replaced.
 
     Raises:
-        ConfigError: the output is there, or is not to be written.
+        ConfigError: the output exists, or cannot be written.
         MediaError: a file cannot be read, the sizes do not fit, no frames coincide.
     """
     target, names = Path(output), list(dict.fromkeys(os.fspath(other) for other in others))
@@ -78,26 +77,23 @@ def write(
     return Study(compared)
 
 
-def write_of(
-    output: Path, source: Film, result: Film, overwrite: bool = False, stop: Callable[[], bool] = lambda: False
-) -> None:
-    """Write a page about a result beside its input.
+def write_of(output: Path, source: Film, result: Film, overwrite: bool, stop: Callable[[], bool]) -> None:
+    """Write the report of a result beside its input.
 
     Raises:
         ConfigError, MediaError: as `write`.
-        Stopped: `stop` was true before the end.
+        Stopped: `stop` returned true before the end.
     """
     check(output, overwrite)
-    results = {result.info.path: result}
     measured = {result.info.path: faith.against_input(source, result, stop)}
-    _save(output, _beside_input(source, results, measured))
+    _save(output, _beside_input(source, {result.info.path: result}, measured))
 
 
 def check(output: Path, overwrite: bool) -> None:
-    """See that a page can be written, before anything is measured.
+    """Check that a report can be written, before anything is measured.
 
     Raises:
-        ConfigError: it is there already, its name is that of something else, its folder is not there.
+        ConfigError: it exists, its ending is wrong, or its folder does not exist.
     """
     if output.suffix.lower() not in _ENDINGS:
         raise ConfigError(f"{output}: a report is a page, whose name ends in .html")
@@ -176,7 +172,7 @@ def _beside_input(source: Film, results: Mapping[str, Film], measured: Mapping[s
 
 
 def _at(time: float, results: Mapping[str, Film], names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """The pictures of the results that show one at a time, by their names."""
+    """Name of a result -> its picture at a time, if it has one."""
     found = {names[path]: result.at(time) for path, result in results.items()}
     return {name: picture for name, picture in found.items() if picture is not None}
 
@@ -190,13 +186,13 @@ def _named(results: Mapping[str, Film], names: Mapping[str, str]) -> dict[str, F
 
 
 def _names(paths: Mapping[str, Film]) -> dict[str, str]:
-    """What each file is called: its name, or its path where another has that name, and never what it is beside."""
+    """Path -> the unique name of a file in the report: its name, or its path where another file has that name."""
     short = {path: plain(Path(path).name) for path in paths}
     found: dict[str, str] = {}
     for path, name in short.items():
         name = plain(path) if list(short.values()).count(name) > 1 or name in (_TRUTH, _INPUT) else name
         number = 1
-        while name in found.values():  # paths that differ in what cannot be shown
+        while name in found.values():  # paths that differ only in characters that `plain` replaces
             number += 1
             name = f"{plain(path)} ({number})"
         found[path] = name
@@ -227,7 +223,7 @@ def _remarks(one: Film) -> list[str]:
 
 
 def _save(output: Path, page: Page) -> None:
-    """Write a page whole, or not at all."""
+    """Write a page atomically."""
     part = output.with_name(f".{output.name[:80]}.{os.getpid()}.part")
     try:
         part.write_text(html(page), encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Which frames of a film are worth looking at."""
+"""Choose the frames of a video that a report shows."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ Figures = Any  # `FrameFigures`, or `FaithFigures`
 
 @dataclass(frozen=True)
 class Chosen:
-    """A frame, and why."""
+    """A chosen frame."""
 
     time: float
     """Seconds after the first frame."""
     why: tuple[str, ...]
+    """The reasons."""
 
 
 def choose(results: Sequence[Sequence[Figures]], likeness: str, invented: str | None = None) -> list[Chosen]:
-    """Choose the worst frame of all results, the median and the most flickering; one may be several of these.
+    """Choose the worst frame of all results, the median and the most flickering, which may be the same.
 
     Args:
-        results: the figures of each, frame by frame.
+        results: the figures of each result, frame by frame.
         likeness: the name of the figure that ranks frames; of several results the worst counts.
-        invented: the name of a figure of which the frame with the most is chosen as well.
+        invented: the name of a figure whose maximum is chosen, too.
     """
     ranked = sorted(_each(results, likeness, min).items(), key=lambda pair: (pair[1], pair[0]))
     found: dict[str, float] = {"the worst": ranked[0][0], "the median": ranked[len(ranked) // 2][0]}
@@ -45,7 +46,7 @@ def most_flickering(results: Sequence[Sequence[Figures]]) -> float | None:
 
 
 def _each(results: Sequence[Sequence[Figures]], name: str, of: Callable[[float, float], float]) -> dict[float, float]:
-    """Of each time the worst of a figure."""
+    """Time -> the worst value of a figure in all results."""
     worst: dict[float, float] = {}
     for frames in results:
         for frame in frames:

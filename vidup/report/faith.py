@@ -1,4 +1,4 @@
-"""How faithful a result is to the input that it was made of, frame by frame, where nobody has the truth."""
+"""Measure how faithful a result is to its input, frame by frame, without the truth."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from vidup.report.films import Film
 
 @dataclass(frozen=True)
 class FaithFigures:
-    """One frame of a result against the input's at the same time; on luma."""
+    """The figures of one frame of a result against the input's at the same time, on luma."""
 
     time: float
     """Seconds after the first frame."""
     faithfulness: float
-    """PSNR in dB of the result, made as small as the input, to the input; infinite where they are equal."""
+    """PSNR in dB of the downscaled result to the input; infinite where they are equal."""
     invented: float
-    """Root mean square, in codes of 255, by which the result differs from the input enlarged by bicubic."""
+    """Root mean square difference of the result from the input enlarged by bicubic, in codes of 255."""
     gradient_energy: float
     """As a share of bicubic's; above 1 is sharper or noisier."""
     warp_error: float | None = None
-    """E*warp along the input's motion from the frame before, in squared codes of 255: flicker. None, as below, where
-    the frame before is not there, and at a cut."""
+    """Flicker: E*warp along the input's motion from the frame before, in squared codes of 255; None without a frame
+    before, and at a cut."""
     warp_error_bicubic: float | None = None
-    """That of bicubic: what is blurred flickers little."""
+    """The same of bicubic, which is blurred and flickers little."""
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """A result against its input."""
+    """The measurements of a result against its input."""
 
     frames: tuple[FaithFigures, ...]
     missing: int
-    """Frames of either video for which the other has none at that time."""
+    """The number of frames of either video without a frame of the other at that time."""
 
     def mean(self) -> FaithFigures:
         """The mean of each figure over the frames that have it."""
@@ -50,11 +50,11 @@ class Faithfulness:
 
 
 def against_input(source: Film, result: Film, stop: Callable[[], bool] = lambda: False) -> Faithfulness:
-    """Measure a result against its input, those frames together that are shown at the same time.
+    """Measure the frames of a result against those of its input that are shown at the same time.
 
     Raises:
         MediaError: a file cannot be read, or no frames coincide.
-        Stopped: `stop` was true before the end.
+        Stopped: `stop` returned true before the end.
     """
     figures, missing = [], 0
     before: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -74,12 +74,12 @@ def against_input(source: Film, result: Film, stop: Callable[[], bool] = lambda:
 def measure(
     time: float, small: torch.Tensor, large: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor] | None = None
 ) -> FaithFigures:
-    """Measure one picture against what it was made of.
+    """Measure one picture against its input.
 
     Args:
-        time: of the frame in seconds, for the result.
+        time: the frame's time in seconds.
         small, large: the input and the result: RGB, float32 (3, h, w) and (3, H, W) on the host, in [0, 1].
-        before: the same two of the frame before.
+        before: the same two pictures of the frame before.
     """
     own, plain = luma(large), luma(enlarged(small, large))
     sharpness = gradient_energy(plain)
@@ -93,7 +93,7 @@ def measure(
 
 
 def enlarged(small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
-    """The input, (3, h, w), by bicubic as large as the result, (3, H, W)."""
+    """The input, (3, h, w), enlarged by bicubic to the size of the result, (3, H, W)."""
     return resize(small[None], large.shape[-2:])[0].clamp(0, 1)
 
 
@@ -105,7 +105,7 @@ def _flicker(
     now, then = luma(small), luma(before[0])
     there = flow.accurate(now, then)
     followed = flicker.followed(there, flow.accurate(then, now))
-    where = resize(followed[None, None].float(), size)[0, 0] > 0.99  # nothing beside what is not followed
+    where = resize(followed[None, None].float(), size)[0, 0] > 0.99  # without the pixels next to an unreliable one
     motion = resize_flow(there, size)
     return (
         flicker.warp_error(luma(before[1]), luma(large), motion, where),

@@ -1,24 +1,24 @@
-"""The figures that a report shows: what they are called, and how numbers are written."""
+"""The figures of a report: their titles and units, and how numbers are written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, isinf
+from math import isinf, isnan
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of each frame."""
+    """A figure that is measured for each frame."""
 
     name: str
-    """Of the field that holds it."""
+    """The name of its field."""
     title: str
     unit: str
     about: str
     digits: int = 3
     plotted: bool = False
     beside: tuple[tuple[str, str], ...] = ()
-    """Fields of what it is measured against, and what these are: the same for all results."""
+    """The fields of reference values, which are the same for all results, and their titles."""
 
 
 AGAINST_TRUTH = (
@@ -46,7 +46,7 @@ AGAINST_INPUT = (
 
 
 def written(value: float | None, digits: int) -> str:
-    """A number for people; ∞ for figures of equal pictures, a dash for one that is not known."""
-    if value is None or (not isfinite(value) and not isinf(value)):
+    """A number as text: ∞ where it is infinite, a dash where it is not known."""
+    if value is None or isnan(value):
         return "–"
     return "∞" if isinf(value) else f"{value:.{digits}f}"

@@ -1,12 +1,13 @@
-"""Videos as a report reads them: from the first frame to the last, and some of their frames once more."""
+"""Videos as a report reads them: all frames in order, and some of them again."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -24,30 +25,33 @@ from vidup.picture.geometry import Turn
 
 @dataclass(frozen=True)
 class Film:
-    """A video, or the part of it that counts; its pictures are turned as players turn them."""
+    """A video, or a part of it; its pictures are turned as players turn them."""
 
     info: MediaInfo
     settings: Settings = field(default_factory=lambda: Settings(deinterlace="off"))
-    """How it is read: `decode` says which of them count."""
+    """How it is decoded, see `decode`."""
     begin: int | None = None
     end: int | None = None
     """The part, in units of ``info.time_base``."""
     times: tuple[Fraction, ...] = ()
-    """Of its frames, in seconds after the first: its own where they are not given."""
-    _pts: tuple[int, ...] = field(init=False, repr=False)
-    _turn: Turn = field(init=False, repr=False)
+    """The times of its frames, in seconds after the first; its own unless there are as many others."""
 
     def __post_init__(self) -> None:
+        unit, pts = self._schedule
+        if len(self.times) != len(pts):
+            object.__setattr__(self, "times", tuple((one - pts[0]) * unit for one in pts))
+
+    @cached_property
+    def _schedule(self) -> tuple[Fraction, tuple[int, ...]]:
         unit, spans = schedule(self.info, self.settings, self.begin, self.end)
-        pts = tuple(spans)
-        object.__setattr__(self, "_pts", pts)
-        times = self.times if len(self.times) == len(pts) else tuple((one - pts[0]) * unit for one in pts)
-        object.__setattr__(self, "times", times)
+        return unit, tuple(spans)
+
+    @cached_property
+    def _turn(self) -> Turn:
         try:
-            turn = Turn.of(self.info.display_matrix)
-        except ConfigError:  # by less than a quarter: shown as it is stored
-            turn = Turn()
-        object.__setattr__(self, "_turn", turn)
+            return Turn.of(self.info.display_matrix)
+        except ConfigError:  # no multiple of a quarter turn: shown as it is stored
+            return Turn()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,7 +60,7 @@ class Film:
 
     @property
     def stretch(self) -> float:
-        """Width of a pixel by its height, as it is shown."""
+        """Width of a pixel divided by its height, as it is shown."""
         pixel = self.info.sample_aspect_ratio or 1
         return float(1 / pixel if self._turn.transpose else pixel)
 
@@ -66,37 +70,34 @@ class Film:
         Raises:
             MediaError: the file is damaged there.
         """
-        high = len(self._pts) if high is None else min(high, len(self._pts))
+        unit, every = self._schedule
+        high = len(every) if high is None else min(high, len(every))
         if low >= high:
             return
-        unit = schedule(self.info, self.settings, self.begin, self.end)[0]
-        places = {pts: place for place, pts in enumerate(self._pts[low:high], low)}
-        begin, end = part_around(self.info, unit, self._pts[low], self._pts[high - 1], (self.begin, self.end))
+        places = {pts: place for place, pts in enumerate(every[low:high], low)}
+        begin, end = part_around(self.info, unit, every[low], every[high - 1], (self.begin, self.end))
         with closing(decode(self.info, begin, end, self.settings)) as frames:
             for frame in frames:
                 if frame.pts in places:
                     yield self.times[places[frame.pts]], self._turn(color.to_rgb(frame).clamp(0, 1))
 
     def place(self, time: float) -> int | None:
-        """The place of the frame that is shown first at a time; None where there is none."""
+        """The place of the frame that begins at a time; None where there is none."""
         near = Fraction(time)
         place = bisect_left(self.times, near - SAME)
         return place if place < len(self.times) and self.times[place] <= near + SAME else None
 
     def at(self, time: float) -> torch.Tensor | None:
-        """The frame that is shown first at a time, as `pictures` gives it."""
+        """The picture of the frame that begins at a time, as in `pictures`; None where there is none."""
         place = self.place(time)
-        found: Iterator[tuple[Fraction, torch.Tensor]] = iter(())
-        if place is not None:
-            found = self.pictures(place, place + 1)
-        return next((picture for _, picture in found), None)
+        return None if place is None else next((picture for _, picture in self.pictures(place, place + 1)), None)
 
 
 def film(path: str) -> Film:
-    """A video that is read as it is.
+    """Open a whole video, without deinterlacing.
 
     Raises:
-        MediaError: no media file, or one that cannot be read.
+        MediaError: it is no media file, or cannot be read.
     """
     check_file(Path(path))
     found = Film(probe(path))

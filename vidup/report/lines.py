@@ -1,7 +1,8 @@
-"""One line of a picture over time: what stands still is upright, what moves is slanted, what flickers is ragged."""
+"""One line of the picture over time, as an image: flicker shows as ragged edges."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +15,7 @@ from vidup.report.films import Film
 from vidup.report.pictures import LINE, corner, embedded, farthest
 
 FRAMES = 96
-"""Frames that are followed at the most."""
+"""The most frames of an image."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,20 @@ class Lines:
     end: float
     frames: int
     pictures: tuple[tuple[str, str], ...]
-    """Whose it is, and its data URI: a row for each frame, the first at the top."""
+    """(name, data URI) of each: a row for each frame, the first at the top."""
 
 
 def lines(first: Film, others: Mapping[str, Film], time: float | None, name: str) -> Lines | None:
-    """Follow the line that flickers most at a time.
+    """Cut the line that flickers most at a time out of consecutive frames.
 
     Args:
         first: the truth, or the input, which is enlarged by bicubic.
         others: results by their names.
-        time: of the most flickering frame; the middle of the film where there is none.
-        name: what the first is called.
+        time: the time of the most flickering frame; None: the middle of the video.
+        name: the name of the first.
 
     Returns:
-        None where there are not two frames.
+        None where there are fewer than two frames.
     """
     middle = first.place(time) if time is not None else None
     middle = len(first.times) // 2 if middle is None else middle
@@ -60,24 +61,23 @@ def lines(first: Film, others: Mapping[str, Film], time: float | None, name: str
             if one is None:
                 continue
             if two is None:
-                two = torch.zeros(3, *size)  # black: it shows nothing then
+                two = torch.zeros(3, *size)
             if label == next(iter(others)):
                 found[name].append(enlarged(one, two)[:, row, left:right].clone())
                 times.append(float(when))
-            found[label].append(two[:, row, left:right].clone())  # not the whole picture
+            found[label].append(two[:, row, left:right].clone())  # so that the whole picture is freed
     pictures = tuple((label, embedded(torch.stack(rows, 1))) for label, rows in found.items())
     return Lines(row, left, right - left, times[0], times[-1], len(times), pictures)
 
 
 def _span(film: Film, begin: Fraction, end: Fraction) -> tuple[int, int]:
-    """The places of the frames that are shown from one time to another."""
-    low = next((place for place, time in enumerate(film.times) if time > begin - Fraction(1, 500)), len(film.times))
-    high = next((place for place, time in enumerate(film.times) if time > end + Fraction(1, 500)), len(film.times))
-    return low, high
+    """The places of the frames that begin from one time to another: low <= place < high."""
+    near = Fraction(1, 500)
+    return bisect_right(film.times, begin - near), bisect_right(film.times, end + near)
 
 
 def _where(first: Film, others: Mapping[str, Film], place: int) -> tuple[int, int, tuple[int, int]]:
-    """The row, and the first column of the line, where the results change most that the first does not; their size."""
+    """The row and the first column of the line where the results change most and `first` does not, and their size."""
     film = next(iter(others.values()))
     size = film.size
     best: tuple[float, int, int] = (-1.0, size[0] // 2, corner(size[1] // 2, LINE, size[1]))

@@ -1,6 +1,6 @@
-"""The page: one HTML file that holds its style, its script and its pictures, and asks the network for nothing.
+"""The report's page: one HTML file with its style, script and pictures, which needs no network.
 
-`page.html`, `page.css` and `page.js` beside this file are put together with what is made here.
+It is made of `page.html`, `page.css` and `page.js` beside this file.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from vidup.report.lines import Lines
 from vidup.report.pictures import View
 from vidup.report.plots import POINTS, Curve, plot, readings
 
-_COLOURS = 8  # of the page's style
+_COLOURS = 8  # of results, in page.css
 
 
 @dataclass(frozen=True)
 class Row:
-    """A result, as the page shows it."""
+    """A result on the page."""
 
     name: str
-    """As it is called in the page; no other has that name."""
+    """Its unique name."""
     about: str
-    """Size, frames, and what else is to be known of it, in words."""
+    """Size, number of frames and more, in words."""
     mean: Any
-    """Its figures, as `Page.figures` names them: over all frames."""
+    """The means of its figures, in the fields that `Page.figures` names."""
     frames: Sequence[Any]
-    """And of each."""
+    """The figures of each frame."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows."""
+    """The contents of a page."""
 
     title: str
     intro: Sequence[str]
-    """Paragraphs that say what is compared with what, and what is to be known."""
+    """Paragraphs that describe what is compared."""
     figures: Sequence[Figure]
     rows: Sequence[Row]
     chosen: Sequence[tuple[Chosen, Sequence[View]]]
     maps: str
-    """What the maps among the pictures show."""
+    """A sentence that explains the maps among the pictures."""
     lines: Lines | None
     stretch: float = 1.0
-    """Width of a pixel by its height."""
+    """Width of a pixel divided by its height."""
 
 
 def plain(text: str) -> str:
-    """A text for a page, such as a file's name: what cannot be shown, or turns the text around, is replaced."""
+    """A text, such as a file's name, without unprintable characters, of which some reverse the text's direction."""
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
@@ -104,8 +104,8 @@ def _table(page: Page) -> Iterator[str]:
         cells = "".join(f"<td>{written(v, f.digits)}</td>" for v, f in zip(values, page.figures, strict=True))
         yield f'<tr class="dim"><th scope="row">{escape(title)}, beside them</th>{cells}</tr>'
     yield "</tbody></table></div>"
-    told = "; ".join(f"{figure.title}: {figure.about}" for figure in page.figures)
-    yield f'<p class="dim">{escape(told)}.</p>'
+    explained = "; ".join(f"{figure.title}: {figure.about}" for figure in page.figures)
+    yield f'<p class="dim">{escape(explained)}.</p>'
 
 
 def _frames(page: Page) -> Iterator[str]:
@@ -116,9 +116,9 @@ def _frames(page: Page) -> Iterator[str]:
     )
     for number, (chosen, views) in enumerate(page.chosen):
         yield f'<section id="frame-{number}"><h3>{escape(_sentence(chosen.why))}, at {chosen.time:.3f} s</h3>'
-        told = [f"{row.name}: {_told(page.figures, frame)}" for row in page.rows if (frame := _at(row, chosen.time))]
-        for line in told:
-            yield f'<p class="dim">{escape(line)}</p>'
+        for row in page.rows:
+            if frame := next((frame for frame in row.frames if frame.time == chosen.time), None):
+                yield f'<p class="dim">{escape(f"{row.name}: {_in_words(page.figures, frame)}")}</p>'
         for view in views:
             yield _slider(view, page.stretch)
         yield "</section>"
@@ -199,7 +199,7 @@ def _plotted(page: Page) -> list[Figure]:
 
 
 def _curves(figure: Figure, rows: Sequence[Row]) -> list[Curve]:
-    """A curve of each result, and of what a figure is measured against."""
+    """A curve for each result, and for the references of a figure."""
     curves = [Curve(row.name, _style(index), *_over_time(row, figure.name)) for index, row in enumerate(rows)]
     beside = [
         Curve(title, f"b{index}", *_over_time(rows[0], name)) for index, (name, title) in enumerate(figure.beside)
@@ -212,15 +212,11 @@ def _over_time(row: Row, name: str) -> tuple[tuple[float, ...], tuple[float | No
 
 
 def _style(index: int) -> str:
-    """The classes of a result's line; colours that come again are dashed."""
+    """The CSS classes of a result's line; when colours repeat, lines are dashed."""
     return f"r{index % _COLOURS}" + (" more" if index >= _COLOURS else "")
 
 
-def _at(row: Row, time: float) -> Any:
-    return next((frame for frame in row.frames if frame.time == time), None)
-
-
-def _told(figures: Sequence[Figure], frame: Any) -> str:
+def _in_words(figures: Sequence[Figure], frame: Any) -> str:
     return ", ".join(
         f"{figure.title} {written(value, figure.digits)}{f' {figure.unit}' if figure.unit else ''}"
         for figure in figures

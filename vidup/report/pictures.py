@@ -1,4 +1,4 @@
-"""Pictures for a page: whole and in detail, maps of differences, one line over time."""
+"""Pictures for a page: whole and in detail, maps of differences, WebP."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from vidup.picture.resample import resize
 from vidup.picture.temporal import mean
 
 WHOLE = 1280
-"""Width or height in pixels from which a picture is made smaller, and a part of it is shown beside as it is."""
+"""The largest side of a picture in pixels; a larger one is downscaled, and a detail of it is shown, too."""
 DETAIL = (400, 640)
-"""Height and width of that part."""
+"""Height and width of that detail."""
 LINE = 480
-"""Pixels of a line that are followed over time."""
+"""The length of a line over time, in pixels."""
 
-_REACH = 31  # side of the square over which a place's difference is taken
+_REACH = 31  # side of the square over which differences are averaged
 _HEAT = ((0, 0, 0), (80, 20, 120), (200, 50, 70), (250, 150, 30), (255, 250, 200))
 
 
 @dataclass(frozen=True)
 class View:
-    """Pictures of one place and one size, of which two are laid over each other."""
+    """Pictures of one size and one part of the frame, of which the page shows two, one over the other."""
 
     about: str
     width: int
     height: int
     shown: int
-    """Width at which it is shown, where the window is wide enough."""
+    """The width at which they are shown, if the window is wide enough."""
     pictures: tuple[tuple[str, str], ...]
-    """What each is, and its data URI."""
+    """(name, data URI) of each."""
 
 
 def views(pictures: Mapping[str, torch.Tensor], maps: Mapping[str, torch.Tensor]) -> list[View]:
-    """A picture whole; one that is too large also in detail, where the second differs most from the first.
+    """Views of the whole pictures and, where these are too large, of the detail where the first two differ most.
 
     Args:
         pictures: RGB (3, H, W) in [0, 1], all of one size.
-        maps: shares of the largest difference that is shown, (H, W) in [0, 1].
+        maps: differences, (H, W) in [0, 1].
     """
     every = {**pictures, **{name: heat(shares) for name, shares in maps.items()}}
     first, *others = pictures.values()
     height, width = first.shape[-2:]
     if max(height, width) <= WHOLE:
-        enlarged = min(width * max(1, round(960 / width)), WHOLE)  # by a whole number: small films are small
+        enlarged = min(width * max(1, round(960 / width)), WHOLE)  # small pictures, by an integer
         return [_view(f"whole, {width}x{height}", every, enlarged)]
     share = WHOLE / max(height, width)
     size = max(1, round(height * share)), max(1, round(width * share))
@@ -72,12 +72,12 @@ def _view(about: str, pictures: Mapping[str, torch.Tensor], shown: int) -> View:
 
 
 def corner(middle: int, side: int, length: int) -> int:
-    """Where a part of a side begins that has something in its middle, if it can."""
+    """The begin of a part of length `side` around `middle`, within `length`."""
     return max(0, min(middle - side // 2, length - side))
 
 
 def farthest(one: torch.Tensor, other: torch.Tensor) -> tuple[int, int]:
-    """The row and the column around which two pictures, or what changed in them, differ most."""
+    """The row and the column around which two pictures differ most."""
     difference = (one - other).square().mean(0, keepdim=True)
     side = min(_REACH, *(length - 1 + length % 2 for length in difference.shape[-2:]))
     place = int(mean(difference, side).argmax())
@@ -85,23 +85,23 @@ def farthest(one: torch.Tensor, other: torch.Tensor) -> tuple[int, int]:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor, codes: float) -> torch.Tensor:
-    """How far pictures are apart, (H, W): 1 where their channels differ by `codes` of 255 or more on average."""
+    """The difference of pictures, (H, W): 1 where their channels differ by `codes` of 255 or more on average."""
     return ((one - other).abs().mean(0) * (255 / codes)).clamp(0, 1)
 
 
 def texture(one: torch.Tensor, other: torch.Tensor, codes: float) -> torch.Tensor:
-    """How much is in one picture around each place that is not in the other, (H, W): 1 from `codes` of 255."""
+    """The root mean square difference of luma around each pixel, (H, W): 1 from `codes` of 255 on."""
     side = min(7, *(length - 1 + length % 2 for length in one.shape[-2:]))
     return (mean((luma(one) - luma(other)).square()[None], side)[0].clamp(min=0).sqrt() * (255 / codes)).clamp(0, 1)
 
 
 def as_large(shares: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """A map, (h, w), of another size, in squares."""
+    """A map, (h, w), resized by nearest neighbour."""
     return functional.interpolate(shares[None, None], tuple(size), mode="nearest")[0, 0]
 
 
 def heat(shares: torch.Tensor) -> torch.Tensor:
-    """A map, (H, W) in [0, 1], as RGB: from black over violet and orange to white."""
+    """A map, (H, W) in [0, 1], as RGB: from black by violet and orange to white."""
     steps = torch.tensor(_HEAT, dtype=torch.float32) / 255
     place = shares * (len(_HEAT) - 1)
     picture = steps[0].view(3, 1, 1).expand(3, *shares.shape)

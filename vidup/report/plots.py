@@ -1,8 +1,7 @@
-"""Figures over time, drawn as SVG.
+"""Plots of figures over time, as SVG.
 
-No plotting library: a line and a band for each result are two paths, and what it would bring (its fonts and scripts,
-megabytes in each page, one more dependency) would be more than what it draws. Labels are HTML around the drawing, so
-that they keep their size on a narrow window.
+There is no plotting library: a plot is a line and a band for each result, and a library would add a dependency and
+megabytes to each page. Labels are HTML around the SVG, so that they keep their size in a narrow window.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from statistics import fmean
 from vidup.report.figures import written
 
 POINTS = 600
-"""Of a line at the most; of a longer film each is the mean of several frames, and a band shows their range."""
+"""The most points of a line; of a longer video each is the mean of several frames, and a band shows their range."""
 WIDTH, HEIGHT = 1000, 200
-_TICKS = 4
+_TICKS = 4  # at least, of an axis
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Curve:
 
     label: str
     style: str
-    """A class of the page's style."""
+    """A CSS class."""
     times: tuple[float, ...]
     """Seconds after the first frame."""
     values: tuple[float | None, ...]
@@ -41,9 +40,9 @@ class _Point:
     high: float
 
 
-def _points(curve: Curve, most: int = POINTS) -> list[_Point]:
-    """A curve's points; of more than `most` frames neighbours become one."""
-    step = -(-len(curve.times) // most)
+def _points(curve: Curve) -> list[_Point]:
+    """The points of a curve, at most `POINTS`."""
+    step = -(-len(curve.times) // POINTS)
     found = []
     for first in range(0, len(curve.times), step):
         known = [value for value in curve.values[first : first + step] if value is not None]
@@ -54,10 +53,9 @@ def _points(curve: Curve, most: int = POINTS) -> list[_Point]:
     return found
 
 
-def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers from one at or below `low` to one at or above `high`."""
-    span = (high - low) or abs(high) or 1.0
-    raw = span / count
+    raw = ((high - low) or abs(high) or 1.0) / _TICKS
     power = 10.0 ** floor(log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = floor(low / step + 1e-9)
@@ -68,12 +66,12 @@ def ticks(low: float, high: float, count: int = _TICKS) -> list[float]:
 
 
 def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: Sequence[tuple[float, str]]) -> str:
-    """One figure over time, a line for each curve, as a part of a page.
+    """A plot as HTML, with a line for each curve.
 
     Args:
-        number: of the plot in its page.
-        title: its name and unit, as HTML.
-        marks: times that are marked, and what they are called.
+        number: the number of the plot on its page.
+        title: the figure's title and unit, as HTML.
+        marks: times that are marked, and their names.
     """
     drawn = [(curve, _points(curve)) for curve in curves]
     finite = [p for _, points in drawn for p in points if p.mean is not None and isfinite(p.mean)]
@@ -110,17 +108,14 @@ def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: S
     )
     return (
         f'<figure class="plot" data-plot="{number}"><figcaption>{title} <output class="time"></output></figcaption>'
-        f'<div class="chart" tabindex="0" role="img" aria-label="{escape(_told(curves, digits))}">'
+        f'<div class="chart" tabindex="0" role="img" aria-label="{escape(_in_words(curves, digits))}">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}'
         f'<path class="cursor" d=""/></svg>{"".join(labels)}</div><ul class="keys">{keys}</ul></figure>'
     )
 
 
 def readings(curves: Sequence[Curve], digits: int) -> dict[str, object]:
-    """What a plot's script shows where it is pointed at: the times, and the numbers of each curve as they are written.
-
-    Times are as shares of the plot's width as well.
-    """
+    """The data that a plot's script shows: times, as text and as shares of the plot's width, and values as text."""
     begin = min(curve.times[0] for curve in curves)
     end = max(max(curve.times[-1] for curve in curves), begin + 1e-3)
     points = [_points(curve) for curve in curves]
@@ -137,7 +132,7 @@ def readings(curves: Sequence[Curve], digits: int) -> dict[str, object]:
 
 
 def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
-    """Points that follow each other without a gap."""
+    """Runs of points with a mean."""
     run: list[_Point] = []
     for point in points:
         if point.mean is not None:
@@ -168,8 +163,8 @@ def _seconds(time: float) -> str:
     return f"{int(minutes)}:{seconds:04.1f}" if minutes else f"{time:g} s"
 
 
-def _told(curves: Sequence[Curve], digits: int) -> str:
-    """A plot for those who do not see it."""
+def _in_words(curves: Sequence[Curve], digits: int) -> str:
+    """A plot in words, for screen readers."""
     parts = []
     for curve in curves:
         known = [value for value in curve.values if value is not None]
