@@ -366,7 +366,7 @@ class TestTinyDecoder:
             raise OSError("no route to host")
 
         monkeypatch.setattr("vidup.engines.tiny.snapshot_download", offline)
-        monkeypatch.setattr("vidup.engines.hub.ask", lambda repository, revision: [])
+        monkeypatch.setattr("vidup.engines.hub.files_on_hub", lambda repository, revision: [])
         with pytest.raises(EngineError, match=r"vae = 'someone/tiny'.*no route to host"):
             load_tiny("someone/tiny", 4, 4, CPU, torch.float32)
         with pytest.raises(EngineError, match=r"lacks config\.json"):

@@ -1,4 +1,4 @@
-"""The Engine protocol, the catalogue of models, and the one wrapper that pads and crops."""
+"""The `Engine` protocol, the catalogue of models, and `enlarge`, which pads and crops for all engines."""
 
 from __future__ import annotations
 
@@ -35,25 +35,26 @@ DISTILLED = "StreamDiffVSRPipeline"
 
 @dataclass(frozen=True)
 class Family:
-    """Models that one file of this folder runs, and all that the rest of vidup knows of them."""
+    """The models that one file of this folder runs, and all that the rest of vidup knows of them."""
 
     file: str
-    """It has `load`, `identity`, `foresee`, as `load`, `identify`, `foresee` here, and `scale` where not given."""
+    """The file's name. It has functions `load`, `identity`, `foresee`, for `load`, `identify`, `foresee` here, and
+    `scale` if that is None."""
     names: dict[str, str]
-    """What ``--model`` takes for them, each with its line in ``vidup list``."""
+    """Names for ``--model`` -> the line in ``vidup list``."""
     kinds: tuple[str, ...] = ()
-    """How those that bear no name are recognised: what `_kind` says of a folder, a hub id or a file."""
+    """The results of `_kind` for models that are given as a folder, a hub id or a file."""
     homes: dict[str, str] = field(default_factory=dict)
-    """The hub id that a name stands for."""
+    """Name -> hub id."""
     scale: float | None = None
-    """Of the result against the input; None where the settings or the weights decide it."""
+    """The factor of enlargement; None where the settings or the weights decide it."""
     others: dict[str, str] = field(default_factory=dict)
-    """What else ``vidup list`` shows."""
+    """Other lines of ``vidup list``."""
     invents: bool = True
-    """As `Engine.invents`."""
+    """See `Engine.invents`."""
     anchor: int = 5
-    """Rounds of the anchor where the settings give none. Of models of one pass, whose faults lie at edges, more rounds
-    bring little (87 % of the gain in PSNR is the first's) and leave a pattern of the scale's size beside lines."""
+    """The default rounds of the anchor. With models of one pass, whose errors are at edges, the first round has 87 % of
+    the gain in PSNR, and more leave a pattern of the scale's size beside lines."""
 
 
 _BASELINE = "baseline: resampling without a model, any scale"
@@ -87,23 +88,23 @@ FAMILIES = (
     ),
     Family("interpolate", dict.fromkeys(("nearest", "bilinear", "bicubic", "lanczos"), _BASELINE), invents=False),
 )
-"""The catalogue. The preset that a name brings along is the one of that name, see `config`."""
+"""The catalogue of models."""
 
 
 HOMES = {name: home for one in FAMILIES for name, home in one.homes.items()}
-"""The hub ids that names stand for."""
+"""Name of a model -> hub id."""
 
 
 def models() -> dict[str, str]:
-    """What ``--model`` takes, each with a line about it."""
+    """Values of ``--model`` -> a line of description."""
     return {name: line for one in FAMILIES for name, line in {**one.names, **one.others}.items()}
 
 
 def family(settings: Settings) -> Family:
-    """The family of the settings' model, by its name or by what it is.
+    """The family of the settings' model, by its name or its files.
 
     Raises:
-        EngineError: it is no model that vidup runs, or the hub, which alone knows it, does not answer.
+        EngineError: vidup does not run such a model, or the hub does not answer.
     """
     found = next((one for one in FAMILIES if settings.model in one.names), None)
     if found is None:
@@ -116,10 +117,10 @@ def family(settings: Settings) -> Family:
 
 
 def _kind(model: str, revision: str | None) -> str:
-    """What a folder, a hub id or a file holds: a pipeline of diffusers, by its name, or weights of one pass."""
+    """The kind of model of a folder, a hub id or a file: the name of diffusers' pipeline, or weights of one pass."""
     path = Path(model)
     if path.suffix.lower() in WEIGHTS and not path.is_dir():
-        if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise EngineError(f"model = {model!r}: is a pipe or a device; save it to a file")
         from vidup.engines.claims import is_stable_diffusion
 
@@ -129,112 +130,109 @@ def _kind(model: str, revision: str | None) -> str:
 
 
 def _file(settings: Settings) -> Any:
-    """The file of this folder that runs the settings' model."""
+    """The module of this folder that runs the settings' model."""
     return libraries.imported(f"vidup.engines.{family(settings).file}")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a clip sits in the frame that it is cut from, or is the whole of."""
+    """The place of a clip in its frame."""
 
     top: int = 0
-    """Of the clip's first pixel; the engine's `multiple` divides it, and `left`."""
+    """The row of the clip's first pixel; a multiple of the engine's `multiple`, as is `left`."""
     left: int = 0
     height: int = 0
-    """Of the whole frame, in pixels."""
+    """The size of the whole frame, in pixels."""
     width: int = 0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is decided for one size of frame. A job stores it, so that a resumed one repeats it."""
+    """The choice of batch and tiles for one size of frame. A job stores it, so that a resumed one repeats it."""
 
     batch: int
     """Pictures, or tiles, in one call of the model."""
     tile: int
-    """Largest side of a tile in input pixels; 0 is the whole frame."""
+    """The largest side of a tile in input pixels; 0 is the whole frame."""
     keep: int = 8
     """The largest scale, against the latents, whose layers the decoder keeps; 8 is all. See `vae.Limits`."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model takes on its device, in bytes, and how its work can be cut."""
+    """The memory that a model takes on its device, in bytes, and how its work can be cut."""
 
     device: torch.device
     frame: float
-    """Held for each input pixel of a frame while its windows are worked on."""
+    """Bytes for each input pixel of a frame while its windows are processed."""
     window: float = 0.0
-    """At the peak for each input pixel of a window; 0 where there are none, and frames are never cut."""
+    """Bytes at the peak for each input pixel of a window; 0 for engines whose frames are never cut."""
     decoded: float = 0.0
-    """Held for each input pixel of a frame while whole frames are decoded, one after the other."""
+    """Bytes for each input pixel of a frame while frames are decoded, one after the other."""
     decoder: Callable[[int, int, int], float] | None = None
-    """At the peak of decoding one frame of (height, width), keeping layers up to a scale."""
+    """Bytes at the peak of decoding a frame of (height, width), keeping layers up to a scale."""
     keeps: tuple[int, ...] = (8,)
     """The scales that the decoder can keep, from large to small."""
     weights: tuple[int, int] = (0, 0)
-    """Of what works on windows, and of what decodes."""
+    """Bytes of the weights for windows, and of those for decoding."""
     loading: int = 0
-    """Beside the weights while they are loaded."""
+    """More bytes that are needed while the weights are loaded."""
     multiple: int = 1
     """Sides of frames and tiles are multiples of it."""
     batch: int = 1
-    """Pictures, or tiles, in one call that are worth it at the most."""
+    """The most pictures, or tiles, in one call that are worth it."""
     busy: int = 2**63
     """Input pixels in one call that keep the device busy: a larger batch gains nothing."""
     tiles: bool = True
-    """Whether frames may be cut where nobody asks for it."""
+    """Whether frames may be cut if the settings do not request it."""
     carried: float = 0.0
-    """Held for each input pixel of a frame by what is carried from frame to frame; see `with_carried`."""
+    """Bytes for each input pixel of a frame of what is carried from frame to frame; see `with_carried`."""
     compiled: bool = False
-    """The first clip takes the time that compiling takes; on CUDA graphs keep their memory while frames are decoded."""
+    """Whether the first clip compiles the model; CUDA graphs then keep their memory while frames are decoded."""
 
 
 class Engine(Protocol):
-    """Enlarges clips of RGB pictures and remembers nothing. Made by `load`, called by `enlarge`."""
+    """Enlarges clips of RGB pictures, without any state. `load` creates it, `enlarge` calls it."""
 
     @property
     def scale(self) -> float:
-        """Size of the result against the input; a whole number for models."""
+        """The factor of enlargement; an integer for models."""
 
     @property
     def multiple(self) -> int:
-        """Sides of the clips that it is called with, and their places, are multiples of this."""
+        """Sides and places of the clips that it gets are multiples of this."""
 
     @property
     def invents(self) -> bool:
-        """True where it adds what the input does not hold, so that the anchor makes sense."""
+        """Whether it adds details that the input does not have, so that the anchor is useful."""
 
     @property
     def device(self) -> torch.device:
-        """Where clips are expected and results are given."""
+        """The device of clips and results."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The precision in which it computes."""
 
     @property
     def wider(self) -> Engine | None:
-        """The same model in a precision that holds what overflows in this one; None where this one has float32's range.
-
-        It is loaded at first use.
-        """
+        """The same model in a precision with more range, loaded on first access; None if it has float32's range."""
 
     @property
     def identity(self) -> str:
-        """Fingerprint of the weights and whatever else of the model decides pixels beside the settings."""
+        """Fingerprint of the weights, and of all else of the model that decides pixels."""
 
     @property
     def needs(self) -> Needs:
-        """The memory that it takes; measured at first use."""
+        """The memory that it takes, measured on first access."""
 
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         """Enlarge a clip.
 
         Args:
             clip: float32 (T, 3, h, w), nominally in [0, 1], h and w multiples of `multiple`.
-            place: where it sits; equal pictures at one place give equal results.
-            choice: how many pictures or tiles at once, and how large.
+            place: its place in the frame; equal pictures at one place give equal results.
+            choice: batch and tiles.
 
         Returns:
             float32 (T, 3, round(scale * h), round(scale * w)); NaN where the model overflowed.
@@ -244,25 +242,25 @@ class Engine(Protocol):
         """FLOP for one frame, None where they are not counted; and the UNet's evaluations of one window and text."""
 
     def expect(self, pixels: int) -> None:
-        """Say how many pixels of input are to come in all: a model may be compiled for that many, see `compiling`."""
+        """Announce the pixels of all coming input: a model may be compiled for that many, see `compiling`."""
 
     def lend(self, settings: Settings) -> Engine | None:
-        """An engine for other settings over the same weights, made in no time; None where they must be loaded anew."""
+        """An engine for other settings that shares the weights; None where other weights have to be loaded."""
 
     def close(self) -> None:
-        """Let compiled code go, and the memory that it holds; another call compiles again."""
+        """Free compiled code and its memory; another call compiles again."""
 
 
 def load(settings: Settings, runtime: Runtime) -> Engine:
-    """The engine that `settings.model` names.
+    """Load the engine that `settings.model` names.
 
     Raises:
-        EngineError: the model, or a part of it, is not to be had, or the device is not there.
+        EngineError: the model, a part of it, or the device is missing.
     """
     device = choose_device(runtime.device)
     lift = keep_to_limit(runtime, device)
     try:
-        # Where the caller is in inference mode: weights that were made there cannot be compiled.
+        # The caller may be in inference mode, in which weights would be created that cannot be compiled.
         with current(device), torch.inference_mode(False), torch.no_grad():
             engine: Engine = _file(settings).load(settings, runtime, device)
     except BaseException:
@@ -276,7 +274,7 @@ _OF_WEIGHTS = ("model", "revision", "dtype", "vae", "vae_attention", "tokenizer"
 
 
 def lend(engine: Engine, before: Settings, settings: Settings) -> Engine | None:
-    """An engine for other settings over the weights of one for those before; None where they must be loaded anew."""
+    """An engine for other settings that shares the weights of a loaded one; None where others have to be loaded."""
     if any(getattr(before, name) != getattr(settings, name) for name in _OF_WEIGHTS):
         return None
     with current(engine.device), torch.inference_mode(False), torch.no_grad():
@@ -287,10 +285,10 @@ def identify(settings: Settings, device: torch.device) -> str:
     """An engine's `identity`, without loading its weights.
 
     Args:
-        device: where it will work; for half precision some models have weights of their own.
+        device: where it will work; some models have other weights for half precision.
 
     Raises:
-        EngineError: the model is not to be had.
+        EngineError: the model is missing.
     """
     half = settings.dtype in ("float16", "bfloat16") or (settings.dtype == "auto" and device.type == "cuda")
     found: str = _file(settings).identity(settings, half)
@@ -298,54 +296,54 @@ def identify(settings: Settings, device: torch.device) -> str:
 
 
 def native_scale(settings: Settings) -> float:
-    """How much the model of the settings enlarges, found out without loading it where that can be.
+    """The factor of enlargement of the settings' model, without loading it if possible.
 
     Raises:
-        EngineError: a file with weights, which alone decide it, cannot be read.
+        EngineError: it depends on a file with weights, which cannot be read.
     """
     found = family(settings).scale
     return float(_file(settings).scale(settings)) if found is None else found
 
 
 LEAD_IN = 12
-"""Frames before a segment that are upscaled and not written, so that at its border nothing but the motion is new."""
+"""Frames before a segment that are upscaled but not written, so that pictures can be carried over its border."""
 
 
 def carries(settings: Settings) -> bool:
-    """Whether results are carried from frame to frame; where nothing is invented there is nothing to carry."""
+    """Whether results are carried from frame to frame, which is useful only if the model invents details."""
     return settings.temporal != "off" and family(settings).invents
 
 
 def anchor_rounds(settings: Settings) -> int:
-    """Rounds of the anchor: as given, else the family's; none where nothing is invented, or nothing enlarged.
+    """Rounds of the anchor: the settings', else the family's; none where nothing is invented, or nothing enlarged.
 
     Raises:
         EngineError: as `native_scale`.
     """
     own = family(settings)
-    if not own.invents or native_scale(settings) == 1:  # of a model that restores, the target is the input itself
+    if not own.invents or native_scale(settings) == 1:  # the anchor would undo a model that restores
         return 0
     return own.anchor if settings.anchor == "auto" else settings.anchor
 
 
 _CARRIED = 6
-"""Results at once: two that are carried, a segment's next, one that is warped, one blended, the last clip's."""
+"""Results in memory: two that are carried, the next segment's, one that is warped, one blended, the last clip's."""
 
 
 def with_carried(needs: Needs, settings: Settings, scale: float) -> Needs:
-    """What a model takes, and what is carried from frame to frame beside it."""
+    """A model's needs with those of what is carried from frame to frame."""
     bytes_each = 3 * torch.float32.itemsize * scale**2
     return replace(needs, carried=_CARRIED * bytes_each) if carries(settings) else needs
 
 
 def foresee(settings: Settings, runtime: Runtime, pixels: int = 0) -> Planner | None:
-    """The planner of a model that is not loaded, by its configuration; None where only a loaded one has it.
+    """The planner of a model that is not loaded, from its configuration; None where only a loaded model has one.
 
     Args:
-        pixels: of input that are to come, as for `Engine.expect`.
+        pixels: of all coming input, as for `Engine.expect`.
 
     Raises:
-        EngineError: the device is not there.
+        EngineError: the device is missing.
     """
     needs = _file(settings).foresee(settings, runtime, choose_device(runtime.device), pixels)
     if needs is None:
@@ -356,7 +354,7 @@ def foresee(settings: Settings, runtime: Runtime, pixels: int = 0) -> Planner | 
 
 
 def enlarge(engine: Engine, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
-    """Call an engine with a clip of any size: padded by reflection to its multiple, the result cropped.
+    """Call an engine with a clip of any size, which is padded by reflection to its multiple; the result is cropped.
 
     Args:
         clip: float32 (T, 3, h, w) on the engine's device, 1 pixel and more.

@@ -1,4 +1,4 @@
-"""The x4 upscaler's architecture, as its checkpoint on the hub describes it; and that with random weights, to measure.
+"""The x4 upscaler's architecture, for files without a configuration; and with random weights, for measurements.
 
 From the configuration files of `stabilityai/stable-diffusion-x4-upscaler`. Every width is divided by `narrower`.
 """
@@ -20,13 +20,13 @@ SCHEDULER: dict[str, Any] = {
 LOW_RES_SCHEDULER: dict[str, Any] = {**_BETAS, "_class_name": "DDPMScheduler"}
 NOISE_LEVEL, MAX_NOISE_LEVEL = 20, 350
 SCALING_FACTOR = 0.08333
-"""Of the VAE's latents, whatever its file says, as in diffusers' pipeline."""
+"""The scaling factor of the VAE's latents, whatever its file states, as in diffusers' pipeline."""
 TEXT_PARAMETERS = 340_387_840
-"""Of `text_config` at full width."""
+"""The number of parameters of `text_config` at full width."""
 
 
 def unet_config(narrower: int = 1) -> dict[str, Any]:
-    """Of the `UNet2DConditionModel`; at full width 473,398,020 parameters."""
+    """The configuration of the `UNet2DConditionModel`; at full width it has 473,398,020 parameters."""
     return {
         "sample_size": 128,
         "in_channels": 7,
@@ -45,7 +45,7 @@ def unet_config(narrower: int = 1) -> dict[str, Any]:
 
 
 def vae_config(narrower: int = 1) -> dict[str, Any]:
-    """Of the `AutoencoderKL`; at full width 55,325,927 parameters."""
+    """The configuration of the `AutoencoderKL`; at full width it has 55,325,927 parameters."""
     return {
         "block_out_channels": tuple(width // narrower for width in (128, 256, 512)),
         "layers_per_block": 2,
@@ -59,7 +59,7 @@ def vae_config(narrower: int = 1) -> dict[str, Any]:
 
 
 def text_config(narrower: int = 1) -> dict[str, Any]:
-    """Of the `CLIPTextModel`; at full width `TEXT_PARAMETERS` parameters."""
+    """The configuration of the `CLIPTextModel`; at full width it has `TEXT_PARAMETERS` parameters."""
     return {
         "vocab_size": 49408,
         "hidden_size": 1024 // narrower,
@@ -72,7 +72,7 @@ def text_config(narrower: int = 1) -> dict[str, Any]:
 
 
 def random_unet(device: torch.device, dtype: torch.dtype, narrower: int = 1, seed: int = 0) -> Any:
-    """The UNet with random weights, made where it is to be; on the meta device it takes no memory."""
+    """The UNet with random weights, created on the device; on the meta device it takes no memory."""
     return _random(UNet2DConditionModel, unet_config(narrower), device, dtype, seed)
 
 
@@ -82,7 +82,7 @@ def random_vae(device: torch.device, dtype: torch.dtype, narrower: int = 1, seed
 
 
 def random_text(narrower: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of a prompt and of a negative one that differ: float32 (1, 77, width) on the CPU."""
+    """Random embeddings of a prompt and a negative prompt: float32 (1, 77, width) on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     positive, negative = torch.randn(2, 1, TOKENS, 1024 // narrower, generator=generator)
     return positive, negative

@@ -1,7 +1,4 @@
-"""What a device is, and what follows from that: precisions, layouts, what is compiled, the allocator's settings.
-
-Facts are read once, by `card`; every decision is a function of them alone.
-"""
+"""The facts of a device, and decisions that depend on them alone: precision, memory format, allocator."""
 
 from __future__ import annotations
 
@@ -22,23 +19,23 @@ from vidup.errors import EngineError
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of a device that decisions are made of."""
+    """The facts of a device."""
 
     kind: str
-    """As `torch.device.type`: cuda, mps, cpu."""
+    """``torch.device.type``: cuda, mps, cpu."""
     memory: int = 0
-    """Bytes; of the host where the device has none of its own."""
+    """Bytes of its memory, or of the host's where it has none of its own."""
     bfloat16: bool = False
-    """It computes in bfloat16 by itself, convolutions included."""
+    """Whether it supports bfloat16 natively, with convolutions."""
     compiler: bool = False
-    """What torch.compile makes code with is there: Triton and a C compiler."""
+    """Whether torch.compile finds what it needs: Triton and a C compiler."""
     system: str = sys.platform
     matrix_units: bool = False
-    """A CPU that multiplies matrices of bfloat16 in units of its own (AMX), four times as fast as those of float32."""
+    """Whether a CPU has units for matrix products in bfloat16 (AMX), which are four times as fast as in float32."""
 
 
 def card(device: torch.device) -> Card:
-    """The facts of a device that is there."""
+    """Read the facts of a device."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it has no convolutions
@@ -53,12 +50,12 @@ def card(device: torch.device) -> Card:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, else Apple's MPS, else the CPU.
+    """The device for a name; ``auto`` is CUDA, else Apple's MPS, else the CPU.
 
-    Before CUDA comes up its allocator is set here, see `allocator`.
+    The settings of CUDA's allocator are made here, before CUDA is initialised; see `allocator`.
 
     Raises:
-        EngineError: the named device is not there.
+        EngineError: the named device does not exist.
     """
     os.environ.update(allocator(sys.platform, os.environ))
     if name == "auto":
@@ -76,25 +73,23 @@ def choose_device(name: str) -> torch.device:
 
 
 def current(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU the one that streams, events and questions without a device are of: torch has one for each thread."""
+    """Make a GPU the current one of this thread, for calls of torch that take no device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def devices() -> list[str]:
-    """The devices of this machine, the one that ``auto`` takes first."""
+    """The devices of this machine; the first is that of ``auto``."""
     found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def precisions(name: str, facts: Card, detail: bool = False) -> tuple[torch.dtype, torch.dtype]:
-    """Of the UNet and of the VAE.
-
-    In float16 a VAE overflows as it is: see `folding.fold`.
+    """The precisions of the UNet and of the VAE; for a VAE in float16 see `folding.fold`.
 
     Args:
         name: as `Settings.dtype`.
-        detail: what is computed is added to an enlargement of the input, as with `mini`, so that the eight bits of
-            bfloat16 are of a small part of the picture.
+        detail: whether the model only computes detail that is added to an enlargement of the input, as `mini` does:
+            for that the eight bits of bfloat16 are enough.
     """
     automatic = torch.float16 if facts.kind == "cuda" else torch.float32
     if detail and facts.matrix_units:
@@ -105,24 +100,24 @@ def precisions(name: str, facts: Card, detail: bool = False) -> tuple[torch.dtyp
 
 
 def wider(dtype: torch.dtype, facts: Card) -> Literal["bfloat16", "float32"] | None:
-    """The precision, in `Settings.dtype`'s words, that holds what overflows in this one; None where none does."""
+    """The precision, as in `Settings.dtype`, with more range than this one; None where there is none."""
     if dtype != torch.float16:
         return None  # bfloat16 has the range of float32
     return "bfloat16" if facts.kind == "cuda" and facts.bfloat16 else "float32"
 
 
 def memory_format(kind: str, compiled: bool) -> torch.memory_format:
-    """How pictures lie in memory for a UNet.
+    """The memory format of a UNet's tensors.
 
-    The CPU's convolutions want channels last. On CUDA, uncompiled, group norm would turn each tensor back. On MPS
-    convolutions over channels last have given wrong results in silence.
+    Channels last is faster for the CPU's convolutions. On CUDA, uncompiled, group norm would convert each tensor back.
+    On MPS convolutions with channels last have silently been wrong.
     """
     wanted = kind == "cpu" or (compiled and kind != "mps")
     return torch.channels_last if wanted else torch.contiguous_format
 
 
 def decoder_format(kind: str) -> torch.memory_format:
-    """How bands of rows lie in memory for the convolutions of a decoder: see `memory_format`."""
+    """The memory format of bands of rows in a decoder; see `memory_format`."""
     return torch.contiguous_format if kind == "mps" else torch.channels_last
 
 
@@ -130,10 +125,10 @@ ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"  # torch 2.9 warns of the name, and ignore
 
 
 def allocator(system: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """What to set in the environment before CUDA's allocator comes up.
+    """Environment variables to set before CUDA's allocator is initialised.
 
-    Segments that can grow keep it from holding blocks that fit no tensor: without them it reserves up to 1.8 times of
-    what tensors take. Windows has none, and whoever has set it keeps it.
+    With expandable segments it does not keep blocks that fit no tensor: without them it reserves up to 1.8 times the
+    memory of the tensors. Windows has none, and the user's settings are kept.
     """
     given = any(name in environment for name in (ALLOCATOR, "PYTORCH_ALLOC_CONF"))
     return {} if given or not system.startswith("linux") else {ALLOCATOR: "expandable_segments:True"}

@@ -1,4 +1,4 @@
-"""Any single-image model that spandrel knows, from one file: the ESRGAN family, SwinIR, DAT, HAT and many more."""
+"""Single-image models that spandrel supports, from one file: the ESRGAN family, SwinIR, DAT, HAT and many more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, claims, libraries, windows
 from vidup.engines.card import card, wider
 from vidup.engines.compiling import Compiled
-from vidup.engines.finite import clamped, tell
+from vidup.engines.finite import clamped, warn_wider
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
 from vidup.engines.unused import warn_unused
@@ -30,9 +30,9 @@ from vidup.picture import tiling
 
 log = logging.getLogger(__name__)
 
-_SCRATCH = 1.5  # what kernels take beside: measured, 0 to 9 % for Compact, SwinIR and RCAN, half as much for ESRGAN
-_PROBES = (16, 24, 64)  # sides of the pictures from whose tensors the memory is figured, in pixels
-_LIKE = 0.01  # how far apart, against it, the bytes of a pixel may be for the larger picture to be left out
+_SCRATCH = 1.5  # factor for memory inside kernels; measured: up to 1.09 for Compact, SwinIR and RCAN, 1.5 for ESRGAN
+_PROBES = (16, 24, 64)  # sides in pixels of the pictures with which memory is measured
+_LIKE = 0.01  # the relative difference of the bytes a pixel, below which larger pictures are not measured
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> Checkpoint:
@@ -49,7 +49,7 @@ def identity(settings: Settings, half: bool) -> str:
 
 
 def scale(settings: Settings) -> int:
-    """How much the model enlarges, which is known from its weights alone.
+    """The model's factor of enlargement, for which its weights are read.
 
     Raises:
         EngineError: as `Checkpoint`.
@@ -57,17 +57,17 @@ def scale(settings: Settings) -> int:
     stamp = _stamp(Path(settings.model))
     if stamp not in _scales:
         _read.clear()
-        with torch.inference_mode(False):  # in which the caller may be, and whoever takes the model not
+        with torch.inference_mode(False):  # the caller may be in inference mode, the user of the model not
             model = _read[stamp] = _describe(stamp[0])
         _scales[stamp] = model.scale
     return _scales[stamp]
 
 
 _Stamp = tuple[Path, int, int]
-"""A file as it is now: its size in bytes, and when it was changed last in nanoseconds."""
+"""A file, its size in bytes, and the time of its last change in nanoseconds."""
 
 _scales: dict[_Stamp, int] = {}
-_read: dict[_Stamp, Any] = {}  # the model that was read last, until it is taken: a job asks for its scale first
+_read: dict[_Stamp, Any] = {}  # the model that was read last for its scale, until it is loaded
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -78,12 +78,12 @@ def _stamp(path: Path) -> _Stamp:
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs | None:
-    """What it takes on the CPU; None elsewhere, where the model would have to be loaded onto the device."""
+    """The needs on the CPU; None on other devices, to which the model would have to be loaded."""
     return Checkpoint(settings, runtime, device).needs if device.type == "cpu" else None
 
 
 class Checkpoint:
-    """A model of one pass. Pictures in and out are RGB in [0, 1]; what is beyond is clamped."""
+    """A model of one pass. Pictures in and out are RGB, clamped to [0, 1]."""
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
         self.runtime, self.device = runtime, device
@@ -100,17 +100,17 @@ class Checkpoint:
         self.identity = identity(settings, half=False)
         self.scale: int = self.model.scale
         self.multiple: int = self.model.size_requirements.multiple_of
-        # The anchor would undo a model that restores at the input's own size: its target is the input itself.
+        # The anchor would undo a model that restores at the input's size.
         self.invents = self.scale > 1
         if runtime.offload:
             log.warning("offload: has no effect with %s, which is one part and always at work", path.name)
-        # Not by itself: there are dozens of architectures, and not all can be one graph.
+        # Not with auto: not all of the dozens of architectures can be one graph.
         self.run = Compiled(self.model, "on" if runtime.compile == "on" else "off", device, self.model.model)
         self._draws = self.model.architecture.id == "AuraSR"
         self._settle(settings)
 
     def lend(self, settings: Settings) -> Checkpoint:
-        """As `Engine.lend`."""
+        """See `Engine.lend`."""
         other = copy.copy(self)
         other.__dict__.pop("wider", None)
         other._settle(settings)
@@ -122,7 +122,7 @@ class Checkpoint:
 
     @cached_property
     def needs(self) -> Needs:
-        """Small pictures are enlarged for it."""
+        """See `Engine.needs`; measured with small pictures."""
         return Needs(
             self.device,
             frame=12.0 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
@@ -134,21 +134,21 @@ class Checkpoint:
         )
 
     def expect(self, pixels: int) -> None:
-        """It is compiled only where that is asked for."""
+        """Do nothing: it is compiled only if that is requested."""
 
     @cached_property
     def wider(self) -> Checkpoint | None:
-        """As `Engine.wider`."""
+        """See `Engine.wider`."""
         name = wider(self.dtype, card(self.device))
         if name is None:
             return None
         name = name if name != "bfloat16" or self.model.supports_bfloat16 else "float32"
-        tell(self.dtype, name)
+        warn_wider(self.dtype, name)
         runtime = replace(self.runtime, compile="off", offload=False)
         return Checkpoint(replace(self.settings, dtype=name), runtime, self.device)
 
     def close(self) -> None:
-        """Let compiled code go."""
+        """See `Engine.close`."""
         self.run.release()
 
     @torch.inference_mode()
@@ -162,7 +162,7 @@ class Checkpoint:
         return clamped(pictures, self.dtype)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
-        """FLOP for one frame, None where torch cannot count them without working; and 0, as there is no UNet."""
+        """FLOP for one frame, None where torch cannot count them on the meta device; and 0, as there is no UNet."""
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         tile = torch.empty(1, 3, plan.tile_height, plan.tile_width, dtype=self.dtype, device="meta")
         model = self.model.model
@@ -172,7 +172,7 @@ class Checkpoint:
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 functional_call(model, weights, (tile,))
-        except (RuntimeError, NotImplementedError):  # an architecture may read numbers back
+        except (RuntimeError, NotImplementedError):  # some architectures read values of tensors
             return None, 0.0
         return len(plan.origins) * int(counter.get_total_flops()) or None, 0.0
 
@@ -186,16 +186,16 @@ class Checkpoint:
         try:
             yield
         except RuntimeError as error:
-            if is_out_of_memory(error):  # the caller has an answer to that
+            if is_out_of_memory(error):  # which the caller handles
                 raise
             name, (height, width) = self.model.architecture.name, batch.shape[-2:]
-            # What a model is said to hold in is not always so.
+            # spandrel's list of precisions is not always right.
             hint = "" if self.dtype == torch.float32 else f", in {str(self.dtype)[6:]}; take --dtype float32"
             raise EngineError(f"{name} failed on a picture of {width}x{height}: {first_line(error)}{hint}") from error
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """One architecture draws noise of its own: the same for every call, so that equal frames stay equal."""
+        """Seed torch for the architecture that uses noise: with the same in every call, equal frames stay equal."""
         if not self._draws:
             yield
             return
@@ -215,7 +215,7 @@ class Checkpoint:
         return tiling.weights(plan.scaled(self.scale), overlap, overlap // 4).to(self.device)
 
     def _measure(self) -> float:
-        """Bytes at the peak for each pixel, counted over small pictures until they are in proportion to pixels."""
+        """Bytes at the peak for each pixel, counted with small pictures until they are proportional to pixels."""
         found = 0.0
         for side in _PROBES:
             side = max(side, self.model.size_requirements.minimum)
@@ -230,7 +230,7 @@ class Checkpoint:
 
 
 def _describe(path: Path) -> Any:
-    """The model as spandrel describes it, on the CPU."""
+    """Read a model, as spandrel's description, on the CPU."""
     try:
         with libraries.deferred():
             import spandrel
@@ -246,7 +246,7 @@ def _describe(path: Path) -> Any:
         if any(name.startswith(claims.DIFFUSION) for name in weights):
             raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how some architectures are written
+            warnings.simplefilter("ignore")  # of the code of some architectures
             model = spandrel.ModelLoader().load_from_state_dict(weights)
     except EngineError:
         raise
@@ -254,7 +254,7 @@ def _describe(path: Path) -> Any:
         raise EngineError(
             f"model = {str(path)!r}: holds no architecture that spandrel {spandrel.__version__} knows"
         ) from None
-    except Exception as error:  # each architecture reads its weights in its own way
+    except Exception as error:  # of all kinds
         raise EngineError(f"model = {str(path)!r}: cannot be loaded: {first_line(error)}") from error
     if not isinstance(model, spandrel.ImageModelDescriptor) or model.purpose == "FaceSR":
         kind = {"Inpainting": "fills holes in pictures", "FaceSR": "is for faces alone"}.get(model.purpose, "")
@@ -270,7 +270,7 @@ def _describe(path: Path) -> Any:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """The file's weights. Nothing of what a pickle may run is run."""
+    """Read a file's weights, without running code of a pickle."""
     try:
         if path.suffix.lower() == ".safetensors":
             found = load_file(path)
@@ -279,8 +279,8 @@ def _state(path: Path) -> dict[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except EngineError:
         raise
-    except Exception as error:  # torch raises what its unpickler, its archive and the file system do
-        # The unpickler's own words advise to trust the file.
+    except Exception as error:  # of all kinds
+        # The unpickler's message advises to trust the file.
         pickled = type(error).__name__ == "UnpicklingError"
         reason = "it holds objects beside weights, or is damaged" if pickled else first_line(error)
         raise EngineError(

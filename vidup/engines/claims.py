@@ -1,4 +1,4 @@
-"""What the files of a model claim, checked before a model is built of it and before memory is taken for it."""
+"""Check what the files of a model claim, before a model is built and memory is allocated."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from safetensors import SafetensorError, safe_open
 from vidup.errors import EngineError, first_line
 
 _LARGEST_TABLE = 2**24  # bytes; an index of shards has some 100 kB
-_LARGEST_NUMBER = 8192  # of what is no size of a weight, such as a picture's side
+_LARGEST_NUMBER = 8192  # in a configuration, that is no size of a weight, such as a picture's side
 _MOST_TIMESTEPS = 100_000
-_LARGEST_PICKLE = 2**26  # bytes, without the weights, which lie beside it
-_MOST_UNPACKED = 2**24  # bytes beyond those of the file: programs of torch's are compressed, weights are not
+_LARGEST_PICKLE = 2**26  # bytes, without the weights, which are separate
+_MOST_UNPACKED = 2**24  # more bytes than the file has: torch compresses programs, but not weights
 _LEGACY_PICKLES = 5  # magic, version, system, the table, the names of its storages: before torch 1.6
-# What weights alone do not need, and torch's own reader would run: both take memory by a number.
+# Calls that weights do not need and torch's reader would make; both allocate memory of a given size.
 _ALLOCATING = re.compile(r"(builtins|__builtin__) bytearray|torch(\._C|\.cuda)? \w*(Tensor|TensorBase)")
 _NUMBERED = re.compile(r"\d{5,}")
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A JSON file that has to hold a table.
+    """Read a JSON file that has to contain a table.
 
     Raises:
-        EngineError: it holds something else, a number that is none, or too much.
+        EngineError: it contains something else, NaN or an infinity, or is too large.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -51,9 +51,9 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
-    """The configuration of a module, held against the weights that it is said to describe.
+    """Read the configuration of a module, and compare it with the weights.
 
-    A module has no more layers than its weights have tensors, and no width beyond theirs.
+    A module has at most as many layers as its weights have tensors, and is no wider than they are.
 
     Raises:
         EngineError: it claims more, or is no table.
@@ -73,10 +73,10 @@ def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
 
 
 def check_schedule(path: Path) -> dict[str, Any]:
-    """The configuration of a scheduler.
+    """Read the configuration of a scheduler.
 
     Raises:
-        EngineError: it is no table, or has more timesteps than any model.
+        EngineError: it is no table, or has too many timesteps.
     """
     config = read_table(path)
     for name, number in _numbers(config):
@@ -86,7 +86,7 @@ def check_schedule(path: Path) -> dict[str, Any]:
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The names of a safetensors file's weights and their shapes, by its header alone.
+    """The names and shapes of the weights in a safetensors file, from its header.
 
     Raises:
         OSError, SafetensorError: it cannot be read.
@@ -96,11 +96,11 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_pickle(path: Path) -> None:
-    """See that a file of torch's takes no more memory than it has bytes, before torch reads it.
+    """Check that reading a file of torch's takes no more memory than the file has bytes.
 
     Raises:
-        EngineError: it is compressed, or holds what makes large things of small numbers.
-        Exception: it is damaged; of several families.
+        EngineError: it is compressed, or has calls that allocate memory.
+        Exception: of all kinds, where it is damaged.
     """
     for pickle in _pickles(path):
         for operation, argument, _ in pickletools.genops(pickle):
@@ -129,7 +129,7 @@ def _pickles(path: Path) -> Iterator[Any]:
 
 
 def check_weights(path: Path, weights: Mapping[Any, Any]) -> None:
-    """See that a table holds weights: whole tensors by names, none larger than what was read for it.
+    """Check that a table contains weights: names and plain tensors, none larger than the data that was read.
 
     Raises:
         EngineError: it does not.
@@ -151,7 +151,7 @@ def check_weights(path: Path, weights: Mapping[Any, Any]) -> None:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers in what JSON holds, each with the name that it, or the list it is in, goes by."""
+    """All numbers in a value from JSON, each with its key, or that of its list."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _numbers(inner, key)
@@ -163,15 +163,15 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 DIFFUSION = "model.diffusion_model."
-"""What Stable Diffusion's own files call their UNet."""
+"""The prefix of the UNet's weights in Stable Diffusion's own files."""
 
 
 def is_stable_diffusion(path: Path) -> bool:
-    """Whether a safetensors file holds a Stable Diffusion model, by the names in its header alone."""
+    """Whether a safetensors file contains a Stable Diffusion model, by the names in its header."""
     if path.suffix.lower() != ".safetensors":
         return False
     try:
         names = weight_shapes(path)
     except (OSError, SafetensorError):
-        return False  # loading it says what is wrong
+        return False  # loading it will raise a clear error
     return any(name.startswith(DIFFUSION) for name in names)

@@ -1,4 +1,4 @@
-"""torch.compile: where it is used, what happens where it fails, and what is kept of it."""
+"""torch.compile: where it is used, how a failure is handled, and where compiled code is cached."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-_SHAPES = 64  # compiled for at most; torch gives up after 8 by itself
+_SHAPES = 64  # that are compiled at most; torch's default is 8
 
 X4_FLOPS = 69e6
-"""Of the x4 upscaler's UNet for each pixel and evaluation."""
+"""FLOP of the x4 upscaler's UNet for each pixel and evaluation."""
 
 WORTH = 500 * 480 * 270 * 20 * X4_FLOPS
 """FLOP of a job for which compiling pays: 20 evaluations of the x4 upscaler for 500 frames of 480x270. An estimate: it
@@ -30,15 +30,14 @@ breaks even near 200 frames on a card of 80 TFLOP/s and near 1,000 on one of 800
 
 
 def compiler(whole: bool = True) -> dict[str, Any]:
-    """What torch.compile is given: one graph for a shape, on CUDA recorded and replayed as one launch.
+    """The arguments of torch.compile: one graph for each shape, on CUDA recorded and replayed as one launch.
 
-    Windows of what is carried from frame to frame have hundreds of shapes: for those that are not `whole` frames, nor
-    tiles of them, it is one graph for all, launched kernel by kernel.
+    Relay's windows have hundreds of shapes: if they are not `whole` frames, nor tiles of them, there is one graph for
+    all shapes, launched kernel by kernel.
 
-    Where torch can (2.9 and later), its choice of kernels is not by what was faster a moment ago: a job that goes on
-    has the same bits.
+    With torch 2.9 and later kernels are not chosen by measured speed: a resumed job is the same to the bit.
     """
-    from torch._inductor import config  # takes a while, and is only needed here
+    from torch._inductor import config  # here, because the import takes a while
 
     options = {"triton.cudagraphs": whole}
     if hasattr(config, "deterministic"):
@@ -47,25 +46,25 @@ def compiler(whole: bool = True) -> dict[str, Any]:
 
 
 class Compiled:
-    """A function of a batch, compiled for each shape that it meets.
+    """A function of a batch, compiled for each shape of the batch.
 
-    What it answers is to be used, or copied, before the next call: CUDA graphs write it to the same memory. They also
-    belong to the thread that recorded them, so that all calls must come from one.
+    A result has to be used, or copied, before the next call: CUDA graphs write results to the same memory. They also
+    belong to the thread that recorded them, so all calls have to be made by one thread.
 
     Args:
-        function: takes the batch first; whatever else it takes is of no concern.
-        wish: ``off`` leaves it as it is; with ``auto`` it is compiled once `expect` has told of enough work, and a
-            failure is a warning and the model runs uncompiled; with ``on`` a failure is an error.
-        module: what the function runs; its weights are laid out in `memory_format`, as batches should be.
+        function: its first argument is the batch.
+        wish: ``off``: it is not compiled; ``auto``: it is compiled once `expect` announces enough work, and after a
+            failure, with a warning, it falls back to running uncompiled; ``on``: a failure is an error.
+        module: the module that the function runs; its weights are converted to `memory_format`, as batches should be.
     """
 
     def __init__(self, function: Callable[..., Any], wish: str, device: torch.device, module: Any = None) -> None:
         self.function, self.required, self.device, self.module = function, wish == "on", device, module
         self.weighs = wish == "auto"
-        """Whether it is for `expect` to say if it is compiled."""
+        """Whether `expect` decides if it is compiled."""
         self.active = False
-        """Whether it is compiled, or will be."""
-        self._calls: Counter[tuple[int, ...]] = Counter()  # of whole frames, by shape; of windows under ()
+        """Whether it is compiled, or will be with its first call."""
+        self._calls: Counter[tuple[int, ...]] = Counter()  # for whole frames by shape; for windows under ()
         self._size, self._whole = (0, 0), True
         self._fast = self._windows = function
         self._hooks: list[Any] = []
@@ -74,7 +73,7 @@ class Compiled:
             self._activate()
 
     def expect(self, flop: float) -> bool:
-        """Say how much work is to come in all; it is compiled where that pays. Returns whether that is new."""
+        """Announce all coming work; if that pays, it will be compiled. Returns whether that has changed."""
         if not self.weighs or self.active or flop < WORTH:
             return False
         self._activate()
@@ -94,31 +93,31 @@ class Compiled:
         return self.active and self.device.type == "cuda"
 
     def __call__(self, batch: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
-        """What the function answers.
+        """Call the function.
 
         Raises:
-            EngineError: it is required to be compiled, and cannot be.
+            EngineError: it has to be compiled, and cannot be.
         """
         if not self.active:
             return self.function(batch, *arguments, **keywords)
         fast, shape = (self._fast, tuple(batch.shape)) if self._whole else (self._windows, ())
         if self._whole:
             mark: Any = torch.compiler.cudagraph_mark_step_begin
-            mark()  # the answer before has been used up: its memory may be written
-            if self._calls[shape] > 1:  # compiled by the first call, recorded as a CUDA graph by the second
+            mark()  # the memory of the last result may be overwritten
+            if self._calls[shape] > 1:  # the first call compiles, the second records a CUDA graph
                 return fast(batch, *arguments, **keywords)
         if not self._calls[shape]:
             words = f"batches of {'x'.join(map(str, shape))}" if shape else "windows of any shape"
             log.info("compiling the model for %s, once; later runs find it on disk", words)
             if batch.is_cuda:
-                torch.cuda.empty_cache()  # which the allocator cannot do by itself while a graph is prepared
+                torch.cuda.empty_cache()  # the allocator cannot do this while a graph is recorded
         self._calls[shape] += 1
         return self._tried(fast, batch, *arguments, **keywords)
 
     def _tried(self, fast: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         try:
             return fast(*arguments, **keywords)
-        except Exception as error:  # a compiler fails in many ways
+        except Exception as error:  # compilers raise all kinds
             if is_out_of_memory(error):
                 raise
             reason = _reason(error)
@@ -126,15 +125,16 @@ class Compiled:
                 raise EngineError(
                     f"compile = 'on': the model cannot be compiled ({reason}); take auto or off"
                 ) from error
-            log.warning("the model cannot be compiled (%s): it runs as it is", reason)
+            log.warning("the model cannot be compiled (%s): it runs uncompiled", reason)
             self.active = self.weighs = False
             self._lay_out()
         return self.function(*arguments, **keywords)
 
     def begin(self, clip: torch.Tensor, place: Place) -> None:
-        """See how a clip that comes now sits in its frame.
+        """Prepare for a clip.
 
-        Where that has another size than those before, what CUDA graphs hold for them, and no plan counts, is let go.
+        If its frame has another size than the last, the memory of that size's CUDA graphs, which no plan counts, is
+        freed.
         """
         size = place.height, place.width
         if self.graphs and self._size not in ((0, 0), size):
@@ -142,16 +142,16 @@ class Compiled:
         self._size, self._whole = size, clip.shape[-2] >= place.height and clip.shape[-1] >= place.width
 
     def release(self) -> None:
-        """Let compiled code go, and with it the memory that CUDA graphs hold. It is compiled again when it is called.
+        """Free compiled code, and the memory of CUDA graphs; the next call compiles again.
 
-        torch has no way to do so for one model alone.
+        torch can only do so for all models.
         """
         if self._calls:
             self._calls.clear()
             torch.compiler.reset()
 
-    def _ask_within(self) -> None:
-        """Have it asked whether to stop before each part of the module; a hook would break a graph."""
+    def _hook_stops(self) -> None:
+        """Check whether to stop before each part of the module, unless it is compiled: a hook would break a graph."""
         while self._hooks:
             self._hooks.pop().remove()
         lists = (torch.nn.ModuleList, torch.nn.Sequential)
@@ -160,7 +160,7 @@ class Compiled:
             self._hooks = [part.register_forward_pre_hook(lambda *_: stops.check()) for part in parts]
 
     def _lay_out(self) -> None:
-        self._ask_within()
+        self._hook_stops()
         self.memory_format = memory_format(self.device.type, self.active)
         if self.module is not None:
             with torch.inference_mode(False), torch.no_grad():
@@ -168,10 +168,10 @@ class Compiled:
 
 
 def compiles(wish: str, facts: Card, offload: bool) -> str:
-    """What of `Runtime.compile` is done on a device: ``on``, ``auto`` (where it works and pays) or ``off``.
+    """The value of `Runtime.compile` for a device: ``on``, ``auto`` (if it works and pays) or ``off``.
 
     Raises:
-        EngineError: it is on, and cannot be with weights that move.
+        EngineError: it is on, and weights are moved.
     """
     if wish == "on" and offload:
         raise EngineError(
@@ -183,7 +183,7 @@ def compiles(wish: str, facts: Card, offload: bool) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The compiler's words: the first line only names it."""
+    """The first two lines of a compiler's error; the first only names it."""
     return " ".join(str(error).strip().splitlines()[:2])[:200] or type(error).__name__
 
 
@@ -191,7 +191,7 @@ Function = Callable[..., torch.Tensor]
 
 
 def compiled_or_not(function: Function) -> Function:
-    """A small function as one kernel for tensors of any size; itself from the first call on that cannot be compiled."""
+    """Compile a small function to one kernel for tensors of any size; falls back to the function itself."""
     kernel: Function = torch.compile(function, dynamic=True)
     failed = False
 
@@ -200,7 +200,7 @@ def compiled_or_not(function: Function) -> Function:
         if not failed:
             try:
                 return kernel(*arguments)
-            except Exception as error:  # a compiler fails in many ways
+            except Exception as error:  # compilers raise all kinds
                 if is_out_of_memory(error):
                     raise
                 log.warning("%s stays uncompiled: %s", getattr(function, "__name__", function), _reason(error))
@@ -211,7 +211,7 @@ def compiled_or_not(function: Function) -> Function:
 
 
 def keep_compiled_code() -> None:
-    """Let torch keep what it compiled in the user's folder for caches: its own default is emptied on restarts."""
+    """Let torch cache compiled code in the user's folder for caches: its default is emptied on restarts."""
     if sys.platform == "win32":
         caches = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

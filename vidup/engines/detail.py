@@ -1,8 +1,8 @@
-"""The fixed autoencoder of the `mini` checkpoint: nothing in it is learned by gradient, and it is exact.
+"""The autoencoder of the `mini` checkpoint: it is exact, and not learned by gradient.
 
-A picture is split into what its own quarter-size version already holds, `up(down(x))`, and the detail that is missing,
-`x - up(down(x))`. Only the detail is encoded: space to depth by 4, then principal component analysis of the 48 values
-with every component scaled to unit variance, so that the noise of a diffusion process reaches all of them alike.
+A picture is the sum of `up(down(x))`, which its quarter-size version contains, and of the detail `x - up(down(x))`.
+Only the detail is encoded: space to depth by 4, then principal component analysis of the 48 values, with every
+component scaled to unit variance, so that the noise of a diffusion process affects all equally.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 FACTOR = 4
-"""Side of the square of pixels that one latent position holds."""
+"""Side of the square of pixels of one latent position."""
 
 
 def down(x: torch.Tensor) -> torch.Tensor:
@@ -29,11 +29,11 @@ def up(x: torch.Tensor) -> torch.Tensor:
 
 
 class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
-    """Whitened space-to-depth of the detail that bicubic enlargement cannot give.
+    """Whitened space-to-depth of the detail that a bicubic enlargement lacks.
 
-    `config.residual` says to the engine that the decoded picture lacks its low frequencies: the bicubic enlargement of
-    the low-resolution input has to be added. As everywhere in diffusers, latents are divided by
-    `config.scaling_factor` before decoding: below 1 it amplifies the detail.
+    `config.residual` means that the engine has to add the bicubic enlargement of the input to the decoded picture. As
+    everywhere in diffusers, latents are divided by `config.scaling_factor` before decoding: below 1 it amplifies the
+    detail.
     """
 
     @register_to_config  # type: ignore[untyped-decorator, unused-ignore]
@@ -46,11 +46,11 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
 
     @torch.no_grad()
     def fit(self, pictures: torch.Tensor, floor: float = 0.01) -> None:
-        """Take mean, principal axes and standard deviations from pictures.
+        """Set mean, principal axes and standard deviations from pictures.
 
         Args:
             pictures: float32 (N, 3, 4h, 4w) in [-1, 1].
-            floor: least standard deviation, so that components which hardly vary are not blown up.
+            floor: the least standard deviation, so that components with little variance are not amplified.
         """
         values = F.pixel_unshuffle(pictures - up(down(pictures)), FACTOR).transpose(0, 1).flatten(1).double()
         mean = values.mean(1, keepdim=True)
@@ -71,13 +71,13 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
         return self.encode_detail(x - up(down(x)))
 
     def encode_detail(self, detail: torch.Tensor) -> torch.Tensor:
-        """Latents of what is to be added to a bicubic enlargement: (N, 3, 4h, 4w) to (N, 48, h, w)."""
+        """Latents of detail: (N, 3, 4h, 4w) to (N, 48, h, w)."""
         values = F.pixel_unshuffle(detail, FACTOR) - self.mean.view(-1, 1, 1)
         # The basis is orthonormal, so its transpose inverts it; a 1x1 convolution applies it at every place.
         return F.conv2d(values, (self.basis / self.std).T[:, :, None, None])
 
     def base(self, low_res: torch.Tensor) -> torch.Tensor:
-        """What the decoded detail is to be added to: (N, 3, h, w) float in [-1, 1] to (N, 3, 4h, 4w)."""
+        """The enlargement to which decoded detail is added: (N, 3, h, w) float in [-1, 1] to (N, 3, 4h, 4w)."""
         return up(low_res)
 
     def decode(self, z: torch.Tensor, return_dict: bool = False, **_: Any) -> tuple[torch.Tensor]:
@@ -85,10 +85,10 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
 
         Args:
             z: float (N, 48, h, w).
-            return_dict: accepted for the sake of diffusers' signature; the answer is a tuple in any case.
+            return_dict: ignored; part of diffusers' signature.
 
         Returns:
-            one tensor (N, 3, 4h, 4w), in units of the [-1, 1] range and centred on zero: `x - up(down(x))`.
+            One tensor (N, 3, 4h, 4w) around 0, for pictures in [-1, 1]: `x - up(down(x))`.
         """
         values = F.conv2d(z, (self.basis * self.std)[:, :, None, None]) + self.mean.view(-1, 1, 1)
         return (F.pixel_shuffle(values, FACTOR),)

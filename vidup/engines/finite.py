@@ -1,4 +1,4 @@
-"""Results that are no numbers: float16 ends at 65,504, and what is beyond must not become black in silence."""
+"""Results that are not finite: values beyond float16's 65,504 must not silently become black."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def wider(engine: Engine, model: str) -> Engine:
-    """An engine's model in a precision that holds what overflowed.
+    """An engine's model in a precision with more range.
 
     Raises:
-        EngineError: its own has that range.
+        EngineError: there is none, so it did not overflow.
     """
     if engine.wider is None:
         raise failure(model, engine.dtype)
@@ -29,23 +29,23 @@ def wider(engine: Engine, model: str) -> Engine:
 
 
 def checked(pictures: list[torch.Tensor], engine: Engine, model: str) -> list[torch.Tensor]:
-    """An engine's results, which have to be numbers.
+    """Return an engine's results if they are finite.
 
     Raises:
-        EngineError: they are none.
+        EngineError: they are not.
     """
     if not is_finite(pictures):
         raise failure(model, engine.dtype)
     return pictures
 
 
-def tell(dtype: torch.dtype, name: str) -> None:
-    """Say that a model is loaded for what overflows in its own precision."""
+def warn_wider(dtype: torch.dtype, name: str) -> None:
+    """Warn that pictures which overflow in a precision are recomputed in another, for which the model is loaded."""
     log.warning("%s does not hold what the model computes for some pictures: those are made in %s", _name(dtype), name)
 
 
 def failure(model: str, dtype: torch.dtype) -> EngineError:
-    """That a model's results are no numbers where it is not for want of range."""
+    """The error where a model's results are not finite although it has not overflowed."""
     return EngineError(
         f"model = {model!r}: gives no numbers for a picture, in {_name(dtype)}: its weights are damaged or do not"
         " belong together; fetch them again"
@@ -57,19 +57,19 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def clamped(pictures: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Results in [0, 1], changed in place; what is NaN stays so, and in float16 what is infinite becomes NaN.
+    """Clamp results to [0, 1] in place; NaN stays NaN, and in float16 infinities become NaN.
 
     Args:
         pictures: float32, any shape.
-        dtype: of the model.
+        dtype: the model's precision.
     """
-    if dtype == torch.float16:  # elsewhere nothing is infinite beside which there is no NaN
+    if dtype == torch.float16:  # with other precisions, infinities never occur without NaN
         pictures.nan_to_num_(math.nan, math.nan, math.nan)
     return pictures.clamp_(0, 1)
 
 
 def is_finite(pictures: Iterable[torch.Tensor]) -> bool:
-    """Whether results are numbers; waits for them.
+    """Whether results are finite; waits for the device.
 
     Args:
         pictures: float32, nominally in [0, 1], so that their sums do not overflow.

@@ -1,4 +1,4 @@
-"""Optical flow between low-resolution frames, on the host: the only file that knows OpenCV."""
+"""Optical flow between low-resolution frames by OpenCV, on the host."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from torch.nn import functional
 
 from vidup.picture.metrics import luma
 
-_OPENCV: Any = cv2  # whose types are not whole
-_FINE = 2
-"""The way there is found on pictures enlarged so many times."""
-_LEAST = 16
-"""Sides in pixels below which OpenCV's search fails, or ends the process."""
+_OPENCV: Any = cv2  # its types are incomplete
+_FINE = 2  # the factor by which pictures are enlarged for the flow from `current` to `previous`
+_LEAST = 16  # sides in pixels below which OpenCV's search fails, or ends the process
 
 
 def both_ways(previous: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The flow from `current` to `previous`, and back: dense inverse search (Kroeger et al. 2016).
 
-    The way there is found on enlarged pictures: patches see finer motion there, and what lies between pixels is
-    bicubic's. The way back, which is only compared with it, on the pictures themselves.
+    The first is computed with enlarged pictures, in which patches find finer motion. The second is only compared with
+    it, and computed with the pictures themselves.
 
     Args:
         previous, current: RGB in [0, 1], (3, H, W), on the host.
 
     Returns:
-        float32 (2, H, W) each: right and down, in pixels, to where a pixel lies in the other picture.
+        float32 (2, H, W) each: right and down, in pixels, to a pixel's place in the other picture.
     """
     before, now = _gray(previous), _gray(current)
     height, width = now.shape
@@ -44,10 +42,10 @@ def accurate(of: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         of, to: luma in [0, 1], (H, W), on the host.
 
     Returns:
-        float32 (2, H, W): right and down, in pixels, to where a pixel of `of` lies in `to`.
+        float32 (2, H, W): right and down, in pixels, to the place in `to` of a pixel of `of`.
     """
     search = _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    search.setFinestScale(0)  # the preset stops at half the size, with twice the error
+    search.setFinestScale(0)  # the preset's is half the size, with twice the error
     return _flow(_codes(of), _codes(to), search)
 
 
@@ -68,7 +66,7 @@ def _enlarged(codes: np.ndarray) -> np.ndarray:
 def _fast(of: np.ndarray, to: np.ndarray, refined: int) -> torch.Tensor:
     search = _OPENCV.DISOpticalFlow_create(_OPENCV.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0)
-    search.setGradientDescentIterations(8)  # half of the preset's, and less refinement: carried pictures are as good
+    search.setGradientDescentIterations(8)  # half of the preset's; carried pictures are as good
     search.setVariationalRefinementIterations(refined)
     return _flow(of, to, search)
 

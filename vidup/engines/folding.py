@@ -1,9 +1,9 @@
-"""A power of two folded into a VAE's weights, so that float16 holds what it computes.
+"""Fold a power of two into a VAE's weights, so that it does not overflow in float16.
 
-What goes along a VAE's residual layers grows from block to block, beyond the 65,504 at which float16 ends. Nothing but
-group norms reads it, to which a factor makes no difference: all that is added there is made 64 times smaller, by the
-weights and biases of the layers that add, and each norm's epsilon 64^2 times. In float32 the picture is the same to the
-bit; in float16 it is eight times as exact as in bfloat16, which has three bits less.
+The values on a VAE's residual path grow from block to block, beyond float16's limit of 65,504. Only group norms read
+them, which remove any factor: so the weights and biases of all layers that add to the path are divided by 64, and the
+epsilon of each norm by 64^2. In float32 the picture is the same to the bit; in float16 it is eight times as exact as in
+bfloat16, which has three bits less.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ _BLOCKS = {UNetMidBlock2D, DownEncoderBlock2D, UpDecoderBlock2D}
 
 
 @torch.no_grad()
-def fold(vae: Any, factor: float = FACTOR) -> bool:
-    """Make what an `AutoencoderKL` holds between its layers smaller; its results stay what they are.
+def fold(vae: Any) -> bool:
+    """Make the values between the layers of an `AutoencoderKL` smaller by `FACTOR`, without changing its results.
 
     Args:
-        vae: changed in place, its encoder and its decoder.
-        factor: a power of two.
+        vae: its encoder and decoder are changed in place.
 
     Returns:
-        False, and nothing is changed, where it is built in another way than is known here.
+        False, and nothing is changed, where its structure is not supported.
     """
     if type(vae) is not AutoencoderKL or unknown_part(vae):
         return False
@@ -45,19 +44,19 @@ def fold(vae: Any, factor: float = FACTOR) -> bool:
         return False
     for tensors, norms, _ in both:
         for tensor in tensors:
-            tensor.mul_(factor)
+            tensor.mul_(FACTOR)
         for norm in norms:
-            norm.eps *= factor**2
+            norm.eps *= FACTOR**2
     return True
 
 
 def _taking(part: Any) -> tuple[list[nn.Parameter], list[nn.GroupNorm], bool]:
-    """What of an encoder or a decoder takes the factor, the norms that read it, and whether that is all there is."""
+    """The parameters of an encoder or a decoder to multiply, the norms that follow, and whether all parts are known."""
     scaled, norms = [*part.conv_in.parameters()], list[nn.GroupNorm]()
-    kept = [*part.conv_out.parameters()]  # behind the last norm
+    kept = [*part.conv_out.parameters()]  # after the last norm
 
     def passes_on(layer: Any) -> None:
-        """What it reads is scaled already: only what it adds takes the factor."""
+        """The input of such a layer is scaled already, so only its bias is multiplied."""
         kept.append(layer.weight)
         scaled.extend([] if layer.bias is None else [layer.bias])
 

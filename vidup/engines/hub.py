@@ -28,12 +28,12 @@ from vidup.errors import EngineError, first_line
 log = logging.getLogger(__name__)
 
 MINI = Path(__file__).resolve().parent.parent / "mini" / "checkpoint"
-"""What ``--model mini`` stands for."""
+"""The folder of ``--model mini``."""
 
 SHIPPED = {"mini": MINI}
-"""The folders that names stand for."""
+"""Name of a model -> folder."""
 
-# By name and from these two libraries only: a model's repository brings no code.
+# Only these classes, by name: code of a model's repository is never run.
 _AUTOENCODERS = {
     ("diffusers", "AutoencoderKL"): AutoencoderKL,
     ("vidup.engines.detail", "DetailAutoencoder"): DetailAutoencoder,
@@ -44,30 +44,30 @@ _ID = r"[\w.-]+/[\w.-]+"
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a checkpoint on their device, and the configurations that the loop needs."""
+    """The modules of a checkpoint on their device, and the configurations for sampling."""
 
     unet: Any
     vae: Any
-    """None where it cannot be run: a tiny one takes its place."""
+    """None where it is not supported: a tiny autoencoder replaces it."""
     positive: torch.Tensor
     """Embedding of the prompt, (1, tokens, width)."""
     negative: torch.Tensor
     """Embedding of the negative prompt, (1, tokens, width)."""
     scheduler: dict[str, Any]
     low_res_scheduler: dict[str, Any] | None
-    """None where the input gets no noise: such a model is run at its own few timesteps, without guidance."""
+    """None for a distilled model: its input gets no noise, and it has a few fixed timesteps and no guidance."""
     noise_level: int
-    """Where the settings leave it open and the input is clean."""
+    """The default for clean input."""
     max_noise_level: int | None
     identity: str
-    """Fingerprint of the weights and of what else the files say."""
+    """Fingerprint of the weights and configurations."""
 
 
 def pipeline(model: str, revision: str | None) -> str:
-    """The name of the pipeline that a folder in the hub's layout, or a hub id, holds.
+    """The name of the pipeline in a folder with the hub's layout, or of a hub id.
 
     Raises:
-        EngineError: it is neither, does not say, or the hub does not answer.
+        EngineError: it is neither, has no such name, or the hub does not answer.
     """
     path = Path(model)
     if path.is_file():
@@ -85,7 +85,7 @@ def pipeline(model: str, revision: str | None) -> str:
 
 
 def kind_of(model: str, revision: str | None) -> str:
-    """Which of `layout.LAYOUTS` a model of the x4 family has.
+    """The name in `layout.LAYOUTS` of the layout of a model of the x4 family.
 
     Raises:
         EngineError: as `pipeline`.
@@ -105,12 +105,12 @@ def _check_id(model: str, repository: str) -> None:
 
 @contextmanager
 def _answering(model: str, repository: str) -> Iterator[None]:
-    """Turn what goes wrong on the way to the hub into an EngineError that says what to do."""
+    """Turn errors of the hub's client into an EngineError that says what to do."""
     try:
         yield
     except EngineError:
         raise
-    except Exception as error:  # the hub's client and what is below it raise errors of many families
+    except Exception as error:  # of all kinds
         raise EngineError(
             f"model = {model!r}: {repository} cannot be had from the hub ({first_line(error)}). Connect this machine"
             " once, or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
@@ -121,29 +121,29 @@ def _answering(model: str, repository: str) -> Iterator[None]:
 def _cached_or_fetched(repository: str, revision: str | None) -> Path:
     with suppress(LocalEntryNotFoundError):
         return Path(hf_hub_download(repository, "model_index.json", revision=revision, local_files_only=True))
-    ask(repository, revision)
+    files_on_hub(repository, revision)
     return Path(hf_hub_download(repository, "model_index.json", revision=revision, etag_timeout=_HUB_SECONDS))
 
 
-def ask(repository: str, revision: str | None) -> list[str]:
-    """The names of a repository's files on the hub. Fails at once, where a download would try for half a minute."""
+def files_on_hub(repository: str, revision: str | None) -> list[str]:
+    """The names of a repository's files on the hub. Without network it fails soon, where a download tries for long."""
     details = HfApi().model_info(repository, revision=revision, timeout=_HUB_SECONDS)
     return [entry.rfilename for entry in details.siblings or ()]
 
 
 def locate(model: str, revision: str | None, half: bool, kind: str = "x4") -> Path:
-    """The folder of a model: fetched from the hub, or from its cache without network, where it is a hub id.
+    """Find a model; one on the hub is downloaded unless it is in the hub's cache.
 
     Args:
-        model: ``x4``, ``x2``, ``mini``, a folder, a hub id, or a file that holds the x4 upscaler.
+        model: ``x4``, ``x2``, ``mini``, a folder, a hub id, or a file with the x4 upscaler.
         half: prefer the fp16 variant.
-        kind: what it has to be.
+        kind: the required layout.
 
     Returns:
-        A folder in the hub's layout, or the file.
+        A folder with the hub's layout, or the file.
 
     Raises:
-        EngineError: it is not to be had, or a part of it is missing.
+        EngineError: it, or a part of it, is missing.
     """
     path = SHIPPED.get(model, Path(model))
     if model not in HOMES and path.exists():
@@ -172,14 +172,14 @@ def load_parts(
     negative_prompt: str,
     tokenizer: str | None = None,
 ) -> Parts:
-    """Load the modules of a x4 upscaler, encode the prompts, and let the text encoder go.
+    """Load the modules of an x4 upscaler, encode the prompts, and unload the text encoder.
 
     Args:
-        folder: as `locate` gives it: a folder in the hub's layout, or a single file.
+        folder: the result of `locate`: a folder with the hub's layout, or a single file.
         tokenizer: folder of the tokenizer, for a single file.
 
     Raises:
-        EngineError: a part is damaged or is not one of a x4 upscaler.
+        EngineError: a part is damaged, or not that of an x4 upscaler.
     """
     quiet()
     with load_errors(folder):
@@ -206,7 +206,7 @@ def load_parts(
         ddpm = schedule(folder, "low_res_scheduler", _noise_levels)
         unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
         vae = load_vae(autoencoder, folder, vae_dtype, device)
-        if autoencoder is AutoencoderKL:  # older files lack it, and diffusers' default is that of other models
+        if autoencoder is AutoencoderKL:  # older files lack it, and diffusers' default is wrong for this model
             vae.register_to_config(scaling_factor=architecture.SCALING_FACTOR)
         if unet.config.in_channels != vae.config.latent_channels + 3 or unet.config.num_class_embeds is None:
             raise EngineError(
@@ -226,7 +226,7 @@ def load_parts(
 
 
 def _distilled(folder: Path, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str) -> Parts:
-    """An x4 upscaler that was distilled to a few steps: it knows no noise level, and its decoder is not run here."""
+    """Load an x4 upscaler that was distilled to a few steps: it has no noise level, and its decoder is not used."""
     ddim = schedule(folder, "scheduler", solver.variance_preserving)
     unet = load_module(UNet2DConditionModel, folder, "unet", dtype, device)
     if unet.config.in_channels != unet.config.out_channels + 3 or unet.config.num_class_embeds is not None:
@@ -243,7 +243,7 @@ def _distilled(folder: Path, device: torch.device, dtype: torch.dtype, prompt: s
 def texts(
     folder: Path, unet: Any, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the prompt and of the negative prompt, for which a layout's text encoder is loaded.
+    """Embeddings of the prompt and of the negative prompt, for which the text encoder is loaded.
 
     Raises:
         EngineError: it, or its tokenizer, is damaged.
@@ -266,36 +266,36 @@ def _autoencoder(folder: Path, named: Any) -> Any:
 
 
 def quiet() -> None:
-    """No bars of the two libraries: ours is the only one."""
+    """Disable the bars of the two libraries."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
 
 
 @contextmanager
 def load_errors(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong in loading a model into an EngineError that names it."""
+    """Turn errors in loading a model into an EngineError that names it."""
     try:
         yield
     except EngineError:
         raise
-    except Exception as error:  # a configuration can fail in each line of the two libraries
+    except Exception as error:  # of all kinds
         raise EngineError(f"model {folder}: a part cannot be loaded: {first_line(error)}") from error
 
 
 def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int], Any]) -> dict[str, Any]:
-    """The configuration of a scheduler, of which steps can be made.
+    """The configuration of a scheduler, checked by computing steps from it.
 
     Args:
-        steps: makes them, of a configuration, a sampler and how many.
+        steps: computes them from a configuration, a sampler and their number.
 
     Raises:
-        EngineError: it is no scheduler's.
+        EngineError: that fails.
     """
     path = folder / name / "scheduler_config.json"
     config = claims.check_schedule(path)
     try:
         found = [str(steps(config, sampler, 2)) for sampler in solver.SAMPLERS]
-    except Exception as error:  # as in `load_errors`
+    except Exception as error:  # of all kinds
         raise EngineError(f"{path}: no steps can be made of it: {first_line(error)}") from error
     if any("nan" in text or "inf" in text for text in found):
         raise EngineError(f"{path}: its noise levels are no numbers")
@@ -308,29 +308,30 @@ def _noise_levels(config: dict[str, Any], *_: object) -> list[float]:
 
 
 def identity(folder: Path, half: bool, kind: str = "x4") -> str:
-    """Fingerprint of a single file, or of the files of a layout that decide pixels, wherever it lies."""
+    """Fingerprint of a single file, or of the files of a layout that decide pixels."""
     if folder.is_file():
         return fingerprint([folder])
     return fingerprint(folder / name for name in LAYOUTS[kind].deciding(files_of(folder), half))
 
 
 def reads_text(unet: Any) -> bool:
+    """Whether a UNet has cross-attention."""
     return any(name.endswith("attn2") for name, _ in unet.named_modules())
 
 
 def load_vae(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The VAE of a layout, for float16 with a power of two folded into it: in float32 where it is of another kind."""
+    """Load the VAE of a layout; for float16 a power of two is folded into it, or it falls back to float32."""
     if kind is DetailAutoencoder:
         return load_module(kind, folder, "vae", torch.float32, device)
     vae = load_module(kind, folder, "vae", dtype, device)
     if dtype != torch.float16 or fold(vae):
         return vae
-    log.warning("model %s: float16 does not hold what its vae computes: that works in float32", folder)
+    log.warning("model %s: its vae would overflow in float16: it works in float32", folder)
     return load_module(kind, folder, "vae", torch.float32, device)
 
 
 def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """One module of a layout on its device, ready to be called; the fp16 variant where half precision is wanted."""
+    """Load a module of a layout to its device; the fp16 variant where half precision is requested."""
     half = dtype in (torch.float16, torch.bfloat16)
     files = files_of(folder)
     weights = [folder / name for name in weight_files(files, part, half)]
@@ -343,7 +344,7 @@ def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: 
     }
     key = "dtype" if kind is CLIPTextModel else "torch_dtype"  # the two libraries name it differently
     module, found = kind.from_pretrained(str(folder), **options, **{key: dtype}, output_loading_info=True)
-    if lacking := [*found["missing_keys"], *found.get("mismatched_keys", ())]:  # they would be left at random
+    if lacking := [*found["missing_keys"], *found.get("mismatched_keys", ())]:  # which would have random values
         raise EngineError(f"model {folder}: the weights of its {part} lack {lacking[0]}")
     factor = getattr(module.config, "scaling_factor", 1.0)
     if not isinstance(factor, int | float) or factor <= 0:
@@ -352,13 +353,13 @@ def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: 
 
 
 def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: str) -> Path:
-    """From the cache where it is complete: a job that goes on for days must not change its weights with the hub."""
+    """The folder in the hub's cache, downloaded unless it is complete: weights must not change during a long job."""
     with suppress(LocalEntryNotFoundError):
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         if not LAYOUTS[kind].missing(files_of(folder)):
             return folder
     with _answering(model, repository):
-        files = ask(repository, revision)
+        files = files_on_hub(repository, revision)
         missing = LAYOUTS[kind].missing(files)
         if missing:
             raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""Identities of models: a hash of samples of their weights."""
+"""Fingerprints of the weights of models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _PIECE, _PIECES = 16 * 2**10, 256
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """A hash of files: their names, sizes and content, of which large ones are sampled from head to tail.
+    """A hash of the names, sizes and contents of files; large ones are sampled from head to tail.
 
-    Gigabytes are distinguished in milliseconds; a change of a few bytes between the samples goes unseen.
+    It takes milliseconds for gigabytes; a change of a few bytes between the samples is not detected.
 
     Args:
-        paths: files, in an order that does not depend on the machine; the folders that they lie in do not count.
+        paths: files, in an order that does not depend on the machine; their folders do not count.
 
     Returns:
         32 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""The baseline: nearest, bilinear, bicubic, lanczos, at any scale."""
+"""The baseline: nearest, bilinear, bicubic and lanczos resampling, at any scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> Interpolation:
-    """The baseline of the settings' name; a warning names settings that it has no use for."""
+    """The baseline with the settings' name; warns of settings without effect."""
     warn_unused(
         settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
     )
@@ -37,12 +37,12 @@ def scale(settings: Settings) -> float:
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs:
-    """Known without a model."""
+    """Its needs, which are known without loading anything."""
     return Interpolation(settings.model, scale(settings), device).needs
 
 
 class Interpolation:
-    """Resampling without a model. Values beyond [0, 1] are kept, and overshoot is left to the last conversion."""
+    """Resampling without a model. Values beyond [0, 1], and overshoot, are clipped only by the last conversion."""
 
     multiple = 1
     invents = False
@@ -52,22 +52,22 @@ class Interpolation:
     def __init__(self, method: str, scale: float, device: torch.device) -> None:
         self.method, self.scale, self.device = method, scale, device
         self.identity = method
-        # A clip and its enlargement as float32 RGB, and one of each on the way.
+        # A clip and its enlargement as float32 RGB, and a copy of each.
         self.needs = Needs(device, frame=2 * 12 * (1 + scale**2), batch=4)
 
     def lend(self, settings: Settings) -> Interpolation:
-        """As `Engine.lend`."""
+        """See `Engine.lend`."""
         return Interpolation(self.method, scale(settings), self.device)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[None, float]:
-        """Not counted."""
+        """See `Engine.flops`; they are not counted."""
         return None, 0.0
 
     def expect(self, pixels: int) -> None:
-        """There is nothing to compile."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Do nothing."""
 
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         size = (round(clip.shape[-2] * self.scale), round(clip.shape[-1] * self.scale))
@@ -79,7 +79,7 @@ class Interpolation:
 
 
 def _lanczos(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Pillow's kernel of three lobes, which torch lacks, a channel at a time in float32."""
+    """Lanczos resampling by Pillow, as torch has none, a channel at a time in float32."""
     planes = clip.cpu().numpy().reshape(-1, *clip.shape[-2:])
     height, width = size
     enlarged = [

@@ -1,4 +1,4 @@
-"""The files of a model in the hub's layout: which have to be there, which are fetched, which decide pixels."""
+"""The files of a model in the hub's layout: which are required, which are downloaded, which decide pixels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Layout:
     """The parts of a kind of model."""
 
     example: str
-    """A hub id that has them."""
+    """A hub id with this layout."""
     schedulers: tuple[str, ...]
     weights: tuple[str, ...] = ("unet", "vae", "text_encoder")
     """The parts with weights that are used."""
 
     def missing(self, files: Iterable[str]) -> list[str]:
-        """What files lack, in words."""
+        """The names of the required files that are not among `files`."""
         found = set(files)
         needed = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
         needed += [f"{part}/config.json" for part in self.weights]
@@ -30,7 +30,7 @@ class Layout:
         ]
 
     def deciding(self, files: Iterable[str], half: bool) -> list[str]:
-        """The files that decide pixels, in order: all small ones, and weights, of the fp16 variant where `half`."""
+        """The files that decide pixels, sorted: all small ones, and weights, of the fp16 variant if `half`."""
         files = list(files)
         small = [name for name in files if self._is_small(name)]
         return sorted({*small, *(name for part in self.weights for name in weight_files(files, part, half))})
@@ -47,12 +47,12 @@ class Layout:
 LAYOUTS = {
     "x4": Layout(HOMES["x4"], ("scheduler", "low_res_scheduler")),
     "x2": Layout(HOMES["x2"], ("scheduler",)),
-    # Its own decoder and its ControlNet read the frame before: they are not run.
+    # Its decoder and its ControlNet, which read the frame before, are not used.
     "distilled": Layout("Jamichsu/Stream-DiffVSR", ("scheduler",), ("unet", "text_encoder")),
 }
 
 KINDS = {DISTILLED: "distilled"}
-"""By the pipeline's name, where it is another than the family's own."""
+"""Name of a pipeline -> layout, where that is not the family's."""
 
 
 def files_of(folder: Path) -> list[str]:
@@ -63,7 +63,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def weight_files(files: Iterable[str], part: str, half: bool) -> list[str]:
-    """The files with a part's weights, of the variant that is wanted or else there."""
+    """The files with a part's weights, of the requested variant or else the existing one."""
     files = list(files)
     mark = ".fp16." if variant(files, part, half) == "fp16" else None
     return [
@@ -76,7 +76,7 @@ def weight_files(files: Iterable[str], part: str, half: bool) -> list[str]:
 
 
 def variant(files: Iterable[str], part: str, half: bool) -> str | None:
-    """``fp16`` where a part's weights are there in half precision, and that is wanted or all there is."""
+    """``fp16`` where a part's weights exist in half precision, and that is requested or all there is; else None."""
     weights = [name for name in files if _is_weight(name, part)]
     has_half = any(".fp16." in name or ".fp16-" in name for name in weights)
     has_full = any(".fp16" not in name for name in weights)

@@ -1,8 +1,8 @@
-"""The libraries that models stand on: imported late, and without torchvision where that is not needed or does not fit.
+"""Import the libraries of models late, and without torchvision where that is not needed or does not fit.
 
-No model here calls anything of torchvision. spandrel imports it for two models that vidup refuses, transformers
-wherever it is installed. Its import takes as long as torch's, and fails where its library is built for another torch,
-as a registry's is beside torch's CPU build.
+No model here uses torchvision, but spandrel imports it for two models that vidup refuses, and transformers wherever it
+is installed. Its import takes as long as torch's, and fails if it was built for another torch, as the one on PyPI is
+beside torch's CPU build.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _NAME = "torchvision"
 
 
 def imported(name: str) -> Any:
-    """A module, with all that it stands on.
+    """Import a module.
 
     Raises:
-        EngineError: something of that cannot be imported.
+        EngineError: it, or a library that it needs, cannot be imported.
     """
     try:
         return importlib.import_module(name)
     except VidupError:
         raise
-    except Exception as error:  # a library that does not fit another one fails in its own way
+    except Exception as error:  # libraries that do not fit each other raise all kinds
         root: BaseException = error
         while (cause := root.__cause__ or root.__context__) is not None:
             root = cause
@@ -45,22 +45,20 @@ def imported(name: str) -> Any:
 
 
 def set_aside() -> bool:
-    """Have torchvision look as if it were not installed where it is built for another torch.
-
-    diffusers and transformers then do without it, instead of failing.
+    """Hide torchvision from other libraries if it was built for another torch: they then do without it.
 
     Returns:
-        Whether it was set aside, now or before.
+        Whether it is hidden.
     """
     if _NAME not in sys.modules:
         found = importlib.util.find_spec(_NAME)
         if found is not None and found.submodule_search_locations and not _loads(found.submodule_search_locations[0]):
-            sys.modules[_NAME] = None  # type: ignore[assignment]  # Python's own mark of what is not to be imported
+            sys.modules[_NAME] = None  # type: ignore[assignment]  # makes Python refuse the import
     return _NAME in sys.modules and sys.modules[_NAME] is None
 
 
 def _loads(folder: str) -> bool:
-    """Whether the library of its operators can be loaded; torchvision goes on without it where it is not there."""
+    """Whether torchvision's library of operators can be loaded, or is missing, which torchvision tolerates."""
     try:
         for ending in ("so", "pyd", "dylib"):
             for library in Path(folder).glob(f"_C*.{ending}"):
@@ -72,7 +70,7 @@ def _loads(folder: str) -> bool:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """What is imported of torchvision in here is imported for good once it is used."""
+    """Defer imports of torchvision in the block until its names are used."""
     if sys.modules.get(_NAME) is not None:
         yield
         return
@@ -88,7 +86,7 @@ def deferred() -> Iterator[None]:
 
 
 class _Finder:
-    """Finds torchvision, and whatever is imported of it, as modules that hold any name."""
+    """Finds torchvision and its submodules as modules that have any name."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == _NAME else None  # type: ignore[arg-type]
@@ -97,7 +95,7 @@ class _Finder:
         return _Deferred(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to be run."""
+        """Do nothing; importlib requires the method."""
 
 
 class _Deferred(ModuleType):
@@ -108,7 +106,7 @@ class _Deferred(ModuleType):
 
 
 class _Later:
-    """A function or a class of a module that is imported once this is called, or asked for something."""
+    """Stands for a function or class of a module, which is imported when this is called or an attribute is used."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name

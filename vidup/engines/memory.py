@@ -1,4 +1,4 @@
-"""A device's memory: how much of it may be taken, and how much is."""
+"""A device's memory: its limit, what is kept of freed memory, and counting."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from torch.utils._pytree import tree_leaves
 from vidup.config import Runtime
 from vidup.engines.card import Card, allocator, card
 
-_RESERVE = 512 * 2**20  # of a GPU's memory: CUDA's own context, and workspaces of its libraries
-_SHARE = 0.9  # of a GPU's memory that may be taken where nothing is said; the host's is for others, too
+_RESERVE = 512 * 2**20  # bytes of a GPU for CUDA's context, and workspaces of its libraries
+_SHARE = 0.9  # of a GPU's memory, that may be taken by default; other processes need the host's
 _ELSEWHERE = 0.6
 
 _WORDS = (
     *("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "Invalid buffer size"),
-    # What CUDA's libraries say where their workspace finds no room.
+    # Of CUDA's libraries, where there is no room for their workspace.
     *("unable to find an engine", "CUDNN_STATUS_INTERNAL_ERROR", "CUBLAS_STATUS_NOT_INITIALIZED"),
 )
 
 
 def memory_limit(runtime: Runtime, device: torch.device) -> int:
-    """Bytes of a device that may be taken.
+    """The bytes of a device that may be taken: the runtime's limit, else a share of the device's memory.
 
-    As the runtime says, else a share of what the device has, not of what is free now: a plan must not change by chance.
+    It is not a share of the free memory: batch and tiles must not depend on chance.
     """
     given = runtime.memory_limit
     return may_take(given, card(device) if given is None else Card(device.type))
 
 
 def may_take(given: int | None, facts: Card) -> int:
-    """The same, of what a runtime gives, if it does, and of the facts."""
+    """`memory_limit` for the limit of a runtime, or None, and a device's facts."""
     share = _SHARE if facts.kind == "cuda" else _ELSEWHERE
     return (int(facts.memory * share) if given is None else given) - (_RESERVE if facts.kind == "cuda" else 0)
 
 
 def reserved(kind: str, graphs: bool, system: str = sys.platform) -> float:
-    """How much of a device torch's allocator holds for each byte of tensors.
+    """The bytes that torch's allocator reserves for each byte of tensors.
 
-    Simulated with the sizes and lives of the x4 upscaler's tensors: pools of CUDA graphs hold 1.31 times of what is
-    alive at the peak, and without segments that can grow the allocator holds 1.41 to 1.82 times.
+    From a simulation with the sizes and lifetimes of the x4 upscaler's tensors: pools of CUDA graphs reserve 1.31 times
+    the peak of live tensors; without expandable segments the allocator reserves 1.41 to 1.82 times.
     """
     if kind != "cuda":
         return 1.0
@@ -55,47 +55,47 @@ def reserved(kind: str, graphs: bool, system: str = sys.platform) -> float:
 
 
 _LIMITS: dict[torch.device, list[int]] = {}
-"""Those that engines which are alive were given."""
+"""The limits of the engines that exist."""
 
 
 def keep_to_limit(runtime: Runtime, device: torch.device) -> Callable[[], None]:
-    """Hold CUDA's allocator to a limit that was given: it keeps what is freed, and would grow beyond a plan.
+    """Set a runtime's limit for CUDA's allocator, which keeps freed memory and would exceed it.
 
     Returns:
-        What lifts it again, once its engine is gone: others have limits of their own, or none.
+        A function that removes the limit, to be called when the engine no longer exists.
     """
     limit = runtime.memory_limit
     if device.type != "cuda" or limit is None:
         return lambda: None
     limits, total = _LIMITS.setdefault(device, []), card(device).memory
 
-    def hold() -> None:
+    def apply() -> None:
         torch.cuda.set_per_process_memory_fraction(min([1.0, *(one / total for one in limits)]), device)
 
     def lift() -> None:
         limits.remove(limit)
-        hold()
+        apply()
 
     limits.append(limit)
-    hold()
+    apply()
     return lift
 
 
 KEPT = 2**30
-"""Bytes at the most that the C library keeps of what is freed."""
+"""The most bytes of freed memory that the C library keeps."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-_BY_ITSELF = 2**25  # bytes of a block that glibc comes to keep by itself, and before 2.35 the most that it can be told
+_BY_ITSELF = 2**25  # bytes of a block that glibc keeps by default, and before 2.35 the most that can be set
 
 
 def keep_freed(device: torch.device, size: int) -> None:
-    """On the CPU, have glibc keep so many bytes of what is freed for what is needed next.
+    """On the CPU, let glibc keep so many bytes of freed memory for the next allocations.
 
-    By itself it gives blocks of more than 32 MB back to the system after every layer of a model, which has to clear the
-    same memory for the next one: a third of the time of a convolution net on large frames.
+    By default it returns blocks of more than 32 MB to the system after every layer of a model, which then has to clear
+    the same memory for the next one: a third of the time of a convolution net on large frames.
 
     Args:
-        size: bytes, up to `KEPT`; 0 leaves it as it is by itself.
+        size: bytes, up to `KEPT`; 0 is the default.
     """
     if keeps_freed(device):
         libc = ctypes.CDLL(None)
@@ -105,8 +105,8 @@ def keep_freed(device: torch.device, size: int) -> None:
 
 
 def release_freed(device: torch.device) -> None:
-    """Give to the system what the process has freed of a device's memory."""
-    gc.collect()  # an engine's caches hold on to it in a circle
+    """Return freed memory of a device to the system."""
+    gc.collect()  # an engine's caches are in reference cycles with it
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif keeps_freed(device):
@@ -117,14 +117,14 @@ def keeps_freed(device: torch.device) -> bool:
     """Whether `keep_freed` has an effect: on the CPU, with glibc."""
     try:
         return device.type == "cpu" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
-    except (AttributeError, ValueError, OSError):  # Windows has no such question, other C libraries no answer
+    except (AttributeError, ValueError, OSError):  # Windows; other C libraries
         return False
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one of its causes, is that memory ran out.
+    """Whether an error, or one of its causes, means out of memory.
 
-    CUDA has a type for it; its libraries, MPS and the CPU's allocator say it in their messages.
+    CUDA has a type for it; for its libraries, MPS and the CPU's allocator the message decides.
     """
     while error is not None:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in _WORDS):
@@ -134,14 +134,14 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def weight_bytes(module: Any) -> int:
-    """Bytes of a module's parameters and buffers."""
+    """The bytes of a module's parameters and buffers."""
     return sum(one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers()))
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """Counts the bytes of all tensors that come to be while it is active and are alive together.
+    """Counts the bytes of all live tensors that were created while it is active, on any device, also meta.
 
-    On any device, the meta device included. What a kernel takes for itself while it runs is not seen.
+    Memory that a kernel allocates internally is not counted.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unuse
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler to keep it out of here, which takes as long as torch itself."""
+        """False, as torch would import its compiler to skip this, which takes as long as importing torch."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -160,7 +160,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unuse
         for one in tree_leaves(answer):
             if isinstance(one, torch.Tensor):
                 storage = one.untyped_storage()
-                # A view of what was there before, such as a weight, is nothing new.
+                # A view of an older tensor, such as a weight, is not new.
                 if storage._cdata not in given and storage._cdata not in self._known:
                     self._count(storage, storage._cdata, storage.nbytes())
         return answer

@@ -1,4 +1,4 @@
-"""From a prompt to what the UNet reads: CLIP's tokens, and their embeddings."""
+"""From a prompt to the UNet's input: CLIP's tokens, and their embeddings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
-_MOST_TOKENS = 1024  # where a tokenizer says no number, transformers takes 10^30
+_MOST_TOKENS = 1024  # transformers' default where a tokenizer states no number is 10^30
 
 Tokens = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
-"""A text to its token ids and to the mask of those that are no padding: int64, (1, length) both."""
+"""From a text to its token ids, and the mask of those that are no padding: int64, (1, length) both."""
 
 
 def tokens(folder: Path) -> Tokens:
-    """What a layout's tokenizer makes of a text; a warning names one that is cut."""
+    """The tokenizer of a layout; it warns of texts that are too long."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
-    except Exception as error:  # transformers raises what the library below it does
+    except Exception as error:  # transformers raises all kinds
         raise EngineError(f"model {folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens}:
         raise EngineError(f"model {folder}: its tokenizer knows no word: its vocabulary is empty")
@@ -38,8 +38,8 @@ def tokens(folder: Path) -> Tokens:
 
     def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
         ids = tokenizer(text).input_ids
-        _check_read(f"model {folder}: its tokenizer", tokenizer, text, ids)
-        _tell_if_cut(len(ids), length)
+        _check_words(f"model {folder}: its tokenizer", tokenizer, text, ids)
+        _warn_if_cut(len(ids), length)
         found = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return found.input_ids, found.attention_mask
 
@@ -47,7 +47,7 @@ def tokens(folder: Path) -> Tokens:
 
 
 def single_file_tokens(folder: str | None) -> Tokens:
-    """The same without a tokenizer's folder of its own: an empty text needs none, and padding is always 0."""
+    """The tokenizer of a single file, in which padding is always 0; only for a text that is not empty one is loaded."""
     start, end, length = single_file.START, single_file.END, architecture.TOKENS
 
     def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,8 +55,8 @@ def single_file_tokens(folder: str | None) -> Tokens:
         if text:
             tokenizer = _clip_tokenizer(folder)
             whole = tokenizer(text).input_ids
-            _check_read(f"tokenizer = {folder!r}:", tokenizer, text, whole)
-            _tell_if_cut(len(whole), length)
+            _check_words(f"tokenizer = {folder!r}:", tokenizer, text, whole)
+            _warn_if_cut(len(whole), length)
             ids = tokenizer(text, max_length=length, truncation=True).input_ids
             if ids[0] != start or ids[-1] != end:
                 raise EngineError(
@@ -76,22 +76,22 @@ def _clip_tokenizer(folder: str | None) -> Any:
             home = Path(files[0]).parent
         else:
             home = Path(folder)
-            # transformers would make one that knows no word.
+            # Without them transformers would create a tokenizer with no words.
             if not (home / "tokenizer.json").is_file() and not all((home / name).is_file() for name in names):
                 raise FileNotFoundError(f"{folder} lacks {' or '.join(names)}")
         return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
-    except Exception as error:  # as above
+    except Exception as error:  # of all kinds
         raise EngineError(
             f"tokenizer = {folder!r}: cannot be loaded ({first_line(error)}). A prompt with a single file needs CLIP's"
             " tokenizer: a folder with its vocab.json and merges.txt, as --tokenizer FOLDER"
         ) from error
 
 
-def _check_read(name: str, tokenizer: Any, text: str, ids: Sequence[int]) -> None:
-    """See that a text became words: a tokenizer that does not know them makes the same of every text.
+def _check_words(name: str, tokenizer: Any, text: str, ids: Sequence[int]) -> None:
+    """Check that the tokenizer knows the words of a text, and warn if it does not know all.
 
     Raises:
-        EngineError: it knows none of the text's words.
+        EngineError: it knows none.
     """
     if text.strip() and not set(ids) - {*tokenizer.all_special_ids}:
         raise EngineError(f"{name} knows no word of {text!r:.60}")
@@ -99,13 +99,13 @@ def _check_read(name: str, tokenizer: Any, text: str, ids: Sequence[int]) -> Non
         log.warning("%s does not know all of %.60r: what it does not know is left out", name, text)
 
 
-def _tell_if_cut(found: int, length: int) -> None:
+def _warn_if_cut(found: int, length: int) -> None:
     if found > length:
         log.warning("the prompt is longer than the %d tokens that the model reads: its end is left out", length)
 
 
 def check_known(ids: torch.Tensor, encoder: Any) -> None:
-    """See that a text encoder has an embedding for each token.
+    """Check that a text encoder has an embedding for each token.
 
     Raises:
         EngineError: the tokenizer is another model's.

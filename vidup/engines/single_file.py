@@ -1,7 +1,6 @@
-"""The x4 upscaler as its authors saved it: one file, `x4-upscaler-ema.safetensors`, in the names of their own code.
+"""The x4 upscaler as a single file, `x4-upscaler-ema.safetensors`, with the names of its authors' code.
 
-The file says nothing of the architecture, which is therefore taken as known; diffusers translates the names of the
-weights.
+The file has no configuration: `architecture` is used. diffusers translates the names of the weights.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vidup.engines import architecture
+from vidup.engines.claims import DIFFUSION
 from vidup.errors import EngineError
 
 START, END = 49406, 49407
-"""CLIP's token ids that begin and end a text; what fills it up is 0."""
+"""CLIP's token ids for the begin and the end of a text; padding is 0."""
 
-_UNET, _VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+_VAE, TEXT = "first_stage_model.", "cond_stage_model.model."
 
 
 @dataclass(frozen=True)
 class Modules:
-    """What the file holds, on its device."""
+    """The modules of the file, on their device."""
 
     unet: Any
     vae: Any
@@ -40,7 +40,7 @@ class Modules:
 
 
 def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Modules:
-    """Read the file, no more of it at a time than one module takes.
+    """Load the modules of the file, with no more of it in memory at a time than one module.
 
     Raises:
         EngineError: it holds another model than the x4 upscaler.
@@ -50,7 +50,7 @@ def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: t
         names = list(file.keys())
 
         def weights(prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-            # Copied: what the file gives is the file itself, and a job must outlive it.
+            # Copied: tensors of the file are mapped to it, and a job must not depend on that.
             return {name: file.get_tensor(name).to(dtype, copy=True) for name in names if name.startswith(prefix)}
 
         def fill(empty: Any, found: dict[str, torch.Tensor], part: str) -> Any:
@@ -68,16 +68,16 @@ def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: t
         unet_config, vae_config = architecture.unet_config(), architecture.vae_config()
         with init_empty_weights(include_buffers=False):
             unet, vae = UNet2DConditionModel.from_config(unet_config), AutoencoderKL.from_config(vae_config)
-            # Of the 24 layers in the file the model reads the last but one.
+            # Of the 24 layers in the file the model uses the result of the last but one.
             text = CLIPTextModel(CLIPTextConfig(**architecture.text_config()))
-        unet = fill(unet, convert_ldm_unet_checkpoint(weights(_UNET, unet_dtype), unet_config), "unet")
+        unet = fill(unet, convert_ldm_unet_checkpoint(weights(DIFFUSION, unet_dtype), unet_config), "unet")
         vae = fill(vae, convert_ldm_vae_checkpoint(weights(_VAE, vae_dtype), vae_config), "vae")
         text = fill(text, _text_weights(text, weights(TEXT, unet_dtype)), "text encoder")
     return Modules(unet, vae, text)
 
 
 def _text_weights(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translated, without the last layer and the projection, which nothing reads."""
+    """The text encoder's weights with translated names, without the last layer and the projection, which are unused."""
     found = convert_open_clip_checkpoint(model, weights, prefix=TEXT)
     wanted = model.state_dict()
     if not any(name.startswith("text_model.") for name in wanted):  # transformers 5.6 and later

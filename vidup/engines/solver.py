@@ -1,10 +1,10 @@
-"""Samplers (DPM++ 2M, UniPC, DDIM): the scalars of every step, then one short loop over the model's answers.
+"""Samplers (DPM++ 2M, UniPC, DDIM): the scalars of every step, then one loop over the model's answers.
 
-Everything is in the terms of Karras et al. 2022 and k-diffusion. A noisy sample of the noise level sigma is
-x = signal * (x0 + sigma * noise); `signal` is 1 / sqrt(sigma^2 + 1) for models that keep the variance, else 1.
+The terms are those of Karras et al. 2022 and k-diffusion. A noisy sample of the noise level sigma is
+x = signal * (x0 + sigma * noise); `signal` is 1 / sqrt(sigma^2 + 1) for variance-preserving models, else 1.
 A network is preconditioned: x0 = skip * x + out * network(scale * x, time). From one noise level to the next
-x / signal follows a flow whose exact solution, were x0 constant, is after / now * x + (1 - after / now) * x0. A sampler
-is one function: it says with which weights the answers so far stand for that x0.
+x / signal follows a flow whose exact solution for a constant x0 is after / now * x + (1 - after / now) * x0. A sampler
+is a function that returns the weights with which the answers so far replace that x0.
 
 Timesteps and noise levels come from diffusers' schedulers, so they are those of the hub.
 """
@@ -25,10 +25,10 @@ from vidup.engines import stops
 from vidup.errors import EngineError
 
 Levels = tuple[float, float]
-"""The noise level that a step begins at, and the one that it leads to."""
+"""The noise levels at which a step begins and ends."""
 
 Weights = tuple[float, ...]
-"""Of a sample x, then of the answers x0, the newest first."""
+"""The weight of a sample x, then those of the answers x0, the newest first."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Step:
     skip: float
     out: float
     predict: Weights
-    """Of this sample and the answers, in the next sample."""
+    """The weights of this sample and the answers in the next sample."""
     correct: Weights = ()
-    """Of the sample before and the answers, in this sample once its own answer is known; empty where it stays."""
+    """The weights of the sample before and the answers in this sample, once its answer is known; empty: no change."""
 
 
 Model = Callable[[torch.Tensor, Step], torch.Tensor]
@@ -55,7 +55,7 @@ def solve(model: Model, x: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
     """Follow the probability flow from noise to a sample.
 
     Args:
-        x: noise of any shape, of the first step's level.
+        x: noise of any shape, with the first step's noise level.
 
     Returns:
         x0, of the same shape and dtype.
@@ -113,7 +113,7 @@ def unipc(levels: Sequence[Levels]) -> tuple[Weights, Weights]:
 
 
 def _span(levels: Levels) -> float:
-    """Of a step, in the logarithm of the noise level."""
+    """The length of a step in the logarithm of the noise level."""
     return math.log(levels[0] / levels[1])
 
 
@@ -122,20 +122,20 @@ SAMPLERS: dict[str, Callable[[Sequence[Levels]], tuple[Weights, Weights]]] = {
     "dpmpp_2m": dpmpp_2m,
     "unipc": unipc,
 }
-"""From the levels of the steps so far to the weights of the last one, `predict` and `correct`, where signal is 1."""
+"""Name -> function from the levels of the steps so far to the last step's `predict` and `correct`, for signal 1."""
 
 
 def variance_preserving(config: Mapping[str, Any], sampler: str, steps: int) -> list[Step]:
-    """The steps of a model whose noisy samples keep the variance, from pure noise of variance 1.
+    """The steps of a variance-preserving model, from pure noise of variance 1.
 
     Args:
         config: the checkpoint's scheduler configuration, as diffusers saves it.
-        sampler: of `SAMPLERS`; ``ddim`` takes the checkpoint's own timesteps, the others levels that are uniform in
+        sampler: a name in `SAMPLERS`; ``ddim`` uses the checkpoint's timesteps, the others levels that are uniform in
             their logarithm.
-        steps: evaluations of the model.
+        steps: the number of evaluations of the model.
 
     Raises:
-        EngineError: the checkpoint predicts something else than epsilon, v or x0, or has fewer timesteps.
+        EngineError: the checkpoint does not predict epsilon, v or x0, or has fewer timesteps.
     """
     kind = _check(config, steps, ("epsilon", "v_prediction", "sample"))
     if sampler == "ddim":
@@ -150,7 +150,7 @@ def variance_preserving(config: Mapping[str, Any], sampler: str, steps: int) -> 
     def precondition(sigma: float) -> tuple[float, float, float]:
         signal = 1 / math.sqrt(1 + sigma**2)
         known = {"v_prediction": (signal, -sigma * signal), "epsilon": (1 / signal, -sigma), "sample": (0.0, 1.0)}
-        return 1.0, *known[kind]  # v is that of Salimans and Ho 2022
+        return 1.0, *known[kind]  # v as in Salimans and Ho 2022
 
     return _steps(times, levels, SAMPLERS[sampler], precondition, lambda sigma: 1 / math.sqrt(1 + sigma**2))
 
@@ -159,13 +159,13 @@ def variance_exploding(config: Mapping[str, Any], sampler: str, steps: int) -> t
     """The steps of a model that is preconditioned as in Karras et al. 2022, table 1, with data of variance 1.
 
     Args:
-        config, sampler, steps: as for `variance_preserving`; with ``ddim`` the noise levels are the checkpoint's own.
+        config, sampler, steps: as for `variance_preserving`; with ``ddim`` the noise levels are the checkpoint's.
 
     Returns:
-        The steps, and the standard deviation of the noise to begin with.
+        The steps, and the standard deviation of the initial noise.
 
     Raises:
-        EngineError: the scheduler expects something else than x0, or has fewer timesteps.
+        EngineError: the scheduler does not expect x0, or has fewer timesteps.
     """
     _check(config, steps, ("sample", "original_sample"))
     scheduler = EulerDiscreteScheduler.from_config(dict(config))
@@ -186,9 +186,9 @@ def variance_exploding(config: Mapping[str, Any], sampler: str, steps: int) -> t
 
 
 def interval(settings: Settings, steps: int) -> list[bool]:
-    """Which steps are guided: those that begin within the settings' shares of all steps.
+    """Whether each step is guided: those that begin within the settings' interval.
 
-    Guidance in a limited interval is better as well as cheaper (Kynkäänniemi et al. 2024).
+    Guidance in a limited interval is better and cheaper (Kynkäänniemi et al. 2024).
     """
     return [settings.guidance_start <= index / steps < settings.guidance_end for index in range(steps)]
 
@@ -204,8 +204,8 @@ def _check(config: Mapping[str, Any], steps: int, kinds: tuple[str, ...]) -> str
 
 
 def _own_timesteps(config: Mapping[str, Any], steps: int) -> tuple[list[int], list[Levels]]:
-    """Those of the checkpoint, each with the level that DDIM leads to, which need not be that of the next timestep."""
-    # Latents have no range to clip to.
+    """The checkpoint's timesteps, and the levels of DDIM's steps, which may end elsewhere than at the next timestep."""
+    # Latents have no range to be clipped to.
     scheduler = DDIMScheduler.from_config({**config, "clip_sample": False, "thresholding": False})
     scheduler.set_timesteps(steps)
     cumulative = scheduler.alphas_cumprod.double().numpy()
@@ -230,7 +230,7 @@ def _steps(
     precondition: Callable[[float], tuple[float, float, float]],
     signal: Callable[[float], float],
 ) -> list[Step]:
-    """With the weights for samples that are scaled by their `signal`."""
+    """The steps, with weights for samples that are scaled by their `signal`."""
 
     def scaled(weights: Weights, source: float, target: float) -> Weights:
         keep, *gains = weights

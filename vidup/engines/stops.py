@@ -1,4 +1,4 @@
-"""Whether to stop, asked while a picture is being made: before each call of a model and each band of a decoder."""
+"""Checks, while a picture is made, whether to stop: before each call of a model and each band of a decoder."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-Ask = Callable[[], None]
-"""Raises what the work is to end with."""
-
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told while pictures are made."""
+    """Functions that are called while pictures are made."""
 
-    ask: Ask
+    check: Callable[[], None]
+    """Raises an exception to stop the work."""
     step: Callable[[int, int], None] = lambda done, count: None
-    """Is told how many of a picture's steps are done, and how many there are."""
+    """Gets the number of a picture's finished steps, and that of all."""
 
 
 _watches: ContextVar[tuple[Watch, ...]] = ContextVar("watches", default=())
 
 
 class Raised(BaseException):
-    """Carries what was raised past those who take errors for those of a model."""
+    """Wraps the exception of a watch, which must not be taken for a model's error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
@@ -36,7 +34,7 @@ class Raised(BaseException):
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """Have somebody asked, beside those who are already, in what this thread does meanwhile."""
+    """Add a watch for the work of this thread in the block."""
     before = _watches.get()
     token = _watches.set((*before, watch))
     try:
@@ -46,22 +44,22 @@ def watched(watch: Watch) -> Iterator[None]:
 
 
 def check() -> None:
-    """Go on, or raise `Raised` with what the work is to end with."""
+    """Call all watches; raises `Raised` to stop the work."""
     for watch in _watches.get():
         try:
-            watch.ask()
+            watch.check()
         except BaseException as error:
             raise Raised(error) from None
 
 
 def checked(item: T) -> T:
-    """The item, of what is worked on one after the other, after a `check`."""
+    """`check`, then return the item: for a loop's iterator."""
     check()
     return item
 
 
 def step(done: int, count: int) -> None:
-    """Tell that so many of a picture's steps are done; as `check`."""
+    """Report a picture's finished steps to all watches; raises as `check`."""
     for watch in _watches.get():
         try:
             watch.step(done, count)

@@ -1,4 +1,4 @@
-"""Whether a VAE is built as the decoder in bands takes it to be: what is not known here is never guessed at."""
+"""Check whether a VAE has the structure that the decoder in bands supports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def unknown_part(vae: Any) -> str:
-    """The first part of a VAE that is not as `decoder` or `tiny` takes it to be; empty where all is."""
+    """The first part of a VAE that `vae` and `tiny` do not support; empty where they support all."""
     if type(vae) is AutoencoderTiny:
         known = (nn.Conv2d, nn.Upsample, AutoencoderTinyBlock, nn.ReLU)
         layers = vae.decoder.layers

@@ -31,15 +31,16 @@ def load_tiny(
 ) -> tuple[AutoencoderTiny, str]:
     """Load a tiny autoencoder and its fingerprint.
 
-    Its latents are those of the x4 upscaler divided by its own `scaling_factor`, which is 1; it gives [-1, 1].
+    Its latents are those of the x4 upscaler divided by its own `scaling_factor`, which is 1; its pictures are in
+    [-1, 1].
 
     Args:
-        name: a folder, or a hub id, which is looked for in the hub's cache first.
-        channels: of the latents.
-        scale: what it must enlarge by.
+        name: a folder, or a hub id, which is searched in the hub's cache first.
+        channels: the number of channels of the latents.
+        scale: the required factor of enlargement.
 
     Raises:
-        EngineError: it cannot be had, is no AutoencoderTiny, or does not go with the model.
+        EngineError: it is missing, is no AutoencoderTiny, or does not fit the model.
     """
     folder = _locate(name)
     try:
@@ -50,11 +51,11 @@ def load_tiny(
             vae, loading = AutoencoderTiny.from_pretrained(
                 str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
-        if loading["missing_keys"]:  # diffusers would leave them at random
+        if loading["missing_keys"]:  # which would have random values
             raise EngineError(f"vae = {name!r}: its weights lack {loading['missing_keys'][0]}")
     except EngineError:
         raise
-    except Exception as error:  # diffusers raises errors of many families
+    except Exception as error:  # diffusers raises all kinds
         raise EngineError(f"vae = {name!r}: cannot be loaded: {first_line(error)}") from error
     config = vae.config
     enlarges = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
@@ -67,17 +68,17 @@ def load_tiny(
 
 
 def identity(name: str) -> str:
-    """Fingerprint of a tiny autoencoder, which is not loaded for it.
+    """Fingerprint of a tiny autoencoder, without loading it.
 
     Raises:
-        EngineError: it cannot be had.
+        EngineError: it is missing.
     """
     folder = _locate(name)
     return fingerprint([folder / file for file in _FILES])
 
 
 def decode_in_bands(vae: Any, latent: torch.Tensor, band: int) -> torch.Tensor:
-    """An `AutoencoderTiny` over bands of latent rows: all that it sees beyond a band is carried along and cut off."""
+    """Decode by an `AutoencoderTiny` in bands of latent rows, each with all rows that it sees, which are cut off."""
     halo, factor = _reach(vae.decoder.layers)
     height = latent.shape[-2]
     widest = max(layer.out_channels for layer in vae.decoder.layers if isinstance(layer, nn.Conv2d))
@@ -93,7 +94,7 @@ def decode_in_bands(vae: Any, latent: torch.Tensor, band: int) -> torch.Tensor:
 
 
 def _reach(layers: Any) -> tuple[int, int]:
-    """How far a tiny decoder sees, in latent pixels, and how much it enlarges."""
+    """How far a tiny decoder sees, in latent pixels, and its factor of enlargement."""
     reach, factor = 0, 1
     for layer in reversed(layers):
         if isinstance(layer, nn.Upsample):
@@ -108,7 +109,7 @@ def _reach(layers: Any) -> tuple[int, int]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """diffusers warns of a key that it writes itself when it saves such a model."""
+    """Silence diffusers, which warns of a key that it writes itself when it saves such a model."""
     before = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()
     try:
@@ -127,7 +128,7 @@ def _locate(name: str) -> Path:
     for offline in (True, False):
         try:
             if not offline:
-                hub.ask(name, None)
+                hub.files_on_hub(name, None)
             found = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
             if all((found / file).is_file() for file in _FILES):
                 return found
@@ -135,7 +136,7 @@ def _locate(name: str) -> Path:
             if not offline:
                 raise EngineError(_unreachable(name, error)) from error
             log.info("%s: fetching from the hub, once", name)
-        except Exception as error:  # the hub's client and what is below it raise errors of many families
+        except Exception as error:  # the hub's client raises all kinds
             raise EngineError(_unreachable(name, error)) from error
     raise EngineError(f"vae = {name!r}: the hub has no {' and '.join(_FILES)} of that name")
 

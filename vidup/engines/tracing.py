@@ -1,8 +1,7 @@
-"""What a UNet and a decoder take: bytes at the peak and FLOP, found without a device's memory.
+"""The bytes at the peak, and the FLOP, of a UNet and a decoder, found without using a device's memory.
 
-What a UNet takes is not guessed at: its architecture is run once on torch's meta device, which costs a quarter of a
-second and no memory, while the bytes that are alive together are counted. They are proportional to pixels and batch.
-What the decoder in bands keeps follows from its widths.
+A UNet is run once on torch's meta device, which takes a quarter of a second and no memory, while live bytes are
+counted. They are proportional to pixels and batch. Those of the decoder in bands are computed from its widths.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from vidup.engines.memory import LiveBytes
 from vidup.engines.unet import Unet
 from vidup.engines.vae import Decoder, Limits
 
-_LAZY = 2  # bands that recomputed rows hold at once
+_LAZY = 2  # bands that are alive at once where rows are recomputed
 _PROBE = 64  # side of the picture that is traced
 
 
 def trace_unet(unet: Any, tokens: int, guided: bool) -> float:
-    """Bytes alive at the peak of an evaluation for each pixel of a window, its batch of two texts included.
+    """Live bytes at the peak of an evaluation, for each pixel of a window, with both texts if guided.
 
     Args:
-        unet: a `UNet2DConditionModel`; its configuration is built again on the meta device.
+        unet: a `UNet2DConditionModel`, which is rebuilt from its configuration on the meta device.
     """
     twin, batch, when, levels = _unet_twin(unet, tokens, _PROBE, _PROBE)
     twin.text(1, guided)
@@ -58,7 +57,7 @@ def decoder_flops(decoder: Decoder, height: int, width: int, limits: Limits) -> 
 def _unet_twin(
     unet: Any, tokens: int, height: int, width: int
 ) -> tuple[Unet, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same architecture on the meta device, and a batch, a time and noise levels that it is called with."""
+    """The same architecture on the meta device, with a batch, a time and noise levels for a call."""
     dtype, meta = next(unet.parameters()).dtype, torch.device("meta")
     with meta:
         twin = type(unet).from_config(unet.config)
@@ -79,11 +78,11 @@ def _decoder_twin(decoder: Decoder, height: int, width: int) -> tuple[Decoder, t
 
 
 def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.device, limits: Limits) -> float:
-    """Bytes alive at the peak of decoding one frame of latents, without its picture, which the caller holds.
+    """Live bytes at the peak of decoding one frame of latents, without its picture.
 
     Args:
         height, width: of the latents.
-        device: where it will work; attention holds scores on some.
+        device: where it will work; on some, attention stores scores.
     """
     if decoder.unknown or not isinstance(decoder.vae, AutoencoderKL):
         return _trace_decoder(decoder, height, width, limits)
@@ -92,12 +91,12 @@ def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.devic
     for layer in _layers(decoder.vae.decoder):
         tall, wide = height * layer.scale, width * layer.scale
         rows = min(tall, max(1, limits.band // (4 * layer.wide * wide)) + 2)
-        # A band in float32 while it is normed, in the model's precision, and what the convolution makes of it.
+        # A band in float32 while it is normed, then in the model's precision, and the result of the convolution.
         band = rows * wide * layer.wide * (8 if size == 4 else 4 + 2 * size)
         if layer.scale <= limits.keep:
             lasting = layer.result * size * tall * wide
             peak = max(peak, layer.kept * size * tall * wide + band)
-        else:  # rows of the layers between the last that is kept and this one, too
+        else:  # with rows of the layers between the last that is kept and this one
             peak = max(peak, lasting + _LAZY * band)
     for middle in decoder.vae.decoder.mid_block.attentions:
         if middle is None:
@@ -105,15 +104,15 @@ def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.devic
         channels, pixels = middle.to_q.out_features, height * width
         portion, scores = min(limits.band, 4 * channels * pixels), 0.0
         if not attention.fused(device, channels // middle.heads):
-            # Before and after the softmax, in the model's precision.
+            # Scores before and after the softmax, in the model's precision.
             scores = 2 * size / 4 * min(limits.scores, 4 * middle.heads * pixels**2)
         peak = max(peak, 3 * channels * size * pixels + portion * (1 + size / 4) + scores)
     return peak
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """What stands while one layer is worked on, in channels at its scale."""
+class _LayerSize:
+    """The channels that are in memory while one layer is computed, at its scale."""
 
     scale: int
     kept: float
@@ -121,17 +120,17 @@ class _Standing:
     wide: int
 
 
-def _layers(decoder: Any) -> list[_Standing]:
+def _layers(decoder: Any) -> list[_LayerSize]:
     scale, found = 1, []
     for block in (decoder.mid_block, *decoder.up_blocks):
         for resnet in block.resnets:
             channels, result = resnet.conv1.in_channels, resnet.conv2.out_channels
-            extra = result if result > channels else 0  # elsewhere it is written over its input
-            found.append(_Standing(scale, channels + resnet.conv1.out_channels + extra, result, max(channels, result)))
+            extra = result if result > channels else 0  # otherwise it overwrites its input
+            found.append(_LayerSize(scale, channels + resnet.conv1.out_channels + extra, result, max(channels, result)))
         for upsampler in getattr(block, "upsamplers", None) or ():
             scale *= 2
             source, result = upsampler.conv.in_channels, upsampler.conv.out_channels
-            found.append(_Standing(scale, source / 4 + result, result, max(source, result)))
+            found.append(_LayerSize(scale, source / 4 + result, result, max(source, result)))
     return found
 
 
@@ -143,7 +142,7 @@ def _trace_decoder(decoder: Decoder, height: int, width: int, limits: Limits) ->
 
 
 def text_bytes(place: Path, size: int) -> int:
-    """Bytes of the text encoder in a layout or a single file, at `size` bytes a number; 0 where there is none."""
+    """The bytes of the text encoder in a layout or a single file, with `size` bytes a number; 0 without one."""
     files = [place] if place.is_file() else sorted((place / "text_encoder").glob("*.safetensors"))
     prefix = single_file.TEXT if place.is_file() else ""
     half = [path for path in files if ".fp16" in path.name]

@@ -1,4 +1,4 @@
-"""The UNet at speed: the texts' keys and values computed once, compiled where that pays, weights moved if they must."""
+"""A fast UNet: the texts' keys and values are computed once; it is compiled where that pays; weights can be moved."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vidup.engines.compiling import Compiled
 
 
 class Unet:
-    """Answers for batches of windows, guided or not.
+    """Evaluates a UNet for batches of windows, with or without guidance.
 
     Args:
         unet: a `UNet2DConditionModel` with a class embedding for the noise level; changed in place.
         negative, positive: embeddings of the texts, (1, tokens, width).
-        guidance_scale: how far to go from the negative's answer to the positive's, and beyond.
-        device: where it works; the UNet may be elsewhere until then, see `Moved`.
+        guidance_scale: the factor of classifier-free guidance.
+        device: where it works; its weights may be elsewhere until then, see `Moved`.
         compiled: see `Compiled`.
     """
 
@@ -41,8 +41,8 @@ class Unet:
         self._settle(texts, guidance_scale)
         self.run = Compiled(unet, compiled, device, unet)
 
-    def asking(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float) -> Unet:
-        """The same model with other texts and another scale; this one stays as it is."""
+    def with_texts(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float) -> Unet:
+        """The same model with other texts and another guidance scale; this one does not change."""
         other, texts = copy.copy(self), torch.cat([negative, positive])
         if self._known is not None and not any(torch.equal(texts, known) for known in self._known):
             with torch.inference_mode(False), torch.no_grad():
@@ -66,8 +66,8 @@ class Unet:
         Args:
             batch: (n, C, h, w) in the UNet's dtype.
             time: the timestep, one number on the device.
-            guided: ask with both texts, which costs twice as much as with the positive one alone.
-            levels: noise level of each window's input, int64 (n,).
+            guided: evaluate both texts, which costs twice as much as the positive one alone.
+            levels: the noise level of each window's input, int64 (n,).
 
         Returns:
             float32 (n, latent channels, h, w).
@@ -88,15 +88,15 @@ class Unet:
         return answer
 
     def _make_text(self, count: int, guided: bool) -> torch.Tensor:
-        """The text, or which of the fixed texts, of each of `count` windows."""
+        """The text, or the number of the fixed text, of each of `count` windows."""
         which = torch.tensor([0, 1] if guided else [1], device=self.device).repeat_interleave(count)
         return (which + self._first).view(-1, 1, 1) if self.texts is None else self.texts[which]
 
 
 class FixedText(nn.Module):
-    """Keys or values of texts, in the place of the layer that would work them out at every evaluation.
+    """Keys or values of fixed texts, instead of the layer that would compute them at every evaluation.
 
-    The layer is kept on the host, for texts to come.
+    The layer is kept on the host for further texts.
     """
 
     rows: torch.Tensor
@@ -104,25 +104,25 @@ class FixedText(nn.Module):
     def __init__(self, layer: nn.Module, texts: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("rows", layer(texts), persistent=False)
-        self._layer = [layer.to("cpu") if texts.is_cuda else layer]  # in a list: none of the model's own weights
+        self._layer = [layer.to("cpu") if texts.is_cuda else layer]  # in a list, so that it is no submodule
 
     def add(self, texts: torch.Tensor) -> None:
-        """Have rows for more texts, (texts, tokens, width), behind those that are there."""
+        """Append rows for more texts, (texts, tokens, width)."""
         weight = next(self._layer[0].parameters())
         self.rows = torch.cat([self.rows, self._layer[0](texts.to(weight.device, weight.dtype)).to(self.rows)])
 
     def forward(self, which: torch.Tensor) -> torch.Tensor:
-        """Rows of (texts, tokens, width) by number; `which` has one number a picture."""
+        """The rows, (n, tokens, width), for the number of a text for each picture."""
         return self.rows.index_select(0, which.flatten())
 
 
 def fix_texts(unet: Any, texts: torch.Tensor) -> bool:
-    """Replace the layers that read text by their results for these texts; (texts, tokens, width).
+    """Replace the layers that read text by their results for these texts, (texts, tokens, width).
 
-    Afterwards the UNet takes numbers of texts, int64 (n, 1, 1), in place of `encoder_hidden_states`.
+    Afterwards the UNet's `encoder_hidden_states` are numbers of texts, int64 (n, 1, 1).
 
     Returns:
-        False, and nothing is replaced, where a part of the UNet uses the text in another way.
+        False, and nothing is replaced, where the UNet also uses text elsewhere.
     """
     readers = [one for one in unet.modules() if getattr(one, "is_cross_attention", False)]
     plain = all(
@@ -142,7 +142,7 @@ def fix_texts(unet: Any, texts: torch.Tensor) -> bool:
 
 
 class Moved:
-    """A module whose weights stay on the host, pinned, and are on the device only while it works."""
+    """A module whose weights are kept on the host, pinned, and are on the device only while it works."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.device = device
@@ -155,17 +155,18 @@ class Moved:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
+        """Have the weights on the device during the block."""
         with torch.inference_mode(False), torch.no_grad():
             for tensor, kept in zip(self.tensors, self.host, strict=True):
                 tensor.data = self.bring(kept)
         try:
             yield
         finally:
-            with torch.inference_mode(False), torch.no_grad():  # nothing goes back: weights do not change
+            with torch.inference_mode(False), torch.no_grad():  # nothing is copied back: weights do not change
                 for tensor, kept in zip(self.tensors, self.host, strict=True):
                     tensor.data = kept
 
 
 def at_work(moves: Moved | None) -> AbstractContextManager[None]:
-    """While a module works; None where its weights stay where they are."""
+    """`Moved.at_work`; nothing is done for None, where weights are always on the device."""
     return nullcontext() if moves is None else moves.at_work()

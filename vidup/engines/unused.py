@@ -1,4 +1,4 @@
-"""Settings that a model has no use for."""
+"""Report settings that have no effect with a model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 
 def warn_unused(settings: Settings, model: str, absent: Iterable[str], unused: Iterable[str]) -> None:
-    """Refuse, or warn of, settings that a model has no use for.
+    """Refuse settings, or warn of settings, that have no effect with a model.
 
     Args:
-        absent: parts that it does not have: to name one is an error.
-        unused: what it does not read: a changed one is a warning.
+        absent: settings of parts that it does not have, which are errors.
+        unused: settings that it does not use, which cause a warning if they are changed.
 
     Raises:
-        EngineError: a part is named that it does not have.
+        EngineError: one of `absent` is set.
     """
     for name in absent:
         if getattr(settings, name) is not None:

@@ -1,13 +1,13 @@
-"""The VAE's decoder over a frame of any size: exact, in bands of rows, without its trap.
+"""The VAE's decoder for frames of any size: exact, in bands of rows, with bounded memory.
 
 diffusers decodes a whole frame with several copies of its widest tensors and with an attention that takes the square
-of the frame, or in tiles that do not agree at their borders. Here one layer at a time goes over the whole frame, a band
-of rows after the other. What a band needs of its neighbours, one row a convolution, is there, since a whole layer
-stands before the next begins. What needs the whole frame is gathered over it: the mean and the variance of each group
-norm, and the keys and values of the middle attention, which takes its queries in portions.
+of the frame, or in tiles that differ at their borders. Here each layer is computed for the whole frame, in bands of
+rows, before the next: so the row that a convolution needs of a neighbouring band exists. What needs the whole frame is
+computed from all bands: the mean and the variance of each group norm, and the keys and values of the middle attention,
+whose queries are processed in portions.
 
-Where memory is scarce, the layers of the largest scales do not stand: their rows are recomputed, each time that
-they are wanted, from the last layer that does. The result is the same.
+Where memory is scarce, the layers of the largest scales are not kept: their rows are recomputed, whenever they are
+needed, from the last layer that is kept. The result is the same.
 """
 
 from __future__ import annotations
@@ -33,56 +33,55 @@ from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-_APART = 0.01  # of a picture's variance, by which devices and precisions may differ
+_APART = 0.01  # the share of a picture's variance by which devices and precisions may differ
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is worked on at once, and what is kept."""
+    """How much is processed at once, and what is kept."""
 
     band: int
     """Bytes of a band's widest tensor, in float32."""
     scores: int
     """Bytes of a portion of attention's scores, in float32."""
     keep: int = 8
-    """The largest scale, against the latents, whose layers are kept: 1, 2, 4. Others are recomputed when wanted."""
+    """The largest scale, against the latents, whose layers are kept: 1, 2, 4. Others are recomputed when needed."""
 
 
 def limits(device: torch.device, keep: int = 8) -> Limits:
-    """Large enough to keep a device busy: a GPU for about a millisecond, a CPU within its caches' reach."""
+    """Limits that keep a device busy: a GPU for about a millisecond, a CPU within its caches."""
     mebi = 2**20
     if device.type == "cpu":
         return Limits(32 * mebi, 32 * mebi, keep)
-    share = 1 if keep >= 4 else 4  # where layers are not kept where memory is scarce, bands are smaller, too
+    share = 1 if keep >= 4 else 4  # if layers are not kept, memory is scarce: bands are smaller, too
     return Limits(256 * mebi // share, 512 * mebi // share, keep)
 
 
 class Decoder:
-    """Decodes latents with an `AutoencoderKL`, an `AutoencoderTiny`, or whatever else has a `decode`.
+    """Decodes latents with an `AutoencoderKL`, an `AutoencoderTiny`, or another module that has a `decode`.
 
-    An `AutoencoderKL` or `AutoencoderTiny` of diffusers' own structure goes in bands, with the result of its own
-    `decode` of the whole frame within rounding. Anything else is decoded by its own `decode`, the whole frame at once.
+    An `AutoencoderKL` or `AutoencoderTiny` with diffusers' structure decodes in bands; the result is that of its own
+    `decode` of the whole frame within rounding. Others decode the whole frame at once by their own `decode`.
 
     Args:
-        vae: in the dtype that it is to work in; its modules may move between devices.
-        windows: whether each pixel of the middle attention sees its neighbourhood alone, which changes the result: as
-            `attention.is_windowed` has it.
-        device: where it is to work; its layers are laid out for that.
+        vae: in the dtype in which it works; its modules may be moved between devices.
+        windows: whether attention is windowed, which changes the result: the setting for `attention.is_windowed`.
+        device: where it will work, for the memory format of its weights.
     """
 
     def __init__(self, vae: Any, windows: str = "full", device: torch.device | None = None) -> None:
         self.vae, self.windows = vae, windows
         self.functions = _Functions()
         self.unknown = unknown_part(vae)
-        """What of the structure is not known here; empty where it goes in bands."""
+        """The first part of an unsupported structure; empty where it decodes in bands."""
         if isinstance(vae, AutoencoderKL) and not self.unknown:
-            # As the bands are: nothing is turned for a convolution.
+            # The format of the bands, so that convolutions convert nothing.
             vae.decoder.to(memory_format=decoder_format("cpu" if device is None else device.type))
         if isinstance(vae, (AutoencoderKL, AutoencoderTiny)) and self.unknown:
             log.warning("the VAE's %s is of a kind that vidup does not know: frames are decoded whole", self.unknown)
 
     def compile(self) -> None:
-        """Compile its two smallest functions, which only wait for memory."""
+        """Compile its two small functions, whose time is that of memory access."""
         self.functions = _Functions(compiled_or_not(scale_shift_silu), compiled_or_not(squared_deviations))
 
     @torch.inference_mode()
@@ -91,7 +90,7 @@ class Decoder:
 
         Args:
             latents: float (N, C, h, w), already divided by the VAE's scaling factor.
-            device: where the VAE is and works.
+            device: where the VAE is.
 
         Returns:
             float32 (N, 3, factor * h, factor * w) on `device`, nominally in [-1, 1].
@@ -117,15 +116,14 @@ class Decoder:
 
 
 def check(decoder: Decoder, device: torch.device) -> None:
-    """See that a device decodes as the CPU does: on MPS convolutions have been wrong in silence.
+    """Check that a device decodes as the CPU does: on MPS convolutions have silently been wrong.
 
     Raises:
-        EngineError: a small picture comes out as another one.
+        EngineError: a small picture differs.
     """
     host = torch.device("cpu")
-    latents = torch.randn(
-        1, decoder.vae.config.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0)
-    )  # fmt: skip
+    seeded = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, decoder.vae.config.latent_channels, 8, 8, generator=seeded)
     twin = nn.Module.to(copy.deepcopy(decoder.vae), host, torch.float32)
     expected = Decoder(twin, decoder.windows)(latents, host, limits(host))
     error = (decoder(latents, device, limits(device)).cpu() - expected).square().mean() / expected.var()
@@ -148,7 +146,7 @@ def squared_deviations(x: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Functions:
-    """Small functions that read and write whole layers: as one kernel each they take a fraction of the time."""
+    """Small functions that read and write whole layers; as one compiled kernel each takes a fraction of the time."""
 
     activate: Callable[..., torch.Tensor] = scale_shift_silu
     deviations: Callable[..., torch.Tensor] = squared_deviations
@@ -161,15 +159,15 @@ def _pixels(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's result for a whole frame, of which rows can be had: (1, C, rows, width)."""
+    """A layer's result for a whole frame, from which rows can be read: (1, C, rows, width)."""
 
     channels: int
     height: int
     width: int
     rows: Callable[[int, int], torch.Tensor]
-    """Rows `first` to `last`: cut from what is kept, or computed."""
+    """Returns the rows `first` to `last`, which are kept or recomputed."""
     source: int = 0
-    """Channels of what they are computed from."""
+    """The channels of the layer they are computed from."""
 
 
 def _kept(x: torch.Tensor) -> _Layer:
@@ -177,8 +175,9 @@ def _kept(x: torch.Tensor) -> _Layer:
 
 
 class _Frame:
-    """One frame's way through an `AutoencoderKL`'s decoder. Tensors are (1, C, h, w), channels last, so that a band
-    of rows is one piece of memory."""
+    """Decodes one frame by an `AutoencoderKL`. Tensors are (1, C, h, w), channels last, so that a band of rows is
+    contiguous.
+    """
 
     def __init__(self, vae: Any, limits: Limits, windowed: bool, functions: _Functions) -> None:
         self.vae, self.limits, self.windowed = vae, limits, windowed
@@ -216,7 +215,7 @@ class _Frame:
         return picture
 
     def _resnet(self, resnet: Any, x: torch.Tensor) -> torch.Tensor:
-        """A resnet over a layer that is kept; the result is written over it where it is no wider."""
+        """Apply a resnet to a layer that is kept; the result overwrites it unless it is wider."""
         norm = self._statistics(resnet.norm1, _kept(x))
         source = _kept(x)
         inner = _Layer(
@@ -232,13 +231,13 @@ class _Frame:
         result = x[:, :channels] if channels <= x.shape[1] else _empty(x, channels, *x.shape[-2:])
         for top, bottom in self._bands(_kept(hidden)):
             band = self._convolve(resnet.conv2, _kept(hidden), norm, top, bottom)
-            result[..., top:bottom, :] = _joined(resnet, band, x[..., top:bottom, :])  # x's other rows are still whole
-        if channels < x.shape[1]:  # so that the wider tensor can go
+            result[..., top:bottom, :] = _joined(resnet, band, x[..., top:bottom, :])  # only these rows of x are read
+        if channels < x.shape[1]:  # so that the wider tensor is freed
             return hidden.copy_(result) if hidden.shape == result.shape else result.clone()
         return result
 
     def _lazy_resnet(self, resnet: Any, source: _Layer) -> _Layer:
-        """A resnet whose rows are computed when they are wanted; only the statistics of its norms are kept."""
+        """A resnet whose rows are computed when they are needed; only the statistics of its norms are kept."""
         outer = self._statistics(resnet.norm1, source)
         inner = _Layer(
             resnet.conv1.out_channels,
@@ -252,7 +251,7 @@ class _Frame:
         def rows(first: int, last: int) -> torch.Tensor:
             near = max(0, first - 1), min(source.height, last + 1)
             far = max(0, first - 2), min(source.height, last + 2)
-            whole = source.rows(*far)  # once for both ways, or the work would double with each resnet
+            whole = source.rows(*far)  # once for both branches, or the work would double with each resnet
             hidden = _conv_rows(resnet.conv1, self.activate(whole, *outer), far[0] == near[0], far[1] == near[1])
             band = _conv_rows(resnet.conv2, self.activate(hidden, *norm), near[0] == first, near[1] == last)
             return _joined(resnet, band, whole[..., first - far[0] : last - far[0], :])
@@ -260,12 +259,12 @@ class _Frame:
         return _Layer(resnet.conv2.out_channels, source.height, source.width, rows, source.channels)
 
     def _convolve(self, conv: nn.Conv2d, layer: _Layer, norm: _Norm, first: int, last: int) -> torch.Tensor:
-        """Rows `first` to `last` of a convolution over silu(norm(layer))."""
+        """Rows `first` to `last` of the convolution of silu(norm(layer))."""
         near = max(0, first - 1), min(layer.height, last + 1)
         return _conv_rows(conv, self.activate(layer.rows(*near), *norm), near[0] == first, near[1] == last)
 
     def _keep(self, layer: _Layer, dtype: torch.dtype) -> torch.Tensor:
-        """All rows of a layer."""
+        """Compute all rows of a layer."""
         result: torch.Tensor | None = None
         for top, bottom in self._bands(layer):
             rows = layer.rows(top, bottom)
@@ -276,10 +275,10 @@ class _Frame:
         return result
 
     def _statistics(self, norm: nn.GroupNorm, layer: _Layer) -> _Norm:
-        """A group norm over the whole frame.
+        """The factors and offsets of a group norm over the whole frame.
 
-        Bands' means and sums of squared deviations are merged as in Chan, Golub and LeVeque 1979, in float64 where the
-        device has it.
+        Means and sums of squared deviations of bands are merged as in Chan, Golub and LeVeque 1979, in float64 where
+        the device has it.
         """
         groups, per_channel = norm.num_groups, layer.channels // norm.num_groups
         device = norm.weight.device
@@ -304,7 +303,7 @@ class _Frame:
         return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)
 
     def _attend(self, middle: Any, x: torch.Tensor) -> None:
-        """Self-attention over all pixels, or over windows, added to `x` where it lies."""
+        """Add self-attention over all pixels, or over windows, to `x` in place."""
         scale, shift = (one.view(1, -1) for one in self._statistics(middle.group_norm, _kept(x)))
         height, width = x.shape[-2:]
         tokens = _pixels(x)
@@ -325,7 +324,7 @@ class _Frame:
             regions = [
                 (grid[inner].flatten(), grid[outer].flatten()) for inner, outer in attention.windows(height, width)
             ]
-        for queries, others in regions:  # each pixel is a query once: what is written over is not read again
+        for queries, others in regions:  # each pixel is a query once, so it can be overwritten
             seen = key[others], value[others]
             step = min(portion, max(1, self.limits.scores // (4 * middle.heads * len(seen[0]))))
             for where in map(stops.checked, torch.split(queries, step)):
@@ -351,13 +350,13 @@ def _empty(like: torch.Tensor, channels: int, height: int, width: int) -> torch.
 
 
 def _joined(resnet: Any, band: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
-    """What a resnet's convolutions made, and what went around them."""
+    """Add the skip connection to a resnet's convolutions."""
     band += skipped if resnet.conv_shortcut is None else resnet.conv_shortcut(_laid_out(skipped))
     return band if resnet.output_scale_factor == 1 else band.div_(resnet.output_scale_factor)
 
 
 def _upsampled(conv: nn.Conv2d, source: _Layer) -> _Layer:
-    """Twice the size by repeating pixels, then a convolution."""
+    """A layer of twice the size: pixels are repeated, then convolved."""
     height, width = 2 * source.height, 2 * source.width
 
     def rows(first: int, last: int) -> torch.Tensor:
@@ -372,15 +371,15 @@ def _upsampled(conv: nn.Conv2d, source: _Layer) -> _Layer:
 
 
 def _laid_out(rows: torch.Tensor) -> torch.Tensor:
-    """Rows as convolutions take them here; a copy only on MPS."""
+    """Rows in the memory format for convolutions; a copy only on MPS."""
     return rows.contiguous(memory_format=decoder_format(rows.device.type))
 
 
 def _conv_rows(conv: nn.Conv2d, rows: torch.Tensor, at_top: bool, at_bottom: bool) -> torch.Tensor:
-    """A 3x3 convolution of rows that bring one row more at each side, but for the frame's own edges: zeros there."""
+    """A 3x3 convolution of rows with one more row on each side, except at the frame's edges, where it is zeros."""
     rows = _laid_out(rows)
     if not (at_top or at_bottom):
         return functional.conv2d(rows, conv.weight, conv.bias, padding=(0, 1))
-    # Rather a row too many than a copy of the band with its zeros.
+    # Computing one row too many is cheaper than copying the band with its zeros.
     result = functional.conv2d(rows, conv.weight, conv.bias, padding=1)
     return result[..., int(not at_top) : result.shape[-2] - int(not at_bottom), :]

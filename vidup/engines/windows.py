@@ -1,4 +1,4 @@
-"""Windows of a frame: how it is cut, and a model's answers for them put together."""
+"""Windows of a frame: cut it, and blend a model's answers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def blend(
     """Call a model with every window of every frame and add up its weighted answers.
 
     Args:
-        model: (batch, C, h, w) to (batch, D, H, W), where (h, w) are the sides of a window of `source`, (H, W) of
-            `target`; called with one shape, the last batch filled up, so that rows do not depend on their company.
+        model: (batch, C, h, w) to (batch, D, H, W), where (h, w) is the size of a window of `source`, (H, W) that of
+            `target`. The last batch is filled up: batches of one shape give the same results to the bit.
         frames: (T, C, height, width) of `source`.
         source, target: the same windows on the model's input and on its answer.
-        weights: float32, (windows, 1, H, W), of sum 1 everywhere; of no effect where a window is the whole frame.
+        weights: float32, (windows, 1, H, W), with sum 1 everywhere; unused if the window is the whole frame.
         batch: windows in one call.
 
     Returns:
@@ -59,7 +59,7 @@ def blend(
 
 
 def spread(values: torch.Tensor, source: tiling.Tiles, batch: int) -> list[torch.Tensor]:
-    """What belongs to each frame, (T,), for the windows of each call that `blend` makes."""
+    """Values of frames, (T,), for the windows of each call of the model in `blend`."""
     rows = values.repeat_interleave(len(source.origins))
     if len(rows) > batch:
         rows = torch.cat([rows, rows[-1:].expand(-len(rows) % batch)])

@@ -1,7 +1,7 @@
-"""Stable Diffusion x2: the latent upscaler, run as its authors do, over diffusers' UNet and VAE.
+"""Stable Diffusion x2: the latent upscaler, as its authors run it, over diffusers' UNet and VAE.
 
-The VAE encodes a frame, the UNet denoises latents of twice the size that are conditioned on the frame's own, the VAE
-decodes. The UNet is preconditioned as in Karras et al. 2022, see `solver.variance_exploding`.
+The VAE encodes a frame, the UNet denoises latents of twice the size, conditioned on the frame's, the VAE decodes. The
+UNet is preconditioned as in Karras et al. 2022, see `solver.variance_exploding`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, windows
 from vidup.engines.card import card, precisions, wider
 from vidup.engines.compiling import Compiled, compiles
-from vidup.engines.finite import clamped, tell
+from vidup.engines.finite import clamped, warn_wider
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, at_work
 from vidup.engines.unused import warn_unused
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _LATENTS = 1  # stream of noise
 _NOISE_EMBEDDING = 128  # cosines and sines of the noise level, which is 0: ones, then zeros
 
-# What the plan counts with: tensors of the widest stage that are alive at once, measured on the true architecture.
+# Tensors of the widest stage that are alive at once, measured with the real architecture.
 _UNET_TENSORS, _ENCODER_TENSORS = 14, 5
 
 
@@ -51,11 +51,11 @@ def identity(settings: Settings, half: bool) -> str:
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> None:
-    """None: the needs are known of the loaded model alone."""
+    """None: only the loaded model has its needs."""
 
 
 class LatentX2:
-    """The x2 latent upscaler. It takes no noise level: the authors found that noise on the input only blurs its tie."""
+    """The x2 latent upscaler. It has no noise level: its authors found that noise only weakens the conditioning."""
 
     scale = 2
     multiple = 64
@@ -64,7 +64,7 @@ class LatentX2:
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
         self.runtime, self.device = runtime, device
         self.dtype, vae_dtype = precisions(settings.dtype, card(device))
-        home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
+        home = torch.device("cpu") if runtime.offload else device  # where weights are while they are not used
         parts = load_parts(settings, home, self.dtype, vae_dtype)
         self.vae, self.identity, self._text_bytes = parts.vae, parts.identity, parts.text_bytes
         compiled = compiles(runtime.compile, card(device), runtime.offload)
@@ -82,7 +82,7 @@ class LatentX2:
                 check(self.decoder, device)
 
     def lend(self, settings: Settings) -> LatentX2 | None:
-        """As `Engine.lend`; None for another prompt, which the text encoder is loaded for."""
+        """See `Engine.lend`; None for another prompt, which needs the text encoder."""
         before = self.settings
         if any(getattr(settings, name) != getattr(before, name) for name in ("prompt", "negative_prompt")):
             return None
@@ -94,9 +94,9 @@ class LatentX2:
         return other
 
     def _settle(self, settings: Settings) -> None:
-        """All that follows from the settings alone."""
+        """Set all that depends on the settings."""
         self.settings, device = settings, self.device
-        read = replace(settings, noise_level=settings.noise_level or "auto")  # 0 is what it has
+        read = replace(settings, noise_level=settings.noise_level or "auto")  # 0 is no change
         warn_unused(read, "the x2 upscaler", ("vae", "tokenizer"), ("noise_level",))
         if 0 < settings.tile < 2 * self.multiple:
             raise EngineError(
@@ -116,7 +116,7 @@ class LatentX2:
 
     @property
     def needs(self) -> Needs:
-        """Counted in tensors of the widest stages that are alive at once, as measured on the true architecture."""
+        """See `Engine.needs`; estimated from the number of tensors of the widest stages that are alive at once."""
         unet = _UNET_TENSORS * self.unet.module.config.block_out_channels[0] * self.dtype.itemsize
         unet *= (2 if self.guided else 1) * (self.scale / self.factor) ** 2
         encoder = _ENCODER_TENSORS * self.vae.config.block_out_channels[0] * self.vae.dtype.itemsize
@@ -136,7 +136,7 @@ class LatentX2:
         )
 
     def expect(self, pixels: int) -> None:
-        """As `Engine.expect`."""
+        """See `Engine.expect`."""
         evaluations = len(self.guides) + sum(self.guides)
         flops = self._unet_flops(64, 64) / 64**2 * (self.scale / self.factor) ** 2
         if self.unet.weighs and self.unet.expect(pixels * evaluations * flops):
@@ -144,16 +144,16 @@ class LatentX2:
 
     @cached_property
     def wider(self) -> LatentX2 | None:
-        """As `Engine.wider`; its weights are on the device only while it works."""
+        """See `Engine.wider`; its weights are on the device only while it works."""
         name = wider(self.dtype, card(self.device))
         if name is None:
             return None
-        tell(self.dtype, name)
+        warn_wider(self.dtype, name)
         settings, runtime = replace(self.settings, dtype=name), replace(self.runtime, compile="off", offload=True)
         return LatentX2(settings, runtime, self.device)
 
     def close(self) -> None:
-        """Let compiled code go."""
+        """See `Engine.close`."""
         self.unet.release()
 
     @torch.inference_mode()
@@ -191,7 +191,7 @@ class LatentX2:
         return evaluations * once + decoding, float(evaluations)
 
     def _unet_flops(self, height: int, width: int) -> int:
-        """Of one evaluation of latents of this size with one text."""
+        """FLOP of one evaluation of latents of this size with one text."""
         meta = torch.device("meta")
         text, condition = (one.to(meta) for one in self._conditions(1, False))
         with meta:
@@ -223,19 +223,19 @@ class LatentX2:
             timestep_cond=condition,
             return_dict=False,
         )[0].float()
-        answer = answer[:, :-1]  # the last channel is a variance that nothing reads
+        answer = answer[:, :-1]  # the last channel is a variance, which is unused
         if guided:
             negative, positive = answer.chunk(2)
             answer = negative + self.settings.guidance_scale * (positive - negative)
         return answer
 
     def _encode(self, batch: torch.Tensor) -> torch.Tensor:
-        """Pictures in [-1, 1] to latents: the most likely ones, where a random draw would flicker."""
+        """The most likely latents of pictures in [-1, 1]; random samples would flicker."""
         likely: torch.Tensor = self.vae.encode(batch.to(self.vae.dtype), return_dict=False)[0].mode()
         return likely.float() * float(self.vae.config.scaling_factor)
 
     def _make_conditions(self, count: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Text, and noise level with pooled text, for a batch of `count` windows; twice as many where it is guided."""
+        """Text, and noise level with pooled text, for `count` windows; twice if guided."""
         text, pooled = (
             (both if guided else both[-1:]).repeat_interleave(count, 0) for both in (self.text, self.pooled)
         )
@@ -254,7 +254,7 @@ class LatentX2:
 
 
 def _divided(plan: tiling.Tiles, factor: int) -> tiling.Tiles:
-    """The same plan for a picture that is `factor` times smaller."""
+    """The same tiles for a picture that is `factor` times smaller."""
     origins = tuple((top // factor, left // factor) for top, left in plan.origins)
     return tiling.Tiles(
         plan.height // factor, plan.width // factor, plan.tile_height // factor, plan.tile_width // factor, origins
@@ -263,24 +263,24 @@ def _divided(plan: tiling.Tiles, factor: int) -> tiling.Tiles:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop needs of the checkpoint."""
+    """The loaded parts of the checkpoint."""
 
     unet: Any
     vae: Any
     text: torch.Tensor
-    """Embeddings of the negative prompt and the prompt: the last layer's, not normalised, (2, tokens, width)."""
+    """Embeddings of the negative prompt and the prompt, from the last layer, not normalised: (2, tokens, width)."""
     pooled: torch.Tensor
-    """Their pooled ones, (2, width)."""
+    """The pooled embeddings, (2, width)."""
     scheduler: dict[str, Any]
     identity: str
     text_bytes: int
 
 
 def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
-    """Load the modules, encode the prompts, and let the text encoder go.
+    """Load the modules, encode the prompts, and unload the text encoder.
 
     Raises:
-        EngineError: it is not to be had, a part is damaged, or it is no x2 latent upscaler.
+        EngineError: the model is missing, a part is damaged, or it is no x2 latent upscaler.
     """
     half = unet_dtype != torch.float32
     folder = hub.locate(settings.model, settings.revision, half, "x2")
@@ -299,7 +299,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
                 f" {found} channels, expected {expected}"
             )
         encode = prompts.tokens(folder)
-        # The pipeline's meaning of 0: no prompt at all.
+        # As in diffusers' pipeline, 0 means no prompt.
         prompt = settings.prompt if settings.guidance_scale > 0 else ""
         if prompt != settings.prompt:
             log.warning("guidance_scale = 0: the prompt has no effect")

@@ -1,8 +1,8 @@
 """Stable Diffusion x4: our own sampling loop over diffusers' UNet and VAE.
 
-For one clip: the input gets noise (noise conditioning augmentation), the latents start as noise, the UNet predicts for
-the whole frame or for tiles that are blended at every step, the solver follows, the VAE decodes. All noise is cropped
-from seeded fields that belong to places, so equal frames give equal pictures.
+For a clip, noise is added to the input (noise conditioning augmentation), the latents start as noise, the UNet predicts
+for the whole frame or for tiles that are blended at every step, the solver steps, the VAE decodes. All noise is cropped
+from seeded fields, so equal frames give equal pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
 from vidup.engines.card import card, precisions, wider
 from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
-from vidup.engines.finite import clamped, tell
+from vidup.engines.finite import clamped, warn_wider
 from vidup.engines.held import quantiser
 from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
@@ -38,14 +38,9 @@ _LOW_RES, _LATENTS = 0, 1  # streams of noise
 _OTHER_DECODER = {"distilled": "madebyollin/taesd-x4-upscaler"}
 _DISTILLED_STEPS = 4  # at the timesteps 999, 749, 499 and 249
 _NOT_DISTILLED = (
-    "steps",
-    "sampler",
-    "noise_level",
-    "negative_prompt",
-    "guidance_scale",
-    "guidance_start",
-    "guidance_end",
+    *("steps", "sampler", "noise_level", "negative_prompt", "guidance_scale", "guidance_start", "guidance_end"),
 )
+"""Settings without effect for a distilled model."""
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> DiffusionX4:
@@ -54,7 +49,7 @@ def load(settings: Settings, runtime: Runtime, device: torch.device) -> Diffusio
 
 
 def identity(settings: Settings, half: bool) -> str:
-    """Fingerprint of its files, and of the decoder that is put in."""
+    """Fingerprint of its files, and of another decoder."""
     kind = hub.kind_of(settings.model, settings.revision)
     own = hub.identity(hub.locate(settings.model, settings.revision, half, kind), half, kind)
     vae = settings.vae or _OTHER_DECODER.get(kind)
@@ -62,13 +57,13 @@ def identity(settings: Settings, half: bool) -> str:
 
 
 class DiffusionX4:
-    """The x4 upscaler, at full size or as `mini`: whatever has its layout on disk.
+    """The x4 upscaler, at full size or as `mini`, and other models with its layout.
 
     Args:
-        parts: the model, where it is at hand already; else it is loaded as `settings.model` says.
+        parts: the loaded model; None: `settings.model` is loaded.
 
     Raises:
-        EngineError: the model, or a part of it, is not to be had, or does not go with the settings.
+        EngineError: the model, or a part of it, is missing or does not fit the settings.
     """
 
     scale = 4
@@ -78,7 +73,7 @@ class DiffusionX4:
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device, parts: Parts | None = None) -> None:
         self.runtime, self.device = runtime, device
         self.dtype, vae_dtype = precisions(settings.dtype, card(device), settings.model in hub.SHIPPED)
-        home = torch.device("cpu") if runtime.offload else device  # where weights are while they do not work
+        home = torch.device("cpu") if runtime.offload else device  # where weights are while they are not used
         text_bytes = 0
         self._folder: Path | None = None
         if parts is None:
@@ -109,7 +104,7 @@ class DiffusionX4:
         self._settle(settings)
 
     def lend(self, settings: Settings) -> DiffusionX4 | None:
-        """As `Engine.lend`; None for another prompt, where the text encoder is not at hand by itself."""
+        """See `Engine.lend`; None for another prompt if the text encoder cannot be loaded separately."""
         other, before = copy.copy(self), self.settings
         if (settings.prompt, settings.negative_prompt) != (before.prompt, before.negative_prompt):
             if self._folder is None or self._folder.is_file() or self._unet_moves is not None:
@@ -119,14 +114,14 @@ class DiffusionX4:
             )
             other._parts = replace(self._parts, positive=texts[0], negative=texts[1])
         parts = other._parts
-        other.unet = self.unet.asking(parts.negative, parts.positive, settings.guidance_scale)
+        other.unet = self.unet.with_texts(parts.negative, parts.positive, settings.guidance_scale)
         for name in ("_needs", "wider"):
             other.__dict__.pop(name, None)
         other._settle(settings)
         return other
 
     def _settle(self, settings: Settings) -> None:
-        """All that follows from the settings alone."""
+        """Set all that depends on the settings."""
         self.settings, parts, device = settings, self._parts, self.device
         if parts.low_res_scheduler is None or parts.max_noise_level is None:
             warn_unused(settings, "a distilled model", (), _NOT_DISTILLED)
@@ -138,20 +133,20 @@ class DiffusionX4:
             if settings.noise_level != "auto" and settings.noise_level > parts.max_noise_level:
                 raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
             self.steps = solver.variance_preserving(parts.scheduler, settings.sampler, settings.steps)
-            # With equal embeddings guidance is the identity, bit for bit: half the cost for nothing lost.
+            # With equal embeddings guidance is the identity to the bit, and would only cost twice as much.
             guides = settings.guidance_scale > 1 and not torch.equal(parts.positive, parts.negative)
             cumulative = DDPMScheduler.from_config(parts.low_res_scheduler).alphas_cumprod[: parts.max_noise_level + 1]
         self.cumulative = cumulative.to(device)
         self.guides = [guides and guided for guided in solver.interval(settings, len(self.steps))]
         self.guided = any(self.guides)
-        # On the device once: the loop neither copies nor waits. Frames of a job have one size.
+        # On the device in advance, so that the loop neither copies nor waits.
         self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
         self._weights = lru_cache(maxsize=8)(self._make_weights)
         self._field = lru_cache(maxsize=8)(self._make_field)
 
     @property
     def needs(self) -> Needs:
-        """The UNet is run on torch's meta device for it."""
+        """See `Engine.needs`; the UNet is run on torch's meta device for them."""
         return replace(self._needs, compiled=self.unet.run.active)
 
     @cached_property
@@ -160,7 +155,7 @@ class DiffusionX4:
         return needs(self.device, self.unet.module, self.decoder, texts, self.guided, False)
 
     def expect(self, pixels: int) -> None:
-        """As `Engine.expect`."""
+        """See `Engine.expect`."""
         run, evaluations = self.unet.run, len(self.guides) + sum(self.guides)
         if run.weighs:
             flops = tracing.unet_flops(self.unet.module, self._tokens, 64, 64) / 64**2
@@ -169,16 +164,16 @@ class DiffusionX4:
 
     @cached_property
     def wider(self) -> DiffusionX4 | None:
-        """As `Engine.wider`; its weights are on the device only while it works."""
+        """See `Engine.wider`; its weights are on the device only while it works."""
         name = wider(self.dtype, card(self.device))
         if name is None or self._folder is None:
             return None
-        tell(self.dtype, name)
+        warn_wider(self.dtype, name)
         settings, runtime = replace(self.settings, dtype=name), replace(self.runtime, compile="off", offload=True)
         return DiffusionX4(settings, runtime, self.device)
 
     def close(self) -> None:
-        """Let compiled code go."""
+        """See `Engine.close`."""
         self.unet.run.release()
 
     @torch.inference_mode()
@@ -200,11 +195,11 @@ class DiffusionX4:
         def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
             unet, each = partial(self.unet, time=self.times[step.time], guided=next(guides)), iter(rows)
 
-            def ask(inputs: torch.Tensor) -> torch.Tensor:
+            def evaluate(inputs: torch.Tensor) -> torch.Tensor:
                 return unet(inputs, levels=next(each))
 
             inputs = torch.cat([x, noisy], 1).to(self.dtype)
-            return windows.blend(ask, inputs, plan, plan, weights, choice.batch)
+            return windows.blend(evaluate, inputs, plan, plan, weights, choice.batch)
 
         with at_work(self._unet_moves):
             x0 = solver.solve(model, start, self.steps)
@@ -216,7 +211,7 @@ class DiffusionX4:
         return clamped(picture.div_(2).add_(0.5), self.dtype)
 
     def _levels(self, clip: torch.Tensor) -> torch.Tensor:
-        """Noise level of each picture, int64 (T,): as the settings say, else as far from clean as it is."""
+        """The noise level of each picture, int64 (T,): the settings', else by its distance from a clean picture."""
         level = 0 if self._parts.max_noise_level is None else self.settings.noise_level
         if level != "auto":
             return torch.full((len(clip),), level, device=self.device)
@@ -228,7 +223,7 @@ class DiffusionX4:
         plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         once = tracing.unet_flops(self.unet.module, self._tokens, plan.tile_height, plan.tile_width)
         evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
-        # In few bands, however many there will be: what they share is computed once here, as in the whole frame.
+        # With the few bands of the meta device: rows that bands share are not counted twice.
         decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
@@ -244,18 +239,18 @@ class DiffusionX4:
         return noise.field(self.settings.seed, stream, channels, height, width, top, left).to(self.device)
 
 
-# Numbers in float32 that are held for each input pixel of a frame: in the loop the clip, noise, latents and inputs;
-# while decoding the clip, the latents and the picture.
+# Numbers in float32 for each input pixel of a frame: in the loop those of the clip, noise, latents and inputs; while
+# decoding those of the clip, the latents and the picture.
 _LOOP, _DECODED = 46, 18 + 3 * DiffusionX4.scale**2
 
 
 def needs(
     device: torch.device, unet: Any, decoder: Decoder, texts: tuple[int, int], guided: bool, compiled: bool
 ) -> Needs:
-    """The memory of an x4 upscaler, whose modules may be on the meta device.
+    """The needs of an x4 upscaler, whose modules may be on the meta device.
 
     Args:
-        texts: how many tokens the UNet reads, and the bytes of the text encoder's weights.
+        texts: the number of the UNet's tokens, and the bytes of the text encoder's weights.
     """
 
     @lru_cache(maxsize=32)
@@ -273,15 +268,15 @@ def needs(
         loading=texts[1],
         multiple=DiffusionX4.multiple,
         batch=8 if device.type == "cuda" else 1,
-        busy=2**17,  # a frame of 480x270 fills a card
+        busy=2**17,  # a frame of 480x270 keeps a card busy
         compiled=compiled,
     )
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs | None:
-    """The memory of the hub's model, by its architecture, or of `mini`, which is loaded in no time.
+    """The needs of the hub's model, from its architecture, or of `mini`, which is loaded quickly.
 
-    None for another model, or with another decoder, whose needs are known once they are loaded.
+    None for another model, or with another decoder, which have to be loaded.
     """
     if settings.vae is not None and settings.model in HOMES:
         return None
