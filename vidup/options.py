@@ -189,7 +189,7 @@ _PLAIN: dict[Any, Callable[[str], Any]] = {int: int, float: float}
 
 
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
-    """Make a config from the command line: typed values replace the given preset, that the model's, that the defaults."""
+    """A config from the command line: typed values replace the preset's, those the model's preset and the defaults."""
     names = {spec.name for spec in fields(config)}
     given = {key: value for key, value in typed.items() if key in names}
     if config is Settings:
