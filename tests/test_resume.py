@@ -476,6 +476,6 @@ class TestWithinASegment:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr("vidup.job.unfinished._EVERY", -1)
-        monkeypatch.setattr("vidup.job.made.write_atomically", full)
+        monkeypatch.setattr("vidup.job.unfinished.write_atomically", full)
         receipt = vidup.upscale(film, None, self.SETTINGS, runtime=CPU)
         assert receipt.frames == 9 and "its finished frames cannot be kept: [Errno" in caplog.text
