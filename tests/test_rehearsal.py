@@ -140,6 +140,43 @@ def test_verify_says_what_the_job_said(tmp_path: Path, caplog: pytest.LogCapture
         vidup.verify(source, other, settings)
 
 
+def without(source: Path, marks: dict[int, str]) -> Path:
+    """A copy of a file in which streams have lost the named mark."""
+    copy = source.with_name(f"less{source.suffix}")
+    with av.open(str(source)) as before, av.open(str(copy), "w") as target:
+        streams = [target.add_stream_from_template(stream, opaque=True) for stream in before.streams]
+        for stream, copied in zip(before.streams, streams, strict=True):
+            copied.metadata.update(stream.metadata)
+            lost = av.stream.Disposition[marks[stream.index]] if stream.index in marks else av.stream.Disposition(0)
+            copied.disposition = stream.disposition & ~lost
+        for packet in before.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    return copy
+
+
+def test_marks_that_a_container_cannot_say_are_no_fault_and_others_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """mov has no mark of forced subtitles, which mp4 has; but it has that of a first choice."""
+    texts, sounds = [Text("mov_text", "eng", forced=True)], [Sound("aac", "eng"), Sound("aac", "fin", default=True)]
+    source = Material(texts=texts, sounds=sounds).write(tmp_path / "source.mp4")
+    with caplog.at_level(logging.WARNING):
+        output = vidup.upscale(source, tmp_path / "output.mov", FAST).output
+        (told,) = [record.message for record in caplog.records]
+        assert told == f"{output}: mov cannot say it otherwise: stream 3 is no longer marked as forced"
+        caplog.clear()
+        assert vidup.verify(source, output).frames == 38
+        assert [record.message for record in caplog.records] == [told]
+    with pytest.raises(VerifyError, match="stream 2 is no longer marked as default"):
+        vidup.verify(source, without(output, {2: "default"}))
+    same = vidup.upscale(source, tmp_path / "output.mp4", FAST).output
+    assert vidup.verify(source, same).frames == 38
+    with pytest.raises(VerifyError, match="stream 3 is no longer marked as forced"):
+        vidup.verify(source, without(same, {3: "forced"}))
+
+
 def test_what_was_converted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A job that goes on does not pay for it again, and joins the same."""
     material = Material(sounds=(Sound("flac"), Sound("libopus")), texts=(Text("subrip"),))

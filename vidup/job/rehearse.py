@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _CHEAP = 2**28  # bytes of an input whose audio is converted in seconds
 _PICTURES = "rehearsal.packets"
-_ACCEPTABLE = ("tag ", "marks ", "chapters", "pixel aspect")
+_ACCEPTABLE = ("tag ", "flag ", "chapters", "pixel aspect")
 """Beginnings of the subjects of the proof in which a difference is only a warning."""
 
 

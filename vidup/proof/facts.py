@@ -86,8 +86,10 @@ def check_facts(
         for index, place in places.items():
             original, stream, name = source.streams[index], written.streams[place], f"stream {index}"
             _check_tags(output, name, streams.tags(original, delivery.container), stream.metadata, delivery, findings)
-            with findings.of(f"marks of {name}"):
-                _check_disposition(output, name, original, stream, delivery)
+            for flag in _flags(original, delivery):
+                with findings.of(f"flag {flag.name} of {name}"):
+                    if not stream.disposition & flag:
+                        raise VerifyError(f"{output}: {name} is no longer marked as {flag.name}")
         return len(wanted)
 
 
@@ -105,14 +107,11 @@ def _check_chapters(output: Path, wanted: list[Any], found: list[Any], shift: Fr
             )
 
 
-def _check_disposition(output: Path, name: str, original: Any, stream: Any, delivery: Delivery) -> None:
-    """Check the flags by which players choose. Mov's muxer may add one: where no track is the default, to the first."""
+def _flags(stream: Any, delivery: Delivery) -> list[Any]:
+    """The flags by which players choose. Mov's muxer may add one: where no track is the default, to the first."""
     if containers.family(delivery.info.container) != delivery.container.family:
-        return
-    kept = [flag for flag in original.disposition if flag.name in ("default", "forced")]
-    lost = [flag.name for flag in kept if not stream.disposition & flag]
-    if lost:
-        raise VerifyError(f"{output}: {name} is no longer marked as {', '.join(lost)}")
+        return []
+    return [flag for flag in stream.disposition if flag.name in ("default", "forced")]
 
 
 def _check_tags(
