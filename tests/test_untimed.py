@@ -64,7 +64,7 @@ def element(name: int, *parts: bytes | int | float | str) -> bytes:
 
 
 def video_for_windows(path: Path, stream: Stream) -> Path:
-    """What AVI becomes in Matroska: a BITMAPINFOHEADER, and blocks with the times of decoding (RFC 9559, 5.1.4.1.21)."""
+    """What AVI becomes in Matroska: a BITMAPINFOHEADER, and blocks with the times of decoding."""
     bitmap = struct.pack("<IiiHH4sIiiII", 40 + len(stream.extradata), WIDTH, HEIGHT, 1, 24, stream.fourcc, *[0] * 5)
     blocks = [
         element(0xA3, b"\x81" + struct.pack(">hB", 40 * number, 0x80 * key) + data)
