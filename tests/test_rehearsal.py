@@ -165,7 +165,7 @@ def test_marks_that_a_container_cannot_say_are_no_fault_and_others_are(
     with caplog.at_level(logging.WARNING):
         output = vidup.upscale(source, tmp_path / "output.mov", FAST).output
         (told,) = [record.message for record in caplog.records]
-        assert told == f"{output}: mov cannot say it otherwise: stream 3 is no longer marked as forced"
+        assert told == f"{output}: mov cannot store it: stream 3 is no longer marked as forced"
         caplog.clear()
         assert vidup.verify(source, output).frames == 38
         assert [record.message for record in caplog.records] == [told]
