@@ -22,7 +22,7 @@ pytest.importorskip("starlette", reason="the extra vidup[ui] is not installed")
 from starlette.testclient import TestClient
 
 import vidup
-from vidup.ui import forms, requests, runner, runs
+from vidup.ui import films, forms, requests, runner, runs
 from vidup.ui.safety import Folders
 from vidup.ui.server import application
 
@@ -68,6 +68,33 @@ def test_a_file_is_chosen_and_looked_at(page: TestClient, tmp_path: Path):
     assert found["command"].endswith("--model nearest --scale 2")
     picture = page.get("/api/frame", params={"input": body["input"], "at": 0.2, "height": 24})
     assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+
+
+def test_what_takes_long_to_find_out_is_told_once_it_is_known(tmp_path: Path, monkeypatch: Any):
+    asked, known, source = [], threading.Event(), tmp_path / "x.mp4"
+    source.write_bytes(b"")
+
+    def plan(source: Path, output: Any, settings: Any, runtime: Any, motion: bool = True) -> vidup.Plan:
+        asked.append((settings.seed, motion))
+        if motion:
+            assert known.wait(10)
+        facts = ("file", f"{settings.seed}"), ("motion", "a third" if motion else "unknown")
+        return vidup.Plan(source, source, None, (2, 2), 9, (), (), computed=0.3 if motion else None, facts=facts)
+
+    monkeypatch.setattr(vidup, "plan", plan)
+    looks = films.Looks()
+    first, second = (forms.read({"seed": seed}, Folders([tmp_path])) for seed in (1, 2))
+    found, more = looks.plan(source, first, None)
+    assert more and dict(found.facts)["motion"] == "unknown"
+    known.set()
+    for form, file in ((first, "1"), (second, "2"), (first, "1")):
+        for _ in range(100):
+            found, more = looks.plan(source, form, None)
+            if not more:
+                break
+        assert (found.computed, found.facts, more) == (0.3, (("file", file), ("motion", "a third")), False)
+    assert asked.count((1, True)) == 1 and sorted(asked) == [(1, False), (1, True), (2, False)]
+    looks.close()
 
 
 def test_who_has_no_token_gets_nothing(page: TestClient, tmp_path: Path):

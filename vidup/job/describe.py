@@ -8,11 +8,10 @@ from fractions import Fraction
 from math import log2
 from typing import Any
 
-from vidup.config import Runtime
 from vidup.engines import anchor_rounds, family, native_scale
 from vidup.engines.held import quantiser
 from vidup.job.carrying import Foreseen, is_carried
-from vidup.job.plan import Job, device_memory, disk, host_memory
+from vidup.job.plan import Job, disk, host_memory
 from vidup.media import animation, captions, losses, moving, side_data
 from vidup.media.delivery import lost_tags
 from vidup.picture.geometry import size_notes
@@ -88,8 +87,12 @@ def _carried(job: Job) -> set[str]:
     return {kind for kind, arrives in ((side_data.STEREO, stereo), (side_data.CAPTIONS, captioned)) if arrives}
 
 
-def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[tuple[str, str]]:
-    """What is in a file and what it will become, as (head, text) pairs; for other streams see `streams`."""
+def facts(job: Job, device: int | None, seen: Foreseen | None = None) -> Iterator[tuple[str, str]]:
+    """What is in a file and what it will become, as (head, text) pairs; for other streams see `streams`.
+
+    Args:
+        device: as `plan.device_memory` returns it.
+    """
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
     light = "full" if info.color.full_range else "limited"
@@ -111,7 +114,6 @@ def facts(job: Job, runtime: Runtime, seen: Foreseen | None = None) -> Iterator[
         f"{job.output}: {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec},"
         f" {len(job.times)} frames",
     )
-    device = device_memory(job, runtime)
     model = "what vidup bench --input measures" if device is None else f"{device / 2**30:.2f} GiB"
     yield (
         "takes",
@@ -157,7 +159,7 @@ def compression(step: float) -> str:
     return f"{how}, like x264 at crf {crf}: its artefacts are left out (--quantiser 0 trusts the whole picture)"
 
 
-def table(job: Job, runtime: Runtime) -> dict[str, Any]:
+def table(job: Job, device: int | None) -> dict[str, Any]:
     """What `facts` describes, as values for JSON."""
     found = asdict(job.info) | {"output": str(job.output), "encoding": asdict(job.encoding)}
     del found["pts"]
@@ -166,5 +168,5 @@ def table(job: Job, runtime: Runtime) -> dict[str, Any]:
         "output_frames": len(job.times),
         "disk_bytes": disk(job, job.high - job.low),
         "host_bytes": host_memory(job),
-        "device_bytes": device_memory(job, runtime),
+        "device_bytes": device,
     }

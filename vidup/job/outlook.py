@@ -61,10 +61,9 @@ def plan(
     runtime: Runtime | None = None,
     *,
     measure: bool = False,
+    motion: bool = True,
 ) -> Plan:
     """Find out what a job would do with a file; no model is loaded unless `measure` is true.
-
-    Where pictures are carried, a few frames of the middle are decoded to estimate the share that will be computed.
 
     Args:
         input: a video or a still image.
@@ -72,6 +71,8 @@ def plan(
         settings: what decides the result; a string or a path is a preset.
         runtime: where and how it would run.
         measure: load the model and time it on the first frames.
+        motion: where pictures are carried, decode a few frames of the middle to estimate the share that will be computed,
+            which takes up to three seconds.
 
     Raises:
         ConfigError: the settings do not fit the input or the output.
@@ -88,15 +89,16 @@ def plan(
     notes = [*describe.describe(job)[1:], *left]
     seen = None
     try:
-        seen = carrying.foresee(job, carrying.QUICK)
+        seen = carrying.foresee(job, carrying.QUICK) if motion else None
     except MediaError as error:  # a note, because all else about the file is known
         notes.append(f"note: how many pixels will be computed is not known: {error}")
     computed, seconds = seen and seen.computed, None
     if measure:
         with Upscaler(settings, runtime) as upscaler:
             seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
-    table = describe.table(job, runtime) | {"computed": computed, "notes": notes}
-    facts, streams = tuple(describe.facts(job, runtime, seen)), tuple(describe.streams(job))
+    device = plans.device_memory(job, runtime)
+    table = describe.table(job, device) | {"computed": computed, "notes": notes}
+    facts, streams = tuple(describe.facts(job, device, seen)), tuple(describe.streams(job))
     return Plan(
         source, target, job.info, (job.encoding.height, job.encoding.width), len(job.times),
         streams, tuple(notes),

@@ -5,20 +5,30 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
 import vidup
-from vidup.errors import MediaError
+from vidup.errors import MediaError, VidupError
 from vidup.ui import forms
 from vidup.ui.safety import Refused
 
 _OPEN = 4
 """Files that are kept open."""
 _PLANS = 32
+_AT_ONCE = 0.2
+"""Seconds that are waited for what takes long."""
+_OF_MOTION = (
+    *("model", "temporal", "trust", "refresh", "start", "duration", "end"),
+    *("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
+)
+"""Settings that decide how much of a film is carried."""
+Kept = TypeVar("Kept")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc"),
@@ -28,27 +38,57 @@ VIDEOS = (
 
 
 class Looks:
-    """What would become of files, the last few that were asked for: to find out takes up to seconds."""
+    """What would become of files, the last few that were asked for.
+
+    How much of a film is carried along its motion takes seconds to find out, and hangs on few settings: it is found out
+    beside, and told once it is known.
+    """
 
     def __init__(self) -> None:
         self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
+        self._motions: OrderedDict[Any, Future[vidup.Plan]] = OrderedDict()
         self._lock = threading.Lock()
+        self._beside = ThreadPoolExecutor(1, "motion")
 
-    def plan(self, source: Path, form: forms.Form, output: Path | None) -> vidup.Plan:
-        """What would become of a file; raises as `vidup.plan`."""
-        facts = source.stat()
-        tables = repr((form.settings.encoder_options, form.settings.muxer_options))
-        key = source, facts.st_mtime_ns, facts.st_size, form.settings, tables, form.runtime, output
+    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
+        """What would become of a file, and whether more will be known in a while; raises as `vidup.plan`."""
+        file = source, source.stat().st_mtime_ns, source.stat().st_size
+        settings, runtime = form.settings, form.runtime
+        key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
+        known = self._plans.get(key)
+        found = known or vidup.plan(source, output, settings, runtime, motion=False)
         with self._lock:
-            if key not in self._plans:
-                self._plans[key] = vidup.plan(source, output, form.settings, form.runtime)
-                while len(self._plans) > _PLANS:
-                    self._plans.popitem(last=False)
-            return self._plans[key]
+            self._plans[key] = found
+            _bound(self._plans)
+            if "motion" not in dict(found.facts):
+                return found, False
+            key = *file, *(getattr(settings, name) for name in _OF_MOTION)
+            if key not in self._motions:
+                self._motions[key] = self._beside.submit(vidup.plan, source, None, settings, runtime)
+                for gone in _bound(self._motions):
+                    gone.cancel()
+            motion = self._motions[key]
+        try:
+            seen = motion.result(_AT_ONCE)
+        except (TimeoutError, CancelledError):
+            return found, True
+        except VidupError:  # which the notes tell, where it is the file's
+            return found, False
+        facts = ((head, dict(seen.facts)["motion"] if head == "motion" else text) for head, text in found.facts)
+        return replace(found, computed=seen.computed, facts=tuple(facts)), False
+
+    def close(self) -> None:
+        """Find out nothing more."""
+        self._beside.shutdown(wait=False, cancel_futures=True)
 
 
-def told(found: vidup.Plan, form: forms.Form, estimate: float | None) -> dict[str, Any]:
-    """A plan as the page takes it."""
+def _bound(kept: OrderedDict[Any, Kept]) -> list[Kept]:
+    """Let the oldest go, and return them."""
+    return [kept.popitem(last=False)[1] for _ in range(len(kept) - _PLANS)]
+
+
+def told(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
+    """A plan as the page takes it; `more` will be known in a while."""
     info, (height, width), exists = found.info, found.size, found.output.exists()
     return {
         "facts": [list(fact) for fact in found.facts],
@@ -65,6 +105,7 @@ def told(found: vidup.Plan, form: forms.Form, estimate: float | None) -> dict[st
         "command": forms.shown(form.arguments(found.input, found.output, overwrite=exists)),
         "estimate": estimate,
         "still": info is None,
+        "more": more,
     }
 
 

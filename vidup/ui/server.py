@@ -56,9 +56,9 @@ class Server:
         """A file's facts, the plan and the notes."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
-        found, last = self.looks.plan(source, form, output), self.previews.last_of(source, form)
+        (found, more), last = self.looks.plan(source, form, output), self.previews.last_of(source, form)
         known = estimate(found, last.seconds_a_frame, last.kind == "frame") if last is not None else None
-        return told(found, form, known)
+        return told(found, form, known, more)
 
     def frame(self, query: Given) -> Answer:
         """A frame of the source."""
@@ -76,7 +76,7 @@ class Server:
     def preview_state(self, query: Given) -> Answer:
         """How far a preview is."""
         one = self.previews.find(query["id"])
-        found = self.looks.plan(one.source, one.form, None) if one.seconds_a_frame is not None else None
+        found = self.looks.plan(one.source, one.form, None)[0] if one.seconds_a_frame is not None else None
         ending, done = "png" if one.kind == "frame" else "mp4", one.state == "done"
         return {
             "id": one.id, "state": one.state, "done": one.done, "line": one.line, "error": one.error or None,
@@ -108,7 +108,7 @@ class Server:
         """Queue a run."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
-        output = self.looks.plan(source, form, output).output  # refuses what cannot be before it waits for its turn
+        output = self.looks.plan(source, form, output)[0].output  # refuses what cannot be before it waits for its turn
         if output == source:
             raise ConfigError(f"{output}: is the input; give the output another name")
         if output.exists() and not body.get("replace"):
@@ -177,6 +177,7 @@ class Server:
     def close(self) -> None:
         """Let everything go."""
         self.previews.close()
+        self.looks.close()
         self.films.close()
 
 
