@@ -249,5 +249,6 @@ def test_a_job_without_a_diffusion_model_imports_none_of_its_libraries():
 def test_every_dependency_names_the_lowest_version_that_does():
     """Which `.ci/lowest` installs: exact releases, so that what is declared is what is tested."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for line in (*project["dependencies"], *project["optional-dependencies"]["checkpoint"]):
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["checkpoint"], *extras["ui"]):
         assert re.fullmatch(r"[\w-]+>=\d+(\.\d+)*(,<\d+)?", line), line

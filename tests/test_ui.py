@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -22,7 +23,8 @@ pytest.importorskip("starlette", reason="the extra vidup[ui] is not installed")
 from starlette.testclient import TestClient
 
 import vidup
-from vidup.ui import films, forms, requests, runner, runs
+from vidup import ui
+from vidup.ui import films, forms, places, previews, requests, runner, runs
 from vidup.ui.safety import Folders
 from vidup.ui.server import application
 
@@ -108,6 +110,8 @@ def test_who_has_no_token_gets_nothing(page: TestClient, tmp_path: Path):
         "httponly" in first.headers["set-cookie"].lower() and "samesite=strict" in first.headers["set-cookie"].lower()
     )
     assert page.get("/").status_code == 200  # by the cookie
+    linked = page.get(f"/?token={TOKEN}", headers={"sec-fetch-site": "cross-site"})  # a redirect would bear no cookie
+    assert linked.status_code == 200 and "set-cookie" in linked.headers and 'content="0; url=/"' in linked.text
 
 
 @pytest.mark.parametrize(
@@ -151,9 +155,24 @@ def test_nothing_outside_of_the_folders_is_read(tmp_path: Path, make_clip: Any):
             answer = client.post("/api/look", json={"input": path, "settings": {"model": "nearest"}})
             assert answer.status_code in (400, 403) and "\n" not in answer.json()["error"], path
         assert client.get("/api/folder", params={"path": "up"}).status_code == 403
-        for settings in ({"preset": str(tmp_path / "x.toml")}, {"model": "../a.pth"}, {"vae": "/etc"}):
-            answer = client.post("/api/look", json={"input": "film.mp4", "settings": settings})
-            assert answer.status_code in (400, 403)
+        (tmp_path / "x.toml").write_text("")
+        (inside / "y.toml").write_text(f"vae = '{tmp_path}'")
+        for settings in (
+            *({"preset": path} for path in (str(tmp_path / "x.toml"), "../x.toml", "y.toml", 3)),
+            *(
+                {"model": "../a.pth"},
+                {"model": str(tmp_path / "a.pth")},
+                {"vae": "/etc"},
+                {"vae": "a\0"},
+                {"vae": ".."},
+            ),
+            *({"encoder_options": "stats=/tmp/x"}, {"encoder_options": {"x264-params": "stats=C:\\x"}}),
+            *({"watch": str(tmp_path)}, {"overwrite": True}, {"nobody": 1}, {"steps": "x"}, []),
+        ):
+            answer = client.post("/api/preset", json={"name": "z", "settings": settings})
+            assert answer.status_code in (400, 403), settings
+            assert answer.json()["error"] and "\n" not in answer.json()["error"]
+        assert sorted(path.name for path in inside.glob("*.toml")) == ["y.toml"]
 
 
 def ended(client: TestClient, name: str) -> dict[str, Any]:
@@ -475,3 +494,47 @@ def test_a_full_disk_loses_no_run_and_starts_none(acted: Any, tmp_path: Path, mo
     assert at(name)()["state"] == "waiting" and not (known.folder / name / "events").exists()
     begin()
     until(at(name), "done")
+
+
+def test_a_model_that_nobody_uses_is_let_go(page: TestClient, tmp_path: Path, monkeypatch: Any):
+    gone = threading.Event()
+    monkeypatch.setattr(previews, "_IDLE", 0.05)
+    monkeypatch.setattr(vidup.Upscaler, "close", lambda self: gone.set())
+    body = {"input": "clip.mp4", "at": 0, "settings": {"model": "nearest"}}
+    assert ended(page, page.post("/api/preview", json=body).json()["id"])["state"] == "done"
+    assert gone.wait(10)
+    assert ended(page, page.post("/api/preview", json=body).json()["id"])["state"] == "done"  # and comes again
+
+
+def test_finished_previews_are_bounded(page: TestClient, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(previews, "_MOST_KEPT", 2)
+    body = {"input": "clip.mp4", "at": 0, "settings": {"model": "nearest", "scale": 1}}
+    made = [ended(page, page.post("/api/preview", json=body).json()["id"])["id"] for _ in range(4)]
+    assert [page.get(f"/api/preview/{one}").status_code for one in made] == [404, 404, 200, 200]
+    assert len(list(places.state().glob("previews/*/*"))) == 2
+    (places.state() / "previews" / "1-1-aa").mkdir()  # of a server that was killed
+    with client_of(tmp_path):
+        assert len(list(places.state().glob("previews/*"))) == 2
+    assert len(list(places.state().glob("previews/*"))) == 1
+
+
+def test_the_next_free_port_is_taken():
+    with contextlib.closing(ui._listen("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with contextlib.closing(ui._listen("127.0.0.1", port)) as second:
+            assert port < second.getsockname()[1] <= port + 20
+    with pytest.raises(vidup.ConfigError, match=r"host = 203.0.113.1, port = 7860: cannot be listened at"):
+        ui._listen("203.0.113.1", 7860)
+
+
+def test_without_the_extra_a_line_says_what_to_install(monkeypatch: Any, capsys: pytest.CaptureFixture[str]):
+    from vidup.cli import main
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["ui", "--no-browser"]) == 2
+    assert capsys.readouterr().err == 'vidup: ui: needs uvicorn; pip install "vidup[ui]" brings it\n'
+    monkeypatch.undo()
+    assert main(["ui", "--no-browser", "/nowhere"]) == 2
+    assert capsys.readouterr().err == "vidup: /nowhere: is no folder; give one that is there\n"
+    with pytest.raises(SystemExit):
+        main(["ui", "--port", "65536"])

@@ -313,10 +313,15 @@ def _ui(arguments: argparse.Namespace) -> int:
 
     def ready(address: str) -> None:
         terminal.say(f"vidup: the page is at {address} ; Ctrl-C ends it, runs go on")
+        if arguments.host not in ("127.0.0.1", "localhost", "::1"):
+            log.warning("who can reach this machine and has that address can use the page, and nothing is encrypted")
         if not arguments.no_browser:
             webbrowser.open(address)
 
-    ui.serve(arguments.folders, arguments.host, arguments.port, ready)
+    if not arguments.verbose:
+        log.setLevel(logging.WARNING)  # what previews say is on the page
+    with suppress(KeyboardInterrupt):  # the way to end it
+        ui.serve(arguments.folders, arguments.host, arguments.port, ready)
     return 0
 
 

@@ -104,7 +104,7 @@ def _packages() -> Iterator[Finding]:
         )
 
 
-_EXTRAS = {"checkpoint": "files of weights such as ESRGAN's", "ray": "several workers"}
+_EXTRAS = {"checkpoint": "files of weights such as ESRGAN's", "ray": "several workers", "ui": "a page"}
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 

@@ -37,13 +37,13 @@ def serve(
         from vidup.ui.safety import Folders
         from vidup.ui.server import application
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio"):
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "filelock"):
             raise
         raise ConfigError(f'ui: needs {error.name}; pip install "vidup[ui]" brings it') from None
     allowed = Folders(folders or ["."])
     with closing(_listen(host, port)) as listener:
         port, token = listener.getsockname()[1], secrets.token_urlsafe(32)
-        app = application(allowed, token, host, port)
+        app = application(allowed, token, host, port, warm=True)
         config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2)
         name = f"[{host}]" if ":" in host else host if host not in ("0.0.0.0", "") else socket.gethostname()
         on_ready(f"http://{name}:{port}/?token={token}")

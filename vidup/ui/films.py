@@ -20,6 +20,8 @@ from vidup.ui.safety import Refused
 
 _OPEN = 4
 """Files that are kept open."""
+_AT_A_TIME = 3
+"""Pictures that are decoded at once: each may take a hundred megabytes."""
 _PLANS = 32
 _AT_ONCE = 0.2
 """Seconds that are waited for what takes long."""
@@ -125,7 +127,7 @@ class Films:
 
     def __init__(self) -> None:
         self._videos: OrderedDict[tuple[str, int, int, str], vidup.Video] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._few = threading.Lock(), threading.Semaphore(_AT_A_TIME)
 
     def video(self, path: Path, settings: vidup.Settings) -> vidup.Video:
         """A video; raises as `vidup.open`."""
@@ -146,6 +148,10 @@ class Films:
         Raises:
             MediaError: the file cannot be read, or ends before.
         """
+        with self._few:
+            return self._picture(path, at, settings)
+
+    def _picture(self, path: Path, at: float, settings: vidup.Settings) -> Image.Image:
         if is_picture(path):
             try:
                 with Image.open(path) as image:

@@ -24,8 +24,8 @@ _CONFIGS = (vidup.Settings, vidup.Runtime)
 _NOT_HERE = ("overwrite", "watch")
 """What the page asks for where it is needed."""
 _MOST_PRESETS = 50
-_PATHS = ("preset", "model", "vae", "tokenizer")
-"""Settings that may be files."""
+_FILES = ("model", "vae", "tokenizer")
+"""Settings that may be files or folders."""
 
 
 def described() -> Iterator[dict[str, Any]]:
@@ -143,34 +143,45 @@ def read(given: Any, folders: Folders) -> Form:
     known = {spec.name: config for config in _CONFIGS for spec in fields(config) if spec.name not in _NOT_HERE}
     values: dict[str, Any] = {}
     for name, value in given.items():
-        if name in _PATHS and isinstance(value, str) and value:
-            _check_path(name, value, folders)
         if name != "preset" and name not in known:
             raise ConfigError(f"settings: unknown name {str(name)[:80]!r}")
-        if value is None or value == "" or name == "preset":
-            continue
-        values[name] = options.read_option(known[name], name, value) if isinstance(value, str) else value
-        if isinstance(values[name], dict):
-            _check_pairs(name, values[name])
+        if name != "preset" and value is not None and value != "":
+            values[name] = options.read_option(known[name], name, value) if isinstance(value, str) else value
+        if name in _FILES and isinstance(values.get(name), str):
+            values[name] = _located(values[name], folders)
     preset = given.get("preset") or None
     if preset is not None and not isinstance(preset, str):
         raise ConfigError(f"preset = {preset!r}: expected a text")
+    if preset is not None and preset not in vidup.Settings.presets():
+        preset = str(folders.file(preset)) if preset.endswith(".toml") else preset
     settings = options.from_options(vidup.Settings, values, preset)
+    for name in _FILES:  # which a preset may name, too
+        if isinstance(getattr(settings, name), str):
+            _located(getattr(settings, name), folders)
+    for name in ("encoder_options", "muxer_options"):
+        _check_pairs(name, getattr(settings, name))
     return Form(settings, options.from_options(vidup.Runtime, values), values, preset)
 
 
-def _check_path(name: str, value: str, folders: Folders) -> None:
-    """See that what may be a file is a name, a hub id, or lies within the folders."""
-    if "\0" in value:
-        raise ConfigError(f"{name} = {value!r}: is no text")
-    if Path(value).exists() or Path(value).is_absolute() or ".." in Path(value).parts or value.startswith("~"):
-        folders.within(value)
+def _located(value: str, folders: Folders) -> str:
+    """A model as it is to be given: a name or a hub id as they are, what is a file or a folder by its whole path.
+
+    Raises:
+        Refused: it lies outside of the folders.
+    """
+    if value in vidup.models():
+        return value
+    path, inside = Path(value), folders.roots[0] / value
+    is_path = "\0" in value or value[0] in "~." or path.is_absolute() or ".." in path.parts
+    if is_path or path.exists() or inside.exists():  # the first would be taken by its relative path
+        return str(folders.within(value))
+    return value
 
 
-def _check_pairs(name: str, pairs: Mapping[str, Any]) -> None:
+def _check_pairs(name: str, pairs: Mapping[str, str]) -> None:
     """An encoder's options may name files, which nobody here can tell from other words."""
     for key, value in pairs.items():
-        if isinstance(value, str) and any(mark in value for mark in "/\\"):
+        if any(mark in value for mark in "/\\"):
             raise ConfigError(f"{name}: {key}={value[:80]!r}: may name a file; give it on the command line")
 
 

@@ -85,6 +85,13 @@ class Maker:
         preview.folder.mkdir(parents=True)
         (self._frame if preview.kind == "frame" else self._moving)(preview)
 
+    def warm(self) -> None:
+        """Load the small model, and with it what all models stand on: that takes longer than its pictures."""
+        settings, runtime = vidup.Settings.preset("mini"), replace(vidup.Runtime(), **_AS_A_PREVIEW)
+        upscaler = vidup.Upscaler(settings, runtime, stop=self._stop)
+        upscaler.reset()
+        self._loaded = _key(settings, runtime), upscaler
+
     def let_go(self) -> None:
         """Let the model and its memory go."""
         if self._loaded is not None:
@@ -135,9 +142,7 @@ class Maker:
     def _upscale(self, preview: Preview, settings: vidup.Settings, source: Path, after: Path) -> None:
         """Upscale a file with the model that is loaded, where it is the same one; no second one is beside it."""
         runtime = replace(preview.form.runtime, **_AS_A_PREVIEW)
-        key = *(getattr(settings, name) for name in ("model", "revision", "dtype", "vae", "vae_attention")), runtime
-        if settings.model == "x2" or Path(settings.model).is_file():  # whose text encoder is not at hand by itself
-            key += settings.prompt, settings.negative_prompt, settings.tokenizer, settings.guidance_scale > 0
+        key = _key(settings, runtime)
         if self._loaded is not None and self._loaded[0] == key:
             upscaler = self._loaded[1].replace(**{one.name: getattr(settings, one.name) for one in fields(settings)})
         else:
@@ -148,6 +153,14 @@ class Maker:
         upscaler.upscale(source, after, on_progress=told)
         self._loaded = key, upscaler  # which has the prompt read
         preview.seconds_a_frame = round(told.seconds(), 4)
+
+
+def _key(settings: vidup.Settings, runtime: vidup.Runtime) -> tuple[Any, ...]:
+    """What previews have in common that share a model."""
+    key = *(getattr(settings, name) for name in ("model", "revision", "dtype", "vae", "vae_attention")), runtime
+    if settings.model == "x2" or Path(settings.model).is_file():  # whose text encoder is not at hand by itself
+        key += settings.prompt, settings.negative_prompt, settings.tokenizer, settings.guidance_scale > 0
+    return key
 
 
 def _scale(settings: vidup.Settings) -> float:
@@ -173,7 +186,7 @@ class _Told:
         preview.done = round(min(share, 0.99), 3)
         step = f", step {event.step} of {event.steps}" if event.step else ""
         count = f"frame {min(event.frame + 1, event.frames)} of {event.frames}" if event.frames > 1 else "the frame"
-        preview.line = f"upscaling {count}{step}" if event.state == "upscaling" else event.state
+        preview.line = f"upscaling {count}{step}" if event.state == "upscaling" else "writing the result"
 
     def seconds(self) -> float:
         """That a frame took."""

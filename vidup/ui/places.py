@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 from contextlib import suppress
@@ -47,7 +48,7 @@ def of_this_process(parent: Path) -> Path:
             if not is_alive(*_identity(path.name)):
                 shutil.rmtree(path, ignore_errors=True)
     pid, began = identity(os.getpid())
-    return made(parent / f"{pid}-{began}")
+    return made(parent / f"{pid}-{began}-{secrets.token_hex(4)}")
 
 
 def identity(pid: int) -> tuple[int, int]:
@@ -66,5 +67,5 @@ def is_alive(pid: int, began: int) -> bool:
 
 
 def _identity(name: str) -> tuple[int, int]:
-    pid, _, began = name.partition("-")
+    pid, began, *_ = [*name.split("-"), ""]
     return (int(pid), int(began)) if pid.isdecimal() and began.isdecimal() else (-1, 0)

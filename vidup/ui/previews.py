@@ -7,6 +7,7 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -39,7 +40,7 @@ class Previews:
         self._changed = threading.Condition()
         self._current: Preview | None = None
         self._thread: threading.Thread | None = None
-        self._ends = self._lets_go = False
+        self._ends = self._lets_go = self._warms = False
         self._maker = Maker(films, self._is_stopping)
         self._measured: OrderedDict[tuple[Path, vidup.Settings, vidup.Runtime], Preview] = OrderedDict()
 
@@ -66,11 +67,21 @@ class Previews:
             if sum(one.state == "waiting" for one in self._all.values()) >= _MOST_WAITING:
                 raise Refused(f"{_MOST_WAITING} previews wait already; stop some of them", 429)
             self._all[name] = Preview(name, source, at, form, kind, self._folder / name)  # type: ignore[arg-type]
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="previews", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._begin()
         return name
+
+    def warm(self) -> None:
+        """Load the small model while nobody waits for it."""
+        with self._changed:
+            self._warms = True
+            self._begin()
+
+    def _begin(self) -> None:
+        """See that there is a thread, and that it looks; held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="previews", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def find(self, name: str) -> Preview:
         """A preview by its name; raises Refused."""
@@ -109,6 +120,9 @@ class Previews:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _work(self) -> None:
+        if self._warms:
+            with suppress(VidupError):  # who needs it will be told
+                self._maker.warm()
         while (preview := self._next()) is not None:
             try:
                 self._maker.make(preview)

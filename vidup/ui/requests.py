@@ -44,6 +44,14 @@ def number(given: Given, name: str) -> float:
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+def names(given: Given, name: str) -> list[str]:
+    """A list of texts of a request, empty where there is none."""
+    found = given.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ConfigError(f"{name}: expected a list of texts")
+    return found
+
+
 def from_query(handle: Callable[[Given], Answer]) -> Endpoint:
     """A handler of what stands in the address, run in a thread."""
 

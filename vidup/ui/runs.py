@@ -109,8 +109,11 @@ class Runs:
         """
         with self.held():
             known = self.all()
+            for old in [run for run in known if run.state == "done"][: len(known) + 1 - _MOST_RUNS]:
+                self.remove(old)
+                known.remove(old)
             if len(known) >= _MOST_RUNS:
-                raise Refused(f"there are {len(known)} runs; remove some that are done", 429)
+                raise Refused(f"there are {len(known)} runs; remove some of them", 429)
             if any(run.output == output and run.state in ("waiting", "running", "paused") for run in known):
                 raise Refused(f"{output}: is the output of a run already; remove that one, or give another name", 409)
             now = time.time_ns()

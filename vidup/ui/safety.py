@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vidup.errors import ConfigError, MediaError, VidupError
@@ -27,8 +27,13 @@ _SENT = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+_ONWARD = '<!doctype html><meta http-equiv="refresh" content="0; url=/"><a href="/">vidup</a>'
 _BODIES = {"/api/upload": "application/octet-stream"}
 """What a request that changes something bears. A page of another site cannot send either without being asked first."""
+
+
+_MOST_ENTRIES = 10_000
+"""Of a folder that are shown."""
 
 
 class Refused(VidupError):
@@ -87,7 +92,9 @@ class Guard:
         if scope["path"] == "/" and scope["method"] == "GET" and given:
             if not self._is_token(given):
                 return refusal("the token is another server's; open the address that vidup ui printed last", 403)
-            answer = RedirectResponse("/", 303)
+            # Browsers send no strict cookie where another page's link led here, and a redirect is a part of that visit.
+            linked = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+            answer: Response = HTMLResponse(_ONWARD) if linked else RedirectResponse("/", 303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
         if not self._is_token(headers.get(HEADER) or self._from_cookie(headers.get("cookie", ""))):
@@ -202,11 +209,11 @@ def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, ob
         entries = sorted(path.iterdir(), key=lambda entry: entry.name.lower())
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from None
-    for entry in entries:
+    for entry in entries[:_MOST_ENTRIES]:
         if entry.name.startswith("."):
             continue
         try:
-            facts = folders.within(str(entry)).stat()
+            facts = (folders.within(str(entry)) if entry.is_symlink() else entry).stat()
         except (VidupError, OSError):  # a link that leads out, or nowhere
             continue
         if stat.S_ISDIR(facts.st_mode) and entry.suffix != ".vidup":
@@ -214,4 +221,5 @@ def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, ob
         elif stat.S_ISREG(facts.st_mode):
             files.append({"name": entry.name, "size": facts.st_size, "video": entry.suffix.lower() in endings})
     parent = path.parent if any(path.parent.is_relative_to(root) for root in folders.roots) else None
-    return {"path": str(path), "parent": parent and str(parent), "folders": inside, "files": files}
+    left = max(0, len(entries) - _MOST_ENTRIES)
+    return {"path": str(path), "parent": parent and str(parent), "folders": inside, "files": files, "left": left}

@@ -18,7 +18,7 @@ from vidup.errors import ConfigError
 from vidup.ui import forms, places, runs
 from vidup.ui.films import VIDEOS, Films, Looks, Newest, estimate, jpeg, told
 from vidup.ui.previews import Previews
-from vidup.ui.requests import Answer, Given, from_body, from_query, number, upload
+from vidup.ui.requests import Answer, Given, from_body, from_query, names, number, upload
 from vidup.ui.runs import Runs
 from vidup.ui.safety import Folders, Guard, Refused, listing
 
@@ -70,8 +70,8 @@ class Server:
     def preview(self, body: Given) -> Answer:
         """Ask for a preview."""
         source, form = self._asked(body)
-        replaces = [str(one) for one in body.get("replaces") or []]
-        return {"id": self.previews.begin(source, number(body, "at"), form, body.get("kind", "frame"), replaces)}
+        at, kind = number(body, "at"), body.get("kind", "frame")
+        return {"id": self.previews.begin(source, at, form, kind, names(body, "replaces"))}
 
     def preview_state(self, query: Given) -> Answer:
         """How far a preview is."""
@@ -181,12 +181,18 @@ class Server:
         self.films.close()
 
 
-def application(folders: Folders, token: str, host: str, port: int) -> Starlette:
-    """The whole server, for uvicorn or a test."""
+def application(folders: Folders, token: str, host: str, port: int, warm: bool = False) -> Starlette:
+    """The whole server, for uvicorn or a test.
+
+    Args:
+        warm: load the small model, and what all models stand on, before anybody asks for it.
+    """
     server = Server(folders)
 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:
+        if warm:
+            server.previews.warm()
         yield
         await run_in_threadpool(server.close)
 
