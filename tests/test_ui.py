@@ -157,15 +157,16 @@ def test_nothing_outside_of_the_folders_is_read(tmp_path: Path, make_clip: Any):
         assert client.get("/api/folder", params={"path": "up"}).status_code == 403
         (tmp_path / "x.toml").write_text("")
         (inside / "y.toml").write_text(f"vae = '{tmp_path}'")
+        files = (
+            {"model": "../a.pth"},
+            {"model": str(tmp_path / "a.pth")},
+            {"vae": "/etc"},
+            {"vae": "a\0"},
+            {"vae": ".."},
+        )
         for settings in (
             *({"preset": path} for path in (str(tmp_path / "x.toml"), "../x.toml", "y.toml", 3)),
-            *(
-                {"model": "../a.pth"},
-                {"model": str(tmp_path / "a.pth")},
-                {"vae": "/etc"},
-                {"vae": "a\0"},
-                {"vae": ".."},
-            ),
+            *files,
             *({"encoder_options": "stats=/tmp/x"}, {"encoder_options": {"x264-params": "stats=C:\\x"}}),
             *({"watch": str(tmp_path)}, {"overwrite": True}, {"nobody": 1}, {"steps": "x"}, []),
         ):
