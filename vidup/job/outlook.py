@@ -71,7 +71,7 @@ def plan(
         settings: what decides the result; a string or a path is a preset.
         runtime: where and how it would run.
         measure: load the model and time it on the first frames.
-        motion: where pictures are carried, decode a few frames of the middle to estimate the share that will be computed,
+        motion: where pictures are carried, decode a few frames of the middle to estimate the share that is computed,
             which takes up to three seconds.
 
     Raises:
