@@ -319,7 +319,7 @@ class Relay:
     ) -> torch.Tensor:
         """What is carried where it is trusted, what was computed elsewhere, and bicubic where neither is."""
         size = carried.shape[-2:]
-        base = functional.interpolate(frame[None], size, mode="bicubic", align_corners=False)[0]
+        base = resample.resize(frame[None], size)[0]
         covered = frame.new_zeros(1, *frame.shape[-2:])
         for box, _ in pieces:
             covered[_inner(box, *frame.shape[-2:])] = 1

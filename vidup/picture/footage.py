@@ -120,7 +120,8 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
     power = _mean(luma(fine)[:, None].square(), NARROW)
     noise = (error(low_res, step).square() - CLEAN**2).clamp_min(0) / 255**2
     weight = (1 - noise / power.clamp_min(1e-12)).clamp(0, 1)
-    return anchor(picture, own + mean + weight * fine, rounds)
+    missing = mean + weight * fine
+    return anchor(picture + resize(missing, picture.shape[-2:]), own + missing, rounds - 1)
 
 
 def _mean(pictures: torch.Tensor, side: int) -> torch.Tensor:
