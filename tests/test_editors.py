@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import runpy
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,8 @@ class TestMoviePy:
         with Upscaler(NEAREST, CPU) as upscaler:
             with pytest.raises(MediaError, match="float64: holds 50 to 50, and floats are expected in"):
                 faded.image_transform(upscaler).get_frame(0.5)
+            large = faded.image_transform(lambda frame: upscaler(frame / 255) * 255)
+            assert np.allclose(large.get_frame(0.5), 50) and large.get_frame(0.5).dtype == np.float64
             large = faded.image_transform(lambda frame: upscaler(frame.astype("uint8")))
             assert np.array_equal(large.get_frame(0.5), np.full((12, 16, 3), 50, np.uint8))
 
@@ -95,6 +99,45 @@ class TestVapourSynth:
 
     def test_its_module_is_short(self) -> None:
         assert len((Path(__file__).parent.parent / "vidup" / "vapoursynth.py").read_text().splitlines()) < 100
+
+
+NOTEBOOK = """
+import numpy as np
+from PIL import Image
+import vidup
+settings = vidup.Settings(model="nearest", scale=2, codec="ffv1")
+receipt = vidup.upscale("clip.mp4", "out.mkv", settings, on_progress=vidup.Progress.bar())
+---
+receipt
+---
+video = vidup.open(receipt)
+Image.fromarray(video[3].rgb())
+---
+with vidup.Upscaler(settings) as up:
+    large = up(video[3].rgb())
+large.shape
+---
+vidup.upscale("clip.mp4", "out.mkv", settings)
+"""
+
+
+def test_a_notebook(make_clip: Callable[..., Path]) -> None:
+    """In a kernel of its own, as Jupyter and nbconvert run it: a bar, a receipt, a picture, an error of one line."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    source = make_clip(times=range(0, 6 * 512, 512))
+    cells = [nbformat.v4.new_code_cell(code.strip()) for code in NOTEBOOK.split("---")]
+    book = nbformat.v4.new_notebook(cells=cells)
+    with warnings.catch_warnings(action="ignore"):  # Jupyter's own
+        client = nbclient.NotebookClient(book, timeout=120, kernel_name="python3", allow_errors=True)
+        client.execute(cwd=str(source.parent))
+    outputs = [[dict(one) for one in cell.outputs] for cell in book.cells]
+    drawn = [one for one in outputs[0] if "application/vnd.jupyter.widget-view+json" in one.get("data", {})]
+    texts = "".join(one.get("text", "") for one in outputs[0])
+    assert drawn or "100%" in texts, outputs[0]  # a widget, where ipywidgets is installed
+    assert outputs[1][0]["data"]["text/plain"].startswith("Receipt(")
+    assert "image/png" in outputs[2][0]["data"] and outputs[3][0]["data"]["text/plain"] == "(192, 256, 3)"
+    assert outputs[4][0]["ename"] == "ConfigError" and "out.mkv: exists" in outputs[4][0]["evalue"]
 
 
 def test_the_samples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

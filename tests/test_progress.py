@@ -184,10 +184,13 @@ def test_in_a_notebook_a_bar_is_drawn(monkeypatch: pytest.MonkeyPatch, capsys: p
     """Whose standard error is no terminal; with ipywidgets it is one of theirs."""
     kernel = SimpleNamespace(config={"IPKernelApp": {}})
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    given, tqdm = dict[str, object](), progress.tqdm
+    monkeypatch.setattr(progress, "tqdm", lambda **options: given.update(options) or tqdm(**options))
     bar = Progress.bar()
     bar(Progress("upscaling", 2, 4, 2.0, 1.0, "out.mp4"))
     bar.close()
     assert "| 2/4, 2 frames/s, 00:01 left" in capsys.readouterr().err
+    assert not {"delay", "file"} & given.keys()  # with a delay theirs is shown when that is over, and never
 
 
 def test_an_error_never_stands_below_done(make_clip: Clips, show: Show, monkeypatch: pytest.MonkeyPatch):

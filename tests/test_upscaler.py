@@ -126,6 +126,8 @@ class TestNoSilentWrongPicture:
             (np.zeros((4, 4), np.int64), "dtype int64: expected uint8, uint16 or a float"),
             (np.zeros((4, 4), bool), "dtype bool: expected uint8, uint16 or a float"),
             (np.full((4, 4, 3), 200.0), r"float64: holds 200 to 200, and floats are expected in \[0, 1\]"),
+            (np.full((4, 4, 3), 2.1), "float64: holds 2.1 to 2.1"),
+            (np.full((4, 4, 3), -1.1, np.float32), "float32: holds -1.1 to -1.1"),
             (np.array([[0.5, np.nan], [0, 1]]), "1 of its values are NaN or infinite"),
             (np.array([[0.5, np.inf], [0, 1]], np.float16), "1 of its values are NaN or infinite"),
             (torch.zeros(20, 30, 3), r"a tensor of shape \(20, 30, 3\) and dtype float32: expected"),
@@ -171,6 +173,12 @@ class TestNoSilentWrongPicture:
         bare = mini.replace(anchor=0)
         assert np.array_equal(bare(ramp), bare(ramp.clip(0, 1))) and bare(ramp).max() <= 1
         assert mini(ramp).max() > 1.2  # the anchor brings the light back
+
+    def test_codes_that_pass_for_floats_are_black_and_stay_so(self, mini: Upscaler) -> None:
+        """The first frames of a fade of MoviePy: 0 to 255, and no more than 2 of it."""
+        picture = RNG.random((16, 16, 3))
+        for most in (0.0, 0.5, 2.0):
+            assert np.abs(mini(most * picture)).max() <= most + 0.5
 
 
 class TestSettings:

@@ -200,9 +200,10 @@ class Bar:
     def _show(self, event: Progress) -> None:
         bar = self._bar
         if bar is None:
-            options: dict[str, Any] = {} if _in_notebook() else {"file": self._stream}
-            # Not drawn by its constructor: if the stream failed there, the bar could not be closed.
-            options |= {"delay": 1e9, "miniters": 1, "mininterval": _DRAWN_EVERY, "bar_format": self._UNCOUNTED}
+            options: dict[str, Any] = {"miniters": 1, "mininterval": _DRAWN_EVERY, "bar_format": self._UNCOUNTED}
+            if not _in_notebook():  # whose bar a delay would hide for ever
+                # Not drawn by its constructor: if the stream failed there, the bar could not be closed.
+                options |= {"file": self._stream, "delay": 1e9}
             bar = self._bar = tqdm(**options)
             bar.delay = 0
         if event.frames:

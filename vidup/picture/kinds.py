@@ -27,8 +27,12 @@ _CONVERTED_BACK = {"YCbCr", "HSV", "CMYK", "RGBX", "RGBa"}
 """Modes to which a result is converted; palettes and single bits cannot represent a result."""
 
 _WHITE = {torch.uint8: 255, torch.uint16: 65535}
-_BRIGHTEST = 4.0
-"""The most that floats may be: larger ones are integer codes or linear light, and would be clipped to white."""
+_DARKEST, _BRIGHTEST = -1.0, 2.0
+"""The range of floats: what is beyond it is integer codes or linear light, and would be clipped to white.
+
+Overshoots of sharpening are within. So are frames of 0 to 255, as MoviePy's fades give them, that are black up to 2 of
+255: they are misread, but the result is in their own numbers, and within two codes of the input.
+"""
 
 
 @dataclass(frozen=True)
@@ -180,8 +184,8 @@ def _check_floats(values: torch.Tensor, named: str) -> None:
     if not (abs(low) < float("inf") and abs(high) < float("inf")):  # false for NaN, too
         count = int((~values.isfinite()).sum())
         raise MediaError(f"{named}: {count} of its values are NaN or infinite, which would spoil all around them")
-    if low < -_BRIGHTEST or high > _BRIGHTEST:
+    if low < _DARKEST or high > _BRIGHTEST:
         raise MediaError(
             f"{named}: holds {low:g} to {high:g}, and floats are expected in [0, 1], as a display shows them: divide"
-            " codes by their white, tone-map linear light"
+            " codes by their white, or make them uint8 or uint16 again; tone-map linear light"
         )
