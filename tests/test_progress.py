@@ -184,8 +184,14 @@ def test_in_a_notebook_a_bar_is_drawn(monkeypatch: pytest.MonkeyPatch, capsys: p
     """Whose standard error is no terminal; with ipywidgets it is one of theirs."""
     kernel = SimpleNamespace(config={"IPKernelApp": {}})
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
-    given, tqdm = dict[str, object](), progress.tqdm
-    monkeypatch.setattr(progress, "tqdm", lambda **options: given.update(options) or tqdm(**options))
+    given = dict[str, object]()
+
+    class Watched(progress.tqdm):
+        def __init__(self, **options: object) -> None:
+            given.update(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr(progress, "tqdm", Watched)
     bar = Progress.bar()
     bar(Progress("upscaling", 2, 4, 2.0, 1.0, "out.mp4"))
     bar.close()
