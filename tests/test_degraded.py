@@ -1,5 +1,6 @@
 """Compressed and noisy input: how far it is from clean, what is asked of the model then, and what the anchor holds."""
 
+import io
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import loaded
+from PIL import Image
 
 import vidup
 from vidup import ConfigError, Settings, Upscaler
 from vidup.engines.windows import spread
-from vidup.job.describe import CLEAN, describe
+from vidup.job.condition import CLEAN
+from vidup.job.describe import describe
+from vidup.job.piping import upscale_piped
 from vidup.job.plan import plan
+from vidup.job.progress import Tracker
+from vidup.media.bitstreams import jpeg_step, step_of_packet, step_of_qp
 from vidup.media.probing import probe
 from vidup.media.quantiser import quantiser_step
 from vidup.mini.degrade import CODECS, MARGIN, as_footage, compressed, distance, reduced
@@ -37,6 +43,7 @@ GOOD = {
     "libvpx-vp9": {"crf": "12", "b": "0"},
     "mpeg4": {"qmin": "2", "qmax": "2"},
     "mpeg2video": {"qmin": "2", "qmax": "2"},
+    "mjpeg": {"qmin": "2", "qmax": "2"},
 }
 BAD = {
     "libx264": {"crf": "38"},
@@ -44,6 +51,7 @@ BAD = {
     "libvpx-vp9": {"crf": "60", "b": "0"},
     "mpeg4": {"qmin": "24", "qmax": "24"},
     "mpeg2video": {"qmin": "24", "qmax": "24"},
+    "mjpeg": {"qmin": "24", "qmax": "24"},
 }
 
 
@@ -53,7 +61,7 @@ def write(path: Path, codec: str, options: dict[str, str], size: tuple[int, int]
     pixels = picture(HELD_OUT + 90, 192)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, 25, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for shift in range(count):
             window = np.ascontiguousarray(pixels[shift : shift + height, 2 * shift : 2 * shift + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(window, format="rgb24")))
@@ -180,9 +188,9 @@ class TestFootage:
 
 
 class TestQuantiser:
-    @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4", "mpeg2video"])
+    @pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4", "mpeg2video", "mjpeg"])
     def test_a_files_step_follows_its_encoder(self, codec: str, tmp_path: Path) -> None:
-        """Where the decoder says it, and where it is estimated from the bits of key frames."""
+        """Where the decoder says it, and where packets do."""
         found = []
         for name, options in (("good", GOOD), ("bad", BAD)):
             path = tmp_path / f"{name}.mkv"
@@ -190,16 +198,65 @@ class TestQuantiser:
             found.append(quantiser_step(probe(path)))
         assert 1 < found[0] < 14 and 25 < found[1] < 150
 
-    def test_what_is_lossless_has_none(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("ending", ["mkv", "hevc"])
+    def test_what_x265_writes_of_itself_is_read(self, ending: str, tmp_path: Path) -> None:
+        """In the head of the file, and before the first picture of a bare stream."""
+        write(tmp_path / f"a.{ending}", "libx265", {"x265-params": "crf=29:log-level=none"})
+        assert quantiser_step(probe(tmp_path / f"a.{ending}")) == pytest.approx(step_of_qp(33), abs=0.01)
+
+    def test_it_is_estimated_where_nobody_says_it(self, tmp_path: Path) -> None:
+        found = []
+        for crf in (16, 34):
+            write(tmp_path / "a.mkv", "libx265", {"x265-params": f"crf={crf}:info=0:log-level=none"})
+            found.append(quantiser_step(probe(tmp_path / "a.mkv")))
+        assert 1 < found[0] < 16 and 25 < found[1] < 150
+
+    def test_of_what_is_lossless_nobody_knows_it(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "ffv1", {})
-        assert quantiser_step(probe(tmp_path / "a.mkv")) == 0
+        assert quantiser_step(probe(tmp_path / "a.mkv")) is None
+
+    def test_tables_of_jpeg_tell_it(self) -> None:
+        found = {}
+        for quality in (30, 75, 95):
+            stream = io.BytesIO()
+            Image.fromarray(small(0)).save(stream, "JPEG", quality=quality)
+            found[quality] = step_of_packet("mjpeg", stream.getvalue())
+            tables = Image.open(stream).quantization  # type: ignore[attr-defined]
+            assert found[quality] == pytest.approx(jpeg_step(tables.values()))
+        assert 20 < found[30] < 35 and 8 < found[75] < 15 and 2 < found[95] < 6
+        assert step_of_packet("mjpeg", b"") is None and step_of_packet("mjpeg", stream.getvalue()[:40]) is None
+
+    def test_a_jpeg_is_made_for_it(self, tmp_path: Path) -> None:
+        source, target = tmp_path / "a.jpg", tmp_path / "b.png"
+        Image.fromarray(small(0)).save(source, quality=15)
+        settings = Settings(model="mini", temporal="off")
+        with Image.open(source) as image:
+            step = jpeg_step(image.quantization.values())  # type: ignore[attr-defined]
+            image.load()
+        with loaded(settings) as upscaler:
+            upscaler.upscale(source, target)
+            wanted, other = (np.asarray(upscaler.replace(quantiser=one)(image)) for one in (step, 0))
+        with Image.open(target) as made:
+            assert np.array_equal(np.asarray(made), wanted) and not np.array_equal(wanted, other)
+
+    def test_a_file_into_a_pipe_is_made_for_it(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.mkv", "libx264", BAD["libx264"], (48, 64), 2)
+        step = quantiser_step(probe(tmp_path / "a.mkv"))
+        made = []
+        with loaded(Settings(model="mini", temporal="off")) as upscaler:
+            for own in (upscaler, upscaler.replace(quantiser=step), upscaler.replace(quantiser=0)):
+                target = io.BytesIO()
+                upscale_piped(own, tmp_path / "a.mkv", target, Tracker(None), lambda: False)
+                made.append(target.getvalue())
+        assert made[0] == made[1] != made[2]
 
     @pytest.mark.parametrize("codec", ["libx264", "libx265"])
     def test_what_is_out_of_all_bounds_is_kept_within_them(
         self, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A damaged quantiser, or a lively frame of next to no bits."""
-        write(tmp_path / "a.mkv", codec, {}, (64, 64), 2)
+        options = {"x265-params": "info=0:log-level=none"} if codec == "libx265" else {}
+        write(tmp_path / "a.mkv", codec, options, (64, 64), 2)
         monkeypatch.setattr("vidup.media.quantiser._from_bits", lambda *_: 1e9)
         monkeypatch.setattr(
             "vidup.media.quantiser._HEAD", SimpleNamespace(size=32, unpack_from=lambda _: (0, 0, 0, 1, 10**9))

@@ -12,7 +12,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
         kinds, passing                      pictures of other libraries; a picture on its way through
         metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
-        footage                             noise and compression, estimated; the anchor that leaves them out
+        flaws, footage                      what footage is like, in figures; the anchor that leaves that out
     engines/                            what makes the picture; the protocol and the catalogue of models
         stops, unused                       whether to stop, asked while a picture is made; settings without effect
         libraries, identity, claims         what models stand on; fingerprints of weights; what files claim
@@ -41,7 +41,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
         frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream
-        quantiser                           how coarsely pictures were quantised when they were encoded
+        bitstreams, quantiser               what packets say; how coarsely pictures were quantised when encoded
         timing, table, probing              when each frame is shown; what is in a file
         encoder, losses                     choose and open an encoder; what it does not keep
         segment                             encoded frames in a file of their own
@@ -69,7 +69,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         disk, store                         files written whole; a job's folder and segments
         naming                              names of outputs
         plan, carrying                      all that is decided before the first frame; how much will be computed
-        describe                            that in words
+        condition, describe                 what the pictures are like; all that in words
         pace                                how long it will take
         watching                            the newest picture, for who wants to see how it goes
         unfinished                          the kept frames of an unfinished segment

@@ -61,7 +61,8 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     facts = fingerprint_file(source)
     info = probing.at_rate(probing.probe(source, settings.tolerate_errors), settings.fps)
     if settings.quantiser == "auto" and engines.family(settings).invents:
-        settings = replace(settings, quantiser=quantiser_step(info))
+        step = quantiser_step(info)
+        settings = replace(settings, quantiser="auto" if step is None else step)
     delivery = plan_delivery(info, container, settings)
     native = engines.native_scale(settings)
     size = output_size(settings, native, *delivery.input_size, even=True)

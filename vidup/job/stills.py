@@ -20,12 +20,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidup import engines
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, VerifyError, first_line
+from vidup.job import condition
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
+from vidup.media import bitstreams
 from vidup.media.containers import ANIMATIONS
 from vidup.media.opening import MOST_PIXELS, check_file
+from vidup.picture import flaws, kinds
 from vidup.picture.geometry import output_size, size_notes
-from vidup.picture.kinds import MODES
 from vidup.proof import Receipt, sha256
 from vidup.upscaler import Upscaler
 
@@ -54,6 +56,8 @@ class Still:
     """Pillow's name of the format."""
     about: dict[str, Any]
     """Its metadata, as far as it has them: ``icc_profile``, ``exif``, ``dpi``, ``xmp``."""
+    quantiser: float | None
+    """The quantiser step that it was encoded with, in codes of 0 to 255; None if the file does not tell."""
     notes: tuple[str, ...]
     """What is left out or damaged, in words."""
 
@@ -76,7 +80,7 @@ def read(path: Path) -> Still:
             if ";16" in f"{image.tile}" and not image.mode.startswith("I;16"):  # Pillow reads it with 8 bits
                 notes.append("16 bits a sample become 8")
             about = {key: image.info[key] for key in _NAMES if image.info.get(key)}
-            kind = image.format or ""
+            kind, step = image.format or "", bitstreams.jpeg_step(getattr(image, "quantization", {}).values())
             image.load()
             upright = _upright(image, about, notes)
     except (ConfigError, MediaError):
@@ -90,7 +94,8 @@ def read(path: Path) -> Still:
         raise MediaError(f"{path}: is no picture, or is damaged: {first_line(error)}{detail}") from None
     if reports:
         notes.append(f"is damaged, or not as its format demands: {reports[0]}")
-    return Still(_with_profile_applied(upright, about, notes), kind, _with_valid_dpi(about, notes), tuple(notes))
+    upright = _with_profile_applied(upright, about, notes)
+    return Still(upright, kind, _with_valid_dpi(about, notes), step, tuple(notes))
 
 
 def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
@@ -103,10 +108,11 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     still = read(source)
     before, notes = (still.image.height, still.image.width), list(still.notes)
     words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
+    footage = condition.table(still.quantiser, flaws.measure(kinds.take(still.image).rgb))
     height, width = output_size(settings, scale, *before, even=False)
     return {
         **{"path": str(source), "format": still.format, "mode": still.image.mode, "words": words},
-        **{"width": before[1], "height": before[0]},
+        **{"width": before[1], "height": before[0], "footage": footage},
         **{"notes": [*notes, *size_notes(settings, scale, before, (height, width))], "output": str(target)},
         **{"output_width": width, "output_height": height},
     }
@@ -139,6 +145,8 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
     image = still.image
     if image.mode in ("CMYK", "YCbCr", "HSV", "RGBX", "RGBa"):  # files hold RGB
         image = image.convert("RGBA" if image.mode == "RGBa" else "RGB")
+    if upscaler.settings.quantiser == "auto" and still.quantiser is not None:
+        upscaler = upscaler.replace(quantiser=still.quantiser)
     result = _savable(upscaler(image), target)
     quality: dict[str, Any] = {"quality": 95} if ending in (".jpg", ".jpeg", ".webp") else {}
     part = beside(target, f".vidup{target.suffix}")
@@ -193,7 +201,7 @@ def _check_claims(path: Path, image: Image.Image) -> None:
     pictures, kind = getattr(image, "n_frames", 1), image.format
     if image.width * image.height > MOST_PIXELS:
         raise MediaError(f"{path}: claims {image.width}x{image.height}: more than {MOST_PIXELS} pixels")
-    if image.mode not in MODES:
+    if image.mode not in kinds.MODES:
         raise MediaError(
             f"{path}: holds {image.mode} samples, of which it is not known what is white; save it as RGB, 8 or 16 bits"
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
+from vidup.media.bitstreams import step_of_packet, step_of_qp
 from vidup.media.opening import open_input, tolerant_demux, video_context
 from vidup.media.reading import decode_packets
 
@@ -41,43 +42,48 @@ def step_of(frame: av.VideoFrame) -> float | None:
         quantiser += float(np.ascontiguousarray(table[:, 16:20]).view(np.int32).mean())
     quantiser = min(max(quantiser, 0), 255)  # a damaged file says anything
     if kind == _H264:
-        return float(0.625 * 2 ** (quantiser / 6))
+        return step_of_qp(quantiser)
     return float(2 ** (1.71 + 0.0195 * quantiser)) if kind == _VP9 else 2.0 * quantiser
 
 
-def quantiser_step(info: MediaInfo) -> float:
+def quantiser_step(info: MediaInfo) -> float | None:
     """Step of the quantiser over some frames at three places of a file, in codes of 0 to 255.
 
-    Where the decoder does not export it, it is estimated from the bits that a pixel of a key frame takes and from how
-    lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third.
+    Where neither the decoder nor the packets tell it, it is estimated from the bits that a pixel of a key frame takes
+    and from how lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third.
 
     Returns:
-        The mean, in hundredths, at most 200; 0 for a codec that loses nothing, or where nothing could be read.
+        The mean, in hundredths, at most 200; None for a codec that loses nothing, whose pictures may have been anything
+        before, or where nothing could be read.
     """
     codec = av.codec.Codec(info.codec, "r")
     if codec.lossless and not codec.lossy:
-        return 0.0
+        return None
     exported: list[float] = []
+    written: list[float] = []
     estimated: list[float] = []
     for share in _PLACES if info.timing == "packets" else _PLACES[:1]:
         with suppress(av.error.FFmpegError, ValueError, MediaError), open_input(info.path) as container:
             stream = container.streams[info.video_index]
             if share:
                 container.seek(info.pts[int(share * len(info.pts))], stream=stream, backward=True)
-            video_context(stream, export_side_data="venc_params")
-            sizes: list[int] = []
-            packets = (_noted(packet, sizes) for packet in tolerant_demux(container, stream, _ignore))
+            context = video_context(stream, export_side_data="venc_params")
+            keys: list[Any] = []
+            packets = (_noted(packet, keys) for packet in tolerant_demux(container, stream, _ignore))
             frames = list(islice(decode_packets(stream, packets, _ignore), _FRAMES))
             exported += [step for frame in frames if (step := step_of(frame)) is not None]
-            if frames and sizes and not exported:
-                estimated.append(_from_bits(frames[0], sizes[0]))
-    found = exported or estimated
-    return min(round(float(np.mean(found)), 2), _COARSEST) if found else 0.0
+            if keys and not exported:
+                data = bytes(context.extradata or b"") * (info.codec != "mjpeg") + bytes(keys[0])
+                written += [step for step in [step_of_packet(info.codec, data)] if step is not None]
+            if frames and keys and not exported:
+                estimated.append(_from_bits(frames[0], keys[0].size))
+    found = exported or written or estimated
+    return min(round(float(np.mean(found)), 2), _COARSEST) if found else None
 
 
-def _noted(packet: Any, sizes: list[int]) -> Any:
-    if packet.is_keyframe and packet.size:
-        sizes.append(packet.size)
+def _noted(packet: Any, keys: list[Any]) -> Any:
+    if packet.is_keyframe and packet.size and not keys:
+        keys.append(packet)
     return packet
 
 

@@ -60,8 +60,8 @@ class Video(Sequence[Frame]):
         self._places = range(len(info.pts) * self._each) if places is None else places
 
     @cached_property
-    def quantiser(self) -> float:
-        """Step of the quantiser that the file was encoded with, in codes of 255; 0 where nothing is lost.
+    def quantiser(self) -> float | None:
+        """Step of the quantiser that the file was encoded with, in codes of 255; None where nobody knows.
 
         A job reads it from its input; for pictures that are given one by one it is ``Settings.quantiser``. Found out by
         decoding some frames.

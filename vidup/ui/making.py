@@ -132,12 +132,16 @@ class Maker:
         with vidup.open(after) as video:
             preview.size, preview.rate = (video.info.width, video.info.height), float(video.info.rate)
 
-    def _quantiser(self, preview: Preview) -> float:
-        """How coarsely the source was encoded, as a run reads it from the file."""
+    def _quantiser(self, preview: Preview) -> float | Literal["auto"]:
+        """How coarsely the source was encoded, as a run reads it from the file; auto where nobody knows."""
         settings = preview.form.settings
-        if settings.model in _PLAIN or is_picture(preview.source):
-            return 0.0
-        return self._films.video(preview.source, settings).quantiser
+        if settings.model in _PLAIN:
+            return "auto"
+        if is_picture(preview.source):
+            step = vidup.plan(preview.source, settings=settings).table.get("footage", {}).get("quantiser")
+        else:
+            step = self._films.video(preview.source, settings).quantiser
+        return "auto" if step is None else step
 
     def _upscale(self, preview: Preview, settings: vidup.Settings, source: Path, after: Path) -> None:
         """Upscale a file with the model that is loaded, where it is the same one; no second one is beside it."""
