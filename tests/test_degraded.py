@@ -16,8 +16,7 @@ from PIL import Image
 import vidup
 from vidup import ConfigError, Settings, Upscaler
 from vidup.engines.windows import spread
-from vidup.job.condition import CLEAN
-from vidup.job.describe import describe
+from vidup.job.describe import CLEAN, describe
 from vidup.job.piping import upscale_piped
 from vidup.job.plan import plan
 from vidup.job.progress import Tracker

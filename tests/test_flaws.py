@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vidup.cli import main
-from vidup.job.condition import words
+from vidup.job.describe import condition
 from vidup.media.bitstreams import jpeg_step
 from vidup.mini.degrade import compressed, reduced
 from vidup.mini.measure import HELD_OUT
@@ -127,15 +127,15 @@ def test_most_places_decide() -> None:
     assert flaws.together([one, other, one]) == Flaws(2.0, True, 8, 1.5, pytest.approx(0.2))
 
 
-def test_it_is_told_in_words() -> None:
-    told = list(words(35.0, Flaws(1.4, True, 8, 1.0, 0.08)))
+def test_it_is_told_in_condition() -> None:
+    told = list(condition(35.0, Flaws(1.4, True, 8, 1.0, 0.08)))
     assert told == [
         "compressed hard, like x264 at crf 31",
         "grain: little (about 1.4 codes)",
         "blocks of 8x8 show",
         "banding in 8 % of the picture",
     ]
-    assert list(words(None, Flaws())) == ["noise: none"] and next(words(2.0, Flaws())) == "hardly compressed"
+    assert list(condition(None, Flaws())) == ["noise: none"] and next(condition(2.0, Flaws())) == "hardly compressed"
 
 
 def film(path: Path, noise: float, codec: str, **options: str) -> None:

@@ -1,14 +1,10 @@
-"""What a file's pictures are like before anything is done to them: measured on a few frames, and said in words."""
+"""What a file's pictures are like before anything is done to them: measured on a few frames."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
 from itertools import islice
-from math import log2
-from typing import Any
 
 import torch
 
@@ -16,12 +12,7 @@ from vidup.job.plan import Job
 from vidup.media import decoding
 from vidup.picture import color, flaws
 
-CLEAN = 6.0
-"""Step of the quantiser, in codes, under which nobody sees it."""
 _PLACES, _FRAMES = (0.15, 0.5, 0.85), 2
-_AMOUNTS = ((0.75, "none"), (2.0, "little"), (5.0, "some"), (float("inf"), "much"))
-_SHARE = 0.02
-"""Of the picture, under which bands are not worth a word."""
 
 
 def look(job: Job) -> flaws.Flaws:
@@ -42,37 +33,3 @@ def look(job: Job) -> flaws.Flaws:
         if read:
             found.append(flaws.measure(torch.stack(read)))
     return flaws.together(found) if found else flaws.Flaws()
-
-
-def table(step: float | None, seen: flaws.Flaws) -> dict[str, Any]:
-    """The same in figures and in words, made for JSON."""
-    return {"quantiser": step, **asdict(seen), "words": list(words(step, seen))}
-
-
-def words(step: float | None, seen: flaws.Flaws) -> Iterator[str]:
-    """What a user knows it by.
-
-    Args:
-        step: of the quantiser, in codes; None where nobody knows.
-    """
-    if step is not None:
-        yield compression(step) if step >= CLEAN else "hardly compressed"
-    amount = next(word for most, word in _AMOUNTS if seen.noise < most)
-    codes = f" (about {seen.noise:.1f} codes)" if amount != "none" else ""
-    yield f"{'grain' if seen.coarse else 'noise'}: {amount}{codes}"
-    if seen.period:
-        yield f"blocks of {seen.period}x{seen.period} show"
-    if seen.banding >= _SHARE:
-        yield f"banding in {100 * seen.banding:.0f} % of the picture"
-
-
-def left_out(step: float | None) -> Iterator[str]:
-    """A note where pictures are so compressed that not all of them is trusted."""
-    if step is not None and step >= CLEAN:
-        yield f"note: the video is {compression(step)}: its artefacts are left out (--quantiser 0 trusts all of it)"
-
-
-def compression(step: float) -> str:
-    """How hard pictures were compressed, from the step of their quantiser in codes."""
-    crf = round(6 * log2(max(step, 0.625) / 0.625) - 4)  # where x264's constant quality has that step, about
-    return f"{'compressed' if crf < 27 else 'compressed hard'}, like x264 at crf {crf}"

@@ -14,6 +14,7 @@ from vidup.job.carrying import Foreseen, is_carried
 from vidup.job.plan import Job, disk, host_memory
 from vidup.media import animation, captions, losses, moving, side_data
 from vidup.media.delivery import lost_tags
+from vidup.picture.flaws import Flaws
 from vidup.picture.geometry import size_notes
 
 
@@ -56,7 +57,8 @@ def describe(job: Job) -> list[str]:
             " --matrix sets another"
         )
     if family(job.settings).invents and quantiser(job.settings) >= CLEAN:
-        lines.append(f"note: the video is {compression(quantiser(job.settings))}")
+        words = compression(quantiser(job.settings))
+        lines.append(f"note: the video is {words}: its artefacts are left out (--quantiser 0 trusts the whole picture)")
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
         lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
@@ -155,8 +157,34 @@ CLEAN = 6.0
 def compression(step: float) -> str:
     """How hard pictures were compressed, in words, by their quantiser step in codes."""
     crf = round(6 * log2(max(step, 0.625) / 0.625) - 4)  # about the crf at which x264 uses that step
-    how = "compressed" if crf < 27 else "compressed hard"
-    return f"{how}, like x264 at crf {crf}: its artefacts are left out (--quantiser 0 trusts the whole picture)"
+    return f"{'compressed' if crf < 27 else 'compressed hard'}, like x264 at crf {crf}"
+
+
+_AMOUNTS = ((0.75, "none"), (2.0, "little"), (5.0, "some"), (float("inf"), "much"))
+_BANDING = 0.02
+"""The share of the picture below which banding is not mentioned."""
+
+
+def condition(step: float | None, seen: Flaws) -> Iterator[str]:
+    """What footage looks like, in words that users know.
+
+    Args:
+        step: of the quantiser, in codes; None if nobody knows.
+    """
+    if step is not None:
+        yield compression(step) if step >= CLEAN else "hardly compressed"
+    amount = next(word for most, word in _AMOUNTS if seen.noise < most)
+    codes = f" (about {seen.noise:.1f} codes)" if amount != "none" else ""
+    yield f"{'grain' if seen.coarse else 'noise'}: {amount}{codes}"
+    if seen.period:
+        yield f"blocks of {seen.period}x{seen.period} show"
+    if seen.banding >= _BANDING:
+        yield f"banding in {100 * seen.banding:.0f} % of the picture"
+
+
+def footage(step: float | None, seen: Flaws) -> dict[str, Any]:
+    """The same in figures and in words, as values for JSON."""
+    return {"quantiser": step, **asdict(seen), "words": list(condition(step, seen))}
 
 
 def table(job: Job, device: int | None) -> dict[str, Any]:

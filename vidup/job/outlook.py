@@ -11,9 +11,10 @@ from typing import Any
 from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.job import carrying, describe, naming, pace, rehearse, stills
+from vidup.job import carrying, condition, describe, naming, pace, rehearse, stills
 from vidup.job import plan as plans
 from vidup.media import containers
+from vidup.media.quantiser import quantiser_step
 from vidup.upscaler import Upscaler
 
 
@@ -97,8 +98,11 @@ def plan(
         with Upscaler(settings, runtime) as upscaler:
             seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
     device = plans.device_memory(job, runtime)
-    table = describe.table(job, device) | {"computed": computed, "notes": notes}
+    footage = _footage(job, notes)
+    table = describe.table(job, device) | {"computed": computed, "notes": notes, "footage": footage}
     facts, streams = tuple(describe.facts(job, device, seen)), tuple(describe.streams(job))
+    if footage:
+        facts = (*facts[:2], ("footage", "; ".join(footage["words"])), *facts[2:])
     return Plan(
         source, target, job.info, (job.encoding.height, job.encoding.width), len(job.times),
         streams, tuple(notes),
@@ -107,10 +111,22 @@ def plan(
     )  # fmt: skip
 
 
+def _footage(job: plans.Job, notes: list[str]) -> dict[str, Any]:
+    """What the pictures look like, as values for JSON."""
+    given = job.settings.quantiser
+    step = quantiser_step(job.info) if given == "auto" else given
+    try:
+        return describe.footage(step, condition.look(job))
+    except MediaError as error:
+        notes.append(f"note: what the pictures look like is not known: {error}")
+        return {}
+
+
 def _of_still(source: Path, target: Path, settings: Settings) -> Plan:
     table = stills.facts(source, target, settings)
     size = table["output_height"], table["output_width"]
-    facts = ("file", table["words"]), ("output", f"{target}: {size[1]}x{size[0]}")
+    footage = "; ".join(table["footage"]["words"])
+    facts = ("file", table["words"]), ("footage", footage), ("output", f"{target}: {size[1]}x{size[0]}")
     text = _text(source, facts, (), [f"note: {note}" for note in table["notes"]])
     return Plan(source, target, None, size, 1, (), tuple(table["notes"]), facts=facts, text=text, table=table)
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidup import engines
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError, VerifyError, first_line
-from vidup.job import condition
+from vidup.job import describe
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
 from vidup.media import bitstreams
@@ -108,7 +108,7 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     still = read(source)
     before, notes = (still.image.height, still.image.width), list(still.notes)
     words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
-    footage = condition.table(still.quantiser, flaws.measure(kinds.take(still.image).rgb))
+    footage = describe.footage(still.quantiser, flaws.measure(kinds.take(still.image).rgb))
     height, width = output_size(settings, scale, *before, even=False)
     return {
         **{"path": str(source), "format": still.format, "mode": still.image.mode, "words": words},
