@@ -57,8 +57,7 @@ def describe(job: Job) -> list[str]:
             " --matrix sets another"
         )
     if family(job.settings).invents and quantiser(job.settings) >= CLEAN:
-        words = compression(quantiser(job.settings))
-        lines.append(f"note: the video is {words}: its artefacts are left out (--quantiser 0 trusts the whole picture)")
+        lines.append(f"note: the video is {compression(quantiser(job.settings))}: {LEFT_OUT}")
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
         lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
@@ -152,6 +151,9 @@ def streams(job: Job) -> Iterator[str]:
 
 CLEAN = 6.0
 """The quantiser step, in codes, below which compression is invisible."""
+
+
+LEFT_OUT = "its artefacts are left out (--quantiser 0 trusts the whole picture)"
 
 
 def compression(step: float) -> str:
