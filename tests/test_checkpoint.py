@@ -25,7 +25,7 @@ from vidup.job.describe import describe
 from vidup.job.plan import plan as plan_job
 from vidup.picture.footage import held
 from vidup.picture.resample import anchor, resize
-from vidup.picture.tiling import plan
+from vidup.picture.tiling import cover
 from vidup.picture.tiling import weights as weights_of
 
 spandrel = pytest.importorskip("spandrel")
@@ -122,7 +122,7 @@ def test_shifted_windows_keep_to_the_whole_frame(checkpoints: dict[str, Path]) -
 
 @pytest.mark.parametrize(("height", "width", "overlap"), [(100, 150, 32), (270, 480, 32), (81, 81, 40), (64, 1000, 33)])
 def test_weights_of_tiles_sum_to_one_and_leave_out_the_cuts(height: int, width: int, overlap: int) -> None:
-    tiles = plan(height, width, 2 * overlap + 8, overlap, 1)
+    tiles = cover(height, width, 2 * overlap + 8, overlap, 1)
     weights, total = weights_of(tiles, overlap, overlap // 4), torch.zeros(1, height, width)
     for (top, left), weight in zip(tiles.origins, weights, strict=True):
         total[:, top : top + tiles.tile_height, left : left + tiles.tile_width] += weight

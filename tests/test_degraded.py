@@ -31,7 +31,7 @@ from vidup.picture import footage
 from vidup.picture.metrics import luma, psnr
 from vidup.picture.noise import levels_for
 from vidup.picture.resample import anchor, resize
-from vidup.picture.tiling import plan as plan_tiles
+from vidup.picture.tiling import cover as cover_tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers warn of their own affairs
 
@@ -162,7 +162,7 @@ class TestNoiseLevel:
             assert (both[1:] - own(noisy)).abs().max() > 1e-3
 
     def test_windows_of_a_frame_have_its_level(self) -> None:
-        assert [one.tolist() for one in spread(torch.tensor([3, 7]), plan_tiles(64, 96, 64, 32, 8), 3)] == [
+        assert [one.tolist() for one in spread(torch.tensor([3, 7]), cover_tiles(64, 96, 64, 32, 8), 3)] == [
             [3, 3, 7],
             [7, 7, 7],
         ]

@@ -233,7 +233,7 @@ def test_tiles_equal_the_whole_frame(make_engine: Callable[..., Upscaler], clip:
     assert 10 * torch.log10(1 / error) >= 35
 
     # No seams: across the borders of tiles the gradient is no steeper than elsewhere, each against the whole frame's.
-    plan = tiling.plan(96, 160, 80, 32, 8)
+    plan = tiling.cover(96, 160, 80, 32, 8)
     assert len({top for top, _ in plan.origins}) > 1 and len({left for _, left in plan.origins}) > 1
     for axis, length, side in ((-1, 160, plan.tile_width), (-2, 96, plan.tile_height)):
         starts = {origin[axis] for origin in plan.origins}
@@ -264,7 +264,7 @@ def test_noise_belongs_to_places() -> None:
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(480, 128, 32), (272, 200, 33), (136, 72, 32), (1000, 96, 40)])
 def test_plans_cover_the_frame_with_the_overlap_asked_for(length: int, tile: int, overlap: int) -> None:
-    plan = tiling.plan(64, length, tile, overlap, 8)
+    plan = tiling.cover(64, length, tile, overlap, 8)
     lefts = sorted(left for _, left in plan.origins)
     assert lefts[0] == 0 and lefts[-1] + plan.tile_width == length
     assert plan.tile_width <= tile and plan.tile_width % 8 == 0 and all(left % 8 == 0 for left in lefts)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -124,12 +125,12 @@ class TestFingerprint:
 class TestStore:
     def test_begin_stop_and_go_on(self, folder: Path, source: Path):
         plan = plan_segments(TIMES, 3, folder)
-        with open_store(folder, fingerprint(source)) as store:
+        with closing(open_store(folder, fingerprint(source))) as store:
             assert store.choice == {}
             assert store.finished(plan, sound) == set()
             store.save_choice({"batch": 4, "tile": 0})
             write_atomically(plan[1].path, b"whole")
-        with open_store(folder, fingerprint(source)) as store:
+        with closing(open_store(folder, fingerprint(source))) as store:
             assert store.choice == {"batch": 4, "tile": 0}
             assert store.finished(plan, sound) == {1}
 
@@ -143,7 +144,7 @@ class TestStore:
                 raise MediaError("its checksum is wrong")
             return sound(segment)
 
-        with open_store(folder, fingerprint(source)) as store:
+        with closing(open_store(folder, fingerprint(source))) as store:
             plan[0].path.write_bytes(b"whole")
             plan[1].path.write_bytes(b"who")
             plan[2].path.write_bytes(b"whole")
@@ -156,7 +157,7 @@ class TestStore:
 
     def test_an_error_of_the_check_is_no_damage(self, folder: Path, source: Path):
         plan = plan_segments(TIMES, 100, folder)
-        with open_store(folder, fingerprint(source)) as store:
+        with closing(open_store(folder, fingerprint(source))) as store:
             plan[0].path.write_bytes(b"whole")
             with pytest.raises(PermissionError):
                 store.finished(plan, lambda segment: (_ for _ in ()).throw(PermissionError()))
@@ -210,11 +211,11 @@ class TestStore:
         open_store(folder, fingerprint(copy)).close()
 
     def test_restart_forgets_all(self, folder: Path, source: Path):
-        with open_store(folder, fingerprint(source)) as store:
+        with closing(open_store(folder, fingerprint(source))) as store:
             store.save_choice({"batch": 4})
         (folder / "00000.seg").write_bytes(b"whole")
         (folder / "notes.txt").write_text("mine")
-        with open_store(folder, fingerprint(source, crf=20), restart=True) as store:
+        with closing(open_store(folder, fingerprint(source, crf=20), restart=True)) as store:
             assert store.choice == {}
             assert not (folder / "00000.seg").exists()
             assert (folder / "notes.txt").read_text() == "mine"
@@ -304,7 +305,7 @@ class TestLock:
         open_store(folder, {}).close()  # what a killed process locked is free
 
     def test_also_within_a_process(self, folder: Path):
-        with open_store(folder, {}), pytest.raises(ResumeError, match="another process"):
+        with closing(open_store(folder, {}), pytest.raises(ResumeError, match="another process")):
             open_store(folder, {})
         open_store(folder, {}).close()
 
@@ -397,7 +398,7 @@ def test_the_record_survives_kills_at_any_time(folder: Path):
             else:
                 time.sleep(pause)
             writer.send_signal(signal.SIGKILL)
-        with open_store(folder, {"version": "1"}) as store:
+        with closing(open_store(folder, {"version": "1"})) as store:
             assert store.finished([], lambda segment: False) == set()
             assert not list(folder.glob("*.part"))
             choice = store.choice

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vidup.config import Config, Runtime, Settings, layered
 from vidup.errors import ConfigError
-from vidup.values import scalar, shown, words
+from vidup.values import scalar, words
 
 FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
 """The options that most people need; the help shows them first, with ``--output`` and ``--preset``."""
@@ -75,7 +75,7 @@ def _add_option(group: Any, spec: Field[Any], hint: Any) -> None:
     elif get_origin(hint) is Literal:
         keywords["choices"] = get_args(hint)
     elif get_origin(hint) is dict:
-        keywords |= {"action": _KeyValue, "metavar": about["metavar"]}
+        keywords |= {"action": "append", "type": _pair, "metavar": about["metavar"]}
     else:
         metavar = about["metavar"] or hint.__name__.upper()
         keywords |= {"type": _or(named, _TYPES.get(metavar, hint)), "metavar": "|".join([*named, metavar])}
@@ -111,8 +111,16 @@ def _lines(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of lines: 1080 or 1080p is")
 
 
+def _pair(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE")
+    return key, value
+
+
 _TYPES: dict[str, Callable[[str], Any]] = {"TIME": _seconds, "LINES": _lines}
-"""What reads the values that people write in more ways than as a number, by what stands for them in the help."""
+"""Metavar of an option -> function that reads its values, which people write in several ways."""
 
 
 class _Size(argparse.Action):
@@ -129,22 +137,6 @@ class _Size(argparse.Action):
         if match is None:
             parser.error(f"argument {option_string}: {str(values)!r} is no size: 1920x1080 is")
         namespace.width, namespace.height = int(match[1]), int(match[2])
-
-
-class _KeyValue(argparse.Action):
-    """Collects ``-e KEY=VALUE`` into one dictionary."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        key, equals, value = str(values).partition("=")
-        if not key or not equals:
-            parser.error(f"{option_string} {values}: expected KEY=VALUE")
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), key: value})
 
 
 def as_options(values: Mapping[str, Any]) -> Iterator[str]:
@@ -172,12 +164,9 @@ def read_option(config: type[Settings] | type[Runtime], name: str, text: str) ->
     named, kind = words(hint), scalar(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
-    if get_origin(kind) is dict:
-        pairs = [each.partition("=") for each in text.split()]
-        if not all(key and equals for key, equals, _ in pairs):
-            raise ConfigError(f"{name} = {shown(text)}: expected KEY=VALUE, several of them with spaces between")
-        return {key: value for key, _, value in pairs}
     try:
+        if get_origin(kind) is dict:
+            return dict(map(_pair, text.split()))
         return text if text in named else _TYPES.get(spec.metadata["metavar"], _PLAIN.get(kind, str))(text)
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"{name}: {error}") from None
@@ -191,7 +180,9 @@ _PLAIN: dict[Any, Callable[[str], Any]] = {int: int, float: float}
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:
     """A config from the command line: typed values replace the preset's, those the model's preset and the defaults."""
     names = {spec.name for spec in fields(config)}
-    given = {key: value for key, value in typed.items() if key in names}
+    given: dict[str, Any] = {
+        key: dict(value) if isinstance(value, list) else value for key, value in typed.items() if key in names
+    }
     if config is Settings:
         given = layered(preset, given)
     return config(**given)

@@ -155,16 +155,16 @@ class Checkpoint:
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         height, width = clip.shape[-2:]
         self.run.begin(clip, place)
-        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        large = plan.scaled(self.scale)
+        tiles = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        large = tiles.scaled(self.scale)
         frames = clip.clamp(0, 1).to(self.dtype)
-        pictures = windows.blend(self._enlarge, frames, plan, large, self._weights(plan), choice.batch)
+        pictures = windows.blend(self._enlarge, frames, tiles, large, self._weights(tiles), choice.batch)
         return clamped(pictures, self.dtype)
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
         """FLOP for one frame, None where torch cannot count them on the meta device; and 0, as there is no UNet."""
-        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        tile = torch.empty(1, 3, plan.tile_height, plan.tile_width, dtype=self.dtype, device="meta")
+        tiles = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        tile = torch.empty(1, 3, tiles.tile_height, tiles.tile_width, dtype=self.dtype, device="meta")
         model = self.model.model
         weights = {
             name: one.to("meta") for part in (model.named_parameters(), model.named_buffers()) for name, one in part
@@ -174,7 +174,7 @@ class Checkpoint:
                 functional_call(model, weights, (tile,))
         except (RuntimeError, NotImplementedError):  # some architectures read values of tensors
             return None, 0.0
-        return len(plan.origins) * int(counter.get_total_flops()) or None, 0.0
+        return len(tiles.origins) * int(counter.get_total_flops()) or None, 0.0
 
     def _enlarge(self, batch: torch.Tensor) -> torch.Tensor:
         with self._model_errors(batch), self._seeded():
@@ -203,16 +203,14 @@ class Checkpoint:
             torch.manual_seed(self.settings.seed)
             yield
 
-    def _make_weights(self, plan: tiling.Tiles) -> torch.Tensor:
-        if plan.whole:
+    def _make_weights(self, tiles: tiling.Tiles) -> torch.Tensor:
+        if tiles.whole:
             return torch.ones(1, device=self.device)
-        log.info(
-            "%dx%d in %d tiles of %dx%d", plan.width, plan.height, len(plan.origins), plan.tile_width, plan.tile_height
-        )
+        log.info("%s", tiles)
         if self.model.tiling.name == "DISCOURAGED":
             log.info("%s looks at the whole picture: tiles may differ slightly", self.model.architecture.name)
         overlap = self.settings.tile_overlap * self.scale
-        return tiling.weights(plan.scaled(self.scale), overlap, overlap // 4).to(self.device)
+        return tiling.weights(tiles.scaled(self.scale), overlap, overlap // 4).to(self.device)
 
     def _measure(self) -> float:
         """Bytes at the peak for each pixel, counted with small pictures until they are proportional to pixels."""

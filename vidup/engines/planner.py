@@ -112,18 +112,18 @@ class Planner:
 
     def memory(self, choice: Choice, height: int, width: int) -> int:
         """Bytes on the device at the peak of loading, of working on windows or of decoding, weights included."""
-        needs, plan = self.needs, self.cut(choice, height, width)
+        needs, tiles = self.needs, self.cut(choice, height, width)
         first, second = needs.weights
         carried = height * width * needs.carried
         beside = 0 if self.runtime.offload else carried  # or it waits on the host
-        working, decoding = self._working(choice, plan) + beside, self._decoding(choice, plan) + beside
+        working, decoding = self._working(choice, tiles) + beside, self._decoding(choice, tiles) + beside
         kind = needs.device.type
         each = reserved(kind, graphs=False)
         if self.runtime.offload:
             return round(max(first + each * working, second + each * max(decoding, carried)))
         taken = each * max(working, decoding)
         if needs.compiled and kind == "cuda":  # graphs keep their memory while the decoder works
-            taken = reserved(kind, graphs=True) * self._working(choice, plan) + each * decoding
+            taken = reserved(kind, graphs=True) * self._working(choice, tiles) + each * decoding
         return first + second + round(max(needs.loading, taken))
 
     def planned(self, choice: Choice, height: int, width: int) -> int:
@@ -167,19 +167,19 @@ class Planner:
 
     def _keeps(self, choice: Choice, height: int, width: int) -> list[int]:
         """Scales that take less and less; where tiles had to be, the decoder takes no more than they do."""
-        plan = self.cut(choice, height, width)
-        taken = {keep: self._decoding(replace(choice, keep=keep), plan) for keep in self.needs.keeps}
+        tiles = self.cut(choice, height, width)
+        taken = {keep: self._decoding(replace(choice, keep=keep), tiles) for keep in self.needs.keeps}
         falling = [keep for keep, size in taken.items() if size <= min(taken[k] for k in taken if k >= keep)]
         if choice.tile and not self.settings.tile:
-            fits = [keep for keep in falling if taken[keep] <= self._working(choice, plan)]
+            fits = [keep for keep in falling if taken[keep] <= self._working(choice, tiles)]
             return fits[:1] or falling[-1:]
         return falling
 
-    def _working(self, choice: Choice, plan: tiling.Tiles) -> float:
-        window = plan.tile_height * plan.tile_width * self.needs.window
-        return choice.batch * (plan.height * plan.width * self.needs.frame + window)
+    def _working(self, choice: Choice, tiles: tiling.Tiles) -> float:
+        window = tiles.tile_height * tiles.tile_width * self.needs.window
+        return choice.batch * (tiles.height * tiles.width * self.needs.frame + window)
 
-    def _decoding(self, choice: Choice, plan: tiling.Tiles) -> float:
+    def _decoding(self, choice: Choice, tiles: tiling.Tiles) -> float:
         pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others
-        held = pictures * plan.height * plan.width * self.needs.decoded
-        return held + (self.needs.decoder(plan.height, plan.width, choice.keep) if self.needs.decoder else 0)
+        held = pictures * tiles.height * tiles.width * self.needs.decoded
+        return held + (self.needs.decoder(tiles.height, tiles.width, choice.keep) if self.needs.decoder else 0)

@@ -13,7 +13,7 @@ from vidup.picture import tiling
 def cut(choice: Choice, height: int, width: int, overlap: int, multiple: int) -> tiling.Tiles:
     """The windows of a frame, its sides rounded up to the multiple."""
     height, width = (side + -side % multiple for side in (height, width))
-    return tiling.plan(height, width, choice.tile and max(choice.tile, multiple), overlap, multiple)
+    return tiling.cover(height, width, choice.tile and max(choice.tile, multiple), overlap, multiple)
 
 
 def blend(
@@ -54,7 +54,7 @@ def blend(
                 blended[frame] = answer
             else:
                 tiling.crop(blended[frame], target, tile).add_(answer.float() * weights[tile])
-    assert blended is not None, "a clip has at least one frame, a plan at least one window"
+    assert blended is not None, "a clip has at least one frame, a frame at least one window"
     return blended
 
 

@@ -161,7 +161,7 @@ class LatentX2:
         height, width = clip.shape[-2:]
         self.unet.begin(clip, place)
         pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        small = _divided(pixels, self.factor)
+        small = pixels.scaled(1, self.factor)
         latents = small.scaled(self.scale)
 
         overlap = math.ceil(self.settings.tile_overlap / self.multiple) * self.multiple
@@ -184,10 +184,10 @@ class LatentX2:
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP of the UNet and the decoder for one frame, and evaluations of one window with one text."""
         pixels = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        plan = _divided(pixels, self.factor).scaled(self.scale)
-        once = self._unet_flops(plan.tile_height, plan.tile_width)
-        evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
-        decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
+        tiles = pixels.scaled(1, self.factor).scaled(self.scale)
+        once = self._unet_flops(tiles.tile_height, tiles.tile_width)
+        evaluations = len(tiles.origins) * (len(self.guides) + sum(self.guides))
+        decoding = tracing.decoder_flops(self.decoder, tiles.height, tiles.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
     def _unet_flops(self, height: int, width: int) -> int:
@@ -204,13 +204,13 @@ class LatentX2:
         return int(counter.get_total_flops())
 
     def _sample(
-        self, x: torch.Tensor, image: torch.Tensor, plan: tiling.Tiles, weights: torch.Tensor, batch: int
+        self, x: torch.Tensor, image: torch.Tensor, tiles: tiling.Tiles, weights: torch.Tensor, batch: int
     ) -> torch.Tensor:
         guides = iter(self.guides)
 
         def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
             evaluate = partial(self._evaluate, step=step, guided=next(guides))
-            return windows.blend(evaluate, torch.cat([x, image], 1).to(self.dtype), plan, plan, weights, batch)
+            return windows.blend(evaluate, torch.cat([x, image], 1).to(self.dtype), tiles, tiles, weights, batch)
 
         return solver.solve(model, x, self.steps)
 
@@ -242,8 +242,8 @@ class LatentX2:
         half = torch.ones(len(pooled), _NOISE_EMBEDDING // 2, dtype=pooled.dtype, device=self.device)
         return text, torch.cat([half, torch.zeros_like(half), pooled], 1)
 
-    def _make_weights(self, plan: tiling.Tiles, overlap: int) -> torch.Tensor:
-        return torch.ones(1, device=self.device) if plan.whole else tiling.weights(plan, overlap).to(self.device)
+    def _make_weights(self, tiles: tiling.Tiles, overlap: int) -> torch.Tensor:
+        return torch.ones(1, device=self.device) if tiles.whole else tiling.weights(tiles, overlap).to(self.device)
 
     def _make_field(self, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
         return noise.field(self.settings.seed, _LATENTS, channels, height, width, top, left).to(self.device)
@@ -251,14 +251,6 @@ class LatentX2:
     def _count_decoder_bytes(self, height: int, width: int, keep: int) -> float:
         tall, wide = (self.scale * side // self.factor for side in (height, width))
         return tracing.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
-
-
-def _divided(plan: tiling.Tiles, factor: int) -> tiling.Tiles:
-    """The same tiles for a picture that is `factor` times smaller."""
-    origins = tuple((top // factor, left // factor) for top, left in plan.origins)
-    return tiling.Tiles(
-        plan.height // factor, plan.width // factor, plan.tile_height // factor, plan.tile_width // factor, origins
-    )
 
 
 @dataclass(frozen=True)

@@ -180,8 +180,8 @@ class DiffusionX4:
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         count, _, height, width = clip.shape
         self.unet.run.begin(clip, place)
-        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        weights = self._weights(plan)
+        tiles = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        weights = self._weights(tiles)
         low_res = clip.clamp(0, 1) * 2 - 1
         levels = self._levels(clip)
         signal = self.cumulative[levels].view(-1, 1, 1, 1)
@@ -190,7 +190,7 @@ class DiffusionX4:
         channels = self.vae.config.latent_channels
         start = self._field(_LATENTS, channels, height, width, place.top, place.left).expand(count, -1, -1, -1)
 
-        guides, rows = iter(self.guides), windows.spread(levels, plan, choice.batch)
+        guides, rows = iter(self.guides), windows.spread(levels, tiles, choice.batch)
 
         def model(x: torch.Tensor, step: solver.Step) -> torch.Tensor:
             unet, each = partial(self.unet, time=self.times[step.time], guided=next(guides)), iter(rows)
@@ -199,7 +199,7 @@ class DiffusionX4:
                 return unet(inputs, levels=next(each))
 
             inputs = torch.cat([x, noisy], 1).to(self.dtype)
-            return windows.blend(evaluate, inputs, plan, plan, weights, choice.batch)
+            return windows.blend(evaluate, inputs, tiles, tiles, weights, choice.batch)
 
         with at_work(self._unet_moves):
             x0 = solver.solve(model, start, self.steps)
@@ -220,20 +220,18 @@ class DiffusionX4:
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
         """FLOP for one frame, and evaluations of one window with one text."""
-        plan = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
-        once = tracing.unet_flops(self.unet.module, self._tokens, plan.tile_height, plan.tile_width)
-        evaluations = len(plan.origins) * (len(self.guides) + sum(self.guides))
+        tiles = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
+        once = tracing.unet_flops(self.unet.module, self._tokens, tiles.tile_height, tiles.tile_width)
+        evaluations = len(tiles.origins) * (len(self.guides) + sum(self.guides))
         # With the few bands of the meta device: rows that bands share are not counted twice.
-        decoding = tracing.decoder_flops(self.decoder, plan.height, plan.width, limits(torch.device("meta")))
+        decoding = tracing.decoder_flops(self.decoder, tiles.height, tiles.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
-    def _make_weights(self, plan: tiling.Tiles) -> torch.Tensor:
-        if plan.whole:
+    def _make_weights(self, tiles: tiling.Tiles) -> torch.Tensor:
+        if tiles.whole:
             return torch.ones(1, device=self.device)
-        log.info(
-            "%dx%d in %d tiles of %dx%d", plan.width, plan.height, len(plan.origins), plan.tile_width, plan.tile_height
-        )
-        return tiling.weights(plan, self.settings.tile_overlap).to(self.device)
+        log.info("%s", tiles)
+        return tiling.weights(tiles, self.settings.tile_overlap).to(self.device)
 
     def _make_field(self, stream: int, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
         return noise.field(self.settings.seed, stream, channels, height, width, top, left).to(self.device)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from vidup.errors import MediaError, ResumeError, VidupError
@@ -90,14 +89,6 @@ class Store:
         self._wanted, self._allowed = fingerprint, allowed
         self._record: dict[str, Any] = {}
         self._lock: BinaryIO | None = None
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def open(self, restart: bool = False) -> None:
         """Lock the folder, which may be new, and read its record; raises as `open_store` does."""

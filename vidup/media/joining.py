@@ -60,18 +60,19 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
             target = av.open(f"file:{output}", "w", container_options=options, **kind)
             video = _add_video(target, source.streams[info.video_index], encoding, container, info.variable_rate)
             others = streams.add_streams(target, source, container, plans, converted)
-            copied = streams.copied_packets(info, plans, others, delivery.trim)
-            copied += [kept.packets(opened, others[index]) for index, opened in converted.items()]
+            copies = [index for index in others if index not in converted]
+            packets = [streams.copied_packets(info, others, copies, delivery.trim)]
+            packets += [kept.packets(opened, others[index]) for index, opened in converted.items()]
             shift = Fraction(0)
             if container.below_zero == "shifted":
-                shift = streams.lateness(info, plans, delivery.trim, min(order) * encoding.time_base, copied)
+                shift = streams.lateness(info, plans, delivery.trim, min(order) * encoding.time_base, packets)
             _add_facts(target, source, delivery, shift)
             if info.stereo_mode and container.family == "matroska":
                 video.metadata["stereo_mode"] = info.stereo_mode
             if delivery.display_matrix is not None:
                 video.set_display_matrix(delivery.display_matrix)
             target.start_encoding()
-            merged = heapq.merge(_video_packets(segments, encoding, video, order), *copied, key=_decode_time)
+            merged = heapq.merge(_video_packets(segments, encoding, video, order), *packets, key=_decode_time)
             rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
             for packet in streams.placed(merged, shift, rising):
                 target.mux(packet)

@@ -180,11 +180,13 @@ def _attach(target: Any, source: Any, stream: Any) -> None:
 
 
 def copied_packets(
-    info: MediaInfo, plans: Sequence[StreamPlan], streams: dict[int, Any], trim: Trim | None
-) -> list[Iterator[Any]]:
-    """The packets of the copied streams, assigned to streams of the output: iterators that each rise in time."""
-    copies = [plan.index for plan in plans if plan.action == "copy" and plan.index in streams]
-    return [_copied(info, copies, streams, trim)] if copies else []
+    info: MediaInfo, streams: dict[int, Any], indices: Sequence[int], trim: Trim | None
+) -> Iterator[Any]:
+    """The packets of some streams of the input, in file order, each assigned to its stream of the output."""
+    with open_input(info.path, whole=info.unlisted) as source:
+        for packet in kept_packets(source, indices, trim, tolerance(info, log.warning), log.warning):
+            packet.stream = streams[packet.stream.index]
+            yield packet
 
 
 def lateness(
@@ -268,13 +270,6 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
             last[index] = decoded
         packet.pts, packet.dts, packet.time_base = begins, decoded, unit
         yield packet
-
-
-def _copied(info: MediaInfo, indices: Sequence[int], streams: dict[int, Any], trim: Trim | None) -> Iterator[Any]:
-    with open_input(info.path, whole=info.unlisted) as source:
-        for packet in kept_packets(source, indices, trim, tolerance(info, log.warning), log.warning):
-            packet.stream = streams[packet.stream.index]
-            yield packet
 
 
 def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, str]:

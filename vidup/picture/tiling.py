@@ -25,15 +25,19 @@ class Tiles:
     def whole(self) -> bool:
         return len(self.origins) == 1
 
-    def scaled(self, factor: int) -> Tiles:
-        """The same tiles for a picture that is `factor` times larger."""
-        origins = tuple((top * factor, left * factor) for top, left in self.origins)
-        return Tiles(
-            self.height * factor, self.width * factor, self.tile_height * factor, self.tile_width * factor, origins
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} in {len(self.origins)} tiles of {self.tile_width}x{self.tile_height}"
+
+    def scaled(self, times: int, by: int = 1) -> Tiles:
+        """The same tiles for a picture that is `times` larger, and `by` smaller."""
+        height, width, tall, wide = (
+            side * times // by for side in (self.height, self.width, self.tile_height, self.tile_width)
         )
+        origins = tuple((top * times // by, left * times // by) for top, left in self.origins)
+        return Tiles(height, width, tall, wide, origins)
 
 
-def plan(height: int, width: int, tile: int, overlap: int, multiple: int) -> Tiles:
+def cover(height: int, width: int, tile: int, overlap: int, multiple: int) -> Tiles:
     """Cover a frame with as few tiles as possible, as small as that allows.
 
     Args:
@@ -63,7 +67,7 @@ def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[in
     return [span * index // (count - 1) // multiple * multiple for index in range(count - 1)] + [span], side
 
 
-def weights(plan: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
+def weights(tiles: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
     """The weights of the windows at each pixel, which sum to 1.
 
     A window's weight falls as a raised cosine over `overlap` pixels towards the sides that have a neighbour, as in
@@ -79,16 +83,16 @@ def weights(plan: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
     """
     raw = torch.stack(
         [
-            _ramp(plan.height, plan.tile_height, top, overlap, margin)[:, None]
-            * _ramp(plan.width, plan.tile_width, left, overlap, margin)
-            for top, left in plan.origins
+            _ramp(tiles.height, tiles.tile_height, top, overlap, margin)[:, None]
+            * _ramp(tiles.width, tiles.tile_width, left, overlap, margin)
+            for top, left in tiles.origins
         ]
     )
-    total = torch.zeros(plan.height, plan.width)
-    for (top, left), weight in zip(plan.origins, raw, strict=True):
-        total[top : top + plan.tile_height, left : left + plan.tile_width] += weight
-    for (top, left), weight in zip(plan.origins, raw, strict=True):
-        weight /= total[top : top + plan.tile_height, left : left + plan.tile_width]
+    total = torch.zeros(tiles.height, tiles.width)
+    for (top, left), weight in zip(tiles.origins, raw, strict=True):
+        total[top : top + tiles.tile_height, left : left + tiles.tile_width] += weight
+    for (top, left), weight in zip(tiles.origins, raw, strict=True):
+        weight /= total[top : top + tiles.tile_height, left : left + tiles.tile_width]
     return raw[:, None]
 
 
@@ -104,7 +108,7 @@ def _ramp(length: int, side: int, start: int, overlap: int, margin: int) -> torc
     return weight
 
 
-def crop(canvas: torch.Tensor, plan: Tiles, index: int) -> torch.Tensor:
+def crop(canvas: torch.Tensor, tiles: Tiles, index: int) -> torch.Tensor:
     """The view of window `index` in `canvas`, (..., height, width)."""
-    top, left = plan.origins[index]
-    return canvas[..., top : top + plan.tile_height, left : left + plan.tile_width]
+    top, left = tiles.origins[index]
+    return canvas[..., top : top + tiles.tile_height, left : left + tiles.tile_width]
