@@ -3,31 +3,31 @@
 The map of the code, from the bottom up. A wing, and in a wing a file, imports only from lines above its own; a wing's
 `__init__`, where it holds something, stands last in it. `.github/ARCHITECTURE.md` says where to put what.
 
-    errors, frame                       what can go wrong, and what flows: frames, colours, facts of a file
+    errors, frame                       exceptions; frames, colours, facts of a file
     prefetch                            the only thread code
     presets, values, config             preset files; what a value may be; settings and runtime
     options                             the command line's options, made from the settings
     picture/                            tensors in, tensors out
         color, geometry                     planes <-> RGB; how pictures are turned, and how large they become
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
-        kinds, passing                      pictures of other libraries; a picture on its way through
+        interop, roundtrip                  pictures of NumPy, torch, Pillow; from any picture to RGB, and back
         metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
         flaws, footage                      what footage is like, in figures; the anchor that leaves that out
     engines/                            what makes the picture; the protocol and the catalogue of models
-        stops, unused                       whether to stop, asked while a picture is made; settings without effect
-        libraries, identity, claims         what models stand on; fingerprints of weights; what files claim
+        stops, unused                       checks whether to stop; settings without effect
+        libraries, identity, claims         imports of models' libraries; fingerprints of weights; checks of files
         architecture, single_file           the x4 model: its configuration, its weights in one file
         prompts                             from a prompt to embeddings
-        structure, detail                   how a VAE is built; the fixed autoencoder of `mini`
-        folding                             a power of two in its weights, for float16
-        card, memory, compiling             what a device is and can do; its memory; torch.compile
-        finite                              results that are no numbers
+        structure, detail                   the structure of a VAE; the autoencoder of `mini`
+        folding                             a VAE's weights, scaled for float16
+        card, memory, compiling             facts of a device; its memory; torch.compile
+        finite                              results that are not finite
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
         layout, hub                         a model's files; find and load weights: a hub id, a folder, a file
-        attention                           of the decoder: over the frame, or in windows
-        tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; the UNet at speed
-        tracing                             what UNet and decoder take: bytes and FLOP
-        held                                results held to what can be trusted of their input
+        attention                           the decoder's attention: over the frame, or in windows
+        tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; a fast UNet
+        tracing                             bytes and FLOP of UNet and decoder
+        anchoring                           the anchor of results to their input
         windows, planner                    the one loop over tiles; the choice of batch and tiles
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
@@ -40,14 +40,14 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         selection, origins                  which streams are kept; clocks that restart
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
-        frames, interlace, decoding         frames as PyAV has them; deinterlacing; the frames as a stream
+        frames, interlace, decoding         PyAV's frames; deinterlacing; decode a video's frames
         bitstreams, quantiser               what packets say; how coarsely pictures were quantised when encoded
         timing, table, probing              when each frame is shown; what is in a file
         encoder, losses                     choose and open an encoder; what it does not keep
         segment                             encoded frames in a file of their own
-        packets, sound, texts, conversion   the other streams: read, decoded, encoded anew
-        streams, delivery                   what a container takes of them; what an output has to hold
-        video                               a video as a sequence; frames of PyAV
+        packets, sound, texts, conversion   the other streams: read, decode, re-encode
+        streams, delivery                   what is done with each of them; what an output has to contain
+        video                               a video as a sequence; frames from and to PyAV
         kept, thumbnails                    streams converted ahead; small pictures
         animation, joining                  segments as an animation; all into a container
     paths                               which files a command means, and whether they can be used
@@ -59,28 +59,28 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         joined, pictures                    a joined file against its segments; each picture against its source
     compare                             quality of one video against another
     report/                             a page to look at
-        films, faith                        videos as it reads them; how faithful a result is to its input
-        choice, figures                     frames worth looking at; what figures are called
+        films, faith                        its videos; how faithful a result is to its input
+        choice, figures                     frames worth looking at; titles and units of figures
         pictures, lines                     maps of differences, WebP; one line over time
         plots, page                         figures over time as SVG; the HTML (page.html, page.css, page.js)
     job/                                upscale(): the main path
-        progress, outcome                   events, and where they go; what becomes of each file
-        cluster, on_ray, crew               Ray itself; workers on it; who works, here or there
-        disk, store                         files written whole; a job's folder and segments
+        progress, outcome                   progress events and their sinks; the outcome of each file
+        cluster, on_ray, crew               Ray itself; workers on it; one protocol for here and there
+        disk, store                         atomic writes; a job's folder and segments
         naming                              names of outputs
-        plan, carrying                      all that is decided before the first frame; how much will be computed
-        condition, describe                 what the pictures are like; all that in words
+        plan, relay_share                   all that is decided before the first frame; the share that relay computes
+        condition, describe                 what the pictures are like; a job in words
         pace                                how long it will take
         watching                            the newest picture, for who wants to see how it goes
         unfinished                          the kept frames of an unfinished segment
         worker                              decode, upscale, encode and prove a segment
-        rehearse, verify                    the join without pictures; any file against its source
+        rehearse, verify                    the join before any work; any file against its source
         numbered                            numbered pictures as an output
-        review                              a delivery's report
-        stills, queue, outlook              still images; jobs one after another; what would become of a file
+        review                              the report of an output
+        stills, queue, outlook              still images; jobs one after another; what a job would do
         piping                              Y4M through pipes
     bench/                              what this machine can do
-        stopwatch                           the stages of a frame's way, timed
+        stopwatch                           the stages of upscaling a frame, timed
     doctor                              whether this machine is ready
     vapoursynth                         a function for VapourSynth scripts
     terminal                            standard streams and signals
@@ -91,7 +91,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         making, previews                    one frame or two seconds, before and after; who waits for them
         runs, runner                        what is to be run, in files; the process that runs it
         requests, server                    what stands in a request; the routes
-    arguments, cli                      what can be typed; call the library, exit code
+    arguments, cli                      the command line's parser; call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->
 upscale -> encode. The decoder runs ahead in a thread of its own, the encoder behind in another; the engine works in

@@ -157,9 +157,9 @@ class Frame:
         Raises:
             MediaError: the array, the format or the matrix is not possible.
         """
-        from vidup.picture import kinds
+        from vidup.picture import interop
 
-        planes, pix_fmt, color = kinds.to_planes(array, pix_fmt, color)
+        planes, pix_fmt, color = interop.to_planes(array, pix_fmt, color)
         return cls(planes, pix_fmt, color, pts, duration, time_base)
 
     @classmethod

@@ -16,16 +16,16 @@ import torch
 
 from vidup import engines
 from vidup.config import Given, Runtime, settings_of
-from vidup.engines import Choice, finite, held, stops
+from vidup.engines import Choice, anchoring, finite, stops
 from vidup.engines.memory import is_out_of_memory, keep_freed, release_freed
 from vidup.engines.planner import Planner
 from vidup.engines.relay import Carried, Follower, Relay, Step
 from vidup.errors import MediaError, Stopped
 from vidup.frame import Color, Frame
-from vidup.picture import kinds
+from vidup.picture import interop
 from vidup.picture.geometry import Turn, output_size
-from vidup.picture.passing import Leaving, Passing, Wanted, give_back, passing
 from vidup.picture.resample import resize
+from vidup.picture.roundtrip import Leaving, Passing, Wanted, give_back, passing
 from vidup.prefetch import OwnThread, batched, prefetch
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Upscaler:
         """
         if isinstance(picture, Frame):
             return next(self.frames([picture]))
-        taken = kinds.take(picture)
+        taken = interop.take(picture)
         make = partial(self._enlarge, taken.rgb.to(self.engine.device))
         large = make()
         large = large if finite.is_finite([large]) else torch.stack(self._redone(make))
@@ -272,8 +272,8 @@ class Upscaler:
             return self._choices[size]
 
     @cached_property
-    def _anchoring(self) -> tuple[held.Anchor, int]:
-        return held.anchoring(self.settings)
+    def _anchoring(self) -> tuple[anchoring.Anchor, int]:
+        return anchoring.choose_anchor(self.settings)
 
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
         """Create the relay, and what plans its steps, where results are carried."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vidup.bench.stopwatch import Estimate, Measured
     from vidup.engines.x4 import DiffusionX4
     from vidup.frame import Frame, MediaInfo
-    from vidup.job.carrying import Foreseen
     from vidup.job.plan import Job
+    from vidup.job.relay_share import Foreseen
     from vidup.media.encoder import Encoding
     from vidup.upscaler import Upscaler
 
@@ -58,7 +58,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def report(arguments: argparse.Namespace) -> str:
     """Run the command; returns the text that it prints."""
     from vidup.bench.stopwatch import estimate, measure
-    from vidup.job import carrying, plan
+    from vidup.job import plan, relay_share
     from vidup.upscaler import Upscaler
 
     typed = vars(arguments)
@@ -78,7 +78,7 @@ def report(arguments: argparse.Namespace) -> str:
             job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
             upscaler.expect(plan.pixels(job))
             found = measure(upscaler, frames, job.encoding, decoding, job.turn)
-            seen = carrying.foresee(job)
+            seen = relay_share.foresee(job)
             whole = estimate(job, upscaler, found, seen)
         else:
             upscaler.expect(2**62)  # as in a long film

@@ -19,10 +19,10 @@ from diffusers import DDPMScheduler
 
 from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
+from vidup.engines.anchoring import quantiser
 from vidup.engines.card import card, precisions, wider
 from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
 from vidup.engines.finite import clamped, warn_wider
-from vidup.engines.held import quantiser
 from vidup.engines.hub import Parts, load_parts, locate
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unet import Moved, Unet, at_work

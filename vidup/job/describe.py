@@ -9,9 +9,9 @@ from math import log2
 from typing import Any
 
 from vidup.engines import anchor_rounds, family, native_scale
-from vidup.engines.held import quantiser
-from vidup.job.carrying import Foreseen, is_carried
+from vidup.engines.anchoring import quantiser
 from vidup.job.plan import Job, disk, host_memory
+from vidup.job.relay_share import Foreseen, is_carried
 from vidup.media import animation, captions, losses, moving, side_data
 from vidup.media.delivery import lost_tags
 from vidup.picture.flaws import Flaws

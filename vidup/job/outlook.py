@@ -11,7 +11,7 @@ from typing import Any
 from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.job import carrying, condition, describe, naming, pace, rehearse, stills
+from vidup.job import condition, describe, naming, pace, rehearse, relay_share, stills
 from vidup.job import plan as plans
 from vidup.media import containers
 from vidup.media.quantiser import quantiser_step
@@ -90,7 +90,7 @@ def plan(
     notes = [*describe.describe(job)[1:], *left]
     seen = None
     try:
-        seen = carrying.foresee(job, carrying.QUICK) if motion else None
+        seen = relay_share.foresee(job, relay_share.QUICK) if motion else None
     except MediaError as error:  # a note, because all else about the file is known
         notes.append(f"note: how many pixels will be computed is not known: {error}")
     computed, seconds = seen and seen.computed, None

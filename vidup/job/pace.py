@@ -16,8 +16,8 @@ import torch
 
 from vidup import engines
 from vidup.frame import Frame
-from vidup.job.carrying import whole_frames
 from vidup.job.plan import Job
+from vidup.job.relay_share import whole_frames
 from vidup.media import decoding
 from vidup.media.encoder import Encoding
 from vidup.media.segment import encode_segment
@@ -79,7 +79,7 @@ def seconds_left(job: Job, upscaler: Upscaler, frames: int, computed: float | No
     Decoding and encoding run in parallel with the engine: the slowest of the three decides.
 
     Args:
-        computed: the share of pixels that is computed, see `carrying.foresee`; None: all.
+        computed: the share of pixels that is computed, see `relay_share.foresee`; None: all.
     """
     batch = upscaler.choose(*job.input_size).batch
     if frames < _LEAST * batch:

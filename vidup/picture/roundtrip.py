@@ -9,7 +9,7 @@ import torch
 
 from vidup.errors import MediaError
 from vidup.frame import Color, Frame, layout
-from vidup.picture import color, kinds
+from vidup.picture import color, interop
 from vidup.picture.geometry import Turn
 from vidup.picture.resample import resize
 
@@ -64,7 +64,7 @@ def passing(picture: Any, wanted: Wanted) -> Passing:
     """
     if isinstance(picture, Frame):
         return PassingFrame(picture, wanted)
-    taken = kinds.take(picture)
+    taken = interop.take(picture)
     if len(taken.rgb) != 1:
         raise MediaError(f"picture: {len(taken.rgb)} pictures in one tensor: give each by itself")
     return PassingOther(taken)
@@ -134,7 +134,7 @@ class PassingOther:
 
     even = False
 
-    def __init__(self, taken: kinds.Taken) -> None:
+    def __init__(self, taken: interop.Taken) -> None:
         self.taken = taken
 
     @property
@@ -154,7 +154,7 @@ class PassingOther:
 class _LeavingOther:
     """A result that is converted by `arrived`."""
 
-    def __init__(self, taken: kinds.Taken, rgb: torch.Tensor) -> None:
+    def __init__(self, taken: interop.Taken, rgb: torch.Tensor) -> None:
         self.taken, self.rgb = taken, rgb
 
     def again(self, picture: Passing) -> Leaving:
@@ -165,7 +165,7 @@ class _LeavingOther:
         return give_back(self.taken, self.rgb[None])
 
 
-def give_back(taken: kinds.Taken, rgb: torch.Tensor) -> Any:
+def give_back(taken: interop.Taken, rgb: torch.Tensor) -> Any:
     """Convert results, (T, 3, H, W), to the kind of the input, with its transparency."""
     if taken.alpha is None:
         return taken.back(rgb, None)

@@ -1,4 +1,4 @@
-"""How results are held to their input, as far as that can be trusted."""
+"""The anchor of a model's results to their input, as far as the input can be trusted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vidup.picture import footage
 from vidup.picture.resample import anchor
 
 Anchor = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""As `vidup.picture.resample.anchor`."""
+"""A function as `vidup.picture.resample.anchor`."""
 
 
-def anchoring(settings: Settings) -> tuple[Anchor, int]:
-    """What holds a picture to its input, and in how many rounds: 0 is none."""
+def choose_anchor(settings: Settings) -> tuple[Anchor, int]:
+    """The function that anchors pictures, and the number of its rounds; 0 is none."""
     auto = settings.anchor == "auto"
     return partial(footage.held, step=quantiser(settings)) if auto else anchor, anchor_rounds(settings)
 
 
 def quantiser(settings: Settings) -> float:
-    """The step of the input's quantiser in codes; pictures that come from no file are taken for clean ones."""
+    """The step of the input's quantiser in codes; pictures without a file are assumed to be clean."""
     return 0.0 if settings.quantiser == "auto" else settings.quantiser
