@@ -16,7 +16,8 @@ def texture(height: int, width: int, seed: int = 0, coarse: int = 4) -> torch.Te
 
 
 def follow(before: torch.Tensor, now: torch.Tensor, tolerance: float = 2.0) -> tuple[temporal.Motion, float]:
-    return judge(before, now, *flow.both_ways(before, now), tolerance)
+    codes = before * 255, now * 255
+    return judge(*codes, temporal.error(*codes), *flow.both_ways(before, now), tolerance)
 
 
 def test_a_warp_by_whole_pixels_is_exact():
@@ -48,10 +49,10 @@ def test_the_largest_of_a_square(size: tuple[int, int], side: int):
 
 def test_what_changed_is_found():
     picture = texture(48, 64)
-    assert temporal.changed(picture, picture) is None
+    assert temporal.changed(temporal.error(picture, picture)) is None
     other = picture.clone()
     other[:, 20:24, 30:40] = 1 - other[:, 20:24, 30:40]
-    box = temporal.changed(picture, other)
+    box = temporal.changed(temporal.error(255 * picture, 255 * other))
     assert box is not None
     assert all(0 <= there - found <= 4 for there, found in zip((20, 30), box[:2], strict=True))
     assert all(0 <= found - there <= 4 for there, found in zip((24, 40), box[2:], strict=True))

@@ -115,7 +115,9 @@ class Follower:
     def _from(self, before: torch.Tensor, frame: torch.Tensor) -> tuple[Motion, float]:
         """How a frame follows from another; flows are found where something changed, and what is around it."""
         there, back = torch.zeros(2, 2, *frame.shape[-2:])
-        box = temporal.changed(before, frame)
+        codes = before * 255, frame * 255
+        stood = temporal.error(*codes)
+        box = temporal.changed(stood)
         if box is not None:
             top, left, bottom, right = box
             part = (
@@ -124,7 +126,7 @@ class Follower:
                 slice(max(0, left - _AROUND), right + _AROUND),
             )
             there[part], back[part] = flow.both_ways(before[part], frame[part])
-        return temporal.judge(before, frame, there, back, self._tolerance)
+        return temporal.judge(*codes, stood, there, back, self._tolerance)
 
     def _windows(self, motion: Motion, frame: torch.Tensor, number: int, kept: bool = False) -> Step:
         height, width = frame.shape[-2:]

@@ -133,17 +133,17 @@ def error(carried: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
     return torch.minimum(plain, unlit)
 
 
-def changed(previous: torch.Tensor, current: torch.Tensor) -> Box | None:
+def changed(stood: torch.Tensor) -> Box | None:
     """The rectangle outside of which a frame is so like an earlier one that standing still explains it.
 
     Args:
-        previous, current: RGB in [0, 1], (3, h, w).
+        stood: the `error` of the earlier frame as it stands, (1, h, w).
 
     Returns:
         Top, left, bottom, right; None where all stands.
     """
-    stood = mean(error(previous * 255, current * 255), 3)[0] > _STILL
-    rows, columns = stood.any(1).nonzero(), stood.any(0).nonzero()
+    moved = mean(stood, 3)[0] > _STILL
+    rows, columns = moved.any(1).nonzero(), moved.any(0).nonzero()
     if not len(rows):
         return None
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
@@ -180,7 +180,12 @@ def smooth(trust: torch.Tensor) -> torch.Tensor:
 
 
 def judge(
-    previous: torch.Tensor, current: torch.Tensor, forward: torch.Tensor, backward: torch.Tensor, tolerance: float
+    previous: torch.Tensor,
+    current: torch.Tensor,
+    stood: torch.Tensor,
+    forward: torch.Tensor,
+    backward: torch.Tensor,
+    tolerance: float,
 ) -> tuple[Motion, float]:
     """What of an earlier frame can be carried to this one.
 
@@ -189,15 +194,15 @@ def judge(
     that hides it, where the flows disagree, and outside the frame.
 
     Args:
-        previous, current: RGB in [0, 1], (3, h, w), of low resolution.
+        previous, current: RGB in codes, (3, h, w), of low resolution.
+        stood: `error` of the one against the other.
         forward: where in `previous` each pixel of `current` was, (2, h, w); `backward` the other way.
         tolerance: codes by which what is carried may differ where nothing hides it, beside the input's noise.
 
     Returns:
         The motion, and the mean trust before the flows were compared, which tells of a cut.
     """
-    previous, current = previous * 255, current * 255
-    moved, stood = error(warp(previous, forward), current), error(previous, current)
+    moved = error(warp(previous, forward), current)
     standing = mean((mean(stood - moved, 3) <= _STILL).float(), 3) > 0.5
     flow = forward.masked_fill(standing, 0.0)
     around = contrast(luma(current)[None])
