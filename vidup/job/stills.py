@@ -26,7 +26,7 @@ from vidup.job.progress import Tracker
 from vidup.media import bitstreams
 from vidup.media.containers import ANIMATIONS
 from vidup.media.opening import MOST_PIXELS, check_file
-from vidup.picture import flaws, kinds
+from vidup.picture import flaws, interop
 from vidup.picture.geometry import output_size, size_notes
 from vidup.proof import Receipt, sha256
 from vidup.upscaler import Upscaler
@@ -108,7 +108,7 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     still = read(source)
     before, notes = (still.image.height, still.image.width), list(still.notes)
     words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
-    footage = describe.footage(still.quantiser, flaws.measure(kinds.take(still.image).rgb))
+    footage = describe.footage(still.quantiser, flaws.measure(interop.take(still.image).rgb))
     height, width = output_size(settings, scale, *before, even=False)
     return {
         **{"path": str(source), "format": still.format, "mode": still.image.mode, "words": words},
@@ -201,7 +201,7 @@ def _check_claims(path: Path, image: Image.Image) -> None:
     pictures, kind = getattr(image, "n_frames", 1), image.format
     if image.width * image.height > MOST_PIXELS:
         raise MediaError(f"{path}: claims {image.width}x{image.height}: more than {MOST_PIXELS} pixels")
-    if image.mode not in kinds.MODES:
+    if image.mode not in interop.MODES:
         raise MediaError(
             f"{path}: holds {image.mode} samples, of which it is not known what is white; save it as RGB, 8 or 16 bits"
         )
