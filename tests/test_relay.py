@@ -297,11 +297,12 @@ def test_a_plan_says_how_much_will_be_computed(
         raise MediaError("it is damaged")
 
     monkeypatch.setattr(relay_share, "QUICK", 10**9)
-    monkeypatch.setattr("vidup.job.relay_share.decoding.decode", fails)
-    damaged = vidup.plan(source, settings="mini")
+    with monkeypatch.context() as patch:
+        patch.setattr("vidup.job.relay_share.decoding.decode", fails)
+        damaged = vidup.plan(source, settings="mini")
     assert damaged.computed is None and any("it is damaged" in note for note in damaged.notes)
     alone = vidup.plan(source, settings=Settings.preset("mini", temporal="off"))
-    assert alone.computed is None and "  motion " not in str(alone) and not any("damaged" in n for n in alone.notes)
+    assert alone.computed is None and "  motion " not in str(alone)
     assert not relay_share.is_carried(Settings.preset("mini", temporal="steady"))
     assert not relay_share.is_carried(Settings(model="nearest"))
 
