@@ -96,7 +96,7 @@ def test_what_is_invented_moves_with_the_picture():
 def test_what_was_invented_is_kept_not_blurred_away():
     results, _, _ = carried(pan(12), refresh=12)
     energy = [float((one[..., 1:] - one[..., :-1]).abs().mean()) for one in results]
-    assert min(energy[1:]) > 0.7 * energy[0]  # what is invented anew each time averages out where it is blended in
+    assert min(energy[1:]) > 0.65 * energy[0]  # what is invented anew each time averages out where it is blended in
 
 
 def test_a_still_shot_does_not_change_and_costs_one_frame():
