@@ -8,8 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+from vidup import Frame
 from vidup.cli import main
+from vidup.picture import color
 
 NEAREST = ["--model", "nearest", "--scale", "2"]
 WIDTH, HEIGHT, COUNT = 32, 24, 4
@@ -106,3 +109,33 @@ def test_what_does_not_keep_it_says_so(tmp_path: Path, capsys: Output):
     assert "note: transparency is dropped: the picture is made opaque; prores_ks" in capsys.readouterr().err
     assert main(["upscale", str(source), "-o", str(tmp_path / "out.mov"), "-c", "prores_ks", *NEAREST]) == 0
     assert "transparency" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "pix_fmt", "output", "words", "wrong"),
+    [
+        ("in.mov", "prores_ks", "yuva444p10le", "out.mov", ["-c", "prores_ks"], "contrary"),
+        ("in.mkv", "ffv1", "yuva420p", "out.mkv", ["-c", "ffv1"], "contrary"),
+        ("in.mkv", "ffv1", "gbrap16le", "out.mkv", ["-c", "ffv1"], "opaque"),
+        ("in.webm", "libvpx-vp9", "yuva420p", "out.webm", ["-e", "cpu-used=8"], "early"),
+        ("in.mov", "png", "rgba", "%03d.png", [], "opaque"),
+        ("in.mov", "png", "rgba", "out.apng", [], "early"),
+    ],
+)
+def test_transparency_is_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output, source, codec, pix_fmt, output, words, wrong
+):
+    """What is transparent in the output is so in the source, at that time."""
+    made = make(tmp_path / source, codec, pix_fmt)
+    held: list[torch.Tensor] = []
+    alpha_of = color.alpha_of
+
+    def changed(frame: Frame, device: torch.device) -> torch.Tensor | None:
+        alpha = alpha_of(frame, device)
+        assert alpha is not None
+        held.append(alpha)
+        return {"contrary": 1 - alpha, "opaque": torch.ones_like(alpha), "early": held[0]}[wrong]
+
+    monkeypatch.setattr(color, "alpha_of", changed)
+    assert main(["upscale", str(made), "-o", str(tmp_path / output), *words, *NEAREST]) == 1
+    assert ": transparency: frame " in capsys.readouterr().err

@@ -27,15 +27,18 @@ class Thumbnail(NamedTuple):
     pts: int
     """In the frame's time base."""
     picture: NDArray[np.uint16]
-    """(3, height, width), RGB, 65535 is white."""
+    """(3, height, width), RGB, 65535 is white; (4, height, width) with transparency, 65535 is opaque."""
 
 
-def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> Iterator[Thumbnail]:
+def thumbnails(
+    frames: Iterable[Any], color: Color, height: int, width: int, alpha: bool = False
+) -> Iterator[Thumbnail]:
     """Scale PyAV frames of any format by area.
 
     Args:
         color: the frames' matrix and range, whatever their tags; RGB is full range.
         height, width: of the small pictures: multiples of 4, for which the scaler's rows have no padding.
+        alpha: with transparency; frames without it are opaque.
     """
     scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name would be looked up for each frame
     matrix = color.matrix if color.matrix in _SCALER_MATRICES else _BT601  # the scaler refuses some tags of frames
@@ -68,7 +71,12 @@ def thumbnails(frames: Iterable[Any], color: Color, height: int, width: int) -> 
         else:  # the planes are green, blue, red
             picture = np.empty((3, height, width), np.uint16)
             picture[1], picture[2], picture[0] = (plane[:, :width] for plane in planes)
-        yield Thumbnail(frame.pts, _expanded(picture) if kind.is_limited else picture)
+        picture = _expanded(picture) if kind.is_limited else picture
+        if alpha:
+            planes = scaler.reformat(frame, width, height, "gbrap16le", interpolation=area, threads=1).planes
+            opacity = np.frombuffer(planes[3], np.uint16).reshape(height, -1)[:, :width]
+            picture = np.concatenate([picture, opacity[None]])
+        yield Thumbnail(frame.pts, picture)
 
 
 class _Kind(NamedTuple):

@@ -68,7 +68,7 @@ def measure(found: NDArray[np.uint16], source: NDArray[np.uint16], there: NDArra
     """Compare pictures with their frames of the source and the neighbours of those.
 
     Args:
-        found: (n, 3, height, width), 65535 is white; height and width are multiples of 4.
+        found: (n, 3 or 1, height, width), 65535 is white; height and width are multiples of 4.
         source: (n + 8, 3, height, width): from the fourth before the first to the fourth after the last.
         there: (n + 8,), which of these the source has.
     """

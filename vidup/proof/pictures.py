@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vidup.config import Settings
 from vidup.errors import MediaError, VerifyError
-from vidup.frame import Color, MediaInfo
+from vidup.frame import Color, MediaInfo, layout
 from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _SIDE = 256  # of the small pictures, in pixels: enough to see motion of a pixel in the source
 _SAMPLES, _RUN = 24, 4  # the fast check: the number of places, and of frames at each
 _AT_ONCE = 96  # pictures that are measured together
+_PLANES = ("", slice(3)), ("transparency: ", slice(3, 4))
 _BATCH = 16  # pictures that are passed together from thread to thread
 
 T = TypeVar("T")
@@ -67,13 +68,16 @@ def check_pictures(output: Path, made: MediaInfo, delivery: Delivery, times: Seq
     Raises:
         VerifyError: a picture is black, broken, without its colour, shifted, doubled or swapped with one beside it.
     """
-    color = resolve(made.color, planar(made.pix_fmt), made.width, made.height)
+    color, alpha = (
+        resolve(made.color, planar(made.pix_fmt), made.width, made.height),
+        _has_alpha(delivery, made.pix_fmt),
+    )
     result = Compared(0, 1.0)
     for low, high in _runs(len(times), fast):
         end = made.pts[high] if high < len(made.pts) else None
         with closing(decoding.pictures(made, made.pts[low], end, Settings(deinterlace="off"))) as frames:
-            found = _found(output, frames, color, delivery)
-            result += _compare(output, found, _Source(delivery, times, low, high), times)
+            found = _found(output, frames, color, delivery, alpha)
+            result += _compare(output, found, _Source(delivery, times, low, high, None, alpha), times)
     return result
 
 
@@ -108,10 +112,16 @@ def check_segment(
         )
     if low == high:  # with tolerated damage there may be no frame
         return Compared(0, 1.0)
-    high = min(high, low + _RUN) if fast else high
+    high, alpha = min(high, low + _RUN) if fast else high, _has_alpha(delivery, encoding.pix_fmt)
     with closing(decode_segment(segment, encoding)) as frames:
-        found = _found(output, frames, encoding.color, delivery)
-        return _compare(output, found, _Source(delivery, times, low, high, readers), times)
+        found = _found(output, frames, encoding.color, delivery, alpha)
+        return _compare(output, found, _Source(delivery, times, low, high, readers, alpha), times)
+
+
+def _has_alpha(delivery: Delivery, pix_fmt: str) -> bool:
+    """Whether the source has transparency, and the output has a place for it."""
+    kinds = layout(planar(delivery.info.pix_fmt)), layout(planar(pix_fmt))
+    return all(kind is not None and kind.alpha for kind in kinds)
 
 
 def _runs(count: int, fast: bool) -> Iterator[tuple[int, int]]:
@@ -135,17 +145,19 @@ def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Seq
             part = list(islice(pictures, last - first))
             if len(part) < last - first:
                 raise VerifyError(f"{output}: only {first + len(part)} frames can be decoded, expected {high}")
-            likeness = measure(np.stack(part), *source.around(first, last))
-            if not likeness.there.all() and not tolerant:
-                missing = first + int(np.argmin(likeness.there))
-                raise VerifyError(f"{output}: the source has no picture for frame {missing}")
+            found_there, (own, there) = np.stack(part), source.around(first, last)
             seconds = np.array(times[first:last]) * float(delivery.unit)
-            for fault in faults(likeness, first, seconds):
-                # Some decoders leave the damaged parts of pictures to chance.
-                if fault.is_error and not tolerant:
-                    raise VerifyError(f"{output}: {fault.words}")
-                log.warning("%s: %s", output, fault.words)
-            fine = max(fine, float((likeness.fine * likeness.there).max()))
+            for of, planes in _PLANES[: 1 + found_there.shape[1] // 4]:
+                likeness = measure(found_there[:, planes], own[:, planes], there)
+                if not likeness.there.all() and not tolerant:
+                    missing = first + int(np.argmin(likeness.there))
+                    raise VerifyError(f"{output}: the source has no picture for frame {missing}")
+                for fault in faults(likeness, first, seconds):
+                    # Some decoders leave the damaged parts of pictures to chance.
+                    if fault.is_error and not tolerant:
+                        raise VerifyError(f"{output}: {of}{fault.words}")
+                    log.warning("%s: %s%s", output, of, fault.words)
+                fine = max(fine, float((likeness.fine * likeness.there).max()))
     return Compared(high - low, 1 - fine)
 
 
@@ -155,11 +167,11 @@ def _ahead(pictures: Iterator[T], info: MediaInfo) -> Generator[list[T], None, N
     return batches if is_small(info.width, info.height) else prefetch(batches)
 
 
-def _found(output: Path, frames: Iterable[Any], color: Color, delivery: Delivery) -> Iterator[Picture]:
+def _found(output: Path, frames: Iterable[Any], color: Color, delivery: Delivery, alpha: bool) -> Iterator[Picture]:
     """Small pictures of the output's frames."""
     count = 0
     try:
-        for thumbnail in thumbnails(frames, color, *delivery.turn.size(*_small_size(delivery))):
+        for thumbnail in thumbnails(frames, color, *delivery.turn.size(*_small_size(delivery)), alpha):
             yield thumbnail.picture
             count += 1
     except MediaError as error:
@@ -172,13 +184,14 @@ class _Source:
     Args:
         times: as for `check_pictures`.
         low, high: the places in `times` of the frames that are compared.
+        alpha: with transparency.
     """
 
     def __init__(
-        self, delivery: Delivery, times: Sequence[int], low: int, high: int, readers: Readers | None = None
+        self, delivery: Delivery, times: Sequence[int], low: int, high: int, readers: Readers | None, alpha: bool
     ) -> None:
         self.delivery, self.low, self.high = delivery, low, high
-        self._readers = readers
+        self._readers, self._alpha = readers, alpha
         self._size, self._turn = _small_size(delivery), delivery.turn
         self._is_upright = delivery.turn == Turn()
         begin, end = max(0, low - REACH), min(len(times), high + REACH)
@@ -196,7 +209,7 @@ class _Source:
             self._last = batch[-1][0]
         places = range(first - REACH, last + REACH)
         height, width = self._turn.size(*self._size)
-        none = np.zeros((3, height, width), np.uint16)
+        none = np.zeros((3 + self._alpha, height, width), np.uint16)
         return (
             np.stack([self._window.get(place, none) for place in places]),
             np.array([place in self._window for place in places]),
@@ -209,7 +222,7 @@ class _Source:
         times = first + delivery.offset, last + delivery.offset
         begin, end = decoding.part_around(info, delivery.unit, *times, delivery.span)
         with closing(decoding.pictures(info, begin, end, given, self._readers)) as frames:
-            for pts, picture in thumbnails(frames, color, *self._size):
+            for pts, picture in thumbnails(frames, color, *self._size, self._alpha):
                 if pts in self._places:
                     yield self._places[pts], self._turned(picture)
 
