@@ -73,8 +73,8 @@ def thumbnails(
             picture[1], picture[2], picture[0] = (plane[:, :width] for plane in planes)
         picture = _expanded(picture) if kind.is_limited else picture
         if alpha:
-            planes = scaler.reformat(frame, width, height, "gbrap16le", interpolation=area, threads=1).planes
-            opacity = np.frombuffer(planes[3], np.uint16).reshape(height, -1)[:, :width]
+            small = scaler.reformat(frame, width, height, "gbrap16le", interpolation=area, threads=1)
+            opacity = np.frombuffer(small.planes[3], np.uint16).reshape(height, -1)[:, :width]
             picture = np.concatenate([picture, opacity[None]])
         yield Thumbnail(frame.pts, picture)
 
