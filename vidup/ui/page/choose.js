@@ -6,6 +6,9 @@ import { chosen, chooseFilm, forget, recent } from "./chosen.js";
 import { thumbnail } from "./thumbnails.js";
 import * as server from "./server.js";
 
+const PICTURES = /\.(png|jpe?g|webp|tiff?|bmp|gif|avif)$/i;
+const MANY = 12; // pictures that are shown among films
+
 const STEPS = [
   ["Choose a film", "A video or a picture, of this machine."],
   ["Look at it", "One frame, two seconds, or several presets side by side."],
@@ -85,12 +88,16 @@ export function chooseView(element, start, done) {
   function rows(found) {
     const join = (name) => `${found.path.replace(/[\\/]$/, "")}/${name}`;
     const films = found.files.filter((each) => each.video);
-    const others = found.files.length - films.length;
+    const pictures = found.files.filter((each) => !each.video && PICTURES.test(each.name));
+    const others = found.files.length - films.length - pictures.length;
+    const pick = (each) => make("li", {}, make("button.row.pick", { type: "button", onclick: () => take(join(each.name)) },
+      thumbnail(join(each.name), 1, 96), make("span.name", {}, each.name), make("span.dim", {}, bytes(each.size))));
     const items = [
       ...found.folders.map((name) => make("li", {}, button(name, () => go(join(name)), { kind: "row", image: "folder" }))),
-      ...films.map((each) => make("li", {}, make("button.row.pick", { type: "button", onclick: () => take(join(each.name)) },
-        thumbnail(join(each.name), 1, 96), make("span.name", {}, each.name), make("span.dim", {}, bytes(each.size))))),
+      ...films.map(pick),
     ];
+    const few = pictures.length <= MANY;
+    if (few) items.push(...pictures.map(pick));
     return [
       make("div.place", {},
         found.parent === null ? null : button("", () => go(found.parent), { kind: "quiet", image: "up", label: "The folder above" }),
@@ -98,6 +105,7 @@ export function chooseView(element, start, done) {
         start.folders.length > 1 ? make("select", { "aria-label": "Folder", onchange: (event) => go(event.target.value) },
           start.folders.map((each) => make("option", { value: each, selected: found.path.startsWith(each) }, each))) : null),
       items.length ? make("ul", {}, items) : make("p.empty", {}, "No film in this folder."),
+      few ? null : make("details.many", {}, make("summary", {}, `${pictures.length} pictures`), make("ul", {}, pictures.slice(0, 20 * MANY).map(pick))),
       others ? make("p.dim.rest", {}, `${others} other ${others === 1 ? "file" : "files"} not shown`) : null,
     ].filter(Boolean);
   }

@@ -11,12 +11,13 @@ export class Delivery {
   #looked = null;
   #busy = false;
 
-  /** @param ran  is called with a run's id once it stands in the queue; @param saved  with a preset's path. */
-  constructor({ ran, saved }) {
+  /** @param ran  is called with a run's id once it stands in the queue; @param saved  with a preset's path; @param refused  where a run was refused. */
+  constructor({ ran, saved, refused }) {
     this.ran = ran;
+    this.refused = refused;
     this.output = make("input", { type: "text", id: "output", autocomplete: "off", spellcheck: "false",
       onchange: () => choose({ output: this.output.value.trim() === this.#proposed ? "" : this.output.value.trim() }) });
-    this.replace = make("label.check", { hidden: true }, make("input", { type: "checkbox", onchange: () => this.#allow() }), "Replace the file that is there");
+    this.replace = make("label.check", { hidden: true }, make("input", { type: "checkbox", onchange: () => this.#allow() }), "Replace the file that exists");
     this.command = copied("");
     this.fault = make("p.fault", { role: "alert", hidden: true });
     this.size = make("strong");
@@ -25,7 +26,7 @@ export class Delivery {
     this.goes.append(make("span"));
     this.run = button("Run", () => this.#start(), { kind: "main", image: "play" });
     this.element = make("section.delivery", { "aria-label": "Result" }, make("h2", {}, "Result"),
-      make("label.above", { for: "output" }, "Goes to"), this.output, this.replace,
+      make("label.above", { for: "output" }, "Goes to"), this.output,
       make("details", {}, make("summary", {}, "The same on the command line"), this.command),
       make("details", {}, make("summary", {}, "Save these settings as a preset"),
         saving(async (name, replace) => {
@@ -33,7 +34,7 @@ export class Delivery {
           saved(path);
           return path;
         })));
-    this.bar = make("div.runbar", {}, make("div.sum", {}, this.size, this.facts, this.goes), this.fault, this.run);
+    this.bar = make("div.runbar", {}, make("div.sum", {}, this.size, this.facts, this.goes), this.fault, this.replace, this.run);
   }
 
   #proposed = "";
@@ -88,6 +89,7 @@ export class Delivery {
       this.ran(id);
     } catch (fault) {
       this.#tell(fault.message);
+      this.refused();
     }
     this.#busy = false;
     this.#allow();

@@ -1,7 +1,7 @@
 // A film that is looked at before it is run: a frame before and after, presets side by side, two seconds moving.
 
 import { make, button, segments, write } from "./elements.js";
-import { lastOf } from "./words.js";
+import { grouped, lasting, lastOf } from "./words.js";
 import { chosen, choose, given, onChange } from "./chosen.js";
 import { View } from "./view.js";
 import { Stage, picture, zooming } from "./stage.js";
@@ -46,7 +46,7 @@ class Film {
     this.sheet = new Sheet({ start, view: this.view, ready });
     this.presets = new Presets(start.presets);
     this.settings = new Settings(start);
-    this.delivery = new Delivery({ ran, saved: () => this.#again() });
+    this.delivery = new Delivery({ ran, saved: () => this.#again(), refused: () => this.#ask() });
     this.#lay();
     for (const preview of [this.frame, this.moving]) preview.onState((state) => this.#stateOf(preview, state));
     onChange(["input"], () => this.#film());
@@ -87,7 +87,10 @@ class Film {
   /** The view is shown: what is chosen may come from an earlier visit. */
   shown() {
     if (this.#of !== chosen.input) this.#film();
-    else this.#turn();
+    else {
+      this.#turn();
+      this.#look(); // a run may have made the output meanwhile
+    }
   }
 
   /** The view is left: nothing is worked on for no one. */
@@ -132,10 +135,18 @@ class Film {
       const looked = await server.look({ input: chosen.input, settings: given(), ...(chosen.output ? { output: chosen.output } : {}) }, asking.signal);
       this.#told(looked, first);
     } catch (fault) {
-      if (asking.signal.aborted) return;
+      if (!asking.signal.aborted) await this.#refused(fault.message, first, asking.signal);
+    }
+  }
+
+  /** The film cannot be upscaled like this: is it the film, or the settings? */
+  async #refused(line, first, signal) {
+    try {
+      if (first) this.#told(await server.look({ input: chosen.input, settings: { model: "nearest" } }, signal), true);
       this.delivery.show(null);
-      if (first && !Object.keys(chosen.settings).length) this.lost(fault.message);
-      else this.settings.blame(fault.message);
+      this.settings.blame(line);
+    } catch (fault) {
+      if (!signal.aborted) this.lost(fault.message);
     }
   }
 
@@ -153,7 +164,9 @@ class Film {
     this.plan.replaceChildren(...looked.plan.map((line) => make("li", {}, line)));
     this.notes.replaceChildren(...looked.notes.map((line) => make("li", {}, line.replace(/^note: /, ""))));
     this.notes.closest("details").hidden = !looked.notes.length;
+    Preview.still = looked.still;
     this.delivery.show(looked);
+    if (looked.more) this.#timer = setTimeout(() => this.#ask(), 1500); // how much is carried is being found out
     if (!first) return;
     this.strip.show(looked);
     if (looked.still && chosen.way === "moving") choose({ way: "frame" });
@@ -233,7 +246,6 @@ class Film {
 function summary({ width, height, rate, duration, frames, still }) {
   const size = `${width} × ${height}`;
   if (still) return `${size}, a picture`;
-  const whole = Math.round(duration);
-  const time = duration < 60 ? `${Math.round(duration * 10) / 10} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${size}, ${time}, ${frames} frames, ${Math.round(rate * 1000) / 1000} a second`;
+  const time = duration < 60 ? `${Math.round(duration * 10) / 10} s` : lasting(duration);
+  return `${size}, ${time}, ${grouped(frames)} frames, ${Math.round(rate * 1000) / 1000} fps`;
 }

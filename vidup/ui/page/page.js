@@ -2,7 +2,7 @@
 
 import { make, say } from "./elements.js";
 import { percent } from "./words.js";
-import { chosen, choose } from "./chosen.js";
+import { chosen, choose, forget } from "./chosen.js";
 import { chooseView } from "./choose.js";
 import { filmView } from "./film.js";
 import { runsView } from "./runs.js";
@@ -50,8 +50,9 @@ function badge(runs) {
 async function main() {
   const start = await begin();
   document.querySelector(".begins").remove();
-  if (!chosen.preset) choose({ preset: start.preset ?? (start.presets.some(({ name }) => name === "mini") ? "mini" : start.presets[0]?.name ?? "") });
+  if (!chosen.preset && !chosen.settings.model) choose({ preset: start.preset ?? (start.presets.some(({ name }) => name === "mini") ? "mini" : start.presets[0]?.name ?? "") });
   const views = {};
+  let taken = false;
   const route = () => {
     const wanted = location.hash.slice(1);
     show(views, wanted === "runs" ? "runs" : wanted === "choose" || !chosen.input ? "choose" : "film");
@@ -59,9 +60,16 @@ async function main() {
   views.runs = runsView(section("runs"), { counted: (runs) => views.film.delivery.queue(badge(runs)) });
   views.film = filmView(section("film"), start, {
     ran: () => { location.hash = "#runs"; say("It is in the queue"); },
-    lost: (line) => { choose({ input: "" }); location.hash = "#choose"; route(); views.choose.tell(line); },
+    lost: (line) => {
+      forget(chosen.input);
+      choose({ input: "" });
+      location.hash = "#choose";
+      route();
+      if (taken) views.choose.tell(line); // else it is of an earlier visit, which may have had other folders
+    },
   });
   views.choose = chooseView(section("choose"), start, () => {
+    taken = true;
     if (location.hash === "#film") route();
     else location.hash = "#film";
   });

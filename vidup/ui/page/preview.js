@@ -44,6 +44,7 @@ export class Preview {
   #running = "";
   #timer = 0;
   #listeners = [];
+  static still = false; // whether what is looked at is one picture alone
 
   /**
    * @param kind  "frame" or "moving".
@@ -159,6 +160,7 @@ export class Preview {
     if (state === "old") return "Made with other settings.";
     if (state === "idle") return "";
     const each = told.seconds_a_frame ? `${aFrame(told.seconds_a_frame)} a frame` : "Done";
+    if (Preview.still) return told.seconds_a_frame ? `Done in ${aFrame(told.seconds_a_frame)}` : "Done";
     return told.estimate ? `${each}, the whole film ${lasting(told.estimate)}` : each;
   }
 }

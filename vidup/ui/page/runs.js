@@ -67,7 +67,7 @@ class Runs {
       this.#cards.delete(id);
     }
     sorted.forEach((run, index) => {
-      if (!this.#cards.has(run.id)) this.#cards.set(run.id, new Card(run, () => this.ask()));
+      if (!this.#cards.has(run.id)) this.#cards.set(run.id, new Card(run, () => this.ask(), index === 0));
       const card = this.#cards.get(run.id);
       card.show(run);
       if (this.list.children[index] !== card.element) this.list.insertBefore(card.element, this.list.children[index] ?? null);
@@ -78,9 +78,12 @@ class Runs {
 class Card {
   #run = {};
   #newest = "";
+  #at = 0;
 
-  constructor(run, again) {
+  /** @param first  whether it stands on top: what is over is shown in short below it. */
+  constructor(run, again, first) {
     this.again = again;
+    const open = first || run.state === "running" || run.state === "waiting";
     this.view = new View();
     this.stage = new Stage({ view: this.view, label: "The newest frame, before and after" });
     this.bar = make("progress", { max: "1", value: 0, "aria-label": `${lastOf(run.input)}: done` });
@@ -89,16 +92,17 @@ class Card {
     this.line = make("p.line");
     this.fault = make("p.fault", { role: "alert", hidden: true });
     this.receipt = make("ul.receipt");
-    this.received = make("details.received", { hidden: true, open: true }, make("summary", {}, "Receipt"), this.receipt);
+    this.received = make("details.received", { hidden: true, open }, make("summary", {}, "Receipt"), this.receipt);
     this.command = copied(run.command ?? "");
-    this.newest = make("span.dim");
-    this.shows = make("div.newest", { hidden: true }, make("div.bar", {}, this.newest, zooming(this.view)), this.stage.element);
+    this.newest = make("span");
+    this.shows = make("details.newest", { hidden: true, open }, make("summary", {}, this.newest), this.stage.element, make("div.bar", {}, zooming(this.view)));
     this.pause = button("Pause", () => this.#do(server.pauseRun, "Pausing: what is done is kept"), { image: "pause" });
     this.resume = button("Go on", () => this.#do(server.resumeRun, "It goes on where it was"), { image: "play" });
     this.stop = button("Stop", () => this.#forget(), { image: "stop", kind: "quiet" });
-    this.element = make("article.run", { "data-id": run.id, "aria-label": lastOf(run.input) },
-      make("div.head", {}, make("div", {}, make("h2", { title: run.input }, lastOf(run.input)), make("p.dim.to", { title: run.output }, run.output)), this.state),
-      make("div.going", {}, this.share, this.bar, make("div.buttons", {}, this.pause, this.resume, this.stop)),
+    this.buttons = make("div.buttons", {}, this.pause, this.resume, this.stop);
+    this.going = make("div.going", {}, this.share, this.bar);
+    this.head = make("div.head", {}, make("div", {}, make("h2", { title: run.input }, lastOf(run.input)), make("p.dim.to", { title: run.output }, run.output)), this.state);
+    this.element = make("article.run", { "data-id": run.id, "aria-label": lastOf(run.input) }, this.head, this.going,
       this.line, this.fault, this.shows, this.received,
       make("details", {}, make("summary", {}, "The same on the command line"), this.command));
   }
@@ -108,7 +112,8 @@ class Card {
     this.element.dataset.state = run.state;
     write(this.state, CALLED[run.state] ?? run.state);
     const share = run.state === "done" ? 1 : run.share ?? 0;
-    this.bar.value = share;
+    if (run.state === "running" && !run.frames) this.bar.removeAttribute("value");
+    else this.bar.value = share;
     write(this.share, percent(share));
     write(this.line, words(run));
     this.fault.hidden = !run.error;
@@ -118,7 +123,9 @@ class Card {
     write(this.resume.querySelector("span"), run.state === "failed" ? "Try again" : "Go on");
     const over = run.state === "done" || run.state === "failed";
     relabel(this.stop, this.#asked ? "Really stop?" : over ? "Take off the list" : "Stop", over ? "close" : "stop");
-    this.bar.parentElement.classList.toggle("over", run.state === "done");
+    this.going.hidden = run.state === "done";
+    const place = run.state === "done" ? this.head : this.going;
+    if (this.buttons.parentElement !== place) place.append(this.buttons);
     const lines = run.receipt ?? [];
     this.received.hidden = !lines.length;
     if (this.receipt.children.length !== lines.length) this.receipt.replaceChildren(...lines.map((line) => make("li", {}, line)));
@@ -134,7 +141,8 @@ class Card {
       this.view.change({ size: { width: after.naturalWidth, height: after.naturalHeight } });
       this.stage.element.style.setProperty("--shape", String(after.naturalWidth / after.naturalHeight));
       this.stage.show({ before, after, names: ["Before", "After"] });
-      write(this.newest, `The newest frame, at ${clock(newest.at)}`);
+      this.#at = Number(newest.at);
+      write(this.newest, `${this.#run.state === "done" ? "A frame of it" : "The newest frame"}, at ${clock(this.#at)}`);
       this.shows.hidden = false;
     } catch { /* the next one comes soon */ }
   }

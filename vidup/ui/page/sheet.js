@@ -81,8 +81,9 @@ export class Sheet {
   #offered() {
     const offered = [["bicubic", () => ({ model: "bicubic", ...shared() })]];
     for (const { name } of ordered(this.presets)) offered.push([name, () => ({ preset: name, ...shared() })]);
-    if (Object.keys(chosen.settings).some((name) => A_PRESETS.includes(name))) offered.push(["yours", given]);
     if (chosen.checkpoint) offered.push([chosen.checkpoint, () => ({ model: chosen.checkpoint, ...shared() })]);
+    const now = JSON.stringify(given());
+    if (!offered.some(([, settings]) => JSON.stringify(settings()) === now)) offered.push(["yours", given]);
     return offered;
   }
 
@@ -151,7 +152,7 @@ export class Sheet {
 
   #use(name) {
     const settings = shared();
-    if (name === chosen.checkpoint) choose({ settings: { ...settings, model: name } });
+    if (name === chosen.checkpoint) choose({ preset: "", settings: { model: name, ...settings } });
     else choose({ preset: name, settings });
   }
 }
