@@ -331,7 +331,7 @@ def test_an_upload_is_bounded_and_replaces_nothing(page: TestClient, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "link.mp4", "new film.mp4"]
 
 
-def until(ask: Any, *states: str) -> Any:
+def until(ask: Any, *states: Any) -> Any:
     """What is asked for, once it is in one of the states."""
     for _ in range(3000):
         found = ask()
@@ -423,7 +423,7 @@ def test_a_run_is_paused_resumed_and_forgotten(acted: Any, tmp_path: Path):
     known, begin, at = acted
     first, second = (known.add(["upscale", f"slow{n}"], Path("x"), tmp_path / f"slow{n}") for n in range(2))
     begin()
-    until(at(first), "running")
+    until(lambda: {"state": at(first)()["frames"]}, 1)
     assert at(second)()["state"] == "waiting"
     known.pause(second)
     assert at(second)()["state"] == "paused"
@@ -438,6 +438,7 @@ def test_a_run_is_paused_resumed_and_forgotten(acted: Any, tmp_path: Path):
     until(at(first), "running")
     with pytest.raises(vidup.VidupError, match="no such run"):
         known.find(second)
+    assert (at(first)()["frames"], at(first)()["of"]) == (1, 4)  # of its process before, until this one says more
     os.kill(known.find(first).process[0], signal.SIGTERM)  # somebody else stops it
     until(at(first), "paused")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [first]

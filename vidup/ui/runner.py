@@ -62,8 +62,9 @@ def _begin(runs: Runs, waiting: Run) -> None:
         write(record, {"pid": -1, "began": 0})  # where the disk is full nothing is started
         command = [sys.executable, "-P", "-m", "vidup", *run.command, "--progress", "json"]
         command += ["--watch", str(run.folder / "newest")]
-        for name in ("events", "errors"):
-            (run.folder / name).write_bytes(b"")
+        if (run.folder / "events").exists():
+            (run.folder / "events").replace(run.folder / "events.before")
+        (run.folder / "errors").unlink(missing_ok=True)
         with (run.folder / "events").open("ab") as events, (run.folder / "errors").open("ab") as errors:
             process = start(command, events, errors)
         try:
@@ -126,7 +127,7 @@ def _settle(runs: Runs, run: Run, code: int | None, asked: bool) -> None:
     if now.wish == "forget":
         runs.remove(now)
         return
-    event, record = last_event(now), {"state": "done", "error": ""}
+    event, record = last_event(run.folder / "events"), {"state": "done", "error": ""}
     if event.get("state") == "done":
         write(run.folder / "end.json", record)
     elif event.get("state") == "failed" or not (asked or now.wish == "pause" or code in (None, *_INTERRUPTED)):

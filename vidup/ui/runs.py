@@ -214,8 +214,10 @@ class Runs:
 
 def told(run: Run) -> dict[str, Any]:
     """A run as the page takes it, but for its pictures."""
-    event = last_event(run)
-    state, frames, of = run.state, event.get("file_frame") or 0, event.get("file_frames") or 0
+    event = last_event(run.folder / "events")
+    # Until the model is loaded a run that goes on says nothing of what an earlier process of it has done.
+    counted = event if event.get("file_frame") else last_event(run.folder / "events.before") or event
+    state, frames, of = run.state, counted.get("file_frame") or 0, counted.get("file_frames") or 0
     share = 1.0 if state == "done" else frames / of if of else 0.0
     if not of and event.get("steps"):
         share = event["step"] / event["steps"]
@@ -247,9 +249,9 @@ def _receipt(event: dict[str, Any]) -> list[str]:
     return []
 
 
-def last_event(run: Run) -> dict[str, Any]:
+def last_event(path: Path) -> dict[str, Any]:
     """The last that a run's process said; empty where it said nothing."""
-    for line in reversed(tail(run.folder / "events")):
+    for line in reversed(tail(path)):
         with suppress(ValueError):
             found = json.loads(line)
             if isinstance(found, dict):
