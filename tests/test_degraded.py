@@ -238,6 +238,18 @@ class TestQuantiser:
         with Image.open(target) as made:
             assert np.array_equal(np.asarray(made), wanted) and not np.array_equal(wanted, other)
 
+    @pytest.mark.parametrize("temporal", ["off", "relay"])
+    def test_frames_of_a_video_are_made_for_it(self, temporal: str, tmp_path: Path) -> None:
+        write(tmp_path / "a.mkv", "libx264", BAD["libx264"], (48, 64), 3)
+        video = vidup.open(tmp_path / "a.mkv")
+        with loaded(Settings(model="mini", temporal=temporal)) as upscaler:
+            told = upscaler.replace(quantiser=video.quantiser)
+            made = [[one.planes[0] for one in own.frames(of)] for own, of in (
+                (upscaler, video), (upscaler, video[:]), (told, list(video)), (upscaler, list(video)))]  # fmt: skip
+            assert upscaler.computed[1] == (3 * 48 * 64 if temporal == "relay" else 0)
+        assert np.array_equal(made[0], made[2]) and np.array_equal(made[1], made[2])
+        assert not np.array_equal(made[2], made[3])
+
     def test_a_file_into_a_pipe_is_made_for_it(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "libx264", BAD["libx264"], (48, 64), 2)
         step = quantiser_step(probe(tmp_path / "a.mkv"))

@@ -189,7 +189,8 @@ class Upscaler:
         """Upscale consecutive pictures of one size, carrying from one to the next.
 
         Args:
-            pictures: of one kind, as for `__call__`. Frames of YUV must have a known matrix.
+            pictures: of one kind, as for `__call__`. Frames of YUV must have a known matrix. Only a `Video` tells how
+                coarsely it was compressed; see ``Settings.quantiser``.
             pix_fmt: for frames, the planar format of the results, by ffmpeg's name; None: that of each frame.
             tags: matrix and range of the results; None: those of each frame.
             turn: how frames are turned before they are upscaled.
@@ -207,11 +208,12 @@ class Upscaler:
         first = next(coming, None)
         if first is None:
             return
-        size, even = first.size, first.even
+        up, size, even = self._told(pictures), first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
         length = self.planner.at_once(self.choose(*size))
-        follower, relay = self._follow(number, span), self._relay
-        make = partial(self._pictures, relay=relay, fill=self.planner.fills(of_a_file is not None))
+        follower = up._follow(number, span)
+        relay = self._relay = up._relay
+        make = partial(up._pictures, relay=relay, fill=self.planner.fills(of_a_file is not None))
         if relay is not None and carried is not None:
             relay.restore(carried, self.engine.device)
         with closing(self._read(chain([first], coming), follower)) as read:
@@ -225,7 +227,7 @@ class Upscaler:
                 # A GPU works on this clip while the results of the one before are copied and yielded.
                 yield from (one.arrived() for one in before)
                 if not finite.is_finite(results):
-                    results = self._redone(partial(make, clip), restore)
+                    results = up._redone(partial(make, clip), restore)
                 for one, large in zip(clip, results, strict=True):
                     if last is not None and large is last() and made is not None:  # an equal picture
                         made = made.again(one.picture)
@@ -274,6 +276,11 @@ class Upscaler:
     @cached_property
     def _anchoring(self) -> tuple[anchoring.Anchor, int]:
         return anchoring.choose_anchor(self.settings)
+
+    def _told(self, pictures: object) -> Upscaler:
+        """This upscaler, or, for a video, one that knows how coarsely that was compressed."""
+        wanted = self.settings.quantiser == "auto" and self.engine.invents
+        return self.replace(quantiser=step) if wanted and (step := getattr(pictures, "quantiser", None)) else self
 
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
         """Create the relay, and what plans its steps, where results are carried."""
