@@ -82,6 +82,8 @@ def test_what_is_no_table_of_settings(model: Path, file: str) -> None:
         ("unet", {"layers_per_block": 10_000_000}),
         ("unet", {"layers_per_block": [10_000_000, 1]}),
         ("unet", {"norm_num_groups": 0}),
+        ("unet", {"norm_num_groups": -8}),  # which divides the channels
+        ("unet", {"attention_head_dim": -8}),
         ("unet", {"block_out_channels": [10**9, 32]}),
         ("unet", {"block_out_channels": [16] * 5000}),
         ("unet", {"down_block_types": ["DownBlock2D"] * 5000}),
@@ -93,6 +95,7 @@ def test_what_is_no_table_of_settings(model: Path, file: str) -> None:
         ("unet", {"num_class_embeds": -5}),
         ("vae", {"layers_per_block": 10_000_000}),
         ("vae", {"norm_num_groups": 0}),
+        ("vae", {"norm_num_groups": -8}),
         ("vae", {"latent_channels": 10**9}),
         ("vae", {"scaling_factor": 0}),
         ("vae", {"scaling_factor": None}),

@@ -53,10 +53,10 @@ def read_table(path: Path) -> dict[str, Any]:
 def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
     """Read the configuration of a module, and compare it with the weights.
 
-    A module has at most as many layers as its weights have tensors, and is no wider than they are.
+    A module has at most as many layers as its weights have tensors, is no wider than they are, and counts from 0.
 
     Raises:
-        EngineError: it claims more, or is no table.
+        EngineError: it claims otherwise, or is no table.
         OSError, SafetensorError: a file cannot be read.
     """
     config, shapes = read_table(path), [shape for file in weights for shape in weight_shapes(file).values()]
@@ -66,6 +66,8 @@ def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
         most = max(1, len(shapes)) if counts else widest
         if abs(number) > most:
             raise EngineError(f"{path}: {name} = {number}: its weights have {len(shapes)} tensors of sides to {widest}")
+        if isinstance(number, int) and number < 0 and not name.endswith("_id"):  # a token that there is none of is -1
+            raise EngineError(f"{path}: {name} = {number}: cannot be negative")
     for name, value in config.items():
         if isinstance(value, list) and len(value) > max(1, len(shapes)):
             raise EngineError(f"{path}: {name} has {len(value)} entries; its weights have {len(shapes)} tensors")
