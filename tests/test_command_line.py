@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 from conftest import pictures, video_times
 from PIL import Image
 
-from vidup import Runtime, Settings, options
+from vidup import Runtime, Settings, cli, options, values
 from vidup.arguments import parser
 from vidup.cli import main
 from vidup.config import MODELS
 from vidup.engines import FAMILIES
+from vidup.media import moving
 from vidup.options import from_options
 
 NEAREST = ["--model", "nearest", "-e", "preset=ultrafast"]
@@ -248,3 +253,33 @@ def test_a_still_says_a_line(tmp_path: Path, capsys: Output):
 def test_every_option_stands_under_a_head_of_the_help():
     grouped = {name for names in options.GROUPS.values() for name in names}
     assert grouped == {spec.name for config in (Settings, Runtime) for spec in fields(config)}
+
+
+def test_the_types_of_options_are_read_once(monkeypatch: pytest.MonkeyPatch):
+    """Which compiles each annotation; for each option of each command it took a third of a second."""
+    read: list[object] = []
+    monkeypatch.setattr("vidup.values.get_type_hints", lambda kind: read.append(kind) or get_type_hints(kind))
+    values.hints.cache_clear()
+    parser({name: lambda _: 0 for name in ("upscale", "probe", "verify", "compare", "list", "doctor", "ui")})
+    assert len(read) == len(set(read)) == 2
+
+
+def test_pillow_loads_no_reader_for_a_video(make_clip: Clips, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    for name in ("clip.mp4", "clip.mkv", "clip.avi"):
+        assert not moving.moves(make_clip(name, times=(0, 512), sound=False))
+
+
+def test_libraries_are_collected_in_no_process_of_the_commands_own(monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    names = ("disable", "enable", "freeze")
+    monkeypatch.setattr(cli, "gc", SimpleNamespace(**{name: partial(said.append, name) for name in names}))
+    monkeypatch.setattr(cli, "_main", lambda argv: 0)
+    monkeypatch.setattr(cli.terminal, "open_streams", lambda: None)
+    with cli._loading(Namespace(is_own_process=True)):
+        assert said == ["disable"]
+    assert said == ["disable", "freeze", "enable"]
+    assert cli.main() == 0 and said.pop() == "freeze" and len(said) == 3
+    with cli._loading(Namespace(is_own_process=False)):
+        assert cli.main(["list"]) == 0
+    assert len(said) == 3

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import sys
@@ -31,9 +32,38 @@ log = logging.getLogger("vidup")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    if argv is None:
-        terminal.open_streams()
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: its words; None: those of this process, which then is the command's alone.
+    """
+    if argv is not None:
+        return _main(argv)
+    terminal.open_streams()
+    try:
+        return _main(argv)
+    finally:
+        gc.freeze()  # Python's end would look at all that torch is made of, several times, to collect nothing
+
+
+@contextmanager
+def _loading(arguments: argparse.Namespace) -> Iterator[None]:
+    """Load libraries in the block; in a process of the command's own, garbage collection never looks at them.
+
+    What torch alone is made of is 170,000 objects: to go through them again and again is a quarter of a short job.
+    """
+    if not arguments.is_own_process:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         arguments = parser(_COMMANDS).parse_args(argv)
     finally:  # --help and --version end here
@@ -43,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gently = arguments.command is _upscale
     try:
         with terminal.stopping(gently, lasting=argv is None) as stop:
-            arguments.stop = stop.is_set
+            arguments.stop, arguments.is_own_process = stop.is_set, argv is None
             return _run(arguments)
     except (KeyboardInterrupt, Stopped):
         kept = "; what is done is kept: the same command goes on from there" if gently else ""
@@ -79,7 +109,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
     folder = paths.folder_of(sources, arguments.output)
     output = Path(arguments.output) if arguments.output and folder is None else None
     paths.check(sources, output, settings, runtime.overwrite or runtime.skip_done)
-    from vidup.job import default_output, upscale_files  # with torch: only now
+    with _loading(arguments):
+        from vidup.job import default_output, upscale_files  # with torch: only now
 
     files = [(source, folder / default_output(source, settings).name if folder else output) for source in sources]
     if arguments.dry_run:
@@ -120,9 +151,10 @@ def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -
     if sys.stdout.isatty() or (name == "-" and sys.stdin.isatty()):
         chain = "ffmpeg -i in.mp4 -f yuv4mpegpipe - | vidup upscale - -o - | ffmpeg -i - out.mp4"
         raise ConfigError(f"-: is a terminal, and should be another program: {chain}")
-    from vidup.job.piping import upscale_piped
-    from vidup.job.progress import Tracker
-    from vidup.upscaler import Upscaler
+    with _loading(arguments):
+        from vidup.job.piping import upscale_piped
+        from vidup.job.progress import Tracker
+        from vidup.upscaler import Upscaler
 
     source, target = Path(name) if name != "-" else sys.stdin.buffer, sys.stdout.buffer
     upscaler = Upscaler(settings, runtime, stop=arguments.stop)
@@ -176,7 +208,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from vidup import paths  # with PyAV
 
     paths.check_there(arguments.source, arguments.output)
-    from vidup.job.verify import verify
+    with _loading(arguments):
+        from vidup.job.verify import verify
 
     settings = from_options(Settings, vars(arguments))
     try:
@@ -198,7 +231,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     from vidup import paths  # with PyAV
 
     paths.check_there(arguments.truth, *arguments.others)
-    from vidup.compare import Comparison, compare
+    with _loading(arguments):
+        from vidup.compare import Comparison, compare
 
     results: Mapping[str, Comparison | Faithfulness]
     if arguments.output is None:

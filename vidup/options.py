@@ -6,11 +6,11 @@ import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from vidup.config import Config, Runtime, Settings, layered
 from vidup.errors import ConfigError
-from vidup.values import scalar, words
+from vidup.values import hints, scalar, words
 
 FIRST = ("model", "scale", "height", "prompt", "crf", "start", "duration", "overwrite")
 """The options that most people need; the help shows them first, with ``--output`` and ``--preset``."""
@@ -46,7 +46,7 @@ def add_options(
         only: the names of the fields; None: all.
         first: the group of the help for those in `FIRST`; None: they are in their other groups.
     """
-    specs = {spec.name: (spec, get_type_hints(config)[spec.name]) for config in configs for spec in fields(config)}
+    specs = {spec.name: (spec, hints(config)[spec.name]) for config in configs for spec in fields(config)}
     left = {name: found for name, found in specs.items() if only is None or name in only}
     for title, names in GROUPS.items():
         shown = [name for name in names if name in left]
@@ -160,7 +160,7 @@ def read_option(config: type[Settings] | type[Runtime], name: str, text: str) ->
         ConfigError: it cannot be read.
     """
     (spec,) = (spec for spec in fields(config) if spec.name == name)
-    hint = get_type_hints(config)[name]
+    hint = hints(config)[name]
     named, kind = words(hint), scalar(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)

@@ -31,7 +31,8 @@ def option(
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name; not to be changed."""
     return get_type_hints(kind)  # cached, as it compiles each annotation, and a job creates hundreds of settings
 
 
@@ -42,9 +43,9 @@ def check(config: Any) -> None:
         ConfigError: a value has the wrong type or is out of its range.
     """
     kind: Any = type(config)
-    hints = _hints(kind)
+    types = hints(kind)
     for spec in fields(config):
-        hint = hints[spec.name]
+        hint = types[spec.name]
         value = _plain(getattr(config, spec.name), hint)
         object.__setattr__(config, spec.name, value)
         if not _fits(value, hint):

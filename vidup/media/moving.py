@@ -5,6 +5,7 @@ FFmpeg decodes no animated WebP, keeps an AVIF's transparency apart, and does no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,8 @@ from vidup.errors import MediaError, first_line
 
 _READ = ("GIF", "PNG", "WEBP", "AVIF")
 _ANIMATED, _TRANSPARENT = 2, 16  # flags of WebP
+_HEADS = re.compile(rb"GIF8[79]a|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp(avi[fs]|m(if|sf)1)", re.DOTALL)
+"""How such files begin. For another one Pillow would load all of its readers."""
 _USUAL = 100  # milliseconds, which players take for a time that is 0
 
 
@@ -42,6 +45,9 @@ def moves(path: str | Path) -> bool:
     if not path.is_file():  # to open a pipe would wait for its writer
         return False
     try:
+        with path.open("rb") as file:
+            if not _HEADS.match(file.read(12)):
+                return False
         with Image.open(path, formats=_READ) as image:
             return getattr(image, "n_frames", 1) > 1
     except Exception:  # each of Pillow's readers fails in its own ways; whoever reads it as a still says how

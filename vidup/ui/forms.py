@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import vidup
 from vidup import options
 from vidup.errors import ConfigError, MediaError, VidupError
 from vidup.ui.safety import Folders
-from vidup.values import scalar, words
+from vidup.values import hints, scalar, words
 
 _CONFIGS = (vidup.Settings, vidup.Runtime)
 _NOT_HERE = ("overwrite", "watch")
@@ -32,11 +32,11 @@ def described() -> Iterator[dict[str, Any]]:
     """Each field as the page needs it."""
     groups = {name: title for title, names in options.GROUPS.items() if names is not options.FIRST for name in names}
     for config in _CONFIGS:
-        hints = get_type_hints(config)
+        types = hints(config)
         for spec in fields(config):
             if spec.name in _NOT_HERE:
                 continue
-            hint, about = hints[spec.name], spec.metadata
+            hint, about = types[spec.name], spec.metadata
             default = {} if get_origin(scalar(hint)) is dict else spec.default
             yield {
                 "name": spec.name, "help": about["help"], "kind": _kind(hint), "choices": _choices(hint),
