@@ -259,7 +259,7 @@ def test_the_types_of_options_are_read_once(monkeypatch: pytest.MonkeyPatch):
     """Which compiles each annotation; for each option of each command it took a third of a second."""
     read: list[object] = []
     monkeypatch.setattr("vidup.values.get_type_hints", lambda kind: read.append(kind) or get_type_hints(kind))
-    values.hints.cache_clear()
+    values._hints.cache_clear()
     parser({name: lambda _: 0 for name in ("upscale", "probe", "verify", "compare", "list", "doctor", "ui")})
     assert len(read) == len(set(read)) == 2
 

@@ -30,9 +30,13 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-@cache
 def hints(kind: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, by name; not to be changed."""
+    return _hints(kind)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)  # cached, as it compiles each annotation, and a job creates hundreds of settings
 
 
