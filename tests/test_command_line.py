@@ -22,7 +22,7 @@ from vidup.arguments import parser
 from vidup.cli import main
 from vidup.config import MODELS
 from vidup.engines import FAMILIES
-from vidup.media import moving
+from vidup.media import animation_input
 from vidup.options import from_options
 
 NEAREST = ["--model", "nearest", "-e", "preset=ultrafast"]
@@ -267,7 +267,7 @@ def test_the_types_of_options_are_read_once(monkeypatch: pytest.MonkeyPatch):
 def test_pillow_loads_no_reader_for_a_video(make_clip: Clips, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     for name in ("clip.mp4", "clip.mkv", "clip.avi"):
-        assert not moving.moves(make_clip(name, times=(0, 512), sound=False))
+        assert not animation_input.is_animation(make_clip(name, times=(0, 512), sound=False))
 
 
 def test_libraries_are_collected_in_no_process_of_the_commands_own(monkeypatch: pytest.MonkeyPatch):

@@ -252,7 +252,7 @@ def test_images_that_are_refused(tmp_path: Path):
     frames[0].save(moving, save_all=True, append_images=frames[1:], lossless=True)
     with pytest.raises(MediaError, match=r"damaged\.png"):
         vidup.upscale(damaged, tmp_path / "out.png", NEAREST)
-    with pytest.raises(ConfigError, match=r"out\.jpg: holds one picture, and .*moving\.webp moves"):
+    with pytest.raises(ConfigError, match=r"out\.jpg: holds one picture, and .*moving\.webp has several"):
         vidup.upscale(moving, tmp_path / "out.jpg", NEAREST)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 

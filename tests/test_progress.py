@@ -225,4 +225,4 @@ def test_the_newest_picture_can_be_watched(make_clip: Clips, tmp_path: Path, cap
     source.with_name("taken").write_text("")
     runtime = vidup.Runtime(watch=str(source.with_name("taken")), overwrite=True)
     vidup.upscale(source, tmp_path / "out.mp4", settings, runtime=runtime)
-    assert "taken: the newest picture cannot be kept there" in caplog.text
+    assert "taken: the newest picture cannot be written there" in caplog.text

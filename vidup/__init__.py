@@ -32,7 +32,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
     media/                              PyAV
-        sequences, linear, moving           numbered pictures; the light of OpenEXR; animations, read
+        sequences, linear                   numbered pictures; the light of OpenEXR
+        animation_input                     GIF, APNG, WebP and AVIF, read
         containers, codecs                  a record for each output container, and for each encoder
         vp9_alpha                           the transparency of VP9
         side_data, captions, cropping, hdr  what frames and files state beside the pictures
@@ -49,7 +50,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         streams, delivery                   what is done with each of them; what an output has to contain
         video                               a video as a sequence; frames from and to PyAV
         kept, thumbnails                    streams converted ahead; small pictures
-        animation, joining                  segments as an animation; all into a container
+        animation_output, joining           segments as an animation; all into a container
     paths                               which files a command means, and whether they can be used
     upscaler                            pictures in, larger pictures out
     proof/                              re-read what was written, and prove it
@@ -71,7 +72,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         plan, relay_share                   all that is decided before the first frame; the share that relay computes
         condition, describe                 what the pictures are like; a job in words
         pace                                how long it will take
-        watching                            the newest picture, for who wants to see how it goes
+        newest_picture                      the newest result, written to files for watching a job
         unfinished                          the kept frames of an unfinished segment
         worker                              decode, upscale, encode and prove a segment
         rehearse, verify                    the join before any work; any file against its source

@@ -1,4 +1,4 @@
-"""What a file's pictures are like before anything is done to them: measured on a few frames."""
+"""Measures the flaws of an input (`picture.flaws`) on a few of its frames."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PLACES, _FRAMES = (0.15, 0.5, 0.85), 2
 
 
 def look(job: Job) -> flaws.Flaws:
-    """Measure some frames of what a job takes, where decoding can begin.
+    """Measure a job's input at up to three keyframes.
 
     Raises:
-        MediaError: they cannot be decoded.
+        MediaError: the frames cannot be decoded.
     """
     info, found = job.info, list[flaws.Flaws]()
     entries = [time for time, _ in info.entries]

@@ -12,7 +12,7 @@ from vidup.engines import anchor_rounds, family, native_scale
 from vidup.engines.anchoring import quantiser
 from vidup.job.plan import Job, disk, host_memory
 from vidup.job.relay_share import Foreseen, is_carried
-from vidup.media import animation, captions, losses, moving, side_data
+from vidup.media import animation_input, animation_output, captions, losses, side_data
 from vidup.media.delivery import lost_tags
 from vidup.picture.flaws import Flaws
 from vidup.picture.geometry import size_notes
@@ -68,8 +68,8 @@ def describe(job: Job) -> list[str]:
     if tick is not None and (job.unit / tick).denominator != 1:
         unit = "milliseconds" if tick == Fraction(1, 1000) else "hundredths of a second"
         lines.append(f"note: {job.container} counts in {unit}: times are rounded by up to {float(500 * tick):g} ms")
-    if job.container.moves:
-        lines += [f"note: {note}" for note in animation.notes(job)]
+    if job.container.is_animated:
+        lines += [f"note: {note}" for note in animation_output.notes(job)]
     elif job.container.family == "pictures" and info.container != "image2":
         lines.append(f"note: pictures have no times: give the next program the rate, {float(info.rate):.3f} a second")
     if encoding.sample_aspect_ratio != 1 and not job.container.shows_aspect(encoding.codec):
@@ -123,8 +123,8 @@ def facts(job: Job, device: int | None, seen: Foreseen | None = None) -> Iterato
     )
     if is_carried(job.settings) and job.high - job.low > 1:
         yield "motion", share(seen)
-    if job.container.moves:
-        plays = moving.plays(info.path)
+    if job.container.is_animated:
+        plays = animation_input.plays(info.path)
         yield "plays", {0: "without end", 1: "once"}.get(plays, f"{plays} times")
     if info.chapters:
         yield "chapters", str(info.chapters)

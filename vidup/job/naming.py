@@ -7,7 +7,7 @@ from pathlib import Path
 from vidup import engines
 from vidup.config import Settings
 from vidup.media import containers
-from vidup.media.moving import moves
+from vidup.media.animation_input import is_animation
 from vidup.media.sequences import WRITTEN, is_sequence
 
 
@@ -23,7 +23,7 @@ def default_output(source: Path, settings: Settings) -> Path:
     if is_sequence(source):  # in a folder beside the input's, with the same numbers
         folder = source.parent.resolve()
         return folder.with_name(folder.name + mark) / (source.name if ending in WRITTEN else f"{source.stem}.png")
-    if ending == ".gif" and not moves(source):
+    if ending == ".gif" and not is_animation(source):
         ending = ".png"
     kept = ending in {*containers.CONTAINERS, *containers.STILLS, *containers.ANIMATIONS}
     return source.with_name(source.stem + mark + (ending if kept else containers.MATROSKA.endings[0]))

@@ -300,7 +300,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
         raise MediaError(f"{gone[0]}: was removed while the job ran; the same command makes it again")
-    if job.container.family == "pictures" and not job.container.moves:
+    if job.container.family == "pictures" and not job.container.is_animated:
         tracker.enter("verifying", job.output)
         with disk_full_named(job.output.parent), _with_input_unchanged(job):
             work.outcome.receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)

@@ -18,7 +18,7 @@ from vidup import proof
 from vidup.errors import ConfigError, MediaError, VerifyError
 from vidup.frame import Frame, layout
 from vidup.job.plan import NOT_IN_PART, Job
-from vidup.media import animation, decoding, joining, kept, streams
+from vidup.media import animation_output, decoding, joining, kept, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
 from vidup.media.opening import open_input
@@ -44,8 +44,8 @@ def rehearse(job: Job, folder: Path) -> Job:
         MediaError: the input cannot be read, or nothing can be written.
     """
     _check_ticks(job)
-    if job.container.moves:
-        animation.check(job, job.encoding)
+    if job.container.is_animated:
+        animation_output.check(job, job.encoding)
     if job.container.family == "pictures":  # which hold nothing else
         return job
     planned, pictures = job, folder / _PICTURES

@@ -55,7 +55,7 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
 
 def _is_picture(source: Path, target: Path) -> bool:
     """Whether the output is a still image, or an animation, whose equal pictures may have become one."""
-    return containers.is_picture(source, target) or containers.container_of(target).moves
+    return containers.is_picture(source, target) or containers.container_of(target).is_animated
 
 
 def films(outcome: Outcome, settings: Settings) -> tuple[Film, Film]:

@@ -15,9 +15,9 @@ from vidup.frame import Frame
 from vidup.job import unfinished
 from vidup.job.crew import Report
 from vidup.job.disk import disk_full_named
+from vidup.job.newest_picture import NewestPicture
 from vidup.job.plan import QUEUE_BYTES, Job, frame_bytes, span
 from vidup.job.store import Segment
-from vidup.job.watching import Watching
 from vidup.media import decoding
 from vidup.media.decoding import planar
 from vidup.media.reading import Readers
@@ -176,7 +176,7 @@ def upscale_segment(
     Returns:
         The encoder, after which the segment's file exists and is proved; and the result of the proof, then.
     """
-    watching = Watching(upscaler.runtime.watch, job)
+    newest = NewestPicture(upscaler.runtime.watch, job)
     proved: list[Compared] = []
     times: list[int] = []  # of the frames that were decoded
     begin = segment.begin if segment.lead_in is None else segment.lead_in
@@ -193,7 +193,7 @@ def upscale_segment(
                 frame = replace(frame, pts=pts, duration=duration)
             if not leads_in(frame):
                 times.append(frame.pts - job.offset)
-                watching.comes(frame)
+                newest.add_source(frame)
             yield frame
 
     def prove(path: Path) -> None:
@@ -215,7 +215,7 @@ def upscale_segment(
         with closing(decoded), closing(results):
             for frame, is_new in results:
                 if not leads_in(frame):
-                    watching.is_made(frame, is_new)
+                    newest.add_result(frame, is_new)
                     encoder.put(replace(frame, pts=frame.pts - job.offset))
                     report(int(is_new))
         job.check_input()  # before the segment's file is complete

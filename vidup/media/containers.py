@@ -14,7 +14,7 @@ from typing import Any, Literal
 import av
 
 from vidup.errors import ConfigError
-from vidup.media import moving, sequences
+from vidup.media import animation_input, sequences
 from vidup.media.sequences import is_sequence
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Container:
         return self.name
 
     @property
-    def moves(self) -> bool:
+    def is_animated(self) -> bool:
         """Whether it is an animation: pictures in one file, at their times."""
         return self.family == "pictures" and self.tick is not None
 
@@ -271,19 +271,19 @@ STILLS_READ = {".gif", ".avif"}
 ANIMATIONS = {".gif", ".apng"}
 """Endings of animated pictures; some of the formats of still images may be animated, too."""
 
-_MOVING = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
+_ANIMATIONS = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
     (".png", ".apng"), ("APNG", _MILLISECOND)
 )
 """Endings of the animations that can be written -> name, and the unit of times."""
 
 
-WRITTEN = CONTAINERS.keys() | _MOVING.keys()
+WRITTEN = CONTAINERS.keys() | _ANIMATIONS.keys()
 """Endings of the files that videos can be written to."""
 
 
 def is_picture(source: Path, output: Path) -> bool:
     """Whether input and output are still images, by their names and the input's content."""
-    if is_sequence(source) or is_sequence(output) or moving.moves(source):
+    if is_sequence(source) or is_sequence(output) or animation_input.is_animation(source):
         return False
     read, written = STILLS | STILLS_READ | ANIMATIONS, STILLS | ANIMATIONS
     return source.suffix.lower() in read and output.suffix.lower() in written
@@ -293,22 +293,22 @@ def check_ending(source: Path, output: Path) -> None:
     """Check the ending of the output's name.
 
     Raises:
-        ConfigError: such a file cannot be written, or is a single picture, and the source moves.
+        ConfigError: such a file cannot be written, or holds a single picture, and the source has several.
     """
     if is_picture(source, output):
         return
     ending = output.suffix.lower()
-    if ending in STILLS and not is_sequence(output) and (ending not in _MOVING or not _may_move(source, ending)):
+    if ending in STILLS and not is_sequence(output) and (ending not in _ANIMATIONS or not _is_moving(source, ending)):
         raise ConfigError(
-            f"{output}: holds one picture, and {source} moves; take .mp4, .mkv, .gif, .apng or .webp, or"
+            f"{output}: holds one picture, and {source} has several; take .mp4, .mkv, .gif, .apng or .webp, or"
             f" {output.stem}_%05d{ending} for a file of each picture"
         )
     container_of(output)
 
 
-def _may_move(source: Path, ending: str) -> bool:
+def _is_moving(source: Path, ending: str) -> bool:
     """Whether an ending of still images means an animation; a .png made from a video does not."""
-    return ending == ".webp" or moving.moves(source)
+    return ending == ".webp" or animation_input.is_animation(source)
 
 
 def container_of(output: Path) -> Container:
@@ -320,8 +320,8 @@ def container_of(output: Path) -> Container:
     if is_sequence(output):
         return _pictures(output)
     ending = output.suffix.lower()
-    if ending in _MOVING:
-        return _of_pictures(*_MOVING[ending], ending, "png")
+    if ending in _ANIMATIONS:
+        return _of_pictures(*_ANIMATIONS[ending], ending, "png")
     container = CONTAINERS.get(ending)
     if container is None:
         raise ConfigError(

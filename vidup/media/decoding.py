@@ -117,11 +117,14 @@ def schedule(
 def part_around(
     info: MediaInfo, unit: Fraction, first: int, last: int, within: tuple[int | None, int | None]
 ) -> tuple[int, int | None]:
-    """From when to when to decode for the frames that `schedule` has at some times: all of the source's frames.
+    """The part of the source to decode for the frames that `schedule` has between two times.
 
     Args:
         first, last: times of a schedule, whose unit is `unit` seconds.
-        within: the part that the schedule is of; as what is returned in `info.time_base`.
+        within: the part that the schedule covers.
+
+    Returns:
+        Begin and end of a part, in `info.time_base`.
     """
     fields = int(info.time_base / unit)
     begin, end = info.pts[max(0, bisect_right(info.pts, first // fields) - 1)], within[1]

@@ -93,7 +93,7 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
             " another --codec"
         )
     offered = [form.name for form in encoder.video_formats or []]
-    if container.moves:
+    if container.is_animated:
         offered = [name for name in offered if av.VideoFormat(name).components[0].bits == 8]
     if settings.pix_fmt is not None and offered and settings.pix_fmt not in offered:
         raise ConfigError(f"pix_fmt = {settings.pix_fmt!r}: {codec} takes {', '.join(offered)}")

@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from vidup.errors import MediaError
-from vidup.media import animation, kept, streams
+from vidup.media import animation_output, kept, streams
 from vidup.media.containers import Container, video_format
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
@@ -39,8 +39,8 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
         MediaError: a segment is damaged, the input cannot be read or the output cannot be written.
     """
     info, container, plans = delivery.info, delivery.container, delivery.streams
-    if container.moves:
-        return animation.join(output, delivery, encoding, segments)
+    if container.is_animated:
+        return animation_output.join(output, delivery, encoding, segments)
     order = [packet.pts for segment in segments for packet in read_segment(segment)]
     if len(order) != len(set(order)):
         raise MediaError(f"{output}: two pictures have the same time")

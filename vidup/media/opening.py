@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import av
 
 from vidup.errors import MediaError
-from vidup.media import moving, vp9_alpha
+from vidup.media import animation_input, vp9_alpha
 from vidup.media.linear import DECODER_OPTIONS
 from vidup.media.origins import Origin, on_one_clock
 from vidup.media.origins import find as find_clocks
@@ -70,7 +70,7 @@ def _open(path: str | Path, demuxing: dict[str, str], flags: str) -> Any:
         source, kind, formats = f"file:{numbered.for_ffmpeg}", "image2", {"image2"}
         demuxing = {"pattern_type": "sequence", "start_number": str(numbered.first), **demuxing}
     else:
-        kind, source = _still_format(Path(path)), moving.for_ffmpeg(Path(path), MOST_PIXELS) or source
+        kind, source = _still_format(Path(path)), animation_input.for_ffmpeg(Path(path), MOST_PIXELS) or source
     try:
         return av.open(
             source,

@@ -17,7 +17,7 @@ import av
 
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
-from vidup.media import cropping, hdr, interlace, moving, side_data
+from vidup.media import animation_input, cropping, hdr, interlace, side_data
 from vidup.media.containers import family
 from vidup.media.decoding import planar
 from vidup.media.opening import channels, codec_name, open_input
@@ -57,7 +57,7 @@ def probe(path: str | Path, tolerate_errors: bool = False) -> MediaInfo:
         matrix = side_data.side_data(first).get("DISPLAYMATRIX")
         return MediaInfo(
             path=str(path),
-            container=moving.kind_of(Path(path)) or container.format.name,
+            container=animation_input.kind_of(Path(path)) or container.format.name,
             video_index=index,
             codec=stream.codec_context.name,
             width=first.width,

@@ -80,13 +80,13 @@ def thumbnails(
 
 
 class _Kind(NamedTuple):
-    """How pictures of one format are taken."""
+    """How the scaler is to convert one pixel format."""
 
     ycgco: bool
     is_full: bool
-    """What the scaler is told of the range."""
+    """The range is passed to the scaler as full."""
     is_limited: bool
-    """The scaler takes it as full range, whatever is set."""
+    """The range is limited, but the scaler reads this format as full range, whatever is set."""
 
 
 def _kind(pixels: Any, color: Color) -> _Kind:

@@ -1,4 +1,4 @@
-"""What footage is like, in figures: noise and grain, blocks of an encoder, bands in smooth parts. Pure functions."""
+"""Measures the flaws of footage: noise and grain, an encoder's blocks, bands in smooth areas. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from torch.nn import functional
 from vidup.picture.metrics import luma
 
 SIDE = 8
-"""Of the squares that noise is measured in, in pixels."""
+"""Of the squares in which noise is measured, in pixels."""
 _TILE, _REACH = 32, 6
-"""Side of the tiles whose motion is looked for, and how far, in pixels."""
-_ENOUGH = 256, 384
-"""Lines and columns of the middle of a frame from which noise is told."""
+"""Side of the tiles whose motion is searched, and radius of the search, in pixels."""
+_CENTRE = 256, 384
+"""Height and width of the middle of a frame, in which noise is measured."""
 _LEAST = 24
-"""Squares from which noise is told."""
+"""Squares without which noise is not measured."""
 _SPREAD = (2 / (SIDE**2 - 6)) ** 0.5
-"""Of the variance in a square of white noise, against its mean: 6 numbers are spent on how the light falls there."""
+"""Relative standard deviation of the variance of a square of white noise; the fitted surface has 6 parameters."""
 _COARSE = 0.2
-"""Correlation of neighbours from which noise is wider than a pixel, as film grain is."""
+"""Correlation of neighbours above which noise is wider than a pixel, as film grain is."""
 _PERIODS = range(4, 33)
 _SURE = 6.0
-"""Standard errors by which the edges of blocks must stand out of all others."""
+"""Standard errors by which the edges of blocks must exceed all other columns."""
 _BAND = 1.75, 8.0
-"""Codes that a step of a band has. One of 1 is that of 8 bits, and nobody sees it."""
+"""Least and largest step between two bands, in codes; steps of 1 are those of 8 bits, and invisible."""
 
 
 @dataclass(frozen=True)
 class Flaws:
-    """What some frames that follow each other are like."""
+    """The flaws of some consecutive frames."""
 
     noise: float = 0.0
     """Standard deviation of the noise in luma, in codes of 0 to 255."""
     coarse: bool = False
     """The noise is wider than a pixel, as film grain is."""
     period: int = 0
-    """Side of the blocks whose edges are seen, in pixels; 0 where there are none."""
+    """Side of visible blocks, in pixels; 0 if there are none."""
     blocking: float = 0.0
-    """Codes by which their edges stand out."""
+    """Height of the blocks' edges, in codes."""
     banding: float = 0.0
-    """Share of the picture that lies beside the steps of a gradient that has too few of them."""
+    """Share of the picture with bands."""
 
 
 def measure(frames: torch.Tensor) -> Flaws:
-    """Find out what footage is like.
+    """Measure the flaws of consecutive frames.
 
     Args:
         frames: float32 (T, 3, h, w) in [0, 1], of one shot.
     """
     codes = luma(frames) * 255
-    top, left = ((side - most) // 2 if side > most else 0 for side, most in zip(codes.shape[1:], _ENOUGH, strict=True))
-    sigma, correlation = noise(codes[:, top : top + _ENOUGH[0], left : left + _ENOUGH[1]])
+    top, left = ((side - most) // 2 if side > most else 0 for side, most in zip(codes.shape[1:], _CENTRE, strict=True))
+    sigma, correlation = noise(codes[:, top : top + _CENTRE[0], left : left + _CENTRE[1]])
     period, strength = blocking(codes[:1])
     return Flaws(sigma, correlation > _COARSE, period, strength, banding(codes[:1]))
 
 
 def together(several: Sequence[Flaws]) -> Flaws:
-    """What footage is like of which some places were measured, at least one: what most of them say."""
+    """The flaws of footage that was measured in one or several places, by majority, median or mean."""
     period = Counter(one.period for one in several).most_common(1)[0][0]
     return Flaws(
         median(one.noise for one in several),
@@ -73,16 +73,17 @@ def together(several: Sequence[Flaws]) -> Flaws:
 
 
 def noise(codes: torch.Tensor) -> tuple[float, float]:
-    """Standard deviation of the noise, from the flattest places, and from what cannot be carried in time.
+    """Measure noise in the flattest squares of each frame, and in the differences of frames along their motion.
 
-    A surface of second order is taken out of each square of 8 x 8 pixels; what is left has the variance of the noise
-    where there is no texture. Texture, which moves as a whole, is told from noise by the difference of frames.
+    A surface of second order is subtracted from each square of 8 x 8 pixels; the rest has the variance of the noise
+    where there is no texture. Texture moves, so it cancels in the difference of frames, and noise does not.
 
     Args:
         codes: luma (T, h, w), 0 to 255.
 
     Returns:
-        Codes, rounding left out, and the correlation of neighbouring pixels; 0 and 0 where there is nothing to see.
+        Standard deviation in codes, without the error of rounding, and the correlation of neighbouring pixels; 0 and 0
+        where nothing can be measured.
     """
     if min(codes.shape[1:]) < SIDE:
         return 0.0, 0.0
@@ -91,14 +92,14 @@ def noise(codes: torch.Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     variance, correlation = min(found)
     for before, after in zip(codes, codes[1:], strict=False):
-        in_time = _flattest(_residuals(*_carried(before, after)), 2)
+        in_time = _flattest(_residuals(*_compensated(before, after)), 2)
         if in_time is not None:
             variance, correlation = min((variance, correlation), in_time)
     return max(0.0, variance - 1 / 12) ** 0.5, correlation
 
 
 def _residuals(picture: torch.Tensor, usable: torch.Tensor | None = None) -> torch.Tensor:
-    """What a surface of second order leaves of the squares of a picture that holds nothing clipped, (N, 8, 8)."""
+    """Residuals (N, 8, 8) of fitting a surface of second order to the squares of a picture without clipped pixels."""
     height, width = (side // SIDE * SIDE for side in picture.shape)
 
     def squares(plane: torch.Tensor) -> torch.Tensor:
@@ -115,12 +116,12 @@ def _residuals(picture: torch.Tensor, usable: torch.Tensor | None = None) -> tor
 
 
 def _flattest(residuals: torch.Tensor, pictures: int) -> tuple[float, float] | None:
-    """Variance and correlation of neighbours in the squares that hold noise alone; None where they are too few.
+    """Variance and correlation of neighbours in the squares without texture; None if there are too few squares.
 
-    Those are within what chance makes of the mean of them all: a fixed point, which is sought from below.
+    Those have a variance within two standard deviations of the mean of them all, which is iterated from below.
 
     Args:
-        pictures: that each square is the difference or the sum of: the variance is that of one.
+        pictures: 1, or 2 for the difference of two; the variance returned is that of one.
     """
     variances = residuals.square().sum((1, 2)) / (SIDE**2 - 6)
     if len(variances) < _LEAST:
@@ -136,10 +137,10 @@ def _flattest(residuals: torch.Tensor, pictures: int) -> tuple[float, float] | N
     return level / pictures, beside / power
 
 
-def _carried(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _compensated(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The difference of two frames along the motion of tiles of 32 x 32, and where it can be used.
 
-    What stands and does not differ tells nothing of noise: there an encoder has repeated what was there.
+    It cannot where nothing moves or differs: there an encoder has repeated the frame before, with its noise.
     """
     height, width = (side // _TILE * _TILE for side in before.shape)
     if not height or not width:
@@ -170,8 +171,8 @@ def blocking(codes: torch.Tensor) -> tuple[int, float]:
         codes: luma (T, h, w), 0 to 255.
 
     Returns:
-        The blocks' side in pixels, and the codes by which a step at their edges is higher than elsewhere; 0 and 0 where
-        no grid stands out both ways.
+        The blocks' side in pixels, and the height of their edges in codes; 0 and 0 unless a grid stands out in both
+        directions.
     """
     across, down = (_edges(plane) for plane in (codes, codes.transpose(-1, -2)))
     best = 0, 0.0, _SURE
@@ -184,7 +185,7 @@ def blocking(codes: torch.Tensor) -> tuple[int, float]:
 
 
 def _edges(codes: torch.Tensor) -> torch.Tensor:
-    """By how much the step between two columns is higher than those beside it, on average; its middle is 0."""
+    """Mean height of the step between two columns above the steps beside it, less the median."""
     steps = codes.diff(dim=-1).abs()
     higher = (steps[..., 1:-1] - (steps[..., :-2] + steps[..., 2:]) / 2).clamp(-8, 8)
     profile = higher.flatten(0, -2).mean(0) if higher.numel() else higher.new_zeros(0)
@@ -192,9 +193,9 @@ def _edges(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _grid(profile: torch.Tensor, period: int) -> tuple[float, float]:
-    """How surely every so many columns stand out, in standard errors, and by how much.
+    """By how many standard errors, and by how many codes, one column in each period stands out.
 
-    Enlarging leaves a pattern, too, but one of two or three columns: it stands out more than once in a longer period.
+    Enlarging leaves a pattern, too, but of two or three columns: it has several peaks in a longer period.
     """
     count = len(profile) // period
     if count < 3:
@@ -220,7 +221,7 @@ def banding(codes: torch.Tensor) -> float:
 def bands(codes: torch.Tensor) -> torch.Tensor:
     """Where bands are, bool (T, h, w)."""
     found = _steps(codes) | _steps(codes.transpose(-1, -2)).transpose(-1, -2)
-    # They are long: a step that is alone is a detail.
+    # Bands are long; a short step is a detail.
     long = found & (functional.avg_pool2d(found[:, None].float(), 15, 1, 7)[:, 0] > 14 / 225)
     near = functional.max_pool2d(functional.max_pool2d(long[:, None].float(), (1, 33), 1, (0, 16)), (33, 1), 1, (16, 0))
     smooth = functional.max_pool2d(-_range(codes, 3), 3, 1, 1)[:, 0] >= -0.75
@@ -228,13 +229,13 @@ def bands(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _range(codes: torch.Tensor, side: int) -> torch.Tensor:
-    """The largest less the smallest of the squares around pixels, (T, 1, h, w)."""
+    """Maximum minus minimum of the square around each pixel, (T, 1, h, w)."""
     planes = codes[:, None]
     return functional.max_pool2d(planes, side, 1, side // 2) + functional.max_pool2d(-planes, side, 1, side // 2)
 
 
 def _steps(codes: torch.Tensor) -> torch.Tensor:
-    """Where along a line five even pixels are followed, within three, by five others, a little brighter or darker."""
+    """Where five equal pixels of a row are followed, at most three further on, by five a little brighter or darker."""
     found = torch.zeros_like(codes, dtype=torch.bool)
     if codes.shape[-1] < 13:
         return found

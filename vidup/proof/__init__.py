@@ -82,7 +82,7 @@ def check(
         VerifyError: the first difference.
     """
     expected = delivery.times if times is None else times
-    if delivery.container.moves:
+    if delivery.container.is_animated:
         return _animated(output, delivery, encoding, expected, pictures.Compared(0, 1.0))
     made, found, kept = findings(output, delivery, encoding, expected)
     for fault in found.values():
@@ -123,7 +123,7 @@ def check_joined(
     Raises:
         VerifyError: the first difference.
     """
-    if delivery.container.moves:
+    if delivery.container.is_animated:
         animation.check_pictures(output, delivery, times, segments)
         return _animated(output, delivery, encoding, times, compared)
     made, found, kept = findings(output, delivery, encoding, times)
@@ -137,8 +137,7 @@ def check_joined(
 def _animated(
     output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int], compared: pictures.Compared
 ) -> Receipt:
-    """Of an animation, which holds nothing beside its pictures. Its palette, and what is transparent, are no source's:
-    they are compared with the segments that it is made of alone."""
+    """Check an animation, which has no other streams. Its pictures are compared with the segments, not the source."""
     size = None if encoding is None else (encoding.height, encoding.width)
     found = animation.check(output, delivery, size, times)
     return Receipt(

@@ -1,4 +1,4 @@
-"""See that a written animation shows its pictures at their times, as Pillow reads it back."""
+"""Check that an animation shows its pictures at their times, by reading it back with Pillow."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 from PIL import Image
 
 from vidup.errors import MediaError, VerifyError
-from vidup.media import animation, moving
+from vidup.media import animation_input, animation_output
 from vidup.media.delivery import Delivery
 
-_SIDE, _GRAIN = 64, 8  # of the small pictures that are compared: pixels a side, and in the large one for each
-_UNLIKE = {"APNG": 0.5, "GIF": 12.0, "WebP": 8.0}
-"""Codes of 255 by which they differ on average from what was made where something else is shown: GIF and WebP lose."""
+_SIDE, _GRAIN = 64, 8  # pictures are compared reduced: at most pixels a side, at least pixels averaged into one
+_MOST_DIFFERENCE = {"APNG": 0.5, "GIF": 12.0, "WebP": 8.0}
+"""Mean difference, in codes of 0 to 255, above which it is another picture: GIF and WebP are lossy."""
 
 
 def check(output: Path, delivery: Delivery, size: tuple[int, int] | None, times: Sequence[int]) -> tuple[int, int]:
-    """See that an animation has its size, its times and its loops; pictures that are equal may have become one.
+    """Check size, times and loop count of an animation; Pillow may have merged equal pictures.
 
     Args:
-        size: (height, width); where not given, any enlargement of the source's.
+        size: (height, width); None allows any enlargement of the source's.
         times: when its pictures are shown, in `delivery.unit`.
 
     Returns:
-        Its (height, width).
+        The animation's (height, width).
 
     Raises:
         VerifyError: names the first difference.
@@ -37,7 +37,7 @@ def check(output: Path, delivery: Delivery, size: tuple[int, int] | None, times:
     if abs(height * factor - made.size[0]) > slack or abs(width * factor - made.size[1]) > slack:
         raise VerifyError(f"{output}: its pictures are {made.size[1]}x{made.size[0]}, expected {width}x{height}")
     tick = int((delivery.container.tick or 0) * 1000)
-    expected = [tick * length for length in animation.durations(delivery, times)]
+    expected = [tick * length for length in animation_output.durations(delivery, times)]
     begins, found = ([0, *accumulate(one)] for one in (expected, made.durations))
     if len(made.durations) == 1:  # all are equal: it is a still picture
         return made.size
@@ -47,42 +47,42 @@ def check(output: Path, delivery: Delivery, size: tuple[int, int] | None, times:
             f"{output}: shows {len(made.durations)} pictures in {found[-1]} ms, expected {len(expected)} in"
             f" {begins[-1]} ms; the first that differs is at {amiss} ms"
         )
-    plays = moving.plays(delivery.info.path)
+    plays = animation_input.plays(delivery.info.path)
     if made.plays != plays:
         raise VerifyError(f"{output}: is shown {made.plays} times (0 is without end), expected {plays}")
     return made.size
 
 
 def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segments: Sequence[Path]) -> None:
-    """See that an animation shows at each time what the segments hold for it.
+    """Check that an animation shows the segments' pictures at their times.
 
     Raises:
-        VerifyError: names the first that it does not.
+        VerifyError: names the first picture that differs.
     """
     tick = int((delivery.container.tick or 0) * 1000)
-    ends = list(accumulate(tick * length for length in animation.durations(delivery, times)))
-    shown, until, small = moving.pictures(output), 0, np.zeros(0)
-    for index, (picture, end) in enumerate(zip(animation.of(segments), ends, strict=True)):
+    ends = list(accumulate(tick * length for length in animation_output.durations(delivery, times)))
+    shown, until, small = animation_input.pictures(output), 0, np.zeros(0)
+    for index, (picture, end) in enumerate(zip(animation_output.of(segments), ends, strict=True)):
         if end > until:
             there = next(shown, None)
             if there is None:
                 raise VerifyError(f"{output}: ends before its picture {index}")
-            until = ends[-1] if len(ends) == 1 else until + moving.duration(there)
+            until = ends[-1] if len(ends) == 1 else until + animation_input.duration(there)
             small = _small(there)
         away = float(np.abs(_small(picture) - small).mean())
-        if away > _UNLIKE[delivery.container.name]:
+        if away > _MOST_DIFFERENCE[delivery.container.name]:
             raise VerifyError(f"{output}: its picture {index} is not what was made (differs by {away:.1f} of 255)")
 
 
-def _read(output: Path) -> moving.Moving:
+def _read(output: Path) -> animation_input.Animation:
     try:
-        return moving.read(output)
+        return animation_input.read(output)
     except (MediaError, OSError) as error:
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
 
 
 def _small(picture: Image.Image) -> np.ndarray:
-    """A small picture with its transparency, over gray where it is transparent."""
+    """A reduced picture over gray, and its transparency."""
     width, height = (max(1, min(_SIDE, side // _GRAIN)) for side in picture.size)
     codes = np.asarray(picture.convert("RGBA").resize((width, height), Image.Resampling.BOX), np.float64)
     weight = codes[..., 3:] / 255

@@ -1,4 +1,4 @@
-"""The newest finished picture of a job, kept as a file beside what it was made of, for who wants to see how it goes."""
+"""Writes the newest result of a running job and its source frame to files, so that one can watch the job."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from vidup.picture.geometry import Turn
 
 log = logging.getLogger(__name__)
 
-_EVERY = 2.0  # seconds, at the least
-_SHARE = 0.05  # of the time that may go into it
+_INTERVAL = 2.0  # seconds between two pictures, at the least
+_SHARE = 0.05  # of the job's time, that writing may take
 
 
-class Watching:
-    """Writes ``before.jpg`` and ``after.jpg``, upright, the time in the file as their comment; each is whole at any
-    moment, and two of one time belong together. What cannot be written ends that, and nothing else.
+class NewestPicture:
+    """Writes ``before.jpg`` and ``after.jpg``, upright, with the frame's time as comment.
+
+    Each file is complete at any moment; two with the same comment belong together. After an error in writing the job
+    goes on without them.
 
     Args:
-        folder: where to, is made where it is not there; None writes nothing.
+        folder: is created if missing; None writes nothing.
     """
 
     def __init__(self, folder: str | None, job: Job) -> None:
@@ -35,13 +37,13 @@ class Watching:
         self._sources: dict[int, Frame] = {}
         self._due = 0.0
 
-    def comes(self, frame: Frame) -> None:
-        """A frame of the source, before it is upscaled."""
+    def add_source(self, frame: Frame) -> None:
+        """Remember a source frame until its result arrives."""
         if self._folder is not None:
             self._sources[frame.pts] = frame
 
-    def is_made(self, frame: Frame, is_new: bool) -> None:
-        """The result of a frame that came, with its time."""
+    def add_result(self, frame: Frame, is_new: bool) -> None:
+        """Write a result and its source frame, if the last ones were written long enough ago."""
         source = self._sources.pop(frame.pts, None)
         if self._folder is None or source is None or not is_new or time.monotonic() < self._due:
             return
@@ -52,10 +54,10 @@ class Watching:
             _write(self._folder / "before.jpg", source, info.rotation, at)
             _write(self._folder / "after.jpg", frame, info.rotation if turn == Turn() else 0, at)
         except (OSError, ValueError) as error:  # JPEG has at most 65,535 pixels a side
-            log.warning("%s: the newest picture cannot be kept there: %s", self._folder, first_line(error))
+            log.warning("%s: the newest picture cannot be written there: %s", self._folder, first_line(error))
             self._folder, self._sources = None, {}
         now = time.monotonic()
-        self._due = now + max(_EVERY, (now - began) / _SHARE)
+        self._due = now + max(_INTERVAL, (now - began) / _SHARE)
 
 
 def _write(path: Path, frame: Frame, rotation: int, comment: str) -> None:

@@ -1,6 +1,6 @@
-"""Animations of pictures as an output, GIF, APNG and WebP: put together from proved segments, by Pillow.
+"""Writes animations, GIF, APNG and WebP, from proved segments, with Pillow; all pictures are in memory.
 
-FFmpeg writes them too, but neither keeps transparency nor counts loops alike in all three. All pictures are in memory.
+FFmpeg writes them too, but loses transparency, and counts loops differently in each.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 from PIL import Image
 
 from vidup.errors import ConfigError, MediaError
-from vidup.media import decoding, moving
+from vidup.media import animation_input, decoding
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
 from vidup.media.segment import read_segment
 
-_MOST_BYTES = 4 << 30  # of the pictures, which are all in memory
-_LARGEST = {"WebP": 16_383}  # pixels a side, of 65,535 that others hold
-_LONGEST = {"GIF": 65_535, "APNG": 65_535, "WebP": 2**24 - 1}  # ticks that a picture is shown
-_PALETTE = 255  # colours, and one that is transparent
-_SAMPLED = 256  # pixels a side that a palette is made of
+_MOST_BYTES = 4 << 30  # of all pictures
+_LARGEST = {"WebP": 16_383}  # pixels a side; 65,535 for the others
+_LONGEST = {"GIF": 65_535, "APNG": 65_535, "WebP": 2**24 - 1}  # duration of a picture in ticks
+_PALETTE = 255  # colours; the 256th is transparent
+_SAMPLED = 256  # pixels a side of the reduced picture that a palette is computed from
 
 
 def check(delivery: Delivery, encoding: Encoding) -> None:
-    """See that an animation can be made.
+    """Check that the container can hold the animation.
 
     Raises:
         ConfigError: its pictures are too large, too many or shown for too long.
@@ -45,7 +45,7 @@ def check(delivery: Delivery, encoding: Encoding) -> None:
 
 
 def notes(delivery: Delivery) -> Iterator[str]:
-    """What an animation does not keep, in words."""
+    """Sentences for the user on what the container loses."""
     kind = delivery.container.name
     if kind == "GIF":
         yield "GIF has 256 colours a picture and full transparency or none; .apng and .webp hold all"
@@ -58,7 +58,7 @@ def notes(delivery: Delivery) -> Iterator[str]:
 
 
 def durations(delivery: Delivery, times: Sequence[int]) -> list[int]:
-    """How many ticks of the container each picture is shown: what is rounded is when it begins, so that none drifts.
+    """How long each picture is shown, in ticks of the container; begins are rounded, so that errors do not add up.
 
     Args:
         times: when pictures are shown, in `delivery.unit`.
@@ -70,12 +70,12 @@ def durations(delivery: Delivery, times: Sequence[int]) -> list[int]:
 
 
 def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequence[Path]) -> list[int]:
-    """Put the pictures of segments together; as `joining.join`."""
+    """Write the pictures of segments as one animation; arguments and result are those of `joining.join`."""
     kind, order = delivery.container.name, sorted(packet.pts for path in segments for packet in read_segment(path))
     lengths = durations(delivery, [int(time * encoding.time_base / delivery.unit) for time in order])
-    transparent = any(moving.is_transparent(picture) for picture in of(segments))
+    transparent = any(animation_input.is_transparent(picture) for picture in of(segments))
     shown = [picture if transparent else picture.convert("RGB") for picture in of(segments)]
-    plays, tick = moving.plays(delivery.info.path), int((delivery.container.tick or 0) * 1000)
+    plays, tick = animation_input.plays(delivery.info.path), int((delivery.container.tick or 0) * 1000)
     options: dict[str, Any] = {"duration": [tick * length for length in lengths], "save_all": True}
     if kind == "GIF":
         shown = _paletted(shown)
@@ -86,7 +86,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
     try:
         shown[0].save(output, "PNG" if kind == "APNG" else kind.upper(), append_images=shown[1:], **options)
         if kind == "WebP" and transparent:
-            moving.mark_transparent(output)
+            animation_input.mark_transparent(output)
     except (OSError, ValueError) as error:
         raise MediaError(f"{output}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     return order
@@ -100,9 +100,9 @@ def of(segments: Sequence[Path]) -> Iterator[Image.Image]:
 
 
 def _paletted(shown: list[Image.Image]) -> list[Image.Image]:
-    """With the colours that are nearest to their own; not dithered, or what stands still would move.
+    """Reduce each picture to a palette of its own, without dithering, which would flicker.
 
-    What is transparent has a colour that none of them has: Pillow takes for background all that has its colour.
+    The transparent entry gets a colour that no picture has: Pillow treats every pixel of its colour as background.
     """
     results, used = [], set[tuple[int, ...]]()
     for picture in shown:

@@ -1,6 +1,6 @@
-"""Pictures that move, GIF, APNG, animated WebP and AVIF, as Pillow reads them: what FFmpeg does not know of them.
+"""Reads animations, GIF, APNG, WebP and AVIF, with Pillow, where FFmpeg cannot.
 
-FFmpeg decodes no animated WebP, keeps an AVIF's transparency apart, and does not say how often any of them is shown.
+FFmpeg decodes no animated WebP, keeps an AVIF's transparency apart, and does not report loop counts.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from vidup.errors import MediaError, first_line
 _READ = ("GIF", "PNG", "WEBP", "AVIF")
 _ANIMATED, _TRANSPARENT = 2, 16  # flags of WebP
 _HEADS = re.compile(rb"GIF8[79]a|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp(avi[fs]|m(if|sf)1)", re.DOTALL)
-"""How such files begin. For another one Pillow would load all of its readers."""
-_USUAL = 100  # milliseconds, which players take for a time that is 0
+"""How such files begin. For any other Pillow would load all of its readers."""
+_DEFAULT_DURATION = 100  # milliseconds, for which players show a picture whose duration is 0
 
 
 @dataclass(frozen=True)
-class Moving:
-    """What a file says of its pictures."""
+class Animation:
+    """What a file states about its pictures."""
 
     size: tuple[int, int]
     """(height, width)."""
     durations: tuple[int, ...]
     """Of each picture, in milliseconds."""
     plays: int
-    """How often it is shown; 0 is without end."""
+    """How often the animation plays; 0 is without end."""
 
 
-def moves(path: str | Path) -> bool:
-    """Whether a file is an animation of pictures."""
+def is_animation(path: str | Path) -> bool:
+    """Whether a file holds several pictures and is no video."""
     path = Path(path)
-    if not path.is_file():  # to open a pipe would wait for its writer
+    if not path.is_file():  # opening a pipe would wait for its writer
         return False
     try:
         with path.open("rb") as file:
@@ -50,41 +50,41 @@ def moves(path: str | Path) -> bool:
                 return False
         with Image.open(path, formats=_READ) as image:
             return getattr(image, "n_frames", 1) > 1
-    except Exception:  # each of Pillow's readers fails in its own ways; whoever reads it as a still says how
+    except Exception:  # Pillow's readers raise anything; reading the file as a still reports the error
         return False
 
 
 def plays(path: str | Path) -> int:
-    """How often an animation is shown; 0 is without end, as what is none is when it becomes one."""
-    if not moves(path):
+    """How often an animation plays; 0 is without end, which a video gets, too, when it becomes an animation."""
+    if not is_animation(path):
         return 0
     with _opened(Path(path)) as image:
         return _plays(image)
 
 
-def read(path: Path) -> Moving:
-    """Read what an animation, or a single picture, says; all of its pictures are decoded.
+def read(path: Path) -> Animation:
+    """Read size, durations and loop count of an animation or a single picture; this decodes all pictures.
 
     Raises:
-        MediaError: it is damaged.
+        MediaError: the file is damaged.
     """
     with _opened(path) as image:
         durations = tuple(duration(picture) for picture in pictures(path, image))
-        return Moving((image.height, image.width), durations, _plays(image))
+        return Animation((image.height, image.width), durations, _plays(image))
 
 
 def pictures(path: Path, image: Image.Image | None = None) -> Iterator[Image.Image]:
-    """Each picture as it is shown: with what stands of those before it. It is the same object each time.
+    """Each picture as it is shown, with what remains of those before it. It is the same object each time.
 
     Raises:
-        MediaError: it is damaged.
+        MediaError: the file is damaged.
     """
     opened = _opened(path) if image is None else image
     try:
         for picture in ImageSequence.Iterator(opened):
-            picture.load()  # before which a WebP does not say how long it is shown
+            picture.load()  # a WebP states no duration before
             yield picture
-    except Exception as error:  # each of Pillow's readers fails in its own ways
+    except Exception as error:  # Pillow's readers raise anything
         raise MediaError(f"{path}: is damaged: {first_line(error)}") from None
     finally:
         if image is None:
@@ -92,10 +92,13 @@ def pictures(path: Path, image: Image.Image | None = None) -> Iterator[Image.Ima
 
 
 def kind_of(path: Path) -> str | None:
-    """``webp`` or ``avif`` where a file is an animation that FFmpeg does not read as it is shown; None else.
+    """``webp`` or ``avif`` if a file is an animation that FFmpeg cannot read or reads without its transparency.
+
+    Returns:
+        None for all other files.
 
     Raises:
-        MediaError: it is damaged at its head.
+        MediaError: the file's head is damaged.
     """
     if not path.is_file():
         return None
@@ -110,10 +113,10 @@ def kind_of(path: Path) -> str | None:
 
 
 def for_ffmpeg(path: Path, most_pixels: int) -> BytesIO | None:
-    """An animation that FFmpeg does not read as it is shown, as one that it does; None for all others.
+    """Convert an animation that has a `kind_of` to a file that FFmpeg reads; None for all other files.
 
     Raises:
-        MediaError: it is damaged, or claims more pixels than are read.
+        MediaError: the file is damaged, or claims more than `most_pixels`.
     """
     if kind_of(path) is None:
         return None
@@ -126,7 +129,7 @@ def for_ffmpeg(path: Path, most_pixels: int) -> BytesIO | None:
 
 @lru_cache(maxsize=2)
 def _as_mov(path: Path, size: int, mtime_ns: int) -> bytes:
-    """The pictures without loss, at their own times; a file is opened several times."""
+    """A MOV of the pictures without loss, at their own times; cached, as vidup opens a file several times."""
     result, begin = BytesIO(), 0
     mode = "RGBA" if any(is_transparent(picture) for picture in pictures(path)) else "RGB"
     with _opened(path) as image, av.open(result, "w", format="mov", options={"video_track_timescale": "1000"}) as out:
@@ -149,7 +152,7 @@ def is_transparent(picture: Image.Image) -> bool:
 
 
 def mark_transparent(path: Path) -> None:
-    """Have an animated WebP say that it is transparent: libwebp does not where all that is drawn is opaque."""
+    """Set an animated WebP's flag of transparency, which libwebp omits where all that is drawn is opaque."""
     with path.open("r+b") as file:
         file.seek(20)
         flags = file.read(1)[0]
@@ -159,7 +162,7 @@ def mark_transparent(path: Path) -> None:
 
 def duration(picture: Image.Image) -> int:
     """How long a picture is shown, in milliseconds."""
-    return round(float(picture.info.get("duration") or _USUAL))
+    return round(float(picture.info.get("duration") or _DEFAULT_DURATION))
 
 
 def _opened(path: Path) -> Any:
@@ -168,14 +171,14 @@ def _opened(path: Path) -> Any:
             head = file.read(21)
             if head[8:16] != b"WEBPVP8X" or not head[20:] or not head[20] & _ANIMATED:
                 return Image.open(path, formats=_READ)
-            # Where nothing is drawn it is transparent, whatever it says: `mark_transparent`.
+            # It is transparent where nothing is drawn, whatever the flag states; see `mark_transparent`.
             return Image.open(BytesIO(head[:20] + bytes([head[20] | _TRANSPARENT]) + file.read()), formats=_READ)
     except Exception as error:
         raise MediaError(f"{path}: is no picture, or is damaged: {first_line(error)}") from None
 
 
 def _plays(image: Image.Image) -> int:
-    """GIF says how often it is shown again, and nothing where it is shown once."""
+    """A GIF counts repetitions, and has no count if it plays once."""
     loop = image.info.get("loop")
     if image.format == "GIF":
         return 1 if loop is None else loop + 1 if loop else 0
