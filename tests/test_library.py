@@ -136,6 +136,13 @@ class TestPlan:
         assert str(found).startswith(f"{clip}: mov") and len(repr(found)) < 3000
         assert not list(clip.parent.glob("out*"))
 
+    def test_of_a_video_that_is_open(self, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain, film = vidup.plan(clip, None, NEAREST), vidup.open(clip)
+        monkeypatch.setattr("vidup.media.probing.probe", None)  # is not read anew
+        assert vidup.plan(film, None, NEAREST) == plain
+        quick = vidup.plan(film, None, NEAREST, pictures=False)
+        assert [fact for fact in plain.facts if fact not in quick.facts] == [("footage", dict(plain.facts)["footage"])]
+
     def test_of_a_still_image(self, tmp_path: Path) -> None:
         from PIL import Image
 

@@ -72,30 +72,28 @@ def test_a_file_is_chosen_and_looked_at(page: TestClient, tmp_path: Path):
     assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
 
 
-def test_what_takes_long_to_find_out_is_told_once_it_is_known(tmp_path: Path, monkeypatch: Any):
-    asked, known, source = [], threading.Event(), tmp_path / "x.mp4"
-    source.write_bytes(b"")
+def test_what_takes_long_to_find_out_is_told_once_it_is_known(page: TestClient, tmp_path: Path, monkeypatch: Any):
+    asked, known, source = [], threading.Event(), tmp_path / "clip.mp4"
+    plan = vidup.plan
 
-    def plan(source: Path, output: Any, settings: Any, runtime: Any, motion: bool = True) -> vidup.Plan:
-        asked.append((settings.seed, motion))
-        if motion:
-            assert known.wait(10)
-        facts = ("file", f"{settings.seed}"), ("motion", "a third" if motion else "unknown")
-        return vidup.Plan(source, source, None, (2, 2), 9, (), (), computed=0.3 if motion else None, facts=facts)
+    def slow(film: vidup.Video, *rest: Any, pictures: bool = True) -> vidup.Plan:
+        asked.append((rest[1].seed, pictures))
+        assert film.info.frames == 12 and (not pictures or known.wait(10))
+        return plan(film, *rest, pictures=pictures)
 
-    monkeypatch.setattr(vidup, "plan", plan)
-    looks = films.Looks()
-    first, second = (forms.read({"seed": seed}, Folders([tmp_path])) for seed in (1, 2))
+    monkeypatch.setattr(vidup, "plan", slow)
+    looks = films.Looks(films.Films())
+    first, second = (forms.read({"model": "nearest", "seed": seed}, Folders([tmp_path])) for seed in (1, 2))
     found, more = looks.plan(source, first, None)
-    assert more and dict(found.facts)["motion"] == "unknown"
+    assert more and "footage" not in dict(found.facts)
     known.set()
-    for form, file in ((first, "1"), (second, "2"), (first, "1")):
+    for form in (first, second, first):
         for _ in range(100):
-            found, more = looks.plan(source, form, None)
+            found, more = looks.plan(source, form, tmp_path / "x.mkv")
             if not more:
                 break
-        assert (found.computed, found.facts, more) == (0.3, (("file", file), ("motion", "a third")), False)
-    assert asked.count((1, True)) == 1 and sorted(asked) == [(1, False), (1, True), (2, False)]
+        assert dict(found.facts)["footage"] and f"{tmp_path}/x.mkv: " in dict(found.facts)["output"]
+    assert sorted(asked) == [(1, False), (1, False), (1, True), (2, False)]  # once for each output, the slow part once
     looks.close()
 
 

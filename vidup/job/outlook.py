@@ -15,6 +15,7 @@ from vidup.job import condition, describe, naming, pace, rehearse, relay_share, 
 from vidup.job import plan as plans
 from vidup.media import containers
 from vidup.media.quantiser import quantiser_step
+from vidup.media.video import Video
 from vidup.upscaler import Upscaler
 
 
@@ -56,41 +57,43 @@ class Plan:
 
 
 def plan(
-    input: str | os.PathLike[str],
+    input: str | os.PathLike[str] | Video,
     output: str | os.PathLike[str] | None = None,
     settings: Given = None,
     runtime: Runtime | None = None,
     *,
     measure: bool = False,
-    motion: bool = True,
+    pictures: bool = True,
 ) -> Plan:
     """Find out what a job would do with a file; no model is loaded unless `measure` is true.
 
     Args:
-        input: a video or a still image.
+        input: a video or a still image; a `Video` that is open is not read anew, which takes seconds for a long film.
         output: the output path; if given, the join of all streams is rehearsed, where that is cheap.
         settings: what decides the result; a string or a path is a preset.
         runtime: where and how it would run.
         measure: load the model and time it on the first frames.
-        motion: where pictures are carried, decode a few frames of the middle to estimate the share that is computed,
-            which takes up to three seconds.
+        pictures: decode a few frames to describe what they look like and, where pictures are carried, to estimate the
+            share that is computed, which takes up to some seconds; without it these two are missing.
 
     Raises:
         ConfigError: the settings do not fit the input or the output.
         MediaError: the input cannot be read.
         EngineError: the model is missing.
     """
-    settings, runtime, source = settings_of(settings), runtime or Runtime(), Path(input)
+    settings, runtime = settings_of(settings), runtime or Runtime()
+    known = input.info if isinstance(input, Video) else None
+    source = Path(input.info.path if isinstance(input, Video) else input)
     target = naming.default_output(source, settings) if output is None else Path(output)
     if containers.is_picture(source, target):
         return _of_still(source, target, settings)
-    job, left = plans.plan(source, target, settings), list[str]()
+    job, left = plans.plan(source, target, settings, known), list[str]()
     if output is not None:
         job, left = rehearse.foresee(job)
     notes = [*describe.describe(job)[1:], *left]
     seen = None
     try:
-        seen = relay_share.foresee(job, relay_share.QUICK) if motion else None
+        seen = relay_share.foresee(job, relay_share.QUICK) if pictures else None
     except MediaError as error:  # a note, because all else about the file is known
         notes.append(f"note: how many pixels will be computed is not known: {error}")
     computed, seconds = seen and seen.computed, None
@@ -98,7 +101,7 @@ def plan(
         with Upscaler(settings, runtime) as upscaler:
             seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
     device = plans.device_memory(job, runtime)
-    footage = _footage(job, notes)
+    footage = _footage(job, notes) if pictures else {}
     table = describe.table(job, device) | {"computed": computed, "notes": notes, "footage": footage}
     facts, streams = tuple(describe.facts(job, device, seen)), tuple(describe.streams(job))
     if footage:

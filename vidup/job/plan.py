@@ -48,8 +48,11 @@ def span(job: Job, segment: Segment) -> tuple[int, int]:
     return low, low + segment.frames * (len(job.times) // (job.high - job.low))
 
 
-def plan(source: Path, target: Path, settings: Settings) -> Job:
+def plan(source: Path, target: Path, settings: Settings, known: MediaInfo | None = None) -> Job:
     """Plan a job; nothing is written, no model is loaded.
+
+    Args:
+        known: what is in the input, where it was read before.
 
     Raises:
         ConfigError: the settings do not fit the input or the container.
@@ -59,7 +62,7 @@ def plan(source: Path, target: Path, settings: Settings) -> Job:
     container = container_of(target).with_options(settings.muxer_options)
     check_file(source)
     facts = fingerprint_file(source)
-    info = probing.at_rate(probing.probe(source, settings.tolerate_errors), settings.fps)
+    info = probing.at_rate(known or probing.probe(source, settings.tolerate_errors), settings.fps)
     if settings.quantiser == "auto" and engines.family(settings).invents:
         step = quantiser_step(info)
         settings = replace(settings, quantiser="auto" if step is None else step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -46,6 +47,7 @@ def step_of(frame: av.VideoFrame) -> float | None:
     return float(2 ** (1.71 + 0.0195 * quantiser)) if kind == _VP9 else 2.0 * quantiser
 
 
+@lru_cache(maxsize=4)  # planned again for other settings, a file is not decoded again
 def quantiser_step(info: MediaInfo) -> float | None:
     """Step of the quantiser over some frames at three places of a file, in codes of 0 to 255.
 

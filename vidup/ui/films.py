@@ -22,14 +22,17 @@ _OPEN = 4
 """Files that are kept open."""
 _AT_A_TIME = 3
 """Pictures that are decoded at once: each may take a hundred megabytes."""
-_PLANS = 32
+_PLANS = 12
 _AT_ONCE = 0.2
 """Seconds that are waited for what takes long."""
-_OF_MOTION = (
-    *("model", "temporal", "trust", "refresh", "start", "duration", "end"),
+_OF_PICTURES = (
+    *("model", "temporal", "trust", "refresh", "quantiser", "start", "duration", "end"),
     *("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
 )
-"""Settings that decide how much of a film is carried."""
+"""Settings that decide what a few frames tell."""
+_LATER = ("motion", "footage")
+"""What they tell."""
+_Seen = tuple[float | None, tuple[tuple[str, str], ...]]
 Kept = TypeVar("Kept")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 VIDEOS = (
@@ -37,56 +40,6 @@ VIDEOS = (
     *(".m2ts", ".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
 )
 """Endings of what can be upscaled; a file of another may be chosen all the same."""
-
-
-class Looks:
-    """What would become of files, the last few that were asked for.
-
-    How much of a film is carried along its motion takes seconds to find out, and hangs on few settings: it is found out
-    beside, and told once it is known.
-    """
-
-    def __init__(self) -> None:
-        self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
-        self._motions: OrderedDict[Any, Future[vidup.Plan]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._beside = ThreadPoolExecutor(1, "motion")
-
-    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
-        """What would become of a file, and whether more will be known in a while; raises as `vidup.plan`."""
-        file = source, source.stat().st_mtime_ns, source.stat().st_size
-        settings, runtime = form.settings, form.runtime
-        key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
-        known = self._plans.get(key)
-        found = known or vidup.plan(source, output, settings, runtime, motion=False)
-        with self._lock:
-            self._plans[key] = found
-            _bound(self._plans)
-            if "motion" not in dict(found.facts):
-                return found, False
-            key = *file, *(getattr(settings, name) for name in _OF_MOTION)
-            if key not in self._motions:
-                self._motions[key] = self._beside.submit(vidup.plan, source, None, settings, runtime)
-                for gone in _bound(self._motions):
-                    gone.cancel()
-            motion = self._motions[key]
-        try:
-            seen = motion.result(_AT_ONCE)
-        except (TimeoutError, CancelledError):
-            return found, True
-        except VidupError:  # which the notes tell, where it is the file's
-            return found, False
-        facts = ((head, dict(seen.facts)["motion"] if head == "motion" else text) for head, text in found.facts)
-        return replace(found, computed=seen.computed, facts=tuple(facts)), False
-
-    def close(self) -> None:
-        """Find out nothing more."""
-        self._beside.shutdown(wait=False, cancel_futures=True)
-
-
-def _bound(kept: OrderedDict[Any, Kept]) -> list[Kept]:
-    """Let the oldest go, and return them."""
-    return [kept.popitem(last=False)[1] for _ in range(len(kept) - _PLANS)]
 
 
 def told(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
@@ -170,6 +123,64 @@ class Films:
         with self._lock:
             while self._videos:
                 self._videos.popitem()[1].close()
+
+
+class Looks:
+    """What would become of files, the last few that were asked for.
+
+    What its pictures look like and how much of them is carried takes seconds to find out, and few settings decide it:
+    another thread does, and it is told once it is known.
+    """
+
+    def __init__(self, films: Films) -> None:
+        self._films = films
+        self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
+        self._seen: OrderedDict[Any, Future[_Seen]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._beside = ThreadPoolExecutor(1, "pictures")
+
+    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
+        """What would become of a file, and whether more will be known in a while; raises as `vidup.plan`."""
+        facts, settings, runtime = source.stat(), form.settings, form.runtime
+        file = source, facts.st_mtime_ns, facts.st_size
+        key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
+        found = self._plans.get(key)
+        if found is None:
+            film = source if is_picture(source) else self._films.video(source, settings)
+            found = vidup.plan(film, output, settings, runtime, pictures=False)
+        with self._lock:
+            self._plans[key] = found
+            _bound(self._plans)
+            if found.info is None:
+                return found, False
+            key = *file, *(getattr(settings, name) for name in _OF_PICTURES)
+            if key not in self._seen:
+                self._seen[key] = self._beside.submit(self._look, source, settings, runtime)
+                for gone in _bound(self._seen):
+                    gone.cancel()
+            seen = self._seen[key]
+        try:
+            computed, words = seen.result(_AT_ONCE)
+        except (TimeoutError, CancelledError):
+            return found, True
+        except VidupError:  # a damaged film: told where its frames are wanted
+            return found, False
+        own = dict(found.facts)
+        both = ((head, text if head in _LATER else own.get(head, text)) for head, text in words)
+        return replace(found, computed=computed, facts=tuple(both)), False
+
+    def _look(self, source: Path, settings: vidup.Settings, runtime: vidup.Runtime) -> _Seen:
+        found = vidup.plan(self._films.video(source, settings), None, settings, runtime)
+        return found.computed, found.facts
+
+    def close(self) -> None:
+        """Find out nothing more."""
+        self._beside.shutdown(wait=False, cancel_futures=True)
+
+
+def _bound(kept: OrderedDict[Any, Kept]) -> list[Kept]:
+    """Let the oldest go, and return them."""
+    return [kept.popitem(last=False)[1] for _ in range(len(kept) - _PLANS)]
 
 
 class Newest:

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -121,8 +120,10 @@ class Previews:
 
     def _work(self) -> None:
         if self._warms:
-            with suppress(VidupError):  # who needs it will be told
+            try:
                 self._maker.warm()
+            except Exception as error:  # whoever needs it will be told
+                log.debug("the small model: %s", error, exc_info=error)
         while (preview := self._next()) is not None:
             try:
                 self._maker.make(preview)

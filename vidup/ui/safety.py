@@ -195,7 +195,8 @@ def _mode(path: Path) -> int:
     try:
         return path.stat().st_mode
     except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or 'there is no such file'}") from None
+        gone = isinstance(error, FileNotFoundError)
+        raise MediaError(f"{path}: {'there is no such file' if gone else error.strerror or error}") from None
 
 
 def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, object]:

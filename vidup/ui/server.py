@@ -29,7 +29,8 @@ class Server:
     """Answers the page; what it needs for that is kept here."""
 
     def __init__(self, folders: Folders) -> None:
-        self.folders, self.films, self.looks = folders, Films(), Looks()
+        self.folders, self.films = folders, Films()
+        self.looks = Looks(self.films)
         home = places.state()
         self.previews = Previews(self.films, places.of_this_process(places.made(home / "previews")))
         self.runs, self.newest = Runs(places.made(home / "runs")), Newest()
