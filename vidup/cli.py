@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     Args:
-        argv: its words; None: those of this process, which then is the command's alone.
+        argv: its arguments; None takes this process's, and relies on the process ending afterwards.
     """
     if argv is not None:
         return _main(argv)
@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(argv)
     finally:
-        gc.freeze()  # Python's end would look at all that torch is made of, several times, to collect nothing
+        gc.freeze()  # else Python, as it exits, collects garbage among all of torch's objects, several times
 
 
 @contextmanager
 def _loading(arguments: argparse.Namespace) -> Iterator[None]:
-    """Load libraries in the block; in a process of the command's own, garbage collection never looks at them.
+    """Exclude what the block imports from garbage collection, if the process is the command's own.
 
-    What torch alone is made of is 170,000 objects: to go through them again and again is a quarter of a short job.
+    torch alone has 170,000 objects, and collecting among them takes a quarter of a short job's time.
     """
     if not arguments.is_own_process:
         yield

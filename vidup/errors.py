@@ -44,7 +44,7 @@ class VerifyError(VidupError):
 class Stopped(VidupError):
     """The work was stopped before its end, on request; what a job has done is kept."""
 
-    def __init__(self, message: str = "stopped, as was asked for") -> None:
+    def __init__(self, message: str = "stopped on request") -> None:
         super().__init__(message)
 
 

@@ -109,7 +109,7 @@ def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
     stop = threading.Event()
     count = 0 if gently else 1
 
-    def ask(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         nonlocal count
         count += 1
         if count == 1:
@@ -123,7 +123,7 @@ def stopping(gently: bool, lasting: bool) -> Iterator[threading.Event]:
 
     hup = getattr(signal, "SIGHUP", None)
     handled = [each for each in STOP_SIGNALS if each != hup or signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in handled}
+    before = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield stop
     finally:

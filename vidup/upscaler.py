@@ -208,7 +208,7 @@ class Upscaler:
         first = next(coming, None)
         if first is None:
             return
-        up, size, even = self._told(pictures), first.size, first.even
+        up, size, even = self._for_quantiser_of(pictures), first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
         length = self.planner.at_once(self.choose(*size))
         follower = up._follow(number, span)
@@ -277,8 +277,8 @@ class Upscaler:
     def _anchoring(self) -> tuple[anchoring.Anchor, int]:
         return anchoring.choose_anchor(self.settings)
 
-    def _told(self, pictures: object) -> Upscaler:
-        """This upscaler, or, for a video, one that knows how coarsely that was compressed."""
+    def _for_quantiser_of(self, pictures: object) -> Upscaler:
+        """This upscaler, or, for a `vidup.Video`, one with the quantiser step that the video was encoded with."""
         wanted = self.settings.quantiser == "auto" and self.engine.invents
         return self.replace(quantiser=step) if wanted and (step := getattr(pictures, "quantiser", None)) else self
 

@@ -53,7 +53,7 @@ def read_table(path: Path) -> dict[str, Any]:
 def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
     """Read the configuration of a module, and compare it with the weights.
 
-    A module has at most as many layers as its weights have tensors, is no wider than they are, and counts from 0.
+    A module has at most as many layers as its weights have tensors, is no wider, and has no negative size.
 
     Raises:
         EngineError: it claims otherwise, or is no table.
@@ -66,7 +66,7 @@ def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
         most = max(1, len(shapes)) if counts else widest
         if abs(number) > most:
             raise EngineError(f"{path}: {name} = {number}: its weights have {len(shapes)} tensors of sides to {widest}")
-        if isinstance(number, int) and number < 0 and not name.endswith("_id"):  # a token that there is none of is -1
+        if isinstance(number, int) and number < 0 and not name.endswith("_id"):  # -1 stands for no token
             raise EngineError(f"{path}: {name} = {number}: cannot be negative")
     for name, value in config.items():
         if isinstance(value, list) and len(value) > max(1, len(shapes)):

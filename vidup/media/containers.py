@@ -271,13 +271,13 @@ STILLS_READ = {".gif", ".avif"}
 ANIMATIONS = {".gif", ".apng"}
 """Endings of animated pictures; some of the formats of still images may be animated, too."""
 
-_ANIMATIONS = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
+_ANIMATED = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
     (".png", ".apng"), ("APNG", _MILLISECOND)
 )
-"""Endings of the animations that can be written -> name, and the unit of times."""
+"""Ending of an animation that can be written -> its container's name, and its unit of times."""
 
 
-WRITTEN = CONTAINERS.keys() | _ANIMATIONS.keys()
+WRITTEN = CONTAINERS.keys() | _ANIMATED.keys()
 """Endings of the files that videos can be written to."""
 
 
@@ -298,7 +298,7 @@ def check_ending(source: Path, output: Path) -> None:
     if is_picture(source, output):
         return
     ending = output.suffix.lower()
-    if ending in STILLS and not is_sequence(output) and (ending not in _ANIMATIONS or not _is_moving(source, ending)):
+    if ending in STILLS and not is_sequence(output) and (ending not in _ANIMATED or not _is_moving(source, ending)):
         raise ConfigError(
             f"{output}: holds one picture, and {source} has several; take .mp4, .mkv, .gif, .apng or .webp, or"
             f" {output.stem}_%05d{ending} for a file of each picture"
@@ -320,8 +320,8 @@ def container_of(output: Path) -> Container:
     if is_sequence(output):
         return _pictures(output)
     ending = output.suffix.lower()
-    if ending in _ANIMATIONS:
-        return _of_pictures(*_ANIMATIONS[ending], ending, "png")
+    if ending in _ANIMATED:
+        return _of_pictures(*_ANIMATED[ending], ending, "png")
     container = CONTAINERS.get(ending)
     if container is None:
         raise ConfigError(

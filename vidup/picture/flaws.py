@@ -148,7 +148,7 @@ def _compensated(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tenso
     before, after = before[:height, :width], after[:height, :width]
     padded = functional.pad(before[None, None], [_REACH] * 4, mode="replicate")[0, 0]
     best = torch.full((height // _TILE, width // _TILE), torch.inf)
-    difference, told = torch.zeros_like(after), torch.zeros_like(after, dtype=torch.bool)
+    difference, usable = torch.zeros_like(after), torch.zeros_like(after, dtype=torch.bool)
     for down in range(2 * _REACH + 1):
         for across in range(2 * _REACH + 1):
             apart = after - padded[down : down + height, across : across + width]
@@ -157,11 +157,11 @@ def _compensated(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tenso
             best = torch.where(better, cost, best)
             wide = better.repeat_interleave(_TILE, 0).repeat_interleave(_TILE, 1)
             difference = torch.where(wide, apart, difference)
-            told = torch.where(wide, (down != _REACH) | (across != _REACH), told)
+            usable = torch.where(wide, (down != _REACH) | (across != _REACH), usable)
     differs = functional.max_pool2d(difference.abs()[None, None], SIDE)[0, 0] > 0
-    told |= differs.repeat_interleave(SIDE, 0).repeat_interleave(SIDE, 1)
+    usable |= differs.repeat_interleave(SIDE, 0).repeat_interleave(SIDE, 1)
     unclipped = (before > 1) & (before < 254) & (after > 1) & (after < 254)
-    return difference, told & unclipped
+    return difference, usable & unclipped
 
 
 def blocking(codes: torch.Tensor) -> tuple[int, float]:
