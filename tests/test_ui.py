@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,6 +310,18 @@ def test_the_command_line_that_is_shown_means_what_was_filled_in():
     assert (typed.inputs, typed.output) == (["/a b.mp4"], "/c.mp4")
 
 
+def test_a_picture_that_is_none_starts_no_program(page: TestClient, tmp_path: Path):
+    head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"  # Pillow gives it to Ghostscript
+    (tmp_path / "a.png").write_bytes(head + b"%%EOF")
+    answer = page.get("/api/frame", params={"input": "a.png", "at": 0})
+    assert answer.status_code == 400 and answer.json()["error"].startswith(
+        f"{tmp_path}/a.png: cannot be read: cannot ide"
+    )
+    Image.new("RGB", (8, 6)).save(tmp_path / "b.png")
+    assert page.get("/api/frame", params={"input": "b.png", "at": 0}).status_code == 200
+    assert {file["name"]: file["video"] for file in page.get("/api/folder").json()["files"]}["b.png"]
+
+
 def test_an_upload_is_bounded_and_replaces_nothing(page: TestClient, tmp_path: Path, monkeypatch: Any):
     binary = {"content-type": "application/octet-stream"}
     found = page.post("/api/upload", params={"name": "new film.mp4"}, content=b"abc" * 999_999, headers=binary)
@@ -358,6 +371,15 @@ def test_a_run_outlives_its_server_and_the_next_one_finds_it(make_clip: Any, tmp
         assert client.post("/api/runs", json=body).status_code == 409  # the output exists
         assert client.post("/api/runs", json={**body, "output": "clip.mp4"}).status_code == 400
         assert client.post("/api/runs", json={**body, "output": "../x.mp4"}).status_code == 403
+        other = tmp_path / "other"
+        other.mkdir()
+        with client_of(other) as elsewhere:  # sees it, but none of its pictures
+            (run,) = elsewhere.get("/api/runs").json()["runs"]
+            assert (run["id"], run["newest"]) == (name, None)
+            assert elsewhere.get(f"/api/runs/{name}/after.jpg").status_code == 403
+            (other / "clip_x2.mp4").symlink_to(output)  # a default name that leads out
+            shutil.copy(clip, other / "clip.mp4")
+            assert elsewhere.post("/api/runs", json={**body, "replace": True}).status_code == 403
         assert client.delete(f"/api/runs/{name}", headers=JSON).status_code == 200
         assert client.get("/api/runs").json() == {"runs": []} and output.is_file()
         for way in ("pause", "resume", "x"):
@@ -439,6 +461,13 @@ def test_a_run_is_paused_resumed_and_forgotten(acted: Any, tmp_path: Path):
     assert (at(first)()["frames"], at(first)()["of"]) == (1, 4)  # of its process before, until this one says more
     os.kill(known.find(first).process[0], signal.SIGTERM)  # somebody else stops it
     until(at(first), "paused")
+    third = known.add(["upscale", "slow3"], Path("x"), tmp_path / "slow3")
+    begin()
+    until(at(third), "running")
+    shutil.rmtree(known.folder / third)  # by hand: its process ends, and nobody waits for it
+    known.resume(first)
+    begin()
+    until(at(first), "running")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [first]
 
 

@@ -34,7 +34,9 @@ _LATER = ("motion", "footage")
 """What they tell."""
 _Seen = tuple[float | None, tuple[tuple[str, str], ...]]
 Kept = TypeVar("Kept")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+"""Of Pillow's: others start programs, whatever a file is called."""
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc"),
     *(".m2ts", ".m2v", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
@@ -107,7 +109,7 @@ class Films:
     def _picture(self, path: Path, at: float, settings: vidup.Settings) -> Image.Image:
         if is_picture(path):
             try:
-                with Image.open(path) as image:
+                with Image.open(path, formats=_FORMATS) as image:
                     return ImageOps.exif_transpose(image).convert("RGB")
             except (OSError, ValueError, Image.DecompressionBombError) as error:
                 raise MediaError(f"{path}: cannot be read: {error}") from None
@@ -216,13 +218,13 @@ class Newest:
 
 
 def _comment(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         return bytes(image.info.get("comment", b"")).decode("ascii", "replace")
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file is one of still images, by its name."""
-    return path.suffix.lower() in _PICTURES
+    return path.suffix.lower() in PICTURES
 
 
 def as_image(frame: vidup.Frame) -> Image.Image:

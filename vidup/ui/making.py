@@ -175,7 +175,8 @@ class _Told:
     """Takes the events of a job for its preview."""
 
     def __init__(self, preview: Preview) -> None:
-        self._preview, self._began, self._ended, self._frames = preview, 0.0, 0.0, 0
+        self._preview, self._began = preview, 0.0
+        self._times: list[tuple[int, float]] = []  # of the first frame and of the last
 
     def __call__(self, event: vidup.Progress) -> None:
         preview, now = self._preview, time.monotonic()
@@ -184,8 +185,8 @@ class _Told:
             return
         if event.state == "upscaling":
             self._began = self._began or now
-            if event.frame > self._frames:
-                self._frames, self._ended = event.frame, now
+            if event.frame and (not self._times or event.frame > self._times[-1][0]):
+                self._times = [*self._times[:1], (event.frame, now)]
         share = (event.frame + (event.step / event.steps if event.steps else 0)) / max(1, event.frames)
         preview.done = round(min(share, 0.99), 3)
         step = f", step {event.step} of {event.steps}" if event.step else ""
@@ -193,5 +194,6 @@ class _Told:
         preview.line = f"upscaling {count}{step}" if event.state == "upscaling" else "writing the result"
 
     def seconds(self) -> float:
-        """That a frame took."""
-        return (self._ended - self._began) / max(1, self._frames)
+        """That a frame took, without those that lead in."""
+        (first, began), (last, ended) = self._times[0], self._times[-1]
+        return (ended - began) / (last - first) if last > first else ended - self._began

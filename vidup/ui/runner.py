@@ -87,16 +87,19 @@ def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> Non
     asked, times = 0.0, 0
     while process is None or process.poll() is None:
         now = runs.look(run)
-        if now is None or (process is None and now.process is None):
+        if now is None and process is not None:  # somebody removed its folder by hand
+            process.terminate()
+        elif now is None or (process is None and now.process is None):
             break
-        if now.wish != "run" and (times == 0 or time.monotonic() - asked > _PATIENCE):
+        elif now.wish != "run" and (times == 0 or time.monotonic() - asked > _PATIENCE):
             asked, times = time.monotonic(), times + 1
             _ask(now, times)
         for name in ("events", "errors"):
             _shorten(run.folder / name)
         time.sleep(_LOOK)
+    code = None if process is None else process.wait()
     with runs.held():
-        _settle(runs, run, None if process is None else process.wait(), times > 0)
+        _settle(runs, run, code, times > 0)
 
 
 def _ask(run: Run, times: int) -> None:

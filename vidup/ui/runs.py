@@ -119,8 +119,12 @@ class Runs:
             now = time.time_ns()
             folder = places.made(self.folder / f"{now:020}-{secrets.token_hex(4)}")
             facts = {"command": list(command), "input": str(source), "output": str(output)}
-            write(folder / "wish.json", {"wish": "run", "since": now})
-            write(folder / "run.json", facts)  # the last: before it there is no run
+            try:
+                write(folder / "wish.json", {"wish": "run", "since": now})
+                write(folder / "run.json", facts)  # the last: before it there is no run
+            except MediaError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         return folder.name
 
     def all(self) -> list[Run]:
@@ -251,19 +255,20 @@ def _receipt(event: dict[str, Any]) -> list[str]:
 
 def last_event(path: Path) -> dict[str, Any]:
     """The last that a run's process said; empty where it said nothing."""
-    for line in reversed(tail(path)):
-        with suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                return found
+    for size in (_TAIL, 64 * _TAIL):  # the receipt of a file of many streams is long
+        for line in reversed(tail(path, size)):
+            with suppress(ValueError):
+                found = json.loads(line)
+                if isinstance(found, dict):
+                    return found
     return {}
 
 
-def tail(path: Path) -> list[str]:
-    """The last lines of a file, whole ones."""
+def tail(path: Path, size: int = _TAIL) -> list[str]:
+    """The last lines of a file, the first of them not whole."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
             return file.read().decode(errors="replace").splitlines()
     except OSError:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -14,9 +14,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import vidup
-from vidup.errors import ConfigError
+from vidup.errors import ConfigError, VidupError
 from vidup.ui import forms, places, runs
-from vidup.ui.films import VIDEOS, Films, Looks, Newest, estimate, jpeg, told
+from vidup.ui.films import PICTURES, VIDEOS, Films, Looks, Newest, estimate, jpeg, told
+from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
 from vidup.ui.requests import Answer, Given, from_body, from_query, names, number, upload
 from vidup.ui.runs import Runs
@@ -51,7 +52,7 @@ class Server:
     def folder(self, query: Given) -> Answer:
         """What is in a folder."""
         path = self.folders.folder(query.get("path") or str(self.folders.roots[0]))
-        return listing(self.folders, path, VIDEOS)
+        return listing(self.folders, path, [*VIDEOS, *PICTURES])
 
     def look(self, body: Given) -> Answer:
         """A file's facts, the plan and the notes."""
@@ -77,12 +78,11 @@ class Server:
     def preview_state(self, query: Given) -> Answer:
         """How far a preview is."""
         one = self.previews.find(query["id"])
-        found = self.looks.plan(one.source, one.form, None)[0] if one.seconds_a_frame is not None else None
         ending, done = "png" if one.kind == "frame" else "mp4", one.state == "done"
         return {
             "id": one.id, "state": one.state, "done": one.done, "line": one.line, "error": one.error or None,
             "seconds_a_frame": one.seconds_a_frame,
-            "estimate": found and estimate(found, one.seconds_a_frame, one.kind == "frame"),
+            "estimate": self._estimate(one) if one.seconds_a_frame is not None else None,
             "before": f"/api/preview/{one.id}/before.{ending}" if done else None,
             "after": f"/api/preview/{one.id}/after.{ending}" if done else None,
             "width": one.size[0], "height": one.size[1], "fps": round(one.rate, 3),
@@ -109,7 +109,8 @@ class Server:
         """Queue a run."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
-        output = self.looks.plan(source, form, output)[0].output  # refuses what cannot be before it waits for its turn
+        # Refused is what cannot be, before it waits for its turn, and a default name that is a link to elsewhere.
+        output = self.folders.output(str(self.looks.plan(source, form, output)[0].output))
         if output == source:
             raise ConfigError(f"{output}: is the input; give the output another name")
         if output.exists() and not body.get("replace"):
@@ -120,11 +121,11 @@ class Server:
         return {"id": name}
 
     def all_runs(self, query: Given) -> Answer:
-        """All runs, and how far they are."""
+        """All runs of the user, and how far they are; pictures of those in the folders alone."""
         self.runs.wake()
         found = []
         for run in self.runs.all():
-            at = self.newest.at(run.id, run.folder / "newest")
+            at = self.newest.at(run.id, run.folder / "newest") if self._is_within(run) else None
             address = f"/api/runs/{run.id}"
             newest = {"at": at, "before": f"{address}/before.jpg?at={at}", "after": f"{address}/after.jpg?at={at}"}
             found.append({**runs.told(run), "command": forms.shown(run.command), "newest": newest if at else None})
@@ -133,6 +134,7 @@ class Server:
     def run_picture(self, query: Given) -> Answer:
         """The newest finished picture of a run, or its source at the same size."""
         run = self.runs.find(query["id"])
+        self.folders.within(str(run.input))
         picture = self.newest.picture(run.id, run.folder / "newest", query["name"])
         return Response(picture, media_type="image/jpeg")
 
@@ -150,6 +152,19 @@ class Server:
         self.runs.forget(query["id"])
         self.runs.wake()
         return {}
+
+    def _is_within(self, run: runs.Run) -> bool:
+        try:
+            return bool(self.folders.within(str(run.input)))
+        except Refused:
+            return False
+
+    def _estimate(self, one: Preview) -> float | None:
+        """How long the whole film takes, as this preview tells."""
+        with suppress(VidupError, OSError):  # the film may be gone
+            found, _ = self.looks.plan(one.source, one.form, None)
+            return estimate(found, one.seconds_a_frame, one.kind == "frame")
+        return None
 
     def _asked(self, body: Given) -> tuple[Path, forms.Form]:
         return self.folders.file(body.get("input", "")), forms.read(body.get("settings", {}), self.folders)
