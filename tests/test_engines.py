@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +27,7 @@ from vidup.engines.hub import MINI
 from vidup.errors import EngineError
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
-from vidup.picture import color, noise, tiling
+from vidup.picture import color, flaws, noise, tiling
 from vidup.picture.resample import anchor, resize
 
 CPU = Runtime(device="cpu")
@@ -584,3 +588,42 @@ def test_the_true_architecture_loads_and_runs(tmp_path: Path) -> None:
     engine = loaded(Settings(model=str(tmp_path), steps=1), CPU)
     result = enlarge(engine, picture(64, 64), Place(height=64, width=64))
     assert result.shape == (1, 3, 256, 256) and torch.isfinite(result).all()
+
+
+def test_models_are_built_one_after_another(monkeypatch: pytest.MonkeyPatch):
+    """The libraries make a model's dtype the process's default meanwhile: with two at once it would stay so."""
+    from vidup.engines import hub
+
+    overlapping, building = [], threading.Event()
+
+    class Module(torch.nn.Module):
+        config = SimpleNamespace()
+
+        @classmethod
+        def from_pretrained(cls, *_: Any, **__: Any) -> tuple[Any, dict[str, Any]]:
+            overlapping.append(building.is_set())
+            building.set()
+            sleep(0.05)
+            building.clear()
+            return cls(), {"missing_keys": []}
+
+    monkeypatch.setattr(hub.claims, "check_config", lambda *_: None)
+    load_one = partial(hub.load_module, Module, MINI, "unet", torch.bfloat16, torch.device("cpu"))
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(load_one) for _ in range(2)]:
+            future.result()
+    assert overlapping == [False, False]
+
+
+def test_a_default_dtype_of_the_process_changes_no_picture():
+    """Another thread may be building a model of half precision; Law 1."""
+    clip = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    before = torch.get_default_dtype()
+    sides = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            sides.append((flaws.measure(clip), tiling.weights(tiling.cover(96, 160, 80, 32, 8), 32)))
+        finally:
+            torch.set_default_dtype(before)
+    assert sides[0][0] == sides[1][0] and torch.equal(sides[0][1], sides[1][1])

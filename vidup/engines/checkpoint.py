@@ -205,7 +205,7 @@ class Checkpoint:
 
     def _make_weights(self, tiles: tiling.Tiles) -> torch.Tensor:
         if tiles.whole:
-            return torch.ones(1, device=self.device)
+            return torch.ones(1, dtype=torch.float32, device=self.device)
         log.info("%s", tiles)
         if self.model.tiling.name == "DISCOURAGED":
             log.info("%s looks at the whole picture: tiles may differ slightly", self.model.architecture.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import diffusers
@@ -330,6 +331,11 @@ def load_vae(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) 
     return load_module(kind, folder, "vae", torch.float32, device)
 
 
+_LOADING = Lock()
+"""Held while a library builds a module: it makes `dtype` the process's default meanwhile, and gives back what it found,
+which is another thread's where two overlap."""
+
+
 def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
     """Load a module of a layout to its device; the fp16 variant where half precision is requested."""
     half = dtype in (torch.float16, torch.bfloat16)
@@ -343,7 +349,8 @@ def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: 
         "local_files_only": True,
     }
     key = "dtype" if kind is CLIPTextModel else "torch_dtype"  # the two libraries name it differently
-    module, found = kind.from_pretrained(str(folder), **options, **{key: dtype}, output_loading_info=True)
+    with _LOADING:
+        module, found = kind.from_pretrained(str(folder), **options, **{key: dtype}, output_loading_info=True)
     if lacking := [*found["missing_keys"], *found.get("mismatched_keys", ())]:  # which would have random values
         raise EngineError(f"model {folder}: the weights of its {part} lack {lacking[0]}")
     factor = getattr(module.config, "scaling_factor", 1.0)

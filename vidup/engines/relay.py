@@ -114,7 +114,7 @@ class Follower:
 
     def _from(self, before: torch.Tensor, frame: torch.Tensor) -> tuple[Motion, float]:
         """How a frame follows from another; flows are found where something changed, and what is around it."""
-        there, back = torch.zeros(2, 2, *frame.shape[-2:])
+        there, back = torch.zeros(2, 2, *frame.shape[-2:], dtype=torch.float32)
         codes = before * 255, frame * 255
         stood = temporal.error(*codes)
         box = temporal.changed(stood)

@@ -181,7 +181,7 @@ def variance_exploding(config: Mapping[str, Any], sampler: str, steps: int) -> t
         shrink = (sigma**2 + 1) ** -0.5
         return shrink, shrink**2, sigma * shrink
 
-    times = [float(torch.tensor(sigma).log() / 4) for sigma in sigmas[:-1]]
+    times = [float(torch.tensor(sigma, dtype=torch.float32).log() / 4) for sigma in sigmas[:-1]]
     return _steps(times, _pairs(sigmas), SAMPLERS[sampler], precondition, lambda sigma: 1.0), start
 
 

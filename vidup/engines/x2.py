@@ -197,7 +197,7 @@ class LatentX2:
         with meta:
             twin = UNet2DConditionModel.from_config(self.unet.module.config)
             batch = torch.empty(1, twin.config.in_channels, height, width, dtype=self.dtype)
-            time = torch.zeros(())
+            time = torch.zeros((), dtype=torch.float32)
         torch.nn.Module.to(twin, self.dtype).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             twin(batch, time, encoder_hidden_states=text, timestep_cond=condition)
@@ -243,7 +243,8 @@ class LatentX2:
         return text, torch.cat([half, torch.zeros_like(half), pooled], 1)
 
     def _make_weights(self, tiles: tiling.Tiles, overlap: int) -> torch.Tensor:
-        return torch.ones(1, device=self.device) if tiles.whole else tiling.weights(tiles, overlap).to(self.device)
+        weights = torch.ones(1, dtype=torch.float32) if tiles.whole else tiling.weights(tiles, overlap)
+        return weights.to(self.device)
 
     def _make_field(self, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
         return noise.field(self.settings.seed, _LATENTS, channels, height, width, top, left).to(self.device)

@@ -128,7 +128,7 @@ class DiffusionX4:
             self.steps = solver.variance_preserving(
                 {**parts.scheduler, "timestep_spacing": "trailing"}, "ddim", _DISTILLED_STEPS
             )
-            guides, cumulative = False, torch.ones(1)
+            guides, cumulative = False, torch.ones(1, dtype=torch.float32)
         else:
             if settings.noise_level != "auto" and settings.noise_level > parts.max_noise_level:
                 raise EngineError(f"noise_level = {settings.noise_level}: the model knows 0 to {parts.max_noise_level}")
@@ -229,7 +229,7 @@ class DiffusionX4:
 
     def _make_weights(self, tiles: tiling.Tiles) -> torch.Tensor:
         if tiles.whole:
-            return torch.ones(1, device=self.device)
+            return torch.ones(1, dtype=torch.float32, device=self.device)
         log.info("%s", tiles)
         return tiling.weights(tiles, self.settings.tile_overlap).to(self.device)
 

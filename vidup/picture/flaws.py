@@ -109,7 +109,7 @@ def _residuals(picture: torch.Tensor, usable: torch.Tensor | None = None) -> tor
     values = squares(picture)
     good = squares(((picture > 1) & (picture < 254)) if usable is None else usable).all(1)
     values = values[good]
-    y, x = torch.meshgrid(*[torch.linspace(-1, 1, SIDE)] * 2, indexing="ij")
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, SIDE, dtype=values.dtype)] * 2, indexing="ij")
     basis = torch.linalg.qr(torch.stack([x**0, x, y, x * y, x * x, y * y], -1).reshape(-1, 6))[0]
     rest: torch.Tensor = values - values @ basis @ basis.T
     return rest.view(-1, SIDE, SIDE)
@@ -147,7 +147,7 @@ def _compensated(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tenso
         return before, torch.zeros_like(before, dtype=torch.bool)
     before, after = before[:height, :width], after[:height, :width]
     padded = functional.pad(before[None, None], [_REACH] * 4, mode="replicate")[0, 0]
-    best = torch.full((height // _TILE, width // _TILE), torch.inf)
+    best = torch.full((height // _TILE, width // _TILE), torch.inf, dtype=torch.float32)
     difference, usable = torch.zeros_like(after), torch.zeros_like(after, dtype=torch.bool)
     for down in range(2 * _REACH + 1):
         for across in range(2 * _REACH + 1):

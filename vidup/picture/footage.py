@@ -69,7 +69,7 @@ def _errors(rgb: torch.Tensor, step: float) -> torch.Tensor:
     """The estimate for each cell, codes."""
     gray = luma(rgb)[:, None]
     gray = functional.pad(gray, (0, -gray.shape[-1] % CELL, 0, -gray.shape[-2] % CELL), mode="replicate")
-    steps = torch.full((len(rgb),), float(step), device=rgb.device)
+    steps = torch.full((len(rgb),), float(step), dtype=torch.float32, device=rgb.device)
     codes: torch.Tensor = _estimator(rgb.device)(gray, steps).exp()
     return codes
 

@@ -88,7 +88,7 @@ def weights(tiles: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
             for top, left in tiles.origins
         ]
     )
-    total = torch.zeros(tiles.height, tiles.width)
+    total = torch.zeros(tiles.height, tiles.width, dtype=torch.float32)
     for (top, left), weight in zip(tiles.origins, raw, strict=True):
         total[top : top + tiles.tile_height, left : left + tiles.tile_width] += weight
     for (top, left), weight in zip(tiles.origins, raw, strict=True):
@@ -97,9 +97,9 @@ def weights(tiles: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
 
 
 def _ramp(length: int, side: int, start: int, overlap: int, margin: int) -> torch.Tensor:
-    depth = (torch.arange(overlap) + 0.5 - margin).clamp(0, overlap - 2 * margin)
+    depth = (torch.arange(overlap, dtype=torch.float32) + 0.5 - margin).clamp(0, overlap - 2 * margin)
     rise = 0.5 - 0.5 * torch.cos(math.pi * depth / (overlap - 2 * margin))
-    weight = torch.ones(side)
+    weight = torch.ones(side, dtype=torch.float32)
     count = min(overlap, side)
     if start > 0:
         weight[:count] *= rise[:count]
