@@ -136,7 +136,7 @@ def test_a_video_becomes_an_animation(make_clip: Clips, tmp_path: Path, capsys: 
     assert main(["verify", str(source), str(tmp_path / output)]) == 0
     assert "frames    6, each at its time, 128x96" in capsys.readouterr().out
     assert main(["upscale", str(source), "-o", str(tmp_path / output), *NEAREST, "--skip-done"]) == 0
-    assert "was delivered before" in capsys.readouterr().err
+    assert "is complete already" in capsys.readouterr().err
 
 
 def test_a_stopped_animation_goes_on(make_clip: Clips, tmp_path: Path, capsys: Output):

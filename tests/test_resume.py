@@ -337,7 +337,7 @@ def test_many_files_in_one_queue(make_clip: Callable[..., Path], calls: list[int
     assert [outcome.skipped for outcome in again] == [True, False, True]
     (folder / "two.mp4").write_bytes((folder / "one.mp4").read_bytes())
     outcomes = upscale_files(files[2:], NEAREST, runtime=Runtime(skip_done=True))
-    assert "is no whole delivery" in str(outcomes[0].error)
+    assert "is no complete upscaled version" in str(outcomes[0].error)
 
 
 def test_what_else_a_glob_finds_does_not_end_the_queue(make_clip: Callable[..., Path]):
@@ -467,7 +467,7 @@ class TestWithinASegment:
         kept = output.with_name("out.mkv.vidup") / f"00000.{'made' if how == 'cut' else how}"
         kept.write_bytes(kept.read_bytes()[: -40 if how == "cut" else 30])
         receipt = vidup.upscale(film, output, self.SETTINGS, runtime=CPU)
-        assert receipt.frames == 9 and ("is damaged: its segment is made again" in caplog.text) == (how != "planes")
+        assert receipt.frames == 9 and ("is damaged: its segment is recomputed" in caplog.text) == (how != "planes")
 
     def test_a_full_disk_ends_that_alone(
         self, film: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

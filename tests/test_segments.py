@@ -153,7 +153,7 @@ class TestStore:
             assert store.finished(plan, check) == {0}
             assert sorted(path.name for path in folder.iterdir()) == ["00000.seg", "job.json", "lock"]
         assert "segment 1 of" in caplog.text
-        assert "made again: its checksum is wrong" in caplog.text
+        assert "is recomputed: its checksum is wrong" in caplog.text
 
     def test_an_error_of_the_check_is_no_damage(self, folder: Path, source: Path):
         plan = plan_segments(TIMES, 100, folder)

@@ -144,16 +144,16 @@ def test_what_was_begun_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     assert len(list((tmp_path / "out").iterdir())) == COUNT
     assert main(words) == 2 and "7.png: exists; add -y" in capsys.readouterr().err
-    assert main([*words, "--skip-done"]) == 0 and "was delivered before" in capsys.readouterr().err
+    assert main([*words, "--skip-done"]) == 0 and "is complete already" in capsys.readouterr().err
     (tmp_path / "out" / "9.png").write_bytes((tmp_path / "out" / "8.png").read_bytes())
-    assert main([*words, "--skip-done"]) == 2 and "is no whole delivery" in capsys.readouterr().err
+    assert main([*words, "--skip-done"]) == 2 and "is no complete upscaled version" in capsys.readouterr().err
 
 
 def test_skip_done_knows_stills(tmp_path: Path, capsys: Output):
     write(tmp_path / "a.png", smooth(0), "png", "rgb24")
     words = ["upscale", str(tmp_path / "a.png"), *NEAREST, "--skip-done"]
-    assert main(words) == 0 and "was delivered before" not in capsys.readouterr().err
-    assert main(words) == 0 and "was delivered before" in capsys.readouterr().err
+    assert main(words) == 0 and "is complete already" not in capsys.readouterr().err
+    assert main(words) == 0 and "is complete already" in capsys.readouterr().err
     (tmp_path / "a_x2.png").write_bytes((tmp_path / "a.png").read_bytes())
     assert main(words) == 2
     assert "is 32x24, expected 64x48" in capsys.readouterr().err

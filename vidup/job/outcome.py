@@ -20,7 +20,7 @@ class Outcome:
     output: Path
     error: VidupError | None = None
     skipped: bool = False
-    """Whether it was delivered before."""
+    """Whether the output was complete before, so that nothing was done."""
     receipt: proof.Receipt | None = None
     """The result of the proof, where there is no error."""
 

@@ -320,7 +320,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
             with _kept(whole, "unproved"):
                 receipt = proof.check_joined(whole, job, job.encoding, times, paths, work.compared)
             job.check_input()
-            store.save_delivery(whole)
+            store.save_result(whole)
             with _kept(whole, "undelivered"):
                 put_in_place(whole, job.output, runtime.overwrite)
             work.outcome.receipt = replace(receipt, output=job.output)
@@ -385,11 +385,11 @@ def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
         else:
             outcome.receipt = verify(outcome.input, outcome.output, upscaler.settings, fast=True)
     except VidupError as error:
-        fault = f"{outcome.output}: exists, and is no whole delivery of {outcome.input} ({error})"
+        fault = f"{outcome.output}: exists, and is no complete upscaled version of {outcome.input} ({error})"
         if upscaler.runtime.overwrite:
-            log.warning("%s: is made again", fault)
+            log.warning("%s; it is upscaled again", fault)
             return False
         raise ConfigError(f"{fault}; add -y to replace it") from error
     outcome.skipped = True
-    log.info("%s: was delivered before", outcome.output)
+    log.info("%s: is complete already", outcome.output)
     return True

@@ -36,7 +36,7 @@ def check(source: Path, target: Path, runtime: Runtime) -> None:
 def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable[[], bool]) -> None:
     """Write the report of an output, if one is requested; an error is only a warning, as the output is complete.
 
-    The report of an output that was delivered before is written only if there is none.
+    The report of an output that was complete before is written only if there is none.
     """
     page = beside(outcome.output, ENDING)
     if not runtime.report or outcome.receipt is None or (outcome.skipped and page.exists()):

@@ -84,9 +84,9 @@ def plan_segments(
 class Store:
     """A job's folder, locked while it is open. `open_store` creates it; it can be closed and opened again."""
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], allowed: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(self, folder: Path, recipe: dict[str, Any], allowed: Callable[[dict[str, Any]], bool]) -> None:
         self.folder = folder
-        self._wanted, self._allowed = fingerprint, allowed
+        self._wanted, self._allowed = recipe, allowed
         self._record: dict[str, Any] = {}
         self._lock: BinaryIO | None = None
 
@@ -121,7 +121,7 @@ class Store:
         self._record["choice"] = json.loads(json.dumps(choice))
         self._write()
 
-    def save_delivery(self, whole: Path) -> None:
+    def save_result(self, whole: Path) -> None:
         """Store the fingerprint of the result before it is moved into place, so that a later run recognizes it."""
         self._record["delivery"] = fingerprint_file(whole)
         self._write()
@@ -146,7 +146,7 @@ class Store:
             if valid:
                 found.add(segment.index)
             else:
-                log.warning("%s of %s is made again: %s", segment, self.folder, reason)
+                log.warning("%s of %s is recomputed: %s", segment, self.folder, reason)
                 _remove(segment.path)
         return found
 
@@ -181,18 +181,18 @@ class Store:
 
 def open_store(
     folder: Path,
-    fingerprint: Mapping[str, Any],
+    recipe: Mapping[str, Any],
     restart: bool = False,
     allowed: Callable[[dict[str, Any]], bool] = lambda choice: True,
 ) -> Store:
     """Open a job's folder to begin or to resume the job.
 
-    A job can be resumed with the same fingerprint. Only ``mtime_ns`` may differ: a copied or touched file is the same
+    A job can be resumed with the same recipe. Only ``mtime_ns`` may differ: a copied or touched file is the same
     input.
 
     Args:
         folder: the folder, which is created if it does not exist; its parent has to exist.
-        fingerprint: all that decides the result, as values for JSON: ``input`` (of `fingerprint_file`), ``settings``,
+        recipe: all that decides the result, as values for JSON: ``input`` (of `fingerprint_file`), ``settings``,
             ``engine``, ``version``.
         restart: delete what was done.
         allowed: whether a stored choice is possible; else the record is damaged.
@@ -202,7 +202,7 @@ def open_store(
             damaged, it has other files, or another process works on it.
         MediaError: the folder cannot be written to.
     """
-    store = Store(folder, json.loads(json.dumps(fingerprint)), allowed)
+    store = Store(folder, json.loads(json.dumps(recipe)), allowed)
     store.open(restart)
     return store
 

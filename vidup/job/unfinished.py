@@ -179,7 +179,7 @@ def _read(segment: Path) -> tuple[Carried, _Form] | None:
             np.dtype(dtype).itemsize * h * w for dtype, (h, w) in form
         )
     except Exception as error:  # the readers raise all kinds for a damaged file
-        log.warning("%s: is damaged: its segment is made again: %s", path, first_line(error))
+        log.warning("%s: is damaged: its segment is recomputed: %s", path, first_line(error))
         return None
     return (carried, form) if whole and carried.frames > 0 else None
 

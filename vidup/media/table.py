@@ -23,7 +23,7 @@ from vidup.media.opening import (
     tolerant_demux,
 )
 from vidup.media.reading import decode_stream
-from vidup.media.timing import fill, usual_step
+from vidup.media.timing import fill, usual_interval
 
 # Codecs whose pictures change the picture before, so that decoding begins at the head, whatever the container states.
 _BUILT_UP = ("apng", "gif")
@@ -159,7 +159,7 @@ class Table:
             self.pts, self.timing = sorted(found), "order"  # some muxers write the times in the order of decoding
         elif found or any(frame[1] is not None for frame in frames):
             times = times if found else [frame[1] for frame in frames]
-            self.pts, self.timing = fill(times, durations, usual_step(times) or 1), "filled"
+            self.pts, self.timing = fill(times, durations, usual_interval(times) or 1), "filled"
             self._note_filled(times)
         else:
             self.pts, self.timing = list(range(len(times))), "made"
@@ -208,15 +208,15 @@ class Table:
             rate: frames a second that the file states, used where there are no times.
         """
         if self.timing == "made" and self.pts == list(range(len(self.pts))):
-            step = max(1, round(1 / rate / self.unit))
-            self.pts = [index * step for index in range(len(self.pts))]
-        steps = Counter(b - a for a, b in pairwise(self.pts))
-        usual = steps.most_common(1)[0][0] if steps else max(1, round(1 / rate / self.unit))
+            interval = max(1, round(1 / rate / self.unit))
+            self.pts = [index * interval for index in range(len(self.pts))]
+        intervals = Counter(b - a for a, b in pairwise(self.pts))
+        usual = intervals.most_common(1)[0][0] if intervals else max(1, round(1 / rate / self.unit))
         is_wrong = self.length is not None and 2 * self.length < usual  # some programs write 1 for all
         if self.end <= self.pts[-1] or is_wrong:
             self.end = self.pts[-1] + usual
-        # Steps between times that are rounded to the container's tick differ by one unit.
-        self.variable_rate = any(abs(step - usual) > 1 for step in steps)
+        # Intervals between times that are rounded to the container's tick differ by one unit.
+        self.variable_rate = any(abs(interval - usual) > 1 for interval in intervals)
         span = self.pts[-1] - self.pts[0]
         self.rate = (len(self.pts) - 1) / (span * self.unit) if span else Fraction(rate)
         if self.timing == "made":
@@ -226,7 +226,7 @@ class Table:
         formats = set(container.format.name.split(","))
         end = f"{float(last):.3f} s"
         if "mov" in formats and total < (held := self._indexed(container, stream)):
-            self.damaged(f"is cut short: it says {held} frames and holds {total}; what is there ends at {end}")
+            self.damaged(f"is cut short: it states {held} frames and holds {total}; what is there ends at {end}")
             return
         if "yuv4mpegpipe" in formats and (rest := self.path.stat().st_size - reached) > 0:
             self.damaged(f"is cut short: its last {rest} bytes are no whole frame; what is there ends at {end}")
@@ -236,7 +236,7 @@ class Table:
         elif missing is None and container.duration and formats & _STATE_DURATION:
             stated = Fraction(container.duration, 1_000_000)  # with or without the time before the first frame
             if last < stated * Fraction(99, 100) - _SHORT_SECONDS:
-                self.damaged(f"is cut short: it says {float(stated):.3f} s and ends at {end}")
+                self.damaged(f"is cut short: it states {float(stated):.3f} s and ends at {end}")
 
     def _indexed(self, container: Any, stream: Any) -> int:
         """How many frames the index of a mov or mp4 lists, without those that an edit list leaves out."""
@@ -254,7 +254,7 @@ class Table:
 
     def _check_gaps(self, corrupt: list[int]) -> None:
         """Check whether frames are missing where packets are damaged."""
-        usual = usual_step(self.pts)
+        usual = usual_interval(self.pts)
         for time in corrupt:
             place = bisect_left(self.pts, time)
             beside = self.pts[max(0, place - 2) : place + 3]

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from statistics import median
 
 
-def fill(times: Sequence[int | None], durations: Sequence[int], step: int) -> list[int]:
+def fill(times: Sequence[int | None], durations: Sequence[int], usual: int) -> list[int]:
     """Rising times for frames in the order in which they are shown.
 
     Known times are kept; of times that contradict each other, the longest rising sequence. A frame without a time
@@ -18,9 +18,9 @@ def fill(times: Sequence[int | None], durations: Sequence[int], step: int) -> li
     Args:
         times: of each frame, None where it is not known.
         durations: of each frame, 0 where it is not known.
-        step: the duration of a frame where it is not known.
+        usual: the duration of a frame where it is not known.
     """
-    lasting = [duration if duration > 0 else step for duration in durations]
+    lasting = [duration if duration > 0 else usual for duration in durations]
     known = _rising(times)
     if not known:
         return [0, *accumulate(lasting[:-1])][: len(times)]
@@ -63,7 +63,7 @@ def _time(times: Sequence[int | None], place: int) -> int:
     return time
 
 
-def usual_step(times: Sequence[int | None]) -> int:
+def usual_interval(times: Sequence[int | None]) -> int:
     """The median distance between the times of neighbouring frames; 0 where there are no two."""
-    steps = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
-    return int(median(steps)) if steps else 0
+    intervals = [b - a for a, b in pairwise(times) if a is not None and b is not None and b > a]
+    return int(median(intervals)) if intervals else 0
