@@ -305,7 +305,7 @@ class TestLock:
         open_store(folder, {}).close()  # what a killed process locked is free
 
     def test_also_within_a_process(self, folder: Path):
-        with closing(open_store(folder, {}), pytest.raises(ResumeError, match="another process")):
+        with closing(open_store(folder, {})), pytest.raises(ResumeError, match="another process"):
             open_store(folder, {})
         open_store(folder, {}).close()
 
