@@ -131,18 +131,18 @@ class TestContract:
         assert not engine.planner.allows(choice, 1080, 1920)
 
     def test_a_window_of_a_frame_gets_what_the_frame_has_there(self, engine: Upscaler) -> None:
-        frame, side = picture(192, 256), engine.engine.multiple
-        top, left = 64, 128
-        window = frame[..., top:, left : left + 100]
+        frame, side = picture(128, 176), engine.engine.multiple
+        top, left = 64, 64
+        window = frame[..., top:, left : left + 80]
         scale = round(engine.engine.scale)
-        within = (..., slice(top * scale, None), slice(left * scale, (left + 100) * scale))
+        within = (..., slice(top * scale, None), slice(left * scale, (left + 80) * scale))
         expected = enlarge(engine, frame)[within]
-        here, there = (enlarge(engine, window, Place(*origin, 192, 256)) for origin in ((top, left), (0, 0)))
-        inner = (..., slice(32 * scale, -32 * scale), slice(32 * scale, -32 * scale))
+        here, there = (enlarge(engine, window, Place(*origin, 128, 176)) for origin in ((top, left), (0, 0)))
+        inner = (..., slice(16 * scale, -16 * scale), slice(16 * scale, -16 * scale))
         near, far = ((one - expected)[inner].square().mean() for one in (here, there))
         # Models of random weights reach far, and norms are those of the window.
         assert near < far / 2 if getattr(engine.engine, "guides", None) else near == far < 1e-9
-        for place in (Place(1, 0, 192, 256), Place(0, 0, 100, 100), Place(-side, 0, 192, 256)):
+        for place in (Place(1, 0, 128, 176), Place(0, 0, 72, 72), Place(-side, 0, 128, 176)):
             if side > 1 or place.top != 1:
                 with pytest.raises(EngineError, match=f"must lie inside, at multiples of {side}"):
                     enlarge(engine, window, place)

@@ -57,7 +57,7 @@ WINGS = {
     "doctor": {"errors", "engines", "media"},
     "vapoursynth": {"errors", "config", "engines", "upscaler"},
     "terminal": {"errors"},
-    "ui": {"errors", "options", "values", "terminal"},
+    "ui": {"errors", "options", "paths", "values", "terminal"},
     "arguments": {"config", "options", "presets", "bench"},
     "cli": {
         "paths",

@@ -17,14 +17,14 @@ from vidup.media.sequences import READ, existing, find, is_sequence, name, patte
 
 log = logging.getLogger(__name__)
 
-_VIDEOS = {
+VIDEOS = {
     *CONTAINERS,
     *(".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".m2ts", ".m2v", ".mpeg", ".mpg", ".mts"),
     *(".mxf", ".nut", ".ogg", ".ogv", ".ts", ".vob", ".wmv", ".y4m"),
 }
-"""Endings of the videos that are found in a folder; a file that is named may have any."""
+"""Endings of the videos that are found in a folder; a file that is named may have any other."""
 
-_TAKEN = _VIDEOS | STILLS | STILLS_READ | ANIMATIONS | READ
+_TAKEN = VIDEOS | STILLS | STILLS_READ | ANIMATIONS | READ
 
 _HUB_ID = r"[\w.-]+/[\w.-]+"
 
@@ -75,7 +75,7 @@ def folder_of(sources: Sequence[Path], output: str | None) -> Path | None:
         return None
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; many inputs need a folder as output")
-    if not folder.exists() and folder.suffix.lower() in _VIDEOS | STILLS:
+    if not folder.exists() and folder.suffix.lower() in VIDEOS | STILLS:
         raise ConfigError(f"{folder}: is the name of a file; many inputs need a folder as output")
     return folder
 

@@ -15,8 +15,9 @@ from starlette.staticfiles import StaticFiles
 
 import vidup
 from vidup.errors import ConfigError, VidupError
+from vidup.paths import VIDEOS
 from vidup.ui import forms, places, runs
-from vidup.ui.films import PICTURES, VIDEOS, Films, Looks, Newest, estimate, jpeg, told
+from vidup.ui.films import PICTURES, Films, Looks, Newest, estimate, jpeg, told
 from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
 from vidup.ui.requests import Answer, Given, from_body, from_query, names, number, upload
