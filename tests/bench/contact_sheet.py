@@ -19,14 +19,15 @@ from PIL import Image, ImageDraw
 from vidup import Runtime, Settings, Upscaler
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
+from vidup.media.quantiser import quantiser_step
 from vidup.picture import color
 from vidup.picture.resample import resize
 
 COLUMNS = ("input", "bicubic", "mini", "truth")
 
 
-def frame_at(path: Path, seconds: float) -> torch.Tensor:
-    """The RGB picture that is shown at a time, (3, height, width) in [0, 1]."""
+def frame_at(path: Path, seconds: float) -> tuple[torch.Tensor, float]:
+    """The RGB picture that is shown at a time, (3, height, width) in [0, 1], and the step of its quantiser."""
     info = probe(path)
     begin = info.pts[0] if info.pts else 0
     chosen = next(decode(info))
@@ -34,7 +35,7 @@ def frame_at(path: Path, seconds: float) -> torch.Tensor:
         if (frame.pts - begin) * frame.time_base > Fraction(seconds):
             break
         chosen = frame
-    return color.to_rgb(chosen).clamp(0, 1)
+    return color.to_rgb(chosen).clamp(0, 1), quantiser_step(info)
 
 
 def as_image(rgb: torch.Tensor) -> Image.Image:
@@ -79,14 +80,14 @@ def main() -> None:
     }
     rows = []
     for index, path in enumerate(arguments.truths):
-        truth = frame_at(path, arguments.time)
+        truth, _ = frame_at(path, arguments.time)
         truth = truth[:, : truth.shape[1] // 4 * 4, : truth.shape[2] // 4 * 4]
+        low_res, step = resize(truth[None], (truth.shape[1] // 4, truth.shape[2] // 4))[0], 0.0
         if arguments.input:
-            low_res = frame_at(arguments.input[index], arguments.time)
-        else:
-            low_res = resize(truth[None], (truth.shape[1] // 4, truth.shape[2] // 4))[0]
+            low_res, step = frame_at(arguments.input[index], arguments.time)
         corner = tuple(int(part) for part in arguments.crop[index].split(",")) if arguments.crop else None
-        rows.append(row(truth, low_res, upscalers, corner, (width, height)))
+        asked = {name: upscaler.replace(quantiser=step) for name, upscaler in upscalers.items()}
+        rows.append(row(truth, low_res, asked, corner, (width, height)))
     head, gap = 18, 4
     sheet = Image.new("RGB", (4 * (width + gap) - gap, head + len(rows) * (height + gap) - gap), "white")
     draw = ImageDraw.Draw(sheet)

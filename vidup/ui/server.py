@@ -79,13 +79,14 @@ class Server:
     def preview_state(self, query: Given) -> Answer:
         """How far a preview is."""
         one = self.previews.find(query["id"])
-        ending, done = "png" if one.kind == "frame" else "mp4", one.state == "done"
+        before, after = ("before.png", "after.png") if one.kind == "frame" else ("before.mp4", "after.mp4")
+        address, done = f"/api/preview/{one.id}", one.state == "done"
         return {
             "id": one.id, "state": one.state, "done": one.done, "line": one.line, "error": one.error or None,
             "seconds_a_frame": one.seconds_a_frame,
             "estimate": self._estimate(one) if one.seconds_a_frame is not None else None,
-            "before": f"/api/preview/{one.id}/before.{ending}" if done else None,
-            "after": f"/api/preview/{one.id}/after.{ending}" if done else None,
+            "before": f"{address}/{before}" if done else None,
+            "after": f"{address}/{after}" if done else None,
             "width": one.size[0], "height": one.size[1], "fps": round(one.rate, 3),
         }  # fmt: skip
 
