@@ -76,12 +76,14 @@ def opened(browser: Browser, address: str) -> Iterator[Opened]:
     """Opens the page as a browser without a past does; a fault of its scripts fails the test."""
     contexts, faults = [], []
 
-    def open_page(**how: Any) -> Page:
+    def open_page(model: str = "", **how: Any) -> Page:
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce", **how))
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda fault: faults.append(str(fault)))
         page.on("console", lambda line: faults.append(line.text) if "Security Policy" in line.text else None)
+        if model:  # as an earlier visit has left it
+            page.add_init_script(f"sessionStorage.vidup ??= JSON.stringify({{ settings: {{ model: '{model}' }} }})")
         page.goto(f"{address}/?token={TOKEN}")
         return page
 
@@ -180,7 +182,7 @@ def test_a_preview_is_cancelled_when_a_setting_changes(opened: Opened, address: 
 
 
 def test_a_setting_that_cannot_be_is_told_at_its_field(opened: Opened):
-    page = opened()
+    page = opened(model="nearest")
     choose(page, "archive.mkv", crf="99")
     field = page.locator('.field[data-name="crf"]')
     expect(field.locator(".fault")).to_contain_text("crf = 99")
@@ -192,8 +194,8 @@ def test_a_setting_that_cannot_be_is_told_at_its_field(opened: Opened):
 
 
 def test_presets_stand_side_by_side_and_two_seconds_move_in_step(opened: Opened):
-    page = opened()
-    choose(page, model="nearest")
+    page = opened(model="nearest")
+    choose(page)
     page.get_by_role("button", name="Side by side").click()
     for name in ("bicubic", "mini"):
         tile = page.locator(f'.tile[data-name="{name}"]')
@@ -215,8 +217,8 @@ def test_presets_stand_side_by_side_and_two_seconds_move_in_step(opened: Opened)
 
 
 def test_a_run_is_paused_found_again_and_delivered(opened: Opened, folder: Path):
-    page = opened()
-    choose(page, "archive.mkv", model="nearest")
+    page = opened(model="nearest")
+    choose(page, "archive.mkv")
     page.get_by_role("button", name="Run", exact=True).click()
     run = page.get_by_role("article", name="archive.mkv")
     run.get_by_role("button", name="Pause").click()
@@ -238,8 +240,8 @@ def test_a_run_is_paused_found_again_and_delivered(opened: Opened, folder: Path)
 
 
 def test_settings_are_saved_as_a_preset(opened: Opened, folder: Path):
-    page = opened()
-    choose(page, "archive.mkv", model="bilinear", crf="12")
+    page = opened(model="nearest")
+    choose(page, "archive.mkv", crf="12")
     page.get_by_text("Save these settings as a preset").click()
     page.get_by_label("Name of the preset").fill("news")
     page.get_by_role("button", name="Save", exact=True).click()
@@ -250,7 +252,7 @@ def test_settings_are_saved_as_a_preset(opened: Opened, folder: Path):
 
 def test_a_film_is_uploaded_into_the_first_folder(opened: Opened, folder: Path, tmp_path: Path):
     film = Material(frames=3, size=(32, 24)).write(tmp_path / "dropped.mp4")
-    page = opened()
+    page = opened(model="nearest")
     page.locator("#file").set_input_files(film)
     expect(page.get_by_role("heading", name="dropped.mp4")).to_be_visible()
     assert (folder / "dropped.mp4").read_bytes() == film.read_bytes()
@@ -287,11 +289,11 @@ def test_another_site_cannot_use_the_page(opened: Opened, address: str, folder: 
 
 
 def test_it_can_be_used_on_a_narrow_window(opened: Opened):
-    page = opened(has_touch=True)
+    page = opened(model="nearest", has_touch=True)
     page.set_viewport_size({"width": 390, "height": 844})
     wide = "document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= 390
-    choose(page, "archive.mkv", model="nearest")
+    choose(page, "archive.mkv")
     done(page)
     assert page.evaluate(wide) <= 390
     page.locator(".looks > .stage").scroll_into_view_if_needed()
