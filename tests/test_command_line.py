@@ -128,6 +128,9 @@ def test_an_end_is_taken_instead_of_a_duration(make_clip: Clips, tmp_path: Path,
         (["--size", "192x144"], (144, 192)),
         (["--size", "500x144"], (144, 192)),
         (["--size", "192X900"], (144, 192)),
+        (["--size", "192*144"], (144, 192)),
+        (["--scale", "3x"], (144, 192)),
+        (["--scale", "300%"], (144, 192)),
     ],
 )
 def test_sizes_as_people_write_them(make_clip: Clips, tmp_path: Path, capsys: Output, words: list[str], size):
@@ -283,3 +286,41 @@ def test_libraries_are_collected_in_no_process_of_the_commands_own(monkeypatch: 
     with cli._loading(Namespace(is_own_process=False)):
         assert cli.main(["list"]) == 0
     assert len(said) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["upscle", "a.mp4"], "did you mean vidup upscale?"),
+        (["help", "upscal"], "did you mean vidup upscale?"),
+        (["version"], "did you mean vidup --version?"),
+        (["frobnicate"], "vidup --help lists the commands"),
+        (["-q", "upscale", "a.mp4"], "options stand behind the command: vidup upscale ... -q"),
+        (["upscale", "a.mp4", "-m", "mini"], "did you mean --matrix or --max-memory or --model or --muxer-options?"),
+        (["probe", "a.mp4", __file__], "vidup probe takes no further file"),
+        (["upscale", "a.mp4", "-p", "Mini"], "did you mean mini?"),
+        (
+            ["upscale", "a.mp4", "--scale", "big"],
+            "'big' is no scale: 4 or 4x is; vidup upscale --help lists the options",
+        ),
+        (["upscale", "a.mp4", "--device", "gpu"], "expected auto, cuda, cuda:1, mps or cpu"),
+        (["upscale", "https://example.com/a.mp4"], "is an address (https), and vidup reads files: download it first"),
+    ],
+)
+def test_what_is_meant_is_said(capsys: Output, words: list[str], hint: str):
+    assert refused(words, capsys).endswith(hint)
+
+
+def test_the_lines_of_4k_are_known():
+    assert settings("--height", "4K").height == 2160 and settings("--height", "8k").height == 4320
+
+
+def test_a_codec_by_another_name_is_hinted_at(make_clip: Clips, capsys: Output):
+    source = make_clip(times=(0, 512))
+    assert refused(["probe", str(source), "-c", "h265", *NEAREST], capsys).endswith("did you mean libx265?")
+
+
+def test_nothing_typed_is_help(capsys: Output):
+    with pytest.raises(SystemExit) as done:
+        main([])
+    assert done.value.code == 0 and "commands:" in capsys.readouterr().out

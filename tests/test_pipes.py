@@ -175,6 +175,14 @@ def test_what_cannot_be_is_one_line(piped, capsys: Output, data: bytes, words: l
         assert len(read(result)[1]) == 4
 
 
+def test_what_is_wrong_is_said_and_not_silenced(piped, monkeypatch: pytest.MonkeyPatch, capsys: Output):
+    """What is silenced is standard output, in which something may be left; `sys.stdout` is another while a job runs."""
+    silenced: list[object] = []
+    monkeypatch.setattr("vidup.terminal.silence", silenced.append)
+    assert piped(b"no video")[0] == 1
+    assert len(silenced) == 1 and isinstance(silenced[0], io.BytesIO) and "is no y4m" in capsys.readouterr().err
+
+
 def test_the_next_program_is_gone(piped, monkeypatch: pytest.MonkeyPatch, capsys: Output):
     def gone(*_: object) -> int:
         raise BrokenPipeError

@@ -174,6 +174,12 @@ class TestNoSilentWrongPicture:
         assert np.array_equal(bare(ramp), bare(ramp.clip(0, 1))) and bare(ramp).max() <= 1
         assert mini(ramp).max() > 1.2  # the anchor brings the light back
 
+    def test_what_lies_in_range_stays_there(self, mini: Upscaler) -> None:
+        """Whoever makes codes of it by a cast would see black where it is a little less."""
+        edges = np.tile(np.float32([0, 1]), (12, 6)).repeat(2, 1)
+        large = mini(edges)
+        assert large.min() == 0 and large.max() == 1 and (large * 255).astype(np.uint8).max() == 255
+
     def test_codes_that_pass_for_floats_are_black_and_stay_so(self, mini: Upscaler) -> None:
         """The first frames of a fade of MoviePy: 0 to 255, and no more than 2 of it."""
         picture = RNG.random((16, 16, 3))
@@ -196,6 +202,12 @@ class TestSettings:
             == Upscaler(str(tmp_path / "own.toml")).size(10, 20)
             == (30, 60)
         )
+
+    def test_they_print_what_differs(self) -> None:
+        settings, runtime = Settings(model="mini", seed=3), Runtime(device="cpu")
+        assert repr(Settings()) == "Settings()" and repr(Settings(encoder_options={"a": "b"})).endswith("{'a': 'b'})")
+        assert repr(settings) == "Settings(model='mini', guidance_scale=1.0, steps=1, seed=3, sampler='ddim')"
+        assert repr(Upscaler(settings, runtime)) == f"Upscaler({settings!r}, Runtime(device='cpu'))"
 
     def test_they_hash(self) -> None:
         one, two = Settings(encoder_options={"preset": "slow"}), Settings(encoder_options={"preset": "slow"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,12 +26,12 @@ class _Parser(argparse.ArgumentParser):
     """The command line that is being parsed."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; ``help COMMAND`` means ``COMMAND --help``."""
+        """Parse as argparse does; ``help COMMAND`` means ``COMMAND --help``, and nothing at all ``--help``."""
         given = tuple(sys.argv[1:] if args is None else args)
         commands = self._commands()
         if commands:
             _Parser.typed = given
-            if given[:1] == ("help",):
+            if given[:1] == ("help",) or not given:
                 given = (*given[1:2], "--help")
         return super().parse_known_args(list(given), namespace)
 
@@ -43,17 +43,24 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.rpartition("unrecognized arguments: ")[2] if "unrecognized arguments: " in message else ""
         word = unknown.split(" ")[0].split("=")[0]
         commands, typed = self._commands(), _Parser.typed
+        if typed and "argument COMMAND" in message:
+            return _meant(typed[1] if typed[0] == "help" and len(typed) > 1 else typed[0], commands)
         own = commands.get(typed[0] if typed else "", self)
         if word.startswith("-"):
             others = [name for name, command in commands.items() if word in command._option_string_actions]
+            if others and word in typed[:1]:
+                return f"options stand behind the command: vidup upscale ... {word}"
             if others:
                 return f"that is an option of vidup {' and '.join(others)}"
-            if near := difflib.get_close_matches(word, own._option_string_actions, 1, 0.75):
+            options = own._option_string_actions
+            if near := difflib.get_close_matches(word, options, 1, 0.75):
                 return f"did you mean {near[0]}?"
+            if len(word) == 2 and (near := sorted(name for name in options if name.startswith(f"-{word}"))):
+                return f"did you mean {' or '.join(near)}?"
+        elif unknown and Path(unknown).exists():
+            return f"{own.prog} takes no further file"
         if any(argument.startswith("-") and Path(argument).exists() for argument in typed):
             return "a file whose name begins with - is given as ./-NAME"
-        if typed and "argument COMMAND" in message and Path(typed[0]).exists():
-            return f"did you mean vidup upscale {typed[0]}?"
         return f"{own.prog} --help lists the options"
 
     def _commands(self) -> Mapping[str, argparse.ArgumentParser]:
@@ -61,6 +68,14 @@ class _Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 return action.choices
         return {}
+
+
+def _meant(word: str, commands: Iterable[str]) -> str:
+    """A hint for a word that is no command."""
+    if Path(word).exists():
+        return f"did you mean vidup upscale {word}?"
+    near = difflib.get_close_matches(word, [*commands, "--version"], 1)
+    return f"did you mean vidup {near[0]}?" if near else "vidup --help lists the commands"
 
 
 def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:

@@ -129,7 +129,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
         assert outcome.error is not None
         _fail(outcome.error, arguments.verbose, 1)
     if failures:
-        terminal.say(f"vidup: {len(failures)} of {len(outcomes)} files failed; the others are done")
+        others = "; the others are done" if len(failures) < len(outcomes) else ""
+        terminal.say(f"vidup: {len(failures)} of {len(outcomes)} files failed{others}")
     return 1 if failures else 0
 
 
@@ -165,7 +166,7 @@ def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -
             terminal.say("vidup: interrupted; what was upscaled is with the next program")
             return 130
         except MediaError:
-            terminal.silence(sys.stdout)
+            terminal.silence(target)  # `sys.stdout` is standard error here
             raise
     return 0
 

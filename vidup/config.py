@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from vidup.errors import ConfigError
 from vidup.presets import brought, folder, preset_names, read_table
-from vidup.values import check, option, shown
+from vidup.values import check, differing, option, shown
 
 Config = TypeVar("Config", "Settings", "Runtime")
 _Any = TypeVar("_Any")
@@ -43,7 +43,7 @@ def _with_its_preset(config: type[_Any]) -> type[_Any]:
 
 
 @_with_its_preset
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """Everything that decides the pixels of the result.
 
@@ -112,7 +112,12 @@ class Settings:
     trust: float = option(2.0, "codes of 255 by which what is carried may differ; more is faster", low=0.1, high=32)
     refresh: int = option(12, "frames within which all of what is carried is refreshed; 0 is never", low=0, high=1000)
     scale: float | None = option(
-        None, "size of the result against the input; the model's own where not given", flags=("-s",), low=1, high=16
+        None,
+        "size of the result against the input; the model's own where not given",
+        flags=("-s",),
+        low=1,
+        high=16,
+        metavar="FACTOR",
     )
     height: int | None = option(
         None, "lines of the result, such as 1080 or 1080p, instead of a scale", low=2, high=32768, metavar="LINES"
@@ -189,6 +194,9 @@ class Settings:
             raise ConfigError(f"end = {self.end:g}: must be after start ({self.start:g})")
         _ = self.bits_a_second
 
+    def __repr__(self) -> str:
+        return differing(self)
+
     @property
     def until(self) -> float | None:
         """The end of the requested part in seconds of the input; None: the input's end."""
@@ -229,7 +237,7 @@ class Settings:
         return dataclasses.replace(self, **{**gone, **_known(changes, "settings")})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Runtime:
     """Where and how a job runs, which decides no pixel beyond rounding."""
 
@@ -260,7 +268,12 @@ class Runtime:
 
     def __post_init__(self) -> None:
         check(self)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device):
+            raise ConfigError(f"device = {shown(self.device)}: expected auto, cuda, cuda:1, mps or cpu")
         _ = self.memory_limit
+
+    def __repr__(self) -> str:
+        return differing(self)
 
     @property
     def memory_limit(self) -> int | None:
@@ -316,9 +329,10 @@ def _read_preset(preset: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix != ".toml":
         path = folder() / f"{preset}.toml"
         if not path.is_file():
+            near = difflib.get_close_matches(str(preset).lower(), preset_names(), 1)
             raise ConfigError(
                 f"preset {str(preset)!r} is not known: take one of {', '.join(preset_names())}"
-                ", or a path that ends in .toml"
+                f", or a path that ends in .toml{f'; did you mean {near[0]}?' if near else ''}"
             )
     table = read_table(path)
     if path.parent == folder():

@@ -105,9 +105,11 @@ def _seconds(text: str) -> float:
 
 
 def _lines(text: str) -> int:
-    """``1080`` or ``1080p``."""
+    """``1080``, ``1080p``, ``4k``."""
     if match := re.fullmatch(r"(\d{1,9})[pP]?", text.strip()):
         return int(match[1])
+    if text.strip().lower() in _NAMED_LINES:
+        return _NAMED_LINES[text.strip().lower()]
     raise argparse.ArgumentTypeError(f"{text!r} is no number of lines: 1080 or 1080p is")
 
 
@@ -119,7 +121,19 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-_TYPES: dict[str, Callable[[str], Any]] = {"TIME": _seconds, "LINES": _lines}
+_NAMED_LINES = {"4k": 2160, "8k": 4320}
+
+
+def _factor(text: str) -> float:
+    """``4``, ``4x``, ``x4``, ``400%``."""
+    if match := re.fullmatch(r"[xX]?(\d+(?:\.\d*)?|\.\d+)[xX]?", text.strip()):
+        return float(match[1])
+    if match := re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text.strip()):
+        return float(match[1]) / 100
+    raise argparse.ArgumentTypeError(f"{text!r} is no scale: 4 or 4x is")
+
+
+_TYPES: dict[str, Callable[[str], Any]] = {"TIME": _seconds, "LINES": _lines, "FACTOR": _factor}
 """Metavar of an option -> function that reads its values, which people write in several ways."""
 
 
@@ -133,7 +147,7 @@ class _Size(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        match = re.fullmatch(r"(\d{1,9})[xX×:](\d{1,9})", str(values).strip())
+        match = re.fullmatch(r"(\d{1,9})\s*[xX×*:]\s*(\d{1,9})", str(values).strip())
         if match is None:
             parser.error(f"argument {option_string}: {str(values)!r} is no size: 1920x1080 is")
         namespace.width, namespace.height = int(match[1]), int(match[2])

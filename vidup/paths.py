@@ -111,6 +111,8 @@ def check_there(*sources: str | Path) -> None:
         if is_sequence(source):
             find(source)
         elif not source.exists():
+            if match := re.match(r"(\w{2,}):/+", str(source)):
+                raise MediaError(f"{source}: is an address ({match[1]}), and vidup reads files: download it first")
             raise MediaError(f"{source}: there is no such file")
 
 

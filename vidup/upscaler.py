@@ -100,6 +100,9 @@ class Upscaler:
         """Whether the first clip will compile the model."""
         return self.engine.needs.compiled
 
+    def __repr__(self) -> str:
+        return f"Upscaler({self.settings!r}, {self.runtime!r})"
+
     def __enter__(self) -> Upscaler:
         return self
 

@@ -63,6 +63,14 @@ def check(config: Any) -> None:
             raise ConfigError(f"{spec.name} = {shown(value)}: expected {wanted}")
 
 
+def differing(config: Any) -> str:
+    """A dataclass as the call that makes it, without what has its default."""
+    plain, names = type(config)(), [spec.name for spec in fields(config)]
+    given = [(name, getattr(config, name)) for name in names if getattr(config, name) != getattr(plain, name)]
+    words = [f"{name}={value!r}" for name, value in given]
+    return f"{type(config).__name__}({', '.join(words)})"
+
+
 def shown(value: Any) -> str:
     """A value as text for a message, shortened where it is long."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import threading
@@ -180,8 +181,10 @@ def _find(codec: str) -> Any:
     try:
         encoder = av.Codec(codec, "w")
     except ValueError:
+        near = difflib.get_close_matches(codec.lower(), available(), 1, 0.5)
         raise ConfigError(
             f"codec = {codec!r}: this build of ffmpeg has no such encoder; take one of {', '.join(available())}"
+            f"{f'; did you mean {near[0]}?' if near else ''}"
         ) from None
     if encoder.type != "video":
         raise ConfigError(f"codec = {codec!r}: is no video encoder; take one of {', '.join(available())}")

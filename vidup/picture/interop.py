@@ -161,9 +161,9 @@ def _image(image: Image) -> Taken:
 def _planes(planes: torch.Tensor, dtype: torch.dtype, named: str) -> Taken:
     """Convert a tensor (T, 1 to 4, h, w) whose results have `dtype`, too."""
     count, white = planes.shape[1], _WHITE.get(dtype)
-    values = planes.to(torch.float32)
+    values, within = planes.to(torch.float32), True
     if white is None:
-        _check_floats(values, named)
+        within = _check_floats(values, named)
     else:
         values = values / white
     colors, alpha = (values[:, :-1], values[:, -1:].clamp(0, 1)) if count in (2, 4) else (values, None)
@@ -171,15 +171,16 @@ def _planes(planes: torch.Tensor, dtype: torch.dtype, named: str) -> Taken:
     def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
         found = gray_of(rgb) if count < 3 else rgb
         found = found if alpha is None else torch.cat([found, alpha.to(found)], 1)
-        if white is None:
-            return found.to(dtype)
+        if white is None:  # what lies a little beyond would turn around where it is made a code
+            return (found.clamp(0, 1) if within else found).to(dtype)
         codes = (found * white).round_().clamp_(0, white)
         return codes.to(torch.int32).to(dtype)
 
     return Taken(colors.expand(-1, 3, -1, -1).contiguous(), alpha, back)
 
 
-def _check_floats(values: torch.Tensor, named: str) -> None:
+def _check_floats(values: torch.Tensor, named: str) -> bool:
+    """Refuse floats that cannot be meant; returns whether all lie within [0, 1]."""
     low, high = (float(bound) for bound in values.aminmax())
     if not (abs(low) < float("inf") and abs(high) < float("inf")):  # false for NaN, too
         count = int((~values.isfinite()).sum())
@@ -189,3 +190,4 @@ def _check_floats(values: torch.Tensor, named: str) -> None:
             f"{named}: holds {low:g} to {high:g}, and floats are expected in [0, 1], as a display shows them: divide"
             " codes by their white, or make them uint8 or uint16 again; tone-map linear light"
         )
+    return low >= 0 and high <= 1
