@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -126,10 +127,10 @@ _NAMED_LINES = {"4k": 2160, "8k": 4320}
 
 def _factor(text: str) -> float:
     """``4``, ``4x``, ``x4``, ``400%``."""
-    if match := re.fullmatch(r"[xX]?(\d+(?:\.\d*)?|\.\d+)[xX]?", text.strip()):
-        return float(match[1])
-    if match := re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text.strip()):
-        return float(match[1]) / 100
+    word = text.strip().lower()
+    number, divisor = (word[:-1], 100) if word.endswith("%") else (word.removeprefix("x").removesuffix("x"), 1)
+    with suppress(ValueError):
+        return float(number) / divisor
     raise argparse.ArgumentTypeError(f"{text!r} is no scale: 4 or 4x is")
 
 
