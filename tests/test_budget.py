@@ -187,9 +187,9 @@ def test_the_decoder_keeps_less_before_a_frame_is_cut(
     engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vidup.engines.x4.limits", lambda device, keep=8: Limits(2**16, 2**16, keep))
-    one, clip = engine(steps=1), torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    one, clip = engine(steps=1), torch.rand(1, 3, 48, 80, generator=torch.Generator().manual_seed(0))
     expected = one(clip)
-    assert one.choose(96, 160) == Choice(1, 0, 4)
+    assert one.choose(48, 80) == Choice(1, 0, 4)
     decode = Decoder.__call__
 
     def short(self: Decoder, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
@@ -199,7 +199,7 @@ def test_the_decoder_keeps_less_before_a_frame_is_cut(
 
     monkeypatch.setattr(Decoder, "__call__", short)
     torch.testing.assert_close(one(clip), expected, atol=1e-4, rtol=0)
-    assert one.choose(96, 160) == Choice(1, 0, 2)
+    assert one.choose(48, 80) == Choice(1, 0, 2)
     assert "memory ran out: from here on 1 at a time, whole frames, and the decoder keeps less" in caplog.text
 
 
