@@ -63,7 +63,7 @@ def test_a_clip_that_overflows_is_made_with_more_range_and_that_is_told_once(
     for one, other in zip(made("float16"), expected, strict=True):
         np.testing.assert_array_equal(one, other)
     (told,) = caplog.messages
-    assert told == "float16 does not hold what the model computes for some pictures: those are made in float32"
+    assert told == "float16 overflows in the model for some pictures: those are recomputed in float32"
 
 
 def test_what_carries_goes_back_to_before_the_clip_that_failed(

@@ -123,7 +123,7 @@ def _add_upscale(commands: Any) -> argparse.ArgumentParser:
     )
     first.add_argument("-p", "--preset", metavar="NAME", help=_presets())
     add_options(command, Settings, Runtime, first=first)
-    what = command.add_argument_group("what is said")
+    what = command.add_argument_group("messages")
     what.add_argument(
         "--progress",
         choices=("bar", "json", "none"),
@@ -198,7 +198,7 @@ def _add_list(commands: Any) -> argparse.ArgumentParser:
 def _add_doctor(commands: Any) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         "doctor",
-        help="say whether this machine is ready",
+        help="check whether this machine is ready",
         description="Look at what is installed and fits, at devices, encoders, models, disk. Nothing is changed or"
         " fetched. The exit code is 1 where there is a problem, 0 else.",
     )

@@ -41,7 +41,7 @@ def checked(pictures: list[torch.Tensor], engine: Engine, model: str) -> list[to
 
 def warn_wider(dtype: torch.dtype, name: str) -> None:
     """Warn that pictures which overflow in a precision are recomputed in another, for which the model is loaded."""
-    log.warning("%s does not hold what the model computes for some pictures: those are made in %s", _name(dtype), name)
+    log.warning("%s overflows in the model for some pictures: those are recomputed in %s", _name(dtype), name)
 
 
 def failure(model: str, dtype: torch.dtype) -> EngineError:

@@ -297,7 +297,7 @@ def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int]
     try:
         found = [str(steps(config, sampler, 2)) for sampler in solver.SAMPLERS]
     except Exception as error:  # of all kinds
-        raise EngineError(f"{path}: no steps can be made of it: {first_line(error)}") from error
+        raise EngineError(f"{path}: no noise schedule can be built from it: {first_line(error)}") from error
     if any("nan" in text or "inf" in text for text in found):
         raise EngineError(f"{path}: its noise levels are no numbers")
     return config

@@ -100,7 +100,7 @@ class Planner:
     def fills(self, of_a_file: bool) -> bool:
         """Whether a call of fewer pictures than a batch is filled up to one.
 
-        A compiled model would be compiled anew for their number, which takes minutes. On a card the bits of a picture
+        A compiled model would be recompiled for their number, which takes minutes. On a card the bits of a picture
         depend on how many are in its call: those of a file are the same wherever a stopped job goes on. All others cost
         what they are.
 
@@ -181,5 +181,7 @@ class Planner:
 
     def _decoding(self, choice: Choice, tiles: tiling.Tiles) -> float:
         pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others
-        held = pictures * tiles.height * tiles.width * self.needs.decoded
-        return held + (self.needs.decoder(tiles.height, tiles.width, choice.keep) if self.needs.decoder else 0)
+        pictures_bytes = pictures * tiles.height * tiles.width * self.needs.decoded
+        return pictures_bytes + (
+            self.needs.decoder(tiles.height, tiles.width, choice.keep) if self.needs.decoder else 0
+        )

@@ -68,7 +68,7 @@ def check_unchanged(path: Path, known: dict[str, Any]) -> None:
     if changes:
         words = ", ".join(f"{key}: {_short(known[key])} -> {_short(now[key])}" for key in changes)
         raise MediaError(
-            f"{path}: was replaced or written to while the job ran ({words}); what was made of it before is kept: bring"
+            f"{path}: was replaced or written to while the job ran ({words}); what was upscaled before is kept: bring"
             " it back and give the same command again, or add --restart to begin with the new one"
         )
     if now["mtime_ns"] != known["mtime_ns"]:

@@ -68,7 +68,7 @@ def plan(
     """Find out what a job would do with a file; no model is loaded unless `measure` is true.
 
     Args:
-        input: a video or a still image; a `Video` that is open is not read anew, which takes seconds for a long film.
+        input: a video or a still image; a `Video` that is open is not read again, which takes seconds for a long film.
         output: the output path; if given, the join of all streams is rehearsed, where that is cheap.
         settings: what decides the result; a string or a path is a preset.
         runtime: where and how it would run.

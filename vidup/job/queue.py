@@ -299,7 +299,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     job.check_input()
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
-        raise MediaError(f"{gone[0]}: was removed while the job ran; the same command makes it again")
+        raise MediaError(f"{gone[0]}: was removed while the job ran; the same command upscales it again")
     if job.container.family == "pictures" and not job.container.is_animated:
         tracker.enter("verifying", job.output)
         with disk_full_named(job.output.parent), _with_input_unchanged(job):

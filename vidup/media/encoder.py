@@ -121,9 +121,9 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
     )
     _check_options(encoding, settings.encoder_options)
     if not container.holds(codec):
-        held = ", ".join(name for name in available() if container.holds(name))
+        codecs = ", ".join(name for name in available() if container.holds(name))
         raise ConfigError(
-            f"codec = {codec!r}: {container} does not hold it; take one of {held}, or an output that ends in .mkv"
+            f"codec = {codec!r}: {container} does not hold it; take one of {codecs}, or an output that ends in .mkv"
         )
     return encoding
 

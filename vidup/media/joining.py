@@ -129,10 +129,10 @@ def chapters(source: Any, trim: Trim | None) -> list[Any]:
     seen = set()
     for chapter in source.chapters():
         unit = chapter["time_base"]
-        said = chapter["start"] * unit, chapter["end"] * unit, chapter["metadata"].get("title")
-        if said in seen:
+        shown = chapter["start"] * unit, chapter["end"] * unit, chapter["metadata"].get("title")
+        if shown in seen:
             continue
-        seen.add(said)
+        seen.add(shown)
         if trim is not None:
             begin, end = max(chapter["start"] * unit, trim.begin), min(chapter["end"] * unit, trim.end)
             if begin >= end:

@@ -31,8 +31,8 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     elif source.family == "yuv" and (target.chroma_x > source.chroma_x or target.chroma_y > source.chroma_y):
         lost.append(f"{info.pix_fmt} becomes {encoding.pix_fmt}: colour at a lower resolution")
     tagged, written = (color.MATRIX_NAMES.get(code) for code in (info.color.matrix, encoding.color.matrix))
-    held = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
-    if held is not None and info.color.matrix not in held and tagged != written and source.family == "yuv":
+    matrices = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
+    if matrices is not None and info.color.matrix not in matrices and tagged != written and source.family == "yuv":
         lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} has no tag for the first")
     if encoding.hdr is not None and hdr_params(encoding.codec, encoding.hdr) is None:
         lost.append(f"HDR10 mastering data is not kept by {encoding.codec}: take libx265, libsvtav1 or libx264")

@@ -36,7 +36,7 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
     """
     stream = source.streams[index]
     channels(stream.codec_context)  # sets a layout whose memory frames do not free
-    held: list[Any] = []
+    untimed: list[Any] = []
     end: Fraction | None = None
     first: Fraction | None = None
     total = damaged = 0
@@ -53,16 +53,16 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
         for frame in frames:
             time = None if frame.pts is None else frame.pts * frame.time_base
             if end is None and time is None:
-                held.append(frame)
+                untimed.append(frame)
                 continue
             if end is None and time is not None:
-                end = max(time - _seconds(held), min(time, first or time))
-            for ready in (*held, frame):
+                end = max(time - _seconds(untimed), min(time, first or time))
+            for ready in (*untimed, frame):
                 end = _place(ready, time if ready is frame else None, end)
                 if trim is None or _shift(ready, trim):
                     yield ready
-            held.clear()
-    for frame in held:  # there are any where the decoder gave no time at all
+            untimed.clear()
+    for frame in untimed:  # the decoder gave no time at all
         end = _place(frame, None, first or Fraction(0) if end is None else end)
         if trim is None or _shift(frame, trim):
             yield frame

@@ -225,8 +225,8 @@ class Table:
     def _check_whole(self, container: Any, stream: Any, total: int, last: Fraction, reached: int) -> None:
         formats = set(container.format.name.split(","))
         end = f"{float(last):.3f} s"
-        if "mov" in formats and total < (held := self._indexed(container, stream)):
-            self.damaged(f"is cut short: it states {held} frames and holds {total}; what is there ends at {end}")
+        if "mov" in formats and total < (indexed := self._indexed(container, stream)):
+            self.damaged(f"is cut short: it states {indexed} frames and holds {total}; what is there ends at {end}")
             return
         if "yuv4mpegpipe" in formats and (rest := self.path.stat().st_size - reached) > 0:
             self.damaged(f"is cut short: its last {rest} bytes are no whole frame; what is there ends at {end}")

@@ -42,10 +42,10 @@ def _objections(codec: str, options: tuple[tuple[str, str], ...], width: int, he
         return [f"it ends the process that opens it (exit code {done.returncode}) {' '.join(lines[-1:])}".strip()]
     answer = json.loads(done.stdout.splitlines()[-1])
     own = [line for line in lines if "[error]" in line or ("[warning]" in line and _IGNORED.search(line))]
-    said = [text.strip() for level, text in answer["log"] if level <= av.logging.ERROR or _IGNORED.search(text)]
+    logged = [text.strip() for level, text in answer["log"] if level <= av.logging.ERROR or _IGNORED.search(text)]
     if not answer["opened"]:
-        return own + said or ["it does not say why"]
-    return [line for line in own + said if _IGNORED.search(line)]
+        return own + logged or ["it gives no reason"]
+    return [line for line in own + logged if _IGNORED.search(line)]
 
 
 def _main() -> None:

@@ -104,19 +104,19 @@ def read_head(stream: BinaryIO) -> Head:
     if not line.endswith(b"\n") or words[:1] != [_MAGIC]:
         what = "is empty" if not line else "is no y4m"
         raise MediaError(f"{NAME}: {what}; send it with ffmpeg -i FILE -f yuv4mpegpipe -strict -1 -")
-    said = {word[0]: word[1:] for word in words[1:] if word[0] != "X"}
+    fields = {word[0]: word[1:] for word in words[1:] if word[0] != "X"}
     extra = [word for word in words[1:] if word[0] == "X"]
     try:
-        width, height = int(said["W"]), int(said["H"])
-        rate, aspect = _fraction(said["F"]), _fraction(said.get("A", "0:0"))
+        width, height = int(fields["W"]), int(fields["H"])
+        rate, aspect = _fraction(fields["F"]), _fraction(fields.get("A", "0:0"))
     except (KeyError, ValueError, ZeroDivisionError):
         raise MediaError(f"{NAME}: the head of its y4m is damaged: {' '.join(words)}") from None
-    chroma = said.get("C", "420")
+    chroma = fields.get("C", "420")
     if chroma not in _FORMATS:
         raise MediaError(f"{NAME}: y4m of the kind C{chroma} is not known; the kinds are {', '.join(_FORMATS)}")
     if min(width, height) < 1 or width * height > MOST_PIXELS or rate <= 0:
         raise MediaError(f"{NAME}: claims {width}x{height} at {rate} frames a second")
-    interlaced = said.get("I", "p")[:1] in ("t", "b", "m")
+    interlaced = fields.get("I", "p")[:1] in ("t", "b", "m")
     return Head(width, height, rate, _FORMATS[chroma], chroma, "XCOLORRANGE=FULL" in extra, aspect, interlaced)
 
 

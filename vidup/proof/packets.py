@@ -219,7 +219,7 @@ def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> Non
     moments = _moments(sorted(time for text in (*mine, *theirs) for time in (text.begin, text.end)))
     for moment, wanted, found in zip(moments, _standing(mine, moments), _standing(theirs, moments), strict=True):
         if wanted != found:
-            raise VerifyError(f"{name} says {found!r} at {float(moment + shift):.3f} s, expected {wanted!r}")
+            raise VerifyError(f"{name} shows {found!r} at {float(moment + shift):.3f} s, expected {wanted!r}")
 
 
 def _moments(changes: Sequence[Fraction]) -> list[Fraction]:
