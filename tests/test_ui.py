@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from starlette.testclient import TestClient
 
 import vidup
 from vidup import ui
-from vidup.ui import films, forms, places, previews, requests, runner, runs
+from vidup.ui import forms, looks, places, previews, requests, runner, runs
 from vidup.ui.safety import Folders
 from vidup.ui.server import application
 
@@ -70,7 +71,11 @@ def test_a_file_is_chosen_and_looked_at(page: TestClient, tmp_path: Path):
     assert found["result"] == [128, 96] and found["frames"] == 12 and not found["still"]
     assert found["command"].endswith("--model nearest --scale 2")
     picture = page.get("/api/frame", params={"input": body["input"], "at": 0.2, "height": 24})
-    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(picture.content)).size == (32, 24)
+    whole = page.get("/api/frame", params={"input": body["input"], "at": 99})  # the last one
+    with vidup.open(tmp_path / "clip.mp4") as video:
+        assert abs(np.asarray(Image.open(io.BytesIO(whole.content)), float) - video[11].rgb()).mean() < 4
 
 
 def test_what_takes_long_to_find_out_is_told_once_it_is_known(page: TestClient, tmp_path: Path, monkeypatch: Any):
@@ -83,19 +88,37 @@ def test_what_takes_long_to_find_out_is_told_once_it_is_known(page: TestClient, 
         return plan(film, *rest, pictures=pictures)
 
     monkeypatch.setattr(vidup, "plan", slow)
-    looks = films.Looks(films.Films())
+    looks_of = looks.Looks(apart=False)
     first, second = (forms.read({"model": "nearest", "seed": seed}, Folders([tmp_path])) for seed in (1, 2))
-    found, more = looks.plan(source, first, None)
+    found, more = looks_of.plan(source, first, None)
     assert more and "footage" not in dict(found.facts)
     known.set()
     for form in (first, second, first):
         for _ in range(100):
-            found, more = looks.plan(source, form, tmp_path / "x.mkv")
+            found, more = looks_of.plan(source, form, tmp_path / "x.mkv")
             if not more:
                 break
         assert dict(found.facts)["footage"] and f"{tmp_path}/x.mkv: " in dict(found.facts)["output"]
     assert sorted(asked) == [(1, False), (1, False), (1, True), (2, False)]  # once for each output, the slow part once
-    looks.close()
+    looks_of.close()
+
+
+def test_a_process_that_plans_and_is_ended_is_replaced(page: TestClient, tmp_path: Path, monkeypatch: Any):
+    calls, plan = [], looks._plan
+
+    def ended_once(*given: Any) -> vidup.Plan:
+        calls.append(given)
+        if len(calls) in (1, 3):
+            raise BrokenExecutor
+        return plan(*given)
+
+    monkeypatch.setattr(looks, "_plan", ended_once)
+    looks_of = looks.Looks(apart=False)
+    form = forms.read({"model": "nearest"}, Folders([tmp_path]))
+    while looks_of.plan(tmp_path / "clip.mp4", form, None)[1]:
+        pass
+    assert [given[-1] for given in calls] == [False, False, True, True]
+    looks_of.close()
 
 
 def test_who_has_no_token_gets_nothing(page: TestClient, tmp_path: Path):

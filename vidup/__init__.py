@@ -88,7 +88,8 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     ui/                                 a local page: choose, preview, compare, run (page/ is what the browser gets)
         safety                              who may ask, and for which files
         forms                               the settings as fields to fill in, and the command line that is equal
-        films, places                       what is in a file, what would become of it, its frames; the page's own files
+        films, looks                        films that are open, their frames; what would become of a file
+        places                              the page's own files
         making, previews                    one frame or two seconds, before and after; who waits for them
         runs, runner                        what is to be run, in files; the process that runs it
         requests, server                    what stands in a request; the routes

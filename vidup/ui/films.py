@@ -1,75 +1,26 @@
-"""What is in a file, what would become of it, and its frames."""
+"""Films that are open, their frames, and the newest pictures of runs."""
 
 from __future__ import annotations
 
 import io
 import threading
 from collections import OrderedDict
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
 import vidup
-from vidup.errors import MediaError, VidupError
-from vidup.ui import forms
+from vidup.errors import MediaError
 from vidup.ui.safety import Refused
 
 _OPEN = 4
 """Files that are kept open."""
 _AT_A_TIME = 3
 """Pictures that are decoded at once: each may take a hundred megabytes."""
-_PLANS = 12
-_AT_ONCE = 0.2
-"""Seconds that are waited for what takes long."""
-_OF_PICTURES = (
-    *("model", "temporal", "trust", "refresh", "quantiser", "start", "duration", "end"),
-    *("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
-)
-"""Settings that decide what a few frames tell."""
-_LATER = ("motion", "footage")
-"""What they tell."""
-_Seen = tuple[float | None, tuple[tuple[str, str], ...]]
-Kept = TypeVar("Kept")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 """Of Pillow's: others start programs, whatever a file is called."""
-
-
-def told(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
-    """A plan as the page takes it; `more` will be known in a while."""
-    info, (height, width), exists = found.info, found.size, found.output.exists()
-    return {
-        "facts": [list(fact) for fact in found.facts],
-        "plan": list(found.streams),
-        "notes": [note.removeprefix("note: ") for note in found.notes],
-        "duration": round(float(info.end * info.time_base - info.begin), 3) if info is not None else 0.0,
-        "frames": found.frames,
-        "rate": float(info.rate) if info is not None else 0.0,
-        "width": info.width if info is not None else found.table["width"],
-        "height": info.height if info is not None else found.table["height"],
-        "result": [width, height],
-        "output": str(found.output),
-        "exists": exists,
-        "command": forms.shown(form.arguments(found.input, found.output, overwrite=exists)),
-        "estimate": estimate,
-        "still": info is None,
-        "more": more,
-    }
-
-
-def estimate(found: vidup.Plan, seconds: float | None, whole: bool) -> float | None:
-    """How long a file takes by what a frame took; None where that is not known.
-
-    Args:
-        whole: all of the frame was computed, of which a run carries a part.
-    """
-    if seconds is None:
-        return None
-    return round(seconds * found.frames * (found.computed if whole and found.computed is not None else 1), 2)
 
 
 class Films:
@@ -92,16 +43,19 @@ class Films:
             self._videos.move_to_end(key)
             return self._videos[key]
 
-    def picture(self, path: Path, at: float, settings: vidup.Settings) -> Image.Image:
+    def picture(self, path: Path, at: float, settings: vidup.Settings, exact: bool = False) -> Image.Image:
         """The picture that is shown at a time, upright, of 8 bits.
+
+        Args:
+            exact: converted as for a model, by torch, whose defaults another thread changes while it loads one.
 
         Raises:
             MediaError: the file cannot be read, or ends before.
         """
         with self._few:
-            return self._picture(path, at, settings)
+            return self._picture(path, at, settings, exact)
 
-    def _picture(self, path: Path, at: float, settings: vidup.Settings) -> Image.Image:
+    def _picture(self, path: Path, at: float, settings: vidup.Settings, exact: bool) -> Image.Image:
         if is_picture(path):
             try:
                 with Image.open(path, formats=_FORMATS) as image:
@@ -113,71 +67,14 @@ class Films:
             frame = video.at(at)
         except MediaError:  # it ends before, for which the last one stands
             frame = video[-1]
-        return upright(as_image(frame), video.info.rotation)
+        shown = as_image(frame) if exact else Image.fromarray(frame.to_av().to_ndarray(format="rgb24"))
+        return upright(shown, video.info.rotation)
 
     def close(self) -> None:
         """Close all files."""
         with self._lock:
             while self._videos:
                 self._videos.popitem()[1].close()
-
-
-class Looks:
-    """What would become of files, the last few that were asked for.
-
-    What its pictures look like and how much of them is carried takes seconds to find out, and few settings decide it:
-    another thread does, and it is told once it is known.
-    """
-
-    def __init__(self, films: Films) -> None:
-        self._films = films
-        self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
-        self._seen: OrderedDict[Any, Future[_Seen]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._beside = ThreadPoolExecutor(1, "pictures")
-
-    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
-        """What would become of a file, and whether more will be known in a while; raises as `vidup.plan`."""
-        facts, settings, runtime = source.stat(), form.settings, form.runtime
-        file = source, facts.st_mtime_ns, facts.st_size
-        key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
-        found = self._plans.get(key)
-        if found is None:
-            film = source if is_picture(source) else self._films.video(source, settings)
-            found = vidup.plan(film, output, settings, runtime, pictures=False)
-        with self._lock:
-            self._plans[key] = found
-            _bound(self._plans)
-            if found.info is None:
-                return found, False
-            key = *file, *(getattr(settings, name) for name in _OF_PICTURES)
-            if key not in self._seen:
-                self._seen[key] = self._beside.submit(self._look, source, settings, runtime)
-                for gone in _bound(self._seen):
-                    gone.cancel()
-            seen = self._seen[key]
-        try:
-            computed, words = seen.result(_AT_ONCE)
-        except (TimeoutError, CancelledError):
-            return found, True
-        except VidupError:  # a damaged film: told where its frames are wanted
-            return found, False
-        own = dict(found.facts)
-        both = ((head, text if head in _LATER else own.get(head, text)) for head, text in words)
-        return replace(found, computed=computed, facts=tuple(both)), False
-
-    def _look(self, source: Path, settings: vidup.Settings, runtime: vidup.Runtime) -> _Seen:
-        found = vidup.plan(self._films.video(source, settings), None, settings, runtime)
-        return found.computed, found.facts
-
-    def close(self) -> None:
-        """Find out nothing more."""
-        self._beside.shutdown(wait=False, cancel_futures=True)
-
-
-def _bound(kept: OrderedDict[Any, Kept]) -> list[Kept]:
-    """Let the oldest go, and return them."""
-    return [kept.popitem(last=False)[1] for _ in range(len(kept) - _PLANS)]
 
 
 class Newest:

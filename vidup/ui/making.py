@@ -100,7 +100,7 @@ class Maker:
 
     def _frame(self, preview: Preview) -> None:
         """One picture: before.png, by bicubic, and after.png."""
-        image = self._films.picture(preview.source, preview.at, preview.form.settings)
+        image = self._films.picture(preview.source, preview.at, preview.form.settings, exact=True)
         source, after = preview.folder / "source.png", preview.folder / "after.bmp"
         image.save(source, compress_level=1)
         settings = preview.form.settings.replace(**_AS_A_PICTURE)

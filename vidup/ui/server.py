@@ -17,7 +17,8 @@ import vidup
 from vidup.errors import ConfigError, VidupError
 from vidup.paths import VIDEOS
 from vidup.ui import forms, places, runs
-from vidup.ui.films import PICTURES, Films, Looks, Newest, estimate, jpeg, told
+from vidup.ui.films import PICTURES, Films, Newest, jpeg
+from vidup.ui.looks import Looks, estimate, told
 from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
 from vidup.ui.requests import Answer, Given, from_body, from_query, names, number, upload
@@ -30,9 +31,9 @@ PAGE = Path(__file__).parent / "page"
 class Server:
     """Answers the page; what it needs for that is kept here."""
 
-    def __init__(self, folders: Folders) -> None:
+    def __init__(self, folders: Folders, apart: bool) -> None:
         self.folders, self.films = folders, Films()
-        self.looks = Looks(self.films)
+        self.looks = Looks(apart)
         home = places.state()
         self.previews = Previews(self.films, places.of_this_process(places.made(home / "previews")))
         self.runs, self.newest = Runs(places.made(home / "runs")), Newest()
@@ -199,17 +200,18 @@ class Server:
         self.films.close()
 
 
-def application(folders: Folders, token: str, host: str, port: int, warm: bool = False) -> Starlette:
+def application(folders: Folders, token: str, host: str, port: int, apart: bool = False) -> Starlette:
     """The whole server, for uvicorn or a test.
 
     Args:
-        warm: load the small model, and what all models stand on, before anybody asks for it.
+        apart: plan in a process of its own; it and the small model are loaded before anybody asks for them.
     """
-    server = Server(folders)
+    server = Server(folders, apart)
 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:
-        if warm:
+        if apart:
+            server.looks.warm()
             server.previews.warm()
         yield
         await run_in_threadpool(server.close)

@@ -1,0 +1,159 @@
+"""What is in a file and what would become of it, as ``vidup probe`` tells."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import OrderedDict
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import vidup
+from vidup.errors import VidupError
+from vidup.ui import forms
+from vidup.ui.films import Films, is_picture
+
+_PLANS = 12
+_AT_ONCE = 0.2
+"""Seconds that are waited for what takes long."""
+_OF_PICTURES = (
+    *("model", "temporal", "trust", "refresh", "quantiser", "start", "duration", "end"),
+    *("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
+)
+"""Settings that decide what a few frames tell."""
+_LATER = ("motion", "footage")
+"""What they tell."""
+_FILMS = Films()
+"""Of the process that plans."""
+
+
+class Looks:
+    """What would become of files, the last few that were asked for.
+
+    What its pictures look like and how much of them is carried takes seconds to find out, and few settings decide it:
+    that is told once it is known.
+
+    Args:
+        apart: plan in a process of its own: a model that is loaded changes torch's defaults for all other threads.
+    """
+
+    def __init__(self, apart: bool) -> None:
+        self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
+        self._seen: OrderedDict[Any, Future[vidup.Plan]] = OrderedDict()
+        self._lock, self._apart = threading.Lock(), apart
+        self._pool = self._begin()
+
+    def _begin(self) -> Executor:
+        if self._apart:
+            return ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+        return ThreadPoolExecutor(1, "looks")
+
+    def warm(self) -> None:
+        """Start the process that plans before anybody waits for it."""
+        self._pool.submit(vidup.devices)
+
+    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
+        """What would become of a file, and whether more will be known in a while; raises as `vidup.plan`."""
+        facts, settings, runtime = source.stat(), form.settings, form.runtime
+        file = source, facts.st_mtime_ns, facts.st_size
+        key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
+        found = self._plans.get(key) or self._planned(source, output, settings, runtime)
+        with self._lock:
+            self._plans[key] = found
+            while len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+            if found.info is None:
+                return found, False
+            key = *file, *(getattr(settings, name) for name in _OF_PICTURES)
+            if key not in self._seen:
+                for other in self._seen.values():  # nobody looks at those any more
+                    other.cancel()
+                self._seen[key] = self._pool.submit(_plan, source, None, settings, runtime, True)
+                while len(self._seen) > _PLANS:
+                    self._seen.popitem(last=False)
+            waited = self._seen[key]
+        try:
+            seen = waited.result(_AT_ONCE)
+        except TimeoutError:
+            return found, True
+        except (CancelledError, BrokenExecutor):  # begun again when it is asked for again
+            with self._lock:
+                self._seen.pop(key, None)
+            return found, True
+        except VidupError:  # a damaged film: told where its frames are wanted
+            return found, False
+        own = dict(found.facts)
+        both = ((head, text if head in _LATER else own.get(head, text)) for head, text in seen.facts)
+        return replace(found, computed=seen.computed, facts=tuple(both)), False
+
+    def _planned(
+        self, source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime
+    ) -> vidup.Plan:
+        try:
+            return self._pool.submit(_plan, source, output, settings, runtime, False).result()
+        except BrokenExecutor:  # the system ended it, as where memory runs out
+            with self._lock:
+                self._pool = self._begin()
+            return self._pool.submit(_plan, source, output, settings, runtime, False).result()
+
+    def close(self) -> None:
+        """Find out nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        _FILMS.close()
+
+
+def _plan(
+    source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime, pictures: bool
+) -> vidup.Plan:
+    film = source if is_picture(source) else _FILMS.video(source, settings)
+    return vidup.plan(film, output, settings, runtime, pictures=pictures)
+
+
+def _end_with_parent() -> None:
+    """In the process that plans: Ctrl-C is the server's, and so is its end, however that comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def told(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
+    """A plan as the page takes it; `more` will be known in a while."""
+    info, (height, width), exists = found.info, found.size, found.output.exists()
+    return {
+        "facts": [list(fact) for fact in found.facts],
+        "plan": list(found.streams),
+        "notes": [note.removeprefix("note: ") for note in found.notes],
+        "duration": round(float(info.end * info.time_base - info.begin), 3) if info is not None else 0.0,
+        "frames": found.frames,
+        "rate": float(info.rate) if info is not None else 0.0,
+        "width": info.width if info is not None else found.table["width"],
+        "height": info.height if info is not None else found.table["height"],
+        "result": [width, height],
+        "output": str(found.output),
+        "exists": exists,
+        "command": forms.shown(form.arguments(found.input, found.output, overwrite=exists)),
+        "estimate": estimate,
+        "still": info is None,
+        "more": more,
+    }
+
+
+def estimate(found: vidup.Plan, seconds: float | None, whole: bool) -> float | None:
+    """How long a file takes by what a frame took; None where that is not known.
+
+    Args:
+        whole: all of the frame was computed, of which a run carries a part.
+    """
+    if seconds is None:
+        return None
+    return round(seconds * found.frames * (found.computed if whole and found.computed is not None else 1), 2)
