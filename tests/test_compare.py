@@ -13,7 +13,7 @@ import pytest
 
 from vidup import MediaError
 from vidup.cli import main
-from vidup.compare import compare
+from vidup.comparison import compare
 
 MILLISECOND = Fraction(1, 1000)
 

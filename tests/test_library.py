@@ -162,3 +162,12 @@ def test_a_checker_sees_what_is_not_there() -> None:
     assert (ast.unparse(shown.test), ast.unparse(hidden.test)) == ("TYPE_CHECKING", "not TYPE_CHECKING")
     assert {alias.name for one in shown.body for alias in one.names} == set(vidup.__all__)
     assert [one.name for one in hidden.body] == ["__getattr__"]
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Which, once anything imports it, would stand in the place of the function."""
+    package = Path(vidup.__file__).parent
+    modules = {path.stem for path in package.glob("*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    assert not modules & set(vidup.__all__)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vidup import Settings, Upscaler
-from vidup.compare import psnr
+from vidup.comparison import psnr
 from vidup.engines.detail import DetailAutoencoder, down, up
 from vidup.mini import CHECKPOINT
 from vidup.mini.crops import Crops, make_pictures

@@ -22,7 +22,7 @@ from test_compare import codes, smooth, write
 
 from vidup import ConfigError, MediaError, Runtime, Settings, report
 from vidup.cli import main
-from vidup.compare import compare
+from vidup.comparison import compare
 from vidup.job import review
 from vidup.job.outcome import Outcome
 from vidup.report import choice, films, lines, plots

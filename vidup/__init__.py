@@ -58,7 +58,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         packets, facts                      the other streams; size, colour, chapters, tags
         likeness, faults, animation         how like pictures are; which are broken; animations read back
         joined, pictures                    a joined file against its segments; each picture against its source
-    compare                             quality of one video against another
+    comparison                          quality of one video against another
     report/                             a page to look at
         films, faith                        its videos; how faithful a result is to its input
         choice, figures                     frames worth looking at; titles and units of figures
@@ -116,7 +116,7 @@ _HOMES = {
     "Receipt": "vidup.proof",
     "Stopped": "vidup.errors",
     "Upscaler": "vidup.upscaler",
-    "compare": "vidup.compare",
+    "compare": "vidup.comparison",
     "models": "vidup.engines",
     "devices": "vidup.engines",
     "open": "vidup.media.video",
@@ -164,7 +164,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vidup.compare import compare
+    from vidup.comparison import compare
     from vidup.config import Runtime, Settings
     from vidup.engines import devices, models
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
@@ -182,9 +182,7 @@ if not TYPE_CHECKING:  # to a checker, a module with this function has every nam
 
     def __getattr__(name: str) -> Any:
         if name in _HOMES:
-            # Kept: importing `vidup.compare` the module would leave it under the name of the function.
-            globals()[name] = getattr(import_module(_HOMES[name]), name)
-            return globals()[name]
+            return getattr(import_module(_HOMES[name]), name)
         raise AttributeError(f"module 'vidup' has no attribute {name!r}")
 
 

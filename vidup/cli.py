@@ -24,7 +24,7 @@ from vidup.options import from_options, preset_line
 from vidup.presets import preset_names
 
 if TYPE_CHECKING:
-    from vidup.compare import Comparison, FrameFigures
+    from vidup.comparison import Comparison, FrameFigures
     from vidup.job.progress import Sink
     from vidup.report.faith import Faithfulness
 
@@ -233,7 +233,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     paths.check_there(arguments.truth, *arguments.others)
     with _loading(arguments):
-        from vidup.compare import Comparison, compare
+        from vidup.comparison import Comparison, compare
 
     results: Mapping[str, Comparison | Faithfulness]
     if arguments.output is None:

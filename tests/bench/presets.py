@@ -26,7 +26,7 @@ import report
 import torch
 
 from vidup import Runtime, Settings, Upscaler
-from vidup.compare import BORDER
+from vidup.comparison import BORDER
 from vidup.errors import VidupError
 from vidup.picture.metrics import luma, psnr, ssim
 from vidup.picture.resample import resize

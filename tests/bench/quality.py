@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from vidup import Runtime, Settings, Upscaler
-from vidup.compare import BORDER
+from vidup.comparison import BORDER
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
 from vidup.mini.degrade import compressed

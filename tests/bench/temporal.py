@@ -32,7 +32,7 @@ import torch
 from quality import quantised
 
 from vidup import Color, Frame, Runtime, Settings, Upscaler
-from vidup.compare import FrameFigures, mean, measure
+from vidup.comparison import FrameFigures, mean, measure
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
 from vidup.media.quantiser import quantiser_step

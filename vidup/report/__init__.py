@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vidup.compare import Comparison, compare
+from vidup.comparison import Comparison, compare
 from vidup.errors import ConfigError, MediaError, system_words
 from vidup.picture.resample import resize
 from vidup.report import choice, faith, figures, lines, pictures

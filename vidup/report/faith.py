@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidup.compare import aligned, mean
+from vidup.comparison import aligned, mean
 from vidup.engines import flow
 from vidup.errors import MediaError, Stopped
 from vidup.picture import flicker

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vidup.compare import SAME
+from vidup.comparison import SAME
 from vidup.config import Settings
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import MediaInfo

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import torch
 
-from vidup.compare import aligned
+from vidup.comparison import aligned
 from vidup.report.faith import enlarged
 from vidup.report.films import Film
 from vidup.report.pictures import LINE, corner, embedded, farthest
