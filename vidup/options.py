@@ -1,4 +1,4 @@
-"""The command line's options, made from the fields of `Settings` and `Runtime`."""
+"""Options of the command line that are fields of `Settings` and `Runtime`; `arguments` has the others."""
 
 from __future__ import annotations
 

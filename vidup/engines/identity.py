@@ -1,4 +1,4 @@
-"""Fingerprints of the weights of models."""
+"""Hash weights in files; each engine decides what belongs to its identity."""
 
 from __future__ import annotations
 

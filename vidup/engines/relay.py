@@ -1,4 +1,4 @@
-"""What is carried from frame to frame: finished pictures along the motion, so that only what is new is computed.
+"""Frame after frame, the state: results carried along the motion, so that only what is new is computed.
 
 A frame's step is planned on the host from the low-resolution frames alone (`Follower`), ahead in a thread of its own;
 `Relay` holds the results that are carried: the last one, and one that is kept from before a cut.

@@ -1,4 +1,4 @@
-"""Stable Diffusion x2: the latent upscaler, as its authors run it, over diffusers' UNet and VAE.
+"""Stable Diffusion x2, the latent upscaler: loaded and run as its authors do, over diffusers' UNet and VAE.
 
 The VAE encodes a frame, the UNet denoises latents of twice the size, conditioned on the frame's, the VAE decodes. The
 UNet is preconditioned as in Karras et al. 2022, see `solver.variance_exploding`.

@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine, or a running cluster; nothing of it is left afterwards."""
+"""Ray's cluster: started on this machine, or a running cluster; nothing of it is left afterwards."""
 
 from __future__ import annotations
 

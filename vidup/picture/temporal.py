@@ -1,4 +1,4 @@
-"""Carry finished pictures along the motion: warping, trust, fades, and what is worth computing again.
+"""One frame from another, pure functions: warping along the motion, trust, fades, what is worth computing again.
 
 Pure functions on tensors. What is judged is judged on the low-resolution frames alone, so that it depends on the input
 and on nothing that was carried before. Differences and contrasts are in codes: 255 is the distance of black and white.

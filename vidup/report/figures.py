@@ -1,4 +1,4 @@
-"""The figures of a report: their titles and units, and how numbers are written."""
+"""Which figures a report shows and plots; `vidup.compare` and `faith` measure them."""
 
 from __future__ import annotations
 

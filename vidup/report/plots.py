@@ -1,4 +1,4 @@
-"""Plots of figures over time, as SVG.
+"""Draw lines over time as SVG, whatever they measure.
 
 There is no plotting library: a plot is a line and a band for each result, and a library would add a dependency and
 megabytes to each page. Labels are HTML around the SVG, so that they keep their size in a narrow window.
