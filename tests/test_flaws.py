@@ -17,8 +17,10 @@ from vidup.media.bitstreams import jpeg_step
 from vidup.mini.degrade import compressed, reduced
 from vidup.mini.measure import HELD_OUT
 from vidup.mini.pictures import picture
-from vidup.picture import flaws
+from vidup.picture import flaws, footage
 from vidup.picture.flaws import Flaws
+from vidup.picture.metrics import psnr
+from vidup.picture.resample import anchor, resize
 
 Y, X = np.mgrid[:96, :160].astype(np.float64)
 
@@ -115,6 +117,23 @@ def test_bands_are_found_and_a_gradient_is_not() -> None:
     cartoon = np.where(X + Y / 3 > 90, 180.0, 60.0)
     for clean in (sky, np.floor(sky), dithered, light(), cartoon, Y[:5, :5]):
         assert flaws.banding(codes([clean])) < 0.02
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_the_anchor_does_not_pull_bands_back(step: int) -> None:
+    """Beside them a hard edge and a texture stay as they are."""
+    truth = np.stack([(60 + 0.4 * X + 0.25 * Y) * gain for gain in (0.9, 1.0, 1.1)])
+    texture = 90 + 25 * np.sin(1.3 * X) * np.sin(1.1 * Y) + 60 * (Y > 48)
+    banded = (truth // step + 0.5) * step
+    for planes in (truth, banded):
+        planes[:, :, 110:] = texture[:, 110:]
+    smooth, low_res = (torch.from_numpy(planes.round()).float()[None] / 255 for planes in (truth, banded))
+    picture = resize(smooth, (384, 640))
+    clean = resize(torch.from_numpy(truth).float()[None] / 255, (384, 640))
+    followed, pulled = footage.held(picture, low_res, 5, 0.0), anchor(picture, low_res, 5)
+    inside, beside = (..., slice(40, -40), slice(40, 400)), (..., slice(32, -32), slice(480, -32))
+    assert psnr(followed[inside], clean[inside]) > psnr(pulled[inside], clean[inside]) + 3
+    assert psnr(followed[beside], clean[beside]) > psnr(pulled[beside], clean[beside]) - 0.2
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 40), (33, 8)])

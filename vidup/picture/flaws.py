@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean, median
 
 import torch
@@ -29,6 +30,10 @@ _SURE = 6.0
 """Standard errors by which the edges of blocks must exceed all other columns."""
 _BAND = 1.75, 8.0
 """Least and largest step between two bands, in codes; steps of 1 are those of 8 bits, and invisible."""
+_STAIR = 64
+"""How far in pixels the next step of a gradient is looked for."""
+_AROUND = 2, 4, 6, 8
+"""How far in pixels what bands become is looked for."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,24 @@ def bands(codes: torch.Tensor) -> torch.Tensor:
     return (near[:, 0] > 0) & smooth
 
 
+def unbanded(rgb: torch.Tensor) -> torch.Tensor:
+    """Pictures, (T, 3, h, w) in [0, 1], whose bands are the mean of what is around them and nearly as bright."""
+    where = bands(luma(rgb) * 255)[:, None]
+    if not where.any():
+        return rgb
+    (height, width), most = rgb.shape[-2:], max(_AROUND)
+    padded = functional.pad(rgb, [most] * 4, mode="replicate")
+    total, count = rgb.clone(), torch.ones_like(rgb[:, :1])
+    for far in _AROUND:
+        for down, across in product((-far, 0, far), repeat=2):
+            top, left = most + down, most + across
+            other = padded[..., top : top + height, left : left + width]
+            near = ((other - rgb).abs().amax(1, keepdim=True) < _BAND[1] / 255).to(rgb)
+            total += near * other
+            count += near
+    return torch.where(where, total / count, rgb)
+
+
 def _range(codes: torch.Tensor, side: int) -> torch.Tensor:
     """Maximum minus minimum of the square around each pixel, (T, 1, h, w)."""
     planes = codes[:, None]
@@ -235,13 +258,22 @@ def _range(codes: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _steps(codes: torch.Tensor) -> torch.Tensor:
-    """Where five equal pixels of a row are followed, at most three further on, by five a little brighter or darker."""
+    """Where along a line five even pixels are followed, within three, by five others, a little brighter or darker.
+
+    Only steps of a staircase count: one that has another beside it, in the same direction.
+    """
     found = torch.zeros_like(codes, dtype=torch.bool)
     if codes.shape[-1] < 13:
         return found
     brightest, darkest = (functional.max_pool2d(one[:, None], (1, 5), 1)[:, 0] for one in (codes, -codes))
     even = brightest + darkest <= 0.75
-    apart = (brightest[..., 8:] - brightest[..., :-8]).abs()
+    higher = brightest[..., 8:] - brightest[..., :-8]
     least, most = _BAND
-    found[..., 6:-6] = even[..., 8:] & even[..., :-8] & (apart >= least) & (apart <= most)
+    for apart in (higher, -higher):
+        step = functional.pad(even[..., 8:] & even[..., :-8] & (apart >= least) & (apart <= most), (6, 6)).float()
+        before, after = (functional.pad(step, one)[:, None] for one in ((_STAIR, 0), (0, _STAIR)))
+        width = 1, _STAIR - 4
+        before = functional.max_pool2d(before, width, 1)[:, 0, :, : codes.shape[-1]]
+        after = functional.max_pool2d(after, width, 1)[:, 0, :, -codes.shape[-1] :]
+        found |= (step > 0) & (torch.maximum(before, after) > 0)
     return found

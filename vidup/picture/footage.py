@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from vidup.picture.flaws import unbanded
 from vidup.picture.metrics import luma
 from vidup.picture.resample import anchor, resize
 
@@ -103,7 +104,8 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
 
     Where the input differs from the picture, downscaled, by no more than the error that it is expected to have, it says
     nothing: the empirical Wiener filter (Lee 1980), on all but the mean over a neighbourhood, in which noise averages
-    out, so that colours and light come from the input everywhere.
+    out, so that colours and light come from the input everywhere. Bands of a gradient are smoothed before, or they
+    would come back.
 
     Args:
         picture: float32 (T, 3, H, W).
@@ -114,7 +116,7 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
     if rounds == 0:
         return picture
     own = resize(picture, low_res.shape[-2:])
-    wrong = low_res - own
+    wrong = unbanded(low_res) - own
     mean = _mean(wrong, WIDE)
     fine = wrong - mean
     power = _mean(luma(fine)[:, None].square(), NARROW)
