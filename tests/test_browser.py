@@ -124,6 +124,13 @@ def answer(page: Page, path: str) -> Any:
     return page.request.get(path).json()  # with the page's cookie
 
 
+def becomes(page: Page, preview: str, state: str) -> None:
+    deadline = time.monotonic() + 60
+    while answer(page, preview)["state"] != state:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_film_is_chosen_and_seen_before_and_after(opened: Opened, folder: Path, address: str):
     page = opened()
     expect(page.get_by_role("button", name="archive.mkv")).to_be_visible()
@@ -166,19 +173,24 @@ def test_a_film_is_chosen_and_seen_before_and_after(opened: Opened, folder: Path
     expect(page.locator("[name=model]")).to_have_value("nearest")
 
 
-def test_a_preview_is_cancelled_when_a_setting_changes(opened: Opened, address: str):
+def test_a_preview_is_cancelled_when_a_setting_changes_and_when_the_page_is_left(opened: Opened, address: str):
     page = opened()
-    with page.expect_response(lambda got: got.url.endswith("/api/preview")) as asked:
-        choose(page, steps="1000", guidance_scale="8")
-        page.locator('.looks .status[data-state="running"]:visible').wait_for()
+    with page.expect_response(
+        lambda got: '"steps":1000' in (got.request.post_data or "") and "preview" in got.url
+    ) as asked:
+        choose(page, steps="1000")
     first = f"{address}/api/preview/{asked.value.json()['id']}"
     assert answer(page, first)["state"] in ("waiting", "running")
-    page.get_by_role("button", name="Reset all").click()
-    deadline = time.monotonic() + 60
-    while answer(page, first)["state"] != "stopped":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    done(page)  # of the settings as they are now
+    with page.expect_response(
+        lambda got: '"steps":999' in (got.request.post_data or "") and "preview" in got.url
+    ) as asked:
+        page.locator("[name=steps]").fill("999")
+        page.locator("[name=steps]").press("Tab")
+    second = f"{address}/api/preview/{asked.value.json()['id']}"
+    becomes(page, first, "stopped")
+    becomes(page, second, "running")
+    page.goto("about:blank")
+    becomes(page, second, "stopped")
 
 
 def test_a_setting_that_cannot_be_is_told_at_its_field(opened: Opened):

@@ -74,6 +74,8 @@ async function main() {
     else location.hash = "#film";
   });
   addEventListener("hashchange", route);
+  addEventListener("pagehide", () => views.film.left());
+  addEventListener("pageshow", (event) => event.persisted && !section("film").hidden && views.film.shown());
   route();
   views.runs.ask();
 }

@@ -7,7 +7,7 @@ const lost = document.querySelector(".lost");
 const tab = (sessionStorage.vidupTab ??= Math.random().toString(36).slice(2));
 
 async function ask(method, path, { body, signal } = {}) {
-  const request = { method, signal, cache: "no-store" };
+  const request = { method, signal, cache: "no-store", keepalive: method === "DELETE" }; // which a page that is closed still sends
   if (method !== "GET") request.headers = { "Content-Type": "application/json" };
   if (body !== undefined) request.body = JSON.stringify(body);
   let response;

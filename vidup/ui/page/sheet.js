@@ -134,7 +134,7 @@ export class Sheet {
       show: async (result) => stage.show({ before: await picture(result.after, title) }),
     });
     const use = name === "bicubic" || name === "yours" ? null : button("Use this", () => this.#use(name), { label: `Use ${title}`, kind: "quiet" });
-    const head = make("div.head", {}, make("h3", {}, title), use);
+    const head = make("div.head", {}, make("h2", {}, title), use);
     const element = make("article.tile", { "data-name": name }, head, stage.element, preview.element);
     preview.onState((state) => { element.dataset.state = state; });
     element.dataset.state = "idle";
