@@ -21,7 +21,7 @@ import vidup
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice
 from vidup.errors import ConfigError, EngineError, MediaError, Stopped
-from vidup.job import cluster, crew, on_ray
+from vidup.job import crew, on_ray, ray_cluster
 from vidup.job.crew import Report, Worker
 from vidup.upscaler import Upscaler
 
@@ -56,7 +56,7 @@ def execute(
         crew.Here(Upscaler()).run(lambda upscaler: make(), items, **calls)
     else:
         setting = f"workers = {workers}" if address is None else f"ray = {address!r}"
-        on_ray.run(make, items, cluster.Wanted(setting, workers, address, threads), **calls)
+        on_ray.run(make, items, ray_cluster.Wanted(setting, workers, address, threads), **calls)
 
 
 def square(pause: float = 0.0) -> Worker[int, int]:
@@ -308,7 +308,7 @@ class TestChoosing:
     ):
         given = []
 
-        def run(make: Any, items: Iterable[Any], wanted: cluster.Wanted, **calls: Any) -> None:
+        def run(make: Any, items: Iterable[Any], wanted: ray_cluster.Wanted, **calls: Any) -> None:
             given.append(next(iter(items)).choice)
             raise Stopped
 
@@ -324,7 +324,7 @@ class TestChoosing:
 def ray() -> Iterator[None]:
     """Ray with two cores, started once for the tests that only use it."""
     module = pytest.importorskip("ray")
-    with cluster.cluster(cluster.Wanted("workers = 2", 2, None, 1)):
+    with ray_cluster.cluster(ray_cluster.Wanted("workers = 2", 2, None, 1)):
         yield
     assert not module.is_initialized()
 
@@ -459,7 +459,7 @@ class TestOnRay:
     def test_where_ray_is_its_address_is_taken(self):
         import ray
 
-        cluster._check_address(ray.get_runtime_context().gcs_address)
+        ray_cluster._check_address(ray.get_runtime_context().gcs_address)
 
     def test_ray_that_makes_no_worker_is_told_and_given_up(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -468,8 +468,8 @@ class TestOnRay:
 
         monkeypatch.setattr(on_ray, "PATIENCE_SECONDS", 0.2)
         monkeypatch.setattr(on_ray, "_MOST_SECONDS", 1.0)
-        wanted = cluster.Wanted("workers = 2", 2, None, 64)  # more cores than there are
-        pool = on_ray.Pool(cluster.Cluster(ray, wanted, None, True), square, [1], print, print)
+        wanted = ray_cluster.Wanted("workers = 2", 2, None, 64)  # more cores than there are
+        pool = on_ray.Pool(ray_cluster.Cluster(ray, wanted, None, True), square, [1], print, print)
         with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
             pool.run(lambda: False)
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]

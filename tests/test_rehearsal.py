@@ -16,7 +16,7 @@ from material import MILLISECOND, Material, Sound, Text, packets_of
 import vidup
 from vidup import ConfigError, Progress, Runtime, Settings, Stopped, VerifyError, cli
 from vidup.job import rehearse
-from vidup.media import kept
+from vidup.media import conversion_cache
 from vidup.media.probing import probe
 
 FAST = Settings(model="nearest", scale=2, encoder_options={"preset": "ultrafast"}, segment_frames=12)
@@ -192,7 +192,7 @@ def test_what_was_converted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def again(*_: Any) -> bool:
         raise AssertionError("converted twice")
 
-    monkeypatch.setattr(kept, "_convert", again)
+    monkeypatch.setattr(conversion_cache, "_convert", again)
     vidup.upscale(source, output, FAST)
     assert output.read_bytes() == whole.read_bytes() and not folder.exists()
 
@@ -215,7 +215,7 @@ def test_converted_sound_that_begins_below_zero(tmp_path: Path, target: str, cap
 @pytest.mark.parametrize("start", [0.0, 0.4])
 def test_strict_counts_what_is_found_by_the_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: float):
     source = Material(sounds=(Sound("aac"),)).write(tmp_path / "source.mkv")
-    monkeypatch.setattr("vidup.media.kept._convert", lambda *_: False)
+    monkeypatch.setattr("vidup.media.conversion_cache._convert", lambda *_: False)
     upscaled = Upscaled()
     output = tmp_path / "output.webm"
     options = {"deadline": "realtime", "cpu-used": "8"}

@@ -49,7 +49,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         packets, sound, texts, conversion   the other streams: read, decode, re-encode
         streams, delivery                   what is done with each of them; what an output has to contain
         video                               a video as a sequence; frames from and to PyAV
-        kept, thumbnails                    streams converted ahead; small pictures
+        conversion_cache, thumbnails        streams converted ahead; small pictures
         animation_output, joining           segments as an animation; all into a container
     paths                               which files a command means, and whether they can be used
     upscaler                            pictures in, larger pictures out
@@ -66,11 +66,11 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         plots, page                         figures over time as SVG; the HTML (page.html, page.css, page.js)
     job/                                upscale(): the main path
         progress, outcome                   progress events and their sinks; the outcome of each file
-        cluster, on_ray, crew               Ray itself; workers on it; one protocol for here and there
+        ray_cluster, on_ray, crew           Ray itself; workers on it; one protocol for here and there
         disk, store                         atomic writes; a job's folder and segments
         naming                              names of outputs
         plan, relay_share                   all that is decided before the first frame; the share that relay computes
-        condition, describe                 what the pictures are like; a job in words
+        input_flaws, describe               what the input's pictures are like; a job in words
         pace                                how long it will take
         newest_picture                      the newest result, written to files for watching a job
         unfinished                          the kept frames of an unfinished segment

@@ -25,8 +25,8 @@ from pathlib import Path
 import report
 
 from vidup.job import on_ray
-from vidup.job.cluster import Wanted
 from vidup.job.crew import Report, Worker
+from vidup.job.ray_cluster import Wanted
 
 UNITS = 20
 """What a sleeping segment reports, one by one."""

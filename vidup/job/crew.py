@@ -20,7 +20,7 @@ from vidup.engines.memory import memory_limit
 from vidup.engines.planner import Planner
 from vidup.errors import Stopped
 from vidup.job import on_ray
-from vidup.job.cluster import Wanted
+from vidup.job.ray_cluster import Wanted
 from vidup.upscaler import Upscaler
 
 Item = TypeVar("Item")

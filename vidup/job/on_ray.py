@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from vidup.errors import EngineError, Stopped
-from vidup.job.cluster import PATIENCE_SECONDS, Cluster, Wanted, cluster
+from vidup.job.ray_cluster import PATIENCE_SECONDS, Cluster, Wanted, cluster
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.job import condition, describe, naming, pace, rehearse, relay_share, stills
+from vidup.job import describe, input_flaws, naming, pace, rehearse, relay_share, stills
 from vidup.job import plan as plans
 from vidup.media import containers
 from vidup.media.quantiser import quantiser_step
@@ -119,7 +119,7 @@ def _footage(job: plans.Job, notes: list[str]) -> dict[str, Any]:
     given = job.settings.quantiser
     step = quantiser_step(job.info) if given == "auto" else given
     try:
-        return describe.footage(step, condition.look(job))
+        return describe.footage(step, input_flaws.look(job))
     except MediaError as error:
         notes.append(f"note: what the pictures look like is not known: {error}")
         return {}

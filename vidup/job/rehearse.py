@@ -18,7 +18,7 @@ from vidup import proof
 from vidup.errors import ConfigError, MediaError, VerifyError
 from vidup.frame import Frame, layout
 from vidup.job.plan import NOT_IN_PART, Job
-from vidup.media import animation_output, decoding, joining, kept, streams
+from vidup.media import animation_output, decoding, joining, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
 from vidup.media.opening import open_input
@@ -120,7 +120,7 @@ def _converted(job: Job, folder: Path) -> Job:
     for plan in job.streams:
         while plan.action == "convert":
             try:
-                if kept.keep(job, plan, folder):
+                if conversion_cache.convert(job, plan, folder):
                     break
                 if not _lies_in_part(job, plan):
                     part = replace(plan, action="drop", reason=NOT_IN_PART, encoder="", layout="")

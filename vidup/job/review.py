@@ -1,4 +1,4 @@
-"""The report of an output: a page that shows it beside its input."""
+"""`--report`: write the report of an output, by `vidup.report`, when its job is done."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from vidup.errors import MediaError
-from vidup.media import animation_output, kept, streams
+from vidup.media import animation_output, conversion_cache, streams
 from vidup.media.containers import Container, video_format
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
@@ -29,7 +29,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
     """Join segments with the streams that are copied from the input, and with the converted streams.
 
     Args:
-        folder: the folder with the converted streams, see `kept.keep`.
+        folder: the folder with the converted streams, see `conversion_cache.convert`.
 
     Returns:
         When each picture is shown, rising, in `encoding.time_base`.
@@ -47,7 +47,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
     with ExitStack() as stack:
         source = stack.enter_context(open_input(info.path, whole=info.unlisted))
         converted = {
-            plan.index: stack.enter_context(open_input(kept.kept_path(folder, plan)))
+            plan.index: stack.enter_context(open_input(conversion_cache.path_of(folder, plan)))
             for plan in plans
             if plan.action == "convert"
         }
@@ -62,7 +62,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
             others = streams.add_streams(target, source, container, plans, converted)
             copies = [index for index in others if index not in converted]
             packets = [streams.copied_packets(info, others, copies, delivery.trim)]
-            packets += [kept.packets(opened, others[index]) for index, opened in converted.items()]
+            packets += [conversion_cache.packets(opened, others[index]) for index, opened in converted.items()]
             shift = Fraction(0)
             if container.below_zero == "shifted":
                 shift = streams.lateness(info, plans, delivery.trim, min(order) * encoding.time_base, packets)

@@ -19,12 +19,12 @@ from vidup.media.delivery import Delivery
 from vidup.media.opening import open_input
 
 
-def kept_path(folder: Path, plan: StreamPlan) -> Path:
+def path_of(folder: Path, plan: StreamPlan) -> Path:
     """The path of a converted stream; its name contains the conversion."""
     return folder / ("-".join(filter(None, (f"stream{plan.index}", plan.encoder, plan.layout))) + ".kept")
 
 
-def keep(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
+def convert(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
     """Convert a stream into its file, unless that exists.
 
     Returns:
@@ -33,7 +33,7 @@ def keep(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
     Raises:
         MediaError: it cannot be converted, or the file cannot be written.
     """
-    path = kept_path(folder, plan)
+    path = path_of(folder, plan)
     if path.is_file():
         return True
     part = path.with_name(path.name + ".part")
