@@ -534,7 +534,7 @@ def test_an_address_where_something_else_listens_is_told(
     banner: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("ray")
-    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(ray_cluster, "_CONNECT_SECONDS", 0.5)
     with port(banner) as address, pytest.raises(ConfigError, match=f"^ray = '{address}': no cluster .*{message}"):
         Collected()(square, range(2), address=address)
 

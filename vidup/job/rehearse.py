@@ -18,7 +18,7 @@ from vidup import proof
 from vidup.errors import ConfigError, MediaError, VerifyError
 from vidup.frame import Frame, layout
 from vidup.job.plan import NOT_IN_PART, Job
-from vidup.media import animation_output, decoding, joining, streams
+from vidup.media import animation_output, conversion_cache, decoding, joining, streams
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
 from vidup.media.opening import open_input
