@@ -441,7 +441,7 @@ def acted(tmp_path: Path, monkeypatch: Any) -> Any:
         threads[-1].start()
         return threads[-1]
 
-    yield known, begin, lambda name: lambda: runs.told(known.find(name))
+    yield known, begin, lambda name: lambda: runs.as_json(known.find(name))
     for run in known.all():
         known.forget(run.id)
     begin().join(10)
@@ -471,7 +471,7 @@ def test_a_run_is_paused_resumed_and_forgotten(acted: Any, tmp_path: Path):
     known.pause(second)
     assert at(second)()["state"] == "paused"
     known.pause(first)
-    assert at(first)()["line"] in ("stopping", "what is done is kept")
+    assert at(first)()["line"] in ("stopping", "paused; finished frames are kept")
     until(at(first), "paused")
     known.resume(second)
     known.resume(first)

@@ -86,13 +86,13 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     vapoursynth                         a function for VapourSynth scripts
     terminal                            standard streams and signals
     ui/                                 a local page: choose, preview, compare, run (page/ is what the browser gets)
-        safety                              who may ask, and for which files
-        forms                               the settings as fields to fill in, and the command line that is equal
-        films, looks                        films that are open, their frames; what would become of a file
-        places                              the page's own files
-        making, previews                    one frame or two seconds, before and after; who waits for them
-        runs, runner                        what is to be run, in files; the process that runs it
-        requests, server                    what stands in a request; the routes
+        safety                              access: token, host, origin, folders
+        forms                               settings as form fields, and the equal command line
+        films, looks                        open films and their frames; plans of files
+        places                              the state folder
+        making, previews                    previews of a frame or of two seconds; their queue
+        runs, runner                        the queue of runs, in files; the process that works through it
+        requests, server                    parsing requests; the routes
     arguments, cli                      the command line's parser; call the library, exit code
 
 `engines` and `media` stand side by side and never meet. A frame's way is `job.worker.upscale_segment`: decode ->

@@ -1,4 +1,4 @@
-"""A local page: choose a film, look at what a preset makes of it, run it. Stands on the public library alone."""
+"""A local web page to choose, preview and run; built on the public library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import closing
 from vidup.errors import ConfigError
 
 _PORTS = 20
-"""That are tried, one after the other."""
+"""The number of ports that are tried."""
 
 
 def serve(
@@ -20,16 +20,16 @@ def serve(
     port: int,
     on_ready: Callable[[str], object],
 ) -> None:
-    """Serve the page until the process is asked to end.
+    """Serve the page until the process is interrupted.
 
     Args:
-        folders: nothing outside of them is read or written; the current one where none is given.
-        host: the address to listen at; but for ``127.0.0.1`` others in the network can connect, if they have the token.
-        port: the first that is tried; the next free one is taken.
-        on_ready: is called with the page's address, the token in it.
+        folders: nothing outside them is read or written; the current one if none is given.
+        host: the address to listen on; with any but ``127.0.0.1`` others in the network can connect, with the token.
+        port: the first port to try; the next free one is used.
+        on_ready: called with the page's URL, which contains the token.
 
     Raises:
-        ConfigError: the extra is not installed, a folder is not there, the address cannot be listened at.
+        ConfigError: the extra is not installed, a folder does not exist, or no port can be used.
     """
     try:
         import uvicorn
@@ -51,13 +51,13 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the first free port from this one on."""
+    """Listen on the first free port, starting with this one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reason = "is taken"
     for number in range(port, min(port + _PORTS, 65536)):
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            if os.name == "posix":  # elsewhere it would take a port that somebody has
+            if os.name == "posix":  # on Windows it would share a port that is in use
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, number))
             listener.listen(128)

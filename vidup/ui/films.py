@@ -1,4 +1,4 @@
-"""Films that are open, their frames, and the newest pictures of runs."""
+"""Open films, their frames, and the newest pictures of runs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vidup.errors import MediaError
 from vidup.ui.safety import Refused
 
 _OPEN = 4
-"""Files that are kept open."""
+"""The number of files kept open."""
 _AT_A_TIME = 3
-"""Pictures that are decoded at once: each may take a hundred megabytes."""
+"""The number of pictures decoded at once, each of which may take a hundred megabytes."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-"""Of Pillow's: others start programs, whatever a file is called."""
+"""The formats that Pillow may detect; some others run external programs."""
 
 
 class Films:
-    """Files that are kept open, the last few that were asked for; any thread may ask."""
+    """The few files that were used last, kept open. Thread-safe."""
 
     def __init__(self) -> None:
         self._videos: OrderedDict[tuple[str, int, int, str], vidup.Video] = OrderedDict()
         self._lock, self._few = threading.Lock(), threading.Semaphore(_AT_A_TIME)
 
     def video(self, path: Path, settings: vidup.Settings) -> vidup.Video:
-        """A video; raises as `vidup.open`."""
+        """The open video; raises as `vidup.open`."""
         facts = path.stat()
         taken = f"{settings.matrix} {settings.range} {settings.deinterlace} {settings.tolerate_errors}"
         key = str(path), facts.st_mtime_ns, facts.st_size, taken
@@ -44,13 +44,14 @@ class Films:
             return self._videos[key]
 
     def picture(self, path: Path, at: float, settings: vidup.Settings, exact: bool = False) -> Image.Image:
-        """The picture that is shown at a time, upright, of 8 bits.
+        """The picture at a time, upright, 8 bits; the last one for a time after it.
 
         Args:
-            exact: converted as for a model, by torch, whose defaults another thread changes while it loads one.
+            exact: convert colours by torch, as for a model. Only the thread that loads models may: diffusers changes
+                torch's default dtype for all threads while it loads.
 
         Raises:
-            MediaError: the file cannot be read, or ends before.
+            MediaError: the file cannot be read.
         """
         with self._few:
             return self._picture(path, at, settings, exact)
@@ -65,7 +66,7 @@ class Films:
         video = self.video(path, settings)
         try:
             frame = video.at(at)
-        except MediaError:  # it ends before, for which the last one stands
+        except MediaError:
             frame = video[-1]
         shown = as_image(frame) if exact else Image.fromarray(frame.to_av().to_ndarray(format="rgb24"))
         return upright(shown, video.info.rotation)
@@ -78,28 +79,28 @@ class Films:
 
 
 class Newest:
-    """The newest finished pictures of runs, each with what it was made of: kept as they were read together."""
+    """The newest pictures of runs, each pair of before and after read together."""
 
     def __init__(self) -> None:
         self._pairs: OrderedDict[str, tuple[int, str, bytes, bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
     def at(self, name: str, folder: Path) -> str | None:
-        """The time of a run's newest picture, in seconds of its input; None where there is none yet."""
+        """The time of a run's newest picture in its input, in seconds; None if there is none."""
         with self._lock:
             with suppress(OSError, ValueError):
                 written = (folder / "after.jpg").stat().st_mtime_ns
                 if name not in self._pairs or self._pairs[name][0] != written:
                     before, after = (folder / "before.jpg").read_bytes(), (folder / "after.jpg").read_bytes()
                     times = [_comment(before), _comment(after)]
-                    if times[0] == times[1]:  # else it is being written: the pair before stands
+                    if times[0] == times[1]:  # otherwise it is being written: keep the previous pair
                         self._pairs[name] = written, times[0], before, after
                         while len(self._pairs) > _OPEN:
                             self._pairs.popitem(last=False)
             return self._pairs[name][1] if name in self._pairs else None
 
     def picture(self, name: str, folder: Path, which: str) -> bytes:
-        """``before.jpg``, enlarged to the result's size, or ``after.jpg``; raises Refused."""
+        """``after.jpg``, or ``before.jpg`` enlarged to its size by bicubic; raises Refused."""
         pair = self._pairs.get(name) if self.at(name, folder) is not None else None
         if pair is None or which not in ("before.jpg", "after.jpg"):
             raise Refused("there is no such picture yet", 404)
@@ -115,23 +116,23 @@ def _comment(data: bytes) -> str:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is one of still images, by its name."""
+    """Whether the name is that of a still image."""
     return path.suffix.lower() in PICTURES
 
 
 def as_image(frame: vidup.Frame) -> Image.Image:
-    """A frame as Pillow has pictures, of 8 bits."""
+    """A frame as an 8-bit Pillow image."""
     rgb = frame.rgb()
     return Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
 
 
 def upright(image: Image.Image, rotation: int) -> Image.Image:
-    """A picture as a player shows it, which turns it by so many degrees counter-clockwise."""
+    """Rotate a picture by degrees counter-clockwise, as a player does."""
     return image.rotate(rotation, expand=True) if rotation % 360 else image
 
 
 def jpeg(image: Image.Image, height: int | None = None) -> bytes:
-    """A picture as JPEG, made smaller where a height is given."""
+    """Encode a picture as JPEG, reduced to a height if one is given."""
     if height is not None and height < image.height:
         image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.BOX)
     file = io.BytesIO()

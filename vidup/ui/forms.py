@@ -1,4 +1,4 @@
-"""The settings as fields to fill in, what was filled in as settings, and the command line that is equal to it."""
+"""Settings as form fields, form values as settings, and the equal command line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from vidup.values import hints, scalar, words
 
 _CONFIGS = (vidup.Settings, vidup.Runtime)
 _NOT_HERE = ("overwrite", "watch")
-"""What the page asks for where it is needed."""
+"""Not set in the form."""
 _MOST_PRESETS = 50
 _FILES = ("model", "vae", "tokenizer")
-"""Settings that may be files or folders."""
+"""Settings that may be paths."""
 
 
 def described() -> Iterator[dict[str, Any]]:
-    """Each field as the page needs it."""
+    """Each field, for the page."""
     groups = {name: title for title, names in options.GROUPS.items() if names is not options.FIRST for name in names}
     for config in _CONFIGS:
         types = hints(config)
@@ -57,11 +57,11 @@ def _choices(hint: Any) -> list[str]:
 
 
 def presets(folders: Folders) -> Iterator[dict[str, Any]]:
-    """Each preset with a line about it and what it sets: those that ship with vidup, and those in the first folder."""
+    """The presets that ship with vidup, and those in the first folder, each with a summary and its settings."""
     for name, settings in vidup.Settings.presets().items():
         yield _preset(name, settings)
     for path in sorted(folders.roots[0].glob("*.toml"))[:_MOST_PRESETS]:
-        with suppress(VidupError):  # one of another program, or a link that leads out
+        with suppress(VidupError):  # another program's file, or a link to the outside
             yield _preset(str(path), vidup.Settings.preset(folders.file(str(path))))
 
 
@@ -75,10 +75,10 @@ def _changes(settings: vidup.Settings, plain: vidup.Settings) -> dict[str, Any]:
 
 
 def save(name: str, form: Form, folders: Folders, replace: bool) -> Path:
-    """Write settings as a preset into the first folder; a preset that they were made from is in it.
+    """Write settings, with those of their own preset, as a preset into the first folder.
 
     Raises:
-        ConfigError: no name for a file, one that is taken, settings that are no preset's.
+        ConfigError: the name is invalid or taken, or the file would not be read as it was meant.
         MediaError: it cannot be written.
     """
     if not re.fullmatch(r"[\w][\w .+-]{0,60}", name) or name in vidup.Settings.presets():
@@ -104,7 +104,7 @@ def save(name: str, form: Form, folders: Folders, replace: bool) -> Path:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML has it: JSON's texts, numbers and truths are TOML's, too."""
+    """A value in TOML, whose strings, numbers and booleans are JSON's."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(key)} = {_toml(text)}" for key, text in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -112,31 +112,31 @@ def _toml(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """What was filled in."""
+    """The values of a form."""
 
     settings: vidup.Settings
     runtime: vidup.Runtime
     values: Mapping[str, Any]
-    """Those that were given, without the preset."""
+    """The given values, without the preset."""
     preset: str | None = None
 
     def arguments(self, source: Path, output: Path, overwrite: bool = False) -> list[str]:
-        """The command line that is equal, behind the name of the program."""
+        """The equal command line, as arguments of ``vidup``."""
         preset = ["--preset", self.preset] if self.preset else []
         given = {**self.values, **({"overwrite": True} if overwrite else {})}
         return ["upscale", str(source), "-o", str(output), *preset, *options.as_options(given)]
 
 
 def read(given: Any, folders: Folders) -> Form:
-    """What was filled in, as settings.
+    """Parse the values of a form.
 
     Args:
-        given: values by the names of their fields, of Python's kinds or as they are typed, and ``preset``; None and an
-            empty text stand for what was not given.
+        given: values by the names of their fields, and ``preset``; strings are read as on the command line. None and an
+            empty string mean that it is not given.
 
     Raises:
-        ConfigError: an unknown name, a value that cannot be meant.
-        Refused: a file that lies outside of the folders.
+        ConfigError: an unknown name, an invalid value.
+        Refused: a path outside the folders.
     """
     if not isinstance(given, Mapping):
         raise ConfigError("settings: expected an object of names and values")
@@ -155,7 +155,7 @@ def read(given: Any, folders: Folders) -> Form:
     if preset is not None and preset not in vidup.Settings.presets():
         preset = str(folders.file(preset)) if preset.endswith(".toml") else preset
     settings = options.from_options(vidup.Settings, values, preset)
-    for name in _FILES:  # which a preset may name, too
+    for name in _FILES:  # a preset may set them
         if isinstance(getattr(settings, name), str):
             _located(getattr(settings, name), folders)
     for name in ("encoder_options", "muxer_options"):
@@ -164,28 +164,28 @@ def read(given: Any, folders: Folders) -> Form:
 
 
 def _located(value: str, folders: Folders) -> str:
-    """A model as it is to be given: a name or a hub id as they are, what is a file or a folder by its whole path.
+    """A model's name or hub id unchanged, or the absolute path of a file or folder.
 
     Raises:
-        Refused: it lies outside of the folders.
+        Refused: it lies outside the folders.
     """
     if value in vidup.models():
         return value
     path, inside = Path(value), folders.roots[0] / value
     is_path = "\0" in value or value[0] in "~." or path.is_absolute() or ".." in path.parts
-    if is_path or path.exists() or inside.exists():  # the first would be taken by its relative path
+    if is_path or path.exists() or inside.exists():  # the first: relative to the current folder
         return str(folders.within(value))
     return value
 
 
 def _check_pairs(name: str, pairs: Mapping[str, str]) -> None:
-    """An encoder's options may name files, which nobody here can tell from other words."""
+    """Refuse options of encoders and muxers that may name files."""
     for key, value in pairs.items():
         if any(mark in value for mark in "/\\"):
             raise ConfigError(f"{name}: {key}={value[:80]!r}: may name a file; give it on the command line")
 
 
 def shown(arguments: Sequence[str]) -> str:
-    """A command line to copy into a shell."""
+    """The command line, quoted for a shell."""
     words_typed = ["vidup", *arguments]
     return subprocess.list2cmdline(words_typed) if sys.platform == "win32" else shlex.join(words_typed)

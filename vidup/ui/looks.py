@@ -1,4 +1,4 @@
-"""What is in a file and what would become of it, as ``vidup probe`` tells."""
+"""Plans of files, as ``vidup probe`` prints them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from vidup.ui.films import Films, is_picture
 
 _PLANS = 12
 _AT_ONCE = 0.2
-"""Seconds that are waited for what takes long."""
+"""Seconds to wait for the slow part."""
 _OF_PICTURES = (
     *("model", "temporal", "trust", "refresh", "quantiser", "start", "duration", "end"),
     *("matrix", "range", "deinterlace", "fps", "bake_rotation", "tolerate_errors"),
 )
-"""Settings that decide what a few frames tell."""
+"""Settings on which the slow part depends."""
 _LATER = ("motion", "footage")
-"""What they tell."""
+"""The facts of the slow part."""
 _FILMS = Films()
 """Of the process that plans."""
 
 
 class Looks:
-    """What would become of files, the last few that were asked for.
+    """Makes plans and caches the last few.
 
-    What its pictures look like and how much of them is carried takes seconds to find out, and few settings decide it:
-    that is told once it is known.
+    To describe the footage and to estimate how much is carried takes seconds, and depends on few settings: that part is
+    computed in the background.
 
     Args:
-        apart: plan in a process of its own: a model that is loaded changes torch's defaults for all other threads.
+        apart: plan in a separate process, because loading a model changes torch's defaults for all threads.
     """
 
     def __init__(self, apart: bool) -> None:
@@ -52,12 +52,12 @@ class Looks:
             return ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
         return ThreadPoolExecutor(1, "looks")
 
-    def warm(self) -> None:
-        """Start the process that plans before anybody waits for it."""
+    def preload(self) -> None:
+        """Start the process that plans."""
         self._pool.submit(vidup.devices)
 
     def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
-        """What would become of a file, and whether more will be known in a while; raises as `vidup.plan`."""
+        """The plan for a file, and whether the slow part is still missing; raises as `vidup.plan`."""
         facts, settings, runtime = source.stat(), form.settings, form.runtime
         file = source, facts.st_mtime_ns, facts.st_size
         key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
@@ -70,7 +70,7 @@ class Looks:
                 return found, False
             key = *file, *(getattr(settings, name) for name in _OF_PICTURES)
             if key not in self._seen:
-                for other in self._seen.values():  # nobody looks at those any more
+                for other in self._seen.values():  # of earlier requests
                     other.cancel()
                 self._seen[key] = self._pool.submit(_plan, source, None, settings, runtime, True)
                 while len(self._seen) > _PLANS:
@@ -80,11 +80,11 @@ class Looks:
             seen = waited.result(_AT_ONCE)
         except TimeoutError:
             return found, True
-        except (CancelledError, BrokenExecutor):  # begun again when it is asked for again
+        except (CancelledError, BrokenExecutor):  # started again by the next request
             with self._lock:
                 self._seen.pop(key, None)
             return found, True
-        except VidupError:  # a damaged film: told where its frames are wanted
+        except VidupError:  # a damaged film, which a preview reports
             return found, False
         own = dict(found.facts)
         both = ((head, text if head in _LATER else own.get(head, text)) for head, text in seen.facts)
@@ -95,13 +95,13 @@ class Looks:
     ) -> vidup.Plan:
         try:
             return self._pool.submit(_plan, source, output, settings, runtime, False).result()
-        except BrokenExecutor:  # the system ended it, as where memory runs out
+        except BrokenExecutor:  # the process was killed, perhaps because memory ran out
             with self._lock:
                 self._pool = self._begin()
             return self._pool.submit(_plan, source, output, settings, runtime, False).result()
 
     def close(self) -> None:
-        """Find out nothing more."""
+        """Stop planning."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         _FILMS.close()
 
@@ -114,7 +114,7 @@ def _plan(
 
 
 def _end_with_parent() -> None:
-    """In the process that plans: Ctrl-C is the server's, and so is its end, however that comes."""
+    """In the process that plans: ignore Ctrl-C, which is for the server, and exit when the server does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -126,8 +126,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def told(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
-    """A plan as the page takes it; `more` will be known in a while."""
+def as_json(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
+    """A plan for the page; `more`: its slow part is missing."""
     info, (height, width), exists = found.info, found.size, found.output.exists()
     return {
         "facts": [list(fact) for fact in found.facts],
@@ -149,10 +149,11 @@ def told(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool
 
 
 def estimate(found: vidup.Plan, seconds: float | None, whole: bool) -> float | None:
-    """How long a file takes by what a frame took; None where that is not known.
+    """How long a file takes, in seconds; None if unknown.
 
     Args:
-        whole: all of the frame was computed, of which a run carries a part.
+        seconds: of a frame.
+        whole: they are of a frame that was computed as a whole, of which a run carries a part.
     """
     if seconds is None:
         return None

@@ -1,4 +1,4 @@
-"""How a preview is made: one frame, or two seconds, before and after; the model stays loaded from one to the next."""
+"""Makes previews: one frame, or two seconds, before and after. The model stays loaded between them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from vidup.ui.forms import Form
 
 SECONDS = 2.0
 """Of a moving preview."""
-_FORSAKEN = 120.0
-"""Seconds after which a preview that nobody asks for is stopped: its tab was closed. Hidden tabs ask once a minute."""
+_ABANDONED = 120.0
+"""Seconds after which a preview that no tab polls is stopped. Hidden tabs poll once a minute."""
 _AS_A_PICTURE: dict[str, Any] = {
     **{"codec": None, "crf": None, "bitrate": None, "pix_fmt": None, "encoder_options": {}, "muxer_options": {}},
     **{"streams": None, "drop_streams": None, "start": 0.0, "duration": None, "end": None},
 }
-"""Settings of a file that a single picture has no use for."""
+"""Settings without effect for a single picture."""
 _AS_A_CLIP: dict[str, Any] = {
     **_AS_A_PICTURE,
     **{"codec": "libx264", "crf": 14, "pix_fmt": "yuv420p", "encoder_options": {"preset": "veryfast"}},
     **{"bake_rotation": True, "no_audio": True, "no_subtitles": True, "duration": SECONDS},
 }
-"""What browsers play."""
+"""An MP4 that browsers play."""
 _AS_A_PREVIEW: dict[str, Any] = {
     **{"workers": 1, "ray": None, "overwrite": True, "restart": False, "skip_done": False, "keep_work": False},
     **{"report": False, "watch": None, "strict": False, "verify": "fast"},
 }
 _PLAIN = ("nearest", "bilinear", "bicubic", "lanczos")
-"""Models that do not ask how coarsely a file was encoded."""
+"""Models without use for the quantiser."""
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 
 @dataclass
 class Preview:
-    """One preview and how far it is."""
+    """A preview and its progress."""
 
     id: str
     source: Path
@@ -52,28 +52,28 @@ class Preview:
     folder: Path
     state: State = "waiting"
     done: float = 0.0
-    """Share that is made."""
+    """Progress, 0 to 1."""
     line: str = ""
     error: str = ""
     seconds_a_frame: float | None = None
-    """That the model and what belongs to it took."""
+    """Measured without loading the model, and without the encoder's start."""
     size: tuple[int, int] = (0, 0)
     """Width and height of the result."""
     rate: float = 0.0
     cancelled: bool = False
     asked: float = field(default_factory=time.monotonic)
-    """When somebody last asked for it."""
+    """When it was last polled, by `time.monotonic`."""
 
     def stopping(self) -> bool:
-        """Whether nobody wants it any more."""
-        return self.cancelled or time.monotonic() - self.asked > _FORSAKEN
+        """Whether it was cancelled or abandoned."""
+        return self.cancelled or time.monotonic() - self.asked > _ABANDONED
 
 
 class Maker:
     """Makes previews, one at a time.
 
     Args:
-        stop: is asked while pictures are made.
+        stop: as for `Upscaler`.
     """
 
     def __init__(self, films: Films, stop: Callable[[], bool]) -> None:
@@ -85,21 +85,21 @@ class Maker:
         preview.folder.mkdir(parents=True)
         (self._frame if preview.kind == "frame" else self._moving)(preview)
 
-    def warm(self) -> None:
-        """Load the small model, and with it what all models stand on: that takes longer than its pictures."""
+    def preload(self) -> None:
+        """Load `mini`, and with it the libraries of all diffusion models, whose import takes longer than a preview."""
         settings, runtime = vidup.Settings.preset("mini"), replace(vidup.Runtime(), **_AS_A_PREVIEW)
         upscaler = vidup.Upscaler(settings, runtime, stop=self._stop)
         upscaler.reset()
         self._loaded = _key(settings, runtime), upscaler
 
-    def let_go(self) -> None:
-        """Let the model and its memory go."""
+    def unload(self) -> None:
+        """Unload the model and free its memory."""
         if self._loaded is not None:
             self._loaded[1].close()
             self._loaded = None
 
     def _frame(self, preview: Preview) -> None:
-        """One picture: before.png, by bicubic, and after.png."""
+        """Write before.png (bicubic) and after.png."""
         image = self._films.picture(preview.source, preview.at, preview.form.settings, exact=True)
         source, after = preview.folder / "source.png", preview.folder / "after.bmp"
         image.save(source, compress_level=1)
@@ -114,7 +114,7 @@ class Maker:
         after.unlink()
 
     def _moving(self, preview: Preview) -> None:
-        """Two seconds: before.mp4, by bicubic, and after.mp4, of equal frames."""
+        """Write before.mp4 (bicubic) and after.mp4, which have equal frames."""
         if is_picture(preview.source):
             raise ConfigError(f"{preview.source}: is a still image; look at its frame")
         given = preview.form.settings
@@ -144,25 +144,25 @@ class Maker:
         return "auto" if step is None else step
 
     def _upscale(self, preview: Preview, settings: vidup.Settings, source: Path, after: Path) -> None:
-        """Upscale a file with the model that is loaded, where it is the same one; no second one is beside it."""
+        """Upscale a file with the loaded model, if it is the same; otherwise that is unloaded first."""
         runtime = replace(preview.form.runtime, **_AS_A_PREVIEW)
         key = _key(settings, runtime)
         if self._loaded is not None and self._loaded[0] == key:
             upscaler = self._loaded[1].replace(**{one.name: getattr(settings, one.name) for one in fields(settings)})
         else:
-            self.let_go()
+            self.unload()
             upscaler = vidup.Upscaler(settings, runtime, stop=self._stop)
             self._loaded = key, upscaler
-        told = _Told(preview)
-        upscaler.upscale(source, after, on_progress=told)
-        self._loaded = key, upscaler  # which has the prompt read
-        preview.seconds_a_frame = round(told.seconds(), 4)
+        progress = _Progress(preview)
+        upscaler.upscale(source, after, on_progress=progress)
+        self._loaded = key, upscaler  # its prompt is encoded
+        preview.seconds_a_frame = round(progress.seconds(), 4)
 
 
 def _key(settings: vidup.Settings, runtime: vidup.Runtime) -> tuple[Any, ...]:
-    """What previews have in common that share a model."""
+    """Previews with an equal key share the loaded model."""
     key = *(getattr(settings, name) for name in ("model", "revision", "dtype", "vae", "vae_attention")), runtime
-    if settings.model == "x2" or Path(settings.model).is_file():  # whose text encoder is not at hand by itself
+    if settings.model == "x2" or Path(settings.model).is_file():  # cannot load the text encoder separately
         key += settings.prompt, settings.negative_prompt, settings.tokenizer, settings.guidance_scale > 0
     return key
 
@@ -171,8 +171,8 @@ def _scale(settings: vidup.Settings) -> float:
     return vidup.Upscaler(settings).size(1000, 1000)[0] / 1000
 
 
-class _Told:
-    """Takes the events of a job for its preview."""
+class _Progress:
+    """Updates a preview with the progress events of its job."""
 
     def __init__(self, preview: Preview) -> None:
         self._preview, self._began = preview, 0.0
@@ -194,6 +194,6 @@ class _Told:
         preview.line = f"upscaling {count}{step}" if event.state == "upscaling" else "writing the result"
 
     def seconds(self) -> float:
-        """That a frame took, without those that lead in."""
+        """Seconds a frame, without the lead-in frames."""
         (first, began), (last, ended) = self._times[0], self._times[-1]
         return (ended - began) / (last - first) if last > first else ended - self._began

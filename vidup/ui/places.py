@@ -1,4 +1,4 @@
-"""Where the page keeps what is its own: runs, and finished previews, in the user's folder for such things."""
+"""The state folder, which holds runs and previews, and the identity of processes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vidup.errors import MediaError
 
 
 def state() -> Path:
-    """The folder of what outlives a server; made where it is not there.
+    """The state folder by the platform's convention, created if missing.
 
     Raises:
-        MediaError: it cannot be made.
+        MediaError: it cannot be created.
     """
     given = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(given):  # noqa: PTH117  # as the XDG specification has it: others are ignored
+    if os.path.isabs(given):  # noqa: PTH117  # the XDG specification: relative paths are ignored
         home = Path(given)
     elif sys.platform == "win32":
         home = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
@@ -33,16 +33,18 @@ def state() -> Path:
 
 
 def made(folder: Path) -> Path:
-    """A folder for nobody else's eyes; raises as `state`."""
+    """Create a folder that only this user can read; raises as `state`."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise MediaError(f"{folder}: cannot be made: {error.strerror}; set XDG_STATE_HOME to another folder") from None
+        raise MediaError(
+            f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME to another folder"
+        ) from None
     return folder
 
 
 def of_this_process(parent: Path) -> Path:
-    """A folder that is this process's own; those of processes that are gone are removed."""
+    """Create a folder for this process, and remove those of processes that have ended."""
     with suppress(OSError):
         for path in parent.iterdir():
             if not is_alive(*_identity(path.name)):
@@ -52,15 +54,15 @@ def of_this_process(parent: Path) -> Path:
 
 
 def identity(pid: int) -> tuple[int, int]:
-    """What tells a process from one that gets its number later: the number, and when it began, in milliseconds."""
+    """A process's id and its start time in milliseconds, because ids are reused."""
     return pid, round(psutil.Process(pid).create_time() * 1000)
 
 
 def is_alive(pid: int, began: int) -> bool:
-    """Whether a process is there yet, and no other in its place."""
+    """Whether this process is still running."""
     try:
         process = psutil.Process(pid)
-        same = abs(round(process.create_time() * 1000) - began) < 1000  # the system's clock may be set anew
+        same = abs(round(process.create_time() * 1000) - began) < 1000  # the clock may be adjusted
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, ValueError, OverflowError):
         return False

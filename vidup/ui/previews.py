@@ -1,4 +1,4 @@
-"""Previews of a server: who waits, which one is made, what is kept of those that are done."""
+"""The queue of previews: which wait, which one is being made, which files of finished ones are kept."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 _MOST_WAITING = 32
 _MOST_KEPT, _MOST_BYTES = 40, 2 << 30
-"""Finished previews whose files are kept, and what they take."""
+"""Finished previews whose files are kept, and the limit of their size."""
 _IDLE = 300.0
-"""Seconds after which a model that nobody uses is let go."""
+"""Seconds after which an unused model is unloaded."""
 
 
 class Previews:
-    """All previews of a server; one is made at a time, in the order in which they were asked for.
+    """All previews of a server, made one at a time in the order of their requests.
 
     Args:
-        folder: where their files go; it is removed at the end.
+        folder: for their files; removed by `close`.
     """
 
     def __init__(self, films: Films, folder: Path) -> None:
@@ -39,23 +39,23 @@ class Previews:
         self._changed = threading.Condition()
         self._current: Preview | None = None
         self._thread: threading.Thread | None = None
-        self._ends = self._lets_go = self._warms = False
+        self._ends = self._unloads = self._preloads = False
         self._maker = Maker(films, self._is_stopping)
         self._measured: OrderedDict[tuple[Path, vidup.Settings, vidup.Runtime], Preview] = OrderedDict()
 
     def begin(self, source: Path, at: float, form: Form, kind: str, replaces: list[str]) -> str:
-        """Ask for a preview.
+        """Queue a preview.
 
         Args:
-            at: of the frame, in seconds of the file.
-            replaces: previews that are not wanted any more.
+            at: time of the frame in seconds.
+            replaces: ids of previews that are cancelled.
 
         Returns:
-            What it is asked for by.
+            Its id.
 
         Raises:
             ConfigError: no such kind.
-            Refused: too many wait.
+            Refused: too many are waiting.
         """
         if kind not in ("frame", "moving"):
             raise ConfigError(f"kind = {str(kind)[:80]!r}: expected frame or moving")
@@ -64,26 +64,26 @@ class Previews:
         name = secrets.token_hex(8)
         with self._changed:
             if sum(one.state == "waiting" for one in self._all.values()) >= _MOST_WAITING:
-                raise Refused(f"{_MOST_WAITING} previews wait already; stop some of them", 429)
+                raise Refused(f"{_MOST_WAITING} previews are waiting; cancel some of them", 429)
             self._all[name] = Preview(name, source, at, form, kind, self._folder / name)  # type: ignore[arg-type]
             self._begin()
         return name
 
-    def warm(self) -> None:
-        """Load the small model while nobody waits for it."""
+    def preload(self) -> None:
+        """Load `mini` in the background."""
         with self._changed:
-            self._warms = True
+            self._preloads = True
             self._begin()
 
     def _begin(self) -> None:
-        """See that there is a thread, and that it looks; held."""
+        """Start the thread if it is not running, and wake it; called with the lock held."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="previews", daemon=True)
             self._thread.start()
         self._changed.notify_all()
 
     def find(self, name: str) -> Preview:
-        """A preview by its name; raises Refused."""
+        """The preview with this id; raises Refused."""
         found = self._all.get(name)
         if found is None:
             raise Refused("there is no such preview any more", 404)
@@ -91,24 +91,24 @@ class Previews:
         return found
 
     def cancel(self, name: str) -> None:
-        """Stop a preview, or take it from those that wait; what is not known any more has ended."""
+        """Cancel a preview; an unknown id has no effect."""
         with self._changed:
             preview = self._all.get(name)
             if preview is not None and preview.state in ("waiting", "running"):
                 preview.cancelled, preview.state = True, "stopped"
 
     def last_of(self, source: Path, form: Form) -> Preview | None:
-        """The last preview that was made of a file with these settings: it tells how long a frame takes."""
+        """The last finished preview of a file with these settings, for its time per frame."""
         return self._measured.get((source, form.settings, form.runtime))
 
-    def let_go(self) -> None:
-        """Let the model go as soon as no preview is made: something else needs the memory."""
+    def unload(self) -> None:
+        """Unload the model once the queue is empty, because a run needs the memory."""
         with self._changed:
-            self._lets_go = True
+            self._unloads = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop everything and remove all files."""
+        """Cancel all previews and remove their files."""
         with self._changed:
             self._ends = True
             for preview in self._all.values():
@@ -119,10 +119,10 @@ class Previews:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _work(self) -> None:
-        if self._warms:
+        if self._preloads:
             try:
-                self._maker.warm()
-            except Exception as error:  # whoever needs it will be told
+                self._maker.preload()
+            except Exception as error:  # a preview that needs it will report it
                 log.debug("the small model: %s", error, exc_info=error)
         while (preview := self._next()) is not None:
             try:
@@ -134,13 +134,13 @@ class Previews:
                 self._end(preview, "failed", str(error))
             except OSError as error:
                 self._end(preview, "failed", system_words(error, preview.source))
-            except Exception as error:  # a fault of the code: told, and logged whole
+            except Exception as error:  # a bug: reported, and logged with its traceback
                 log.exception("%s", error)
                 self._end(preview, "failed", f"{type(error).__name__}: {first_line(error)}")
-        self._maker.let_go()
+        self._maker.unload()
 
     def _next(self) -> Preview | None:
-        """Wait for a preview that is to be made; None at the end."""
+        """Wait for the next preview; None after `close`."""
         while True:
             with self._changed:
                 self._current = None
@@ -154,11 +154,11 @@ class Previews:
                 if self._current is not None:
                     self._current.state, self._current.line = "running", "loading the model"
                     return self._current
-                if not self._lets_go and self._changed.wait(_IDLE):
+                if not self._unloads and self._changed.wait(_IDLE):
                     continue
-            self._maker.let_go()
+            self._maker.unload()
             with self._changed:
-                self._lets_go = False
+                self._unloads = False
                 if not self._ends and not any(one.state == "waiting" for one in self._all.values()):
                     self._changed.wait()
 

@@ -1,4 +1,4 @@
-"""What stands in a request, and how it is answered: always in JSON, a fault as one line."""
+"""Parsing requests and making responses: JSON, errors in one line."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from vidup.ui.safety import Folders, Refused, refusal
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 20
-"""Of a request that is no upload."""
+"""Of a request's body, except of uploads."""
 _MOST_UPLOAD, _LEFT_FREE, _CHUNK = 8 << 30, 1 << 30, 1 << 20
 
 Given = dict[str, Any]
-"""What stands in a request."""
+"""The parameters of a request."""
 Answer = dict[str, Any] | Response
 
 
 def number(given: Given, name: str) -> float:
-    """A number of a request, 0 where there is none; not below 0."""
+    """A number of 0 or more, 0 if missing."""
     try:
         found = float(given.get(name) or 0)
     except (TypeError, ValueError):
@@ -45,15 +45,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def names(given: Given, name: str) -> list[str]:
-    """A list of texts of a request, empty where there is none."""
+    """A list of strings, empty if missing."""
     found = given.get(name) or []
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ConfigError(f"{name}: expected a list of texts")
+        raise ConfigError(f"{name}: expected a list of strings")
     return found
 
 
 def from_query(handle: Callable[[Given], Answer]) -> Endpoint:
-    """A handler of what stands in the address, run in a thread."""
+    """An endpoint for parameters in the URL, run in a thread."""
 
     async def answer(request: Request) -> Response:
         return await _answer_of(handle, {**request.query_params, **request.path_params})
@@ -62,7 +62,7 @@ def from_query(handle: Callable[[Given], Answer]) -> Endpoint:
 
 
 def from_body(handle: Callable[[Given], Answer]) -> Endpoint:
-    """A handler of a JSON object, run in a thread."""
+    """An endpoint for a JSON object, run in a thread."""
 
     async def answer(request: Request) -> Response:
         data = b""
@@ -90,14 +90,14 @@ async def _answer_of(handle: Callable[[Given], Answer], given: Given) -> Respons
         return refusal(str(error), 400)
     except OSError as error:
         return refusal(system_words(error), 400)
-    except Exception as error:  # a fault of the code: told, and logged whole
+    except Exception as error:  # a bug: reported, and logged with its traceback
         log.exception("%s", error)
         return refusal(f"{type(error).__name__}: {first_line(error)}", 500)
     return answer if isinstance(answer, Response) else JSONResponse(answer)
 
 
 def upload(folders: Folders) -> Endpoint:
-    """A handler that writes what is sent into the first folder, under the name in the address."""
+    """An endpoint that writes the body to the first folder, under the name in the URL."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -119,7 +119,7 @@ def upload(folders: Folders) -> Endpoint:
 
 
 async def _receive(request: Request, path: Path) -> None:
-    """Write a request's body to a new file, which is there once it is whole."""
+    """Write a request's body to a new file, which appears when it is complete."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as file:
@@ -143,7 +143,7 @@ async def _receive(request: Request, path: Path) -> None:
 
 
 def _new_file(folders: Folders, name: str) -> Path:
-    """Where a file of this name goes: directly into the first folder."""
+    """The path of a new file in the first folder."""
     if not name or name.startswith(".") or len(os.fsencode(name)) > 200 or any(c in name for c in '/\\\0:*?"<>|'):
         raise Refused(f"name = {name[:80]!r}: is no plain name of a file", 400)
     path = folders.roots[0] / name
@@ -160,7 +160,7 @@ def _check_room(path: Path, size: int) -> None:
 
 
 def _place(part: Path, path: Path) -> None:
-    """Give a file its name, unless that is taken meanwhile."""
+    """Rename a file without replacing another."""
     try:
         try:
             os.link(part, path)

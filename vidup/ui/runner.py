@@ -1,6 +1,6 @@
-"""The process that runs what waits, one after another: ``python -m vidup.ui.runner FOLDER``, started by `Runs.wake`.
+"""The process that works through the queue: ``python -m vidup.ui.runner FOLDER``, started by `Runs.wake`.
 
-It outlives the server that started it. Killed, it leaves the run's own process at work; the next runner finds that.
+It outlives the server that started it. If it is killed, the run's process goes on, and the next runner adopts it.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from vidup.ui.runs import Run, Runs, last_event, start, tail, write
 
 _LOOK = 0.25  # seconds
 _PATIENCE = 20.0
-"""Seconds after which a run that was asked to stop is asked again, and after as many more is ended."""
+"""Seconds between the first SIGTERM, the second and SIGKILL."""
 _INTERRUPTED = (130, *(-number for number in STOP_SIGNALS))
-"""What a run ends with that was stopped, and one that was while Python began."""
+"""Exit codes of a stopped run; a signal's own if it came before vidup handled it."""
 _MOST_BYTES = 16 << 20
-"""Of what a run's process says; only the last is of interest."""
+"""At which the files of events and errors are truncated; only their ends are read."""
 
 
 def main(folder: Path) -> None:
-    """Run what waits until nothing does; ends at once where another runner does that."""
+    """Work until the queue is empty; returns at once if there is another runner."""
     runs = Runs(folder)
     while True:
         try:
-            with runs.alone():
+            with runs.runner_lock():
                 _work(runs)
         except Timeout:
             return
-        if not (runs.next() or runs.unsettled()):  # what was added meanwhile found the lock taken
+        if not (runs.next() or runs.unsettled()):  # a run added just now found the lock taken, and started no runner
             return
 
 
 def _work(runs: Runs) -> None:
     while True:
-        for run in runs.unsettled():  # of a runner before this one
+        for run in runs.unsettled():  # of a killed runner
             _watch(runs, run, None)
         run_next = runs.next()
         if run_next is None:
@@ -53,13 +53,13 @@ def _work(runs: Runs) -> None:
 
 
 def _begin(runs: Runs, waiting: Run) -> None:
-    """Start a run's process and stay with it."""
-    with runs.held():
+    """Start a run's process and wait for it."""
+    with runs.locked():
         run = runs.look(waiting)
         if run is None or run.state != "waiting":
             return
         record = run.folder / "process.json"
-        write(record, {"pid": -1, "began": 0})  # where the disk is full nothing is started
+        write(record, {"pid": -1, "began": 0})  # fails if the disk is full, before anything is started
         command = [sys.executable, "-P", "-m", "vidup", *run.command, "--progress", "json"]
         command += ["--watch", str(run.folder / "newest")]
         if (run.folder / "events").exists():
@@ -79,15 +79,15 @@ def _begin(runs: Runs, waiting: Run) -> None:
 
 
 def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> None:
-    """Stay with a run's process until it ends, ask it to stop when that is wanted, and write down what became of it.
+    """Wait for a run's process, stop it if that is requested, and record its end.
 
     Args:
-        process: None where an earlier runner started it.
+        process: None if another runner started it.
     """
     asked, times = 0.0, 0
     while process is None or process.poll() is None:
         now = runs.look(run)
-        if now is None and process is not None:  # somebody removed its folder by hand
+        if now is None and process is not None:  # its folder was removed by hand
             process.terminate()
         elif now is None or (process is None and now.process is None):
             break
@@ -98,31 +98,31 @@ def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> Non
             _shorten(run.folder / name)
         time.sleep(_LOOK)
     code = None if process is None else process.wait()
-    with runs.held():
+    with runs.locked():
         _settle(runs, run, code, times > 0)
 
 
 def _ask(run: Run, times: int) -> None:
-    """Ask a run's process to stop: kindly, then at once; then it is ended, with all that it started."""
+    """Stop a run's process: twice by SIGTERM, which it handles, then by SIGKILL to its process group."""
     assert run.process is not None
     with suppress(psutil.Error, OSError):
         found = psutil.Process(run.process[0])
         if not places.is_alive(*run.process):
             return
-        if sys.platform == "win32":  # which has no way to ask; what is done is kept all the same
+        if sys.platform == "win32":  # which has no SIGTERM; finished frames are kept
             found.kill()
         elif times < 3:
             found.send_signal(signal.SIGTERM)
         else:
-            os.killpg(run.process[0], signal.SIGKILL)  # it leads a session of its own
+            os.killpg(run.process[0], signal.SIGKILL)  # it leads its own session
 
 
 def _settle(runs: Runs, run: Run, code: int | None, asked: bool) -> None:
-    """Write down what became of a run whose process has ended; held.
+    """Record the end of a run's process; called with the lock held.
 
     Args:
-        code: what it ended with; None where that is not known.
-        asked: whether it was asked to stop.
+        code: its exit code; None if unknown.
+        asked: whether this runner stopped it.
     """
     now = runs.look(run)
     if now is None:
@@ -135,25 +135,25 @@ def _settle(runs: Runs, run: Run, code: int | None, asked: bool) -> None:
         write(run.folder / "end.json", record)
     elif event.get("state") == "failed" or not (asked or now.wish == "pause" or code in (None, *_INTERRUPTED)):
         write(run.folder / "end.json", {"state": "failed", "error": _why(now, event, code)})
-    elif now.wish == "run" and not asked and code in _INTERRUPTED:  # somebody else asked it to stop
+    elif now.wish == "run" and not asked and code in _INTERRUPTED:  # stopped by somebody else
         write(run.folder / "wish.json", {"wish": "pause", "since": now.since})
-    # Else it is paused, or goes on when its turn comes: it ended together with its runner, as by a reboot.
+    # Otherwise it is paused, or it is still queued: it ended together with its runner, as in a reboot.
     (run.folder / "process.json").unlink(missing_ok=True)
 
 
 def _why(run: Run, event: dict[str, object], code: int | None) -> str:
-    """Why a run failed, in a line: what it said itself, or how it ended."""
+    """The error of a failed run in one line."""
     if event.get("error"):
         return str(event["error"])
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        return f"its process was ended by {name}: by hand, or the system had no memory left; it goes on where it was"
+        return f"the process was killed by {name}, perhaps because memory ran out; resume it to go on where it was"
     lines = [line.removeprefix("vidup: ") for line in tail(run.folder / "errors") if line.strip()]
-    return lines[-1] if lines else f"its process ended with {code}"
+    return lines[-1] if lines else f"the process ended with code {code}"
 
 
 def _shorten(path: Path) -> None:
-    """Drop what nobody will read; the process appends, wherever the end is."""
+    """Truncate a large file; the process appends to it."""
     with suppress(OSError):
         if path.stat().st_size > _MOST_BYTES:
             os.truncate(path, 0)

@@ -1,8 +1,8 @@
-"""Runs: what is to be upscaled, in a folder that servers and the runner share.
+"""The queue of runs, in a folder shared by servers and the runner.
 
-A run is a folder with ``run.json`` (the command), ``wish.json`` (what people want of it), ``process.json`` while its
-process is there, ``end.json`` once it has ended, and what the process writes: ``events``, ``errors``, ``newest/``. Each
-file is replaced whole. Who changes what state a run is in holds the folder's lock while it looks and writes.
+A run is a folder with ``run.json`` (the command), ``wish.json`` (the user's last request), ``process.json`` while its
+process exists, ``end.json`` after it has ended, and the process's output: ``events``, ``errors``, ``newest/``. Each
+JSON file is replaced atomically. Whoever changes the state of a run holds the queue's lock from reading to writing.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ State = Literal["waiting", "running", "paused", "done", "failed"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder has it."""
+    """A run, as read from its folder."""
 
     folder: Path
     command: tuple[str, ...]
-    """Behind the name of the program."""
+    """The arguments of ``vidup``."""
     input: Path
     output: Path
     wish: Literal["run", "pause", "forget"]
     since: int
-    """When that was wished for, in nanoseconds: those that wait are run in this order."""
+    """When that was requested, in nanoseconds: the order of the queue."""
     process: tuple[int, int] | None
-    """See `places.identity`; None where there is none, or it is gone."""
+    """As `places.identity` returns it; None if it has ended."""
     end: dict[str, Any] | None
-    """``state`` and ``error``, of a process that has ended since."""
+    """``state`` and ``error`` of the process that ended last."""
 
     @property
     def id(self) -> str:
-        """What it is asked for by."""
+        """The name of its folder."""
         return self.folder.name
 
     @property
     def state(self) -> State:
-        """What it is at."""
+        """Derived from the files."""
         if self.process is not None:
             return "running"
         if self.end is not None:
@@ -78,36 +78,36 @@ class Runs:
     """The runs of a user.
 
     Args:
-        folder: theirs.
+        folder: must exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep all others from changing the state of a run; raises MediaError."""
+    def locked(self) -> Iterator[None]:
+        """Hold the queue's lock; raises MediaError."""
         try:
             with FileLock(self.folder / "lock", timeout=_WAIT):
                 yield
         except Timeout:
             raise MediaError(f"{self.folder}: is locked by another process; try again") from None
 
-    def alone(self) -> FileLock:
-        """The lock that the runner holds as long as it lives."""
+    def runner_lock(self) -> FileLock:
+        """The lock that the runner holds while it lives."""
         return FileLock(self.folder / "runner.lock", timeout=0)
 
     def add(self, command: Sequence[str], source: Path, output: Path) -> str:
         """Queue a run.
 
         Returns:
-            What it is asked for by.
+            Its id.
 
         Raises:
-            Refused: a run that has not ended has the same output, or there are too many.
+            Refused: an unfinished run has the same output, or there are too many.
             MediaError: it cannot be written.
         """
-        with self.held():
+        with self.locked():
             known = self.all()
             for old in [run for run in known if run.state == "done"][: len(known) + 1 - _MOST_RUNS]:
                 self.remove(old)
@@ -144,64 +144,64 @@ class Runs:
         return found
 
     def pause(self, name: str) -> None:
-        """Stop a run kindly, or keep it from beginning; what is done is kept, and one that has ended stays as it is."""
-        with self.held():
+        """Stop a run gracefully, or keep it from starting; finished frames are kept. No effect on an ended one."""
+        with self.locked():
             run = self.find(name)
             if run.state in ("waiting", "running"):
                 write(run.folder / "wish.json", {"wish": "pause", "since": run.since})
 
     def resume(self, name: str) -> None:
-        """Queue a run again, behind those that wait; it goes on where it was."""
-        with self.held():
+        """Queue a paused or failed run again, at the end; it resumes."""
+        with self.locked():
             run = self.find(name)
             if run.state in ("paused", "failed"):
                 write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
                 (run.folder / "end.json").unlink(missing_ok=True)
-            elif run.state == "running" and run.wish == "pause":  # it is stopping
+            elif run.state == "running" and run.wish == "pause":  # it is stopping, and will be started again
                 write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
 
     def forget(self, name: str) -> None:
-        """Stop a run and remove what is known of it; what it has written beside its output stays there."""
-        with self.held():
+        """Stop a run and remove it from the list; its output and job folder are kept."""
+        with self.locked():
             run = self.find(name)
             write(run.folder / "wish.json", {"wish": "forget", "since": run.since})
             if run.process is None:
                 self.remove(run)
 
     def remove(self, run: Run) -> None:
-        """Remove what is known of a run; held."""
+        """Remove a run's folder; called with the lock held."""
         shutil.rmtree(run.folder, ignore_errors=True)
 
     def look(self, run: Run) -> Run | None:
-        """A run as it is now, one that is forgotten too; None where it is gone."""
+        """Read a run again, also a forgotten one; None if it is gone."""
         return self._read(run.folder)
 
     def next(self) -> Run | None:
-        """The run that has waited longest."""
+        """The first waiting run."""
         waiting = [run for run in self.all() if run.state == "waiting"]
         return min(waiting, key=lambda run: (run.since, run.id), default=None)
 
     def unsettled(self) -> list[Run]:
-        """Runs that nobody has seen to since their process began, those that are forgotten among them."""
+        """Runs whose process was started and its end not recorded yet, forgotten ones included."""
         found = (self._read(path) for path in sorted(self.folder.iterdir()) if _ID.fullmatch(path.name))
         return [run for run in found if run is not None and (run.folder / "process.json").exists()]
 
     def wake(self) -> None:
-        """See that there is a runner, where there is something to do."""
+        """Start a runner if there is work and none is running."""
         if not (self.next() or self.unsettled()):
             return
         try:
-            with self.alone():
+            with self.runner_lock():
                 pass
         except Timeout:
-            return  # it looks for more before it ends
+            return  # it checks the queue again before it ends
         command = [sys.executable, "-P", "-m", "vidup.ui.runner", str(self.folder)]
         with (self.folder / "runner.log").open("ab") as errors:
             process = start(command, subprocess.DEVNULL, errors)
-        threading.Thread(target=process.wait, daemon=True).start()  # or it stays in the system's list when it has ended
+        threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie
 
     def _read(self, folder: Path) -> Run | None:
-        """A run; None where it is none, or goes just now."""
+        """A run; None if it is incomplete or was removed."""
         facts, wish = read(folder / "run.json"), read(folder / "wish.json")
         process, end = read(folder / "process.json"), read(folder / "end.json")
         if facts is None or wish is None:
@@ -216,10 +216,10 @@ class Runs:
             return None
 
 
-def told(run: Run) -> dict[str, Any]:
-    """A run as the page takes it, but for its pictures."""
+def as_json(run: Run) -> dict[str, Any]:
+    """A run for the page, without its pictures."""
     event = last_event(run.folder / "events")
-    # Until the model is loaded a run that goes on says nothing of what an earlier process of it has done.
+    # Until its model is loaded a resumed run reports 0 frames: show those of its process before.
     counted = event if event.get("file_frame") else last_event(run.folder / "events.before") or event
     state, frames, of = run.state, counted.get("file_frame") or 0, counted.get("file_frames") or 0
     share = 1.0 if state == "done" else frames / of if of else 0.0
@@ -236,9 +236,9 @@ def told(run: Run) -> dict[str, Any]:
 
 
 def _line(run: Run, event: dict[str, Any]) -> str:
-    """What a run is at, in words."""
+    """The state of a run in words."""
     if run.state != "running":
-        return {"waiting": "waits for its turn", "paused": "what is done is kept"}.get(run.state, "")
+        return {"waiting": "waiting", "paused": "paused; finished frames are kept"}.get(run.state, "")
     if run.wish != "run":
         return "stopping"
     step = f", step {event['step']} of {event['steps']}" if event.get("step") else ""
@@ -254,8 +254,8 @@ def _receipt(event: dict[str, Any]) -> list[str]:
 
 
 def last_event(path: Path) -> dict[str, Any]:
-    """The last that a run's process said; empty where it said nothing."""
-    for size in (_TAIL, 64 * _TAIL):  # the receipt of a file of many streams is long
+    """The last progress event in a file of them; empty if there is none."""
+    for size in (_TAIL, 64 * _TAIL):  # a receipt with many streams is long
         for line in reversed(tail(path, size)):
             with suppress(ValueError):
                 found = json.loads(line)
@@ -265,7 +265,7 @@ def last_event(path: Path) -> dict[str, Any]:
 
 
 def tail(path: Path, size: int = _TAIL) -> list[str]:
-    """The last lines of a file, the first of them not whole."""
+    """The last lines of a file; the first may be incomplete."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
@@ -275,7 +275,7 @@ def tail(path: Path, size: int = _TAIL) -> list[str]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a small file whole; raises MediaError."""
+    """Write a JSON file atomically; raises MediaError."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -290,7 +290,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `write` wrote; None where there is none that is whole."""
+    """Read a file of `write`; None if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -299,13 +299,13 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def start(command: Sequence[str], output: Any, errors: Any) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one, without its terminal and its files."""
+    """Start a detached process: in a session of its own, without this process's terminal and files."""
     apart: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
         apart = {"creationflags": flags}
     home, environment = Path(vidup.__file__).resolve().parent.parent, dict(os.environ)
-    if home.name not in ("site-packages", "dist-packages"):  # a checkout, which the current folder may not be
+    if home.name not in ("site-packages", "dist-packages"):  # a checkout, which may not be on the default path
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), environment.get("PYTHONPATH", "")]))
     return subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment, **apart

@@ -1,4 +1,4 @@
-"""Who may ask the server, and for which files."""
+"""Access: which requests are accepted, and for which files."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _SENT = {
 }
 _ONWARD = '<!doctype html><meta http-equiv="refresh" content="0; url=/"><a href="/">vidup</a>'
 _BODIES = {"/api/upload": "application/octet-stream"}
-"""What a request that changes something bears. A page of another site cannot send either without being asked first."""
+"""The content type of requests other than GET; another site cannot send it without a CORS preflight."""
 
 
 _MOST_ENTRIES = 10_000
-"""Of a folder that are shown."""
+"""Entries of a folder that are listed."""
 
 
 class Refused(VidupError):
-    """A request that is not answered: who asks may not, or asks for what is not there.
+    """A request that is refused.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status.
     """
 
     def __init__(self, message: str, status: int = 403) -> None:
@@ -49,10 +49,9 @@ class Refused(VidupError):
 
 
 class Guard:
-    """Lets through who has the token: a cookie that the first visit brings, or a header.
+    """Middleware that accepts only requests with the token, in the cookie set by the first visit or in a header.
 
-    The name that was asked for must be this machine's (another one would be a page whose name leads here only now), and
-    who names an origin must be this server's own page.
+    The Host header must name this machine, against DNS rebinding, and an Origin header must be the server's own.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str, port: int) -> None:
@@ -60,7 +59,7 @@ class Guard:
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -80,7 +79,7 @@ class Guard:
         await (answer or self._app)(scope, receive, sealed)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that goes no further; None where it may pass."""
+        """The response to a request that is refused or redirected; None if it is accepted."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host):
@@ -92,7 +91,7 @@ class Guard:
         if scope["path"] == "/" and scope["method"] == "GET" and given:
             if not self._is_token(given):
                 return refusal("the token is another server's; open the address that vidup ui printed last", 403)
-            # Browsers send no strict cookie where another page's link led here, and a redirect is a part of that visit.
+            # After a link on another site browsers send no SameSite=Strict cookie, not even to the redirect's target.
             linked = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
             answer: Response = HTMLResponse(_ONWARD) if linked else RedirectResponse("/", 303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
@@ -115,7 +114,7 @@ class Guard:
         return found.value if found is not None else ""
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a name leads here whatever a name server says: a number, or this machine's own."""
+        """Whether a Host header is an IP address or a name of this machine."""
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         name = name.strip("[]").lower()
         try:
@@ -126,15 +125,15 @@ class Guard:
 
 
 def refusal(message: str, status: int) -> JSONResponse:
-    """An error as the page takes it: one line."""
+    """An error for the page, in one line."""
     return JSONResponse({"error": message}, status)
 
 
 class Folders:
-    """The folders that were given at the start; nothing outside of them is read or written.
+    """The folders that the server may use; nothing outside of them is read or written.
 
     Raises:
-        ConfigError: one is not there, or is none.
+        ConfigError: one does not exist, or is not a folder.
     """
 
     def __init__(self, folders: Sequence[str | os.PathLike[str]]) -> None:
@@ -147,10 +146,10 @@ class Folders:
                 self.roots.append(path)
 
     def within(self, path: str) -> Path:
-        """Where a path leads, all links followed; relative to the first folder where it is no whole one.
+        """Resolve a path with all links; a relative one is relative to the first folder.
 
         Raises:
-            Refused: that lies outside, or it is no path at all.
+            Refused: it lies outside the folders, or is no path.
         """
         if not isinstance(path, str) or not path or "\0" in path:
             raise Refused(f"{path!r}: is no path", 400)
@@ -163,14 +162,14 @@ class Folders:
         return found
 
     def folder(self, path: str) -> Path:
-        """A folder that is there; raises as `within`, and MediaError where it is none."""
+        """An existing folder; raises as `within`, and MediaError if it is none."""
         found = self.within(path)
         if not stat.S_ISDIR(_mode(found)):
             raise MediaError(f"{found}: is no folder")
         return found
 
     def file(self, path: str) -> Path:
-        """A file that is there, and can be opened without waiting for somebody; raises as `folder`."""
+        """An existing regular file; raises as `folder`."""
         found = self.within(path)
         mode = _mode(found)
         if stat.S_ISDIR(mode):
@@ -180,7 +179,7 @@ class Folders:
         return found
 
     def output(self, path: str) -> Path:
-        """Where a file may be written: its folder is there."""
+        """The path of a file to write, in an existing folder; raises as `within`, and ConfigError."""
         found = self.within(path)
         if found.is_dir():
             raise ConfigError(f"{found}: is a folder; give a file name for the output")
@@ -200,10 +199,10 @@ def _mode(path: Path) -> int:
 
 
 def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, object]:
-    """What is in a folder: folders and files that can be read, without hidden ones.
+    """List a folder without hidden files.
 
     Args:
-        videos: endings of what can be upscaled.
+        videos: endings of files that can be upscaled.
     """
     inside, files, endings = [], [], set(videos)
     try:
@@ -215,7 +214,7 @@ def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, ob
             continue
         try:
             facts = (folders.within(str(entry)) if entry.is_symlink() else entry).stat()
-        except (VidupError, OSError):  # a link that leads out, or nowhere
+        except (VidupError, OSError):  # a broken link, or one to the outside
             continue
         if stat.S_ISDIR(facts.st_mode) and entry.suffix != ".vidup":
             inside.append(entry.name)

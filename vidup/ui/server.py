@@ -1,4 +1,4 @@
-"""The routes: what the page asks, and what it is answered."""
+"""The routes and their handlers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vidup.errors import ConfigError, VidupError
 from vidup.paths import VIDEOS
 from vidup.ui import forms, places, runs
 from vidup.ui.films import PICTURES, Films, Newest, jpeg
-from vidup.ui.looks import Looks, estimate, told
+from vidup.ui.looks import Looks, as_json, estimate
 from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
 from vidup.ui.requests import Answer, Given, from_body, from_query, names, number, upload
@@ -29,7 +29,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 class Server:
-    """Answers the page; what it needs for that is kept here."""
+    """The handlers of all routes, and what they share."""
 
     def __init__(self, folders: Folders, apart: bool) -> None:
         self.folders, self.films = folders, Films()
@@ -39,7 +39,7 @@ class Server:
         self.runs, self.newest = Runs(places.made(home / "runs")), Newest()
 
     def start(self, query: Given) -> Answer:
-        """What the page needs at first."""
+        """What the page needs at its start."""
         device = vidup.devices()[0]
         return {
             "version": vidup.__version__,
@@ -52,17 +52,17 @@ class Server:
         }
 
     def folder(self, query: Given) -> Answer:
-        """What is in a folder."""
+        """The list of a folder."""
         path = self.folders.folder(query.get("path") or str(self.folders.roots[0]))
         return listing(self.folders, path, [*VIDEOS, *PICTURES])
 
     def look(self, body: Given) -> Answer:
-        """A file's facts, the plan and the notes."""
+        """The plan for a file."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
         (found, more), last = self.looks.plan(source, form, output), self.previews.last_of(source, form)
         known = estimate(found, last.seconds_a_frame, last.kind == "frame") if last is not None else None
-        return told(found, form, known, more)
+        return as_json(found, form, known, more)
 
     def frame(self, query: Given) -> Answer:
         """A frame of the source."""
@@ -72,13 +72,13 @@ class Server:
         return Response(picture, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     def preview(self, body: Given) -> Answer:
-        """Ask for a preview."""
+        """Queue a preview."""
         source, form = self._asked(body)
         at, kind = number(body, "at"), body.get("kind", "frame")
         return {"id": self.previews.begin(source, at, form, kind, names(body, "replaces"))}
 
     def preview_state(self, query: Given) -> Answer:
-        """How far a preview is."""
+        """The state of a preview."""
         one = self.previews.find(query["id"])
         before, after = ("before.png", "after.png") if one.kind == "frame" else ("before.mp4", "after.mp4")
         address, done = f"/api/preview/{one.id}", one.state == "done"
@@ -92,14 +92,14 @@ class Server:
         }  # fmt: skip
 
     def preview_file(self, query: Given) -> Answer:
-        """A picture or a clip of a preview."""
+        """A file of a preview."""
         path = self.previews.find(query["id"]).folder / query["name"]
         if query["name"] not in ("before.png", "after.png", "before.mp4", "after.mp4") or not path.is_file():
             raise Refused(f"{query['name']}: there is no such file", 404)
         return FileResponse(path, headers={"cache-control": "private, max-age=3600"})
 
     def preview_end(self, query: Given) -> Answer:
-        """Stop a preview."""
+        """Cancel a preview."""
         self.previews.cancel(query["id"])
         return {}
 
@@ -112,26 +112,26 @@ class Server:
         """Queue a run."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
-        # Refused is what cannot be, before it waits for its turn, and a default name that is a link to elsewhere.
+        # Invalid settings are refused now rather than when it starts, and a default name that links to the outside.
         output = self.folders.output(str(self.looks.plan(source, form, output)[0].output))
         if output == source:
             raise ConfigError(f"{output}: is the input; give the output another name")
         if output.exists() and not body.get("replace"):
             raise Refused(f"{output}: exists; replace it, or give another name", 409)
         name = self.runs.add(form.arguments(source, output, bool(body.get("replace"))), source, output)
-        self.previews.let_go()
+        self.previews.unload()
         self.runs.wake()
         return {"id": name}
 
     def all_runs(self, query: Given) -> Answer:
-        """All runs of the user, and how far they are; pictures of those in the folders alone."""
+        """All runs of the user; pictures only of those in the folders."""
         self.runs.wake()
         found = []
         for run in self.runs.all():
             at = self.newest.at(run.id, run.folder / "newest") if self._is_within(run) else None
             address = f"/api/runs/{run.id}"
             newest = {"at": at, "before": f"{address}/before.jpg?at={at}", "after": f"{address}/after.jpg?at={at}"}
-            found.append({**runs.told(run), "command": forms.shown(run.command), "newest": newest if at else None})
+            found.append({**runs.as_json(run), "command": forms.shown(run.command), "newest": newest if at else None})
         return {"runs": found}
 
     def run_picture(self, query: Given) -> Answer:
@@ -142,7 +142,7 @@ class Server:
         return Response(picture, media_type="image/jpeg")
 
     def run_change(self, body: Given) -> Answer:
-        """Pause a run, or let it go on."""
+        """Pause or resume a run."""
         change = {"pause": self.runs.pause, "resume": self.runs.resume}.get(body["change"])
         if change is None:
             raise Refused("there is no such page", 404)
@@ -151,7 +151,7 @@ class Server:
         return {}
 
     def run_end(self, query: Given) -> Answer:
-        """Stop a run and forget it."""
+        """Stop a run and remove it from the list."""
         self.runs.forget(query["id"])
         self.runs.wake()
         return {}
@@ -163,7 +163,7 @@ class Server:
             return False
 
     def _estimate(self, one: Preview) -> float | None:
-        """How long the whole film takes, as this preview tells."""
+        """How long the whole film takes, by this preview."""
         with suppress(VidupError, OSError):  # the film may be gone
             found, _ = self.looks.plan(one.source, one.form, None)
             return estimate(found, one.seconds_a_frame, one.kind == "frame")
@@ -194,25 +194,25 @@ class Server:
         ]
 
     def close(self) -> None:
-        """Let everything go."""
+        """Release everything."""
         self.previews.close()
         self.looks.close()
         self.films.close()
 
 
 def application(folders: Folders, token: str, host: str, port: int, apart: bool = False) -> Starlette:
-    """The whole server, for uvicorn or a test.
+    """The ASGI application.
 
     Args:
-        apart: plan in a process of its own; it and the small model are loaded before anybody asks for them.
+        apart: plan in a separate process; it is started, and `mini` is loaded, in advance.
     """
     server = Server(folders, apart)
 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:
         if apart:
-            server.looks.warm()
-            server.previews.warm()
+            server.looks.preload()
+            server.previews.preload()
         yield
         await run_in_threadpool(server.close)
 
