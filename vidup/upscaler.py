@@ -15,7 +15,7 @@ import torch
 
 from vidup import engines
 from vidup.config import Given, Runtime, settings_of
-from vidup.engines import Choice, anchoring, finite, stops
+from vidup.engines import Choice, anchoring, finite, stops, windows
 from vidup.engines.memory import is_out_of_memory, keep_freed, release_freed
 from vidup.engines.planner import Planner
 from vidup.engines.relay import Carried, Follower, Relay, Step
@@ -288,8 +288,8 @@ class Upscaler:
         if not (self.engine.invents and engines.carries(settings)):
             return None
         anchor, rounds = self._anchoring
-        home, steady = torch.device("cpu") if self.runtime.offload else None, settings.temporal == "steady"
-        self._relay = Relay(self._window, self.engine.scale, rounds, steady, anchor, home)
+        home, fit = torch.device("cpu") if self.runtime.offload else None, windows.fixed if self.compiles else None
+        self._relay = Relay(self._window, self.engine.scale, rounds, settings.temporal == "steady", anchor, home, fit)
         return Follower(number, settings.trust, settings.refresh, span)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
@@ -341,11 +341,11 @@ class Upscaler:
         with self._lock:
             while True:
                 choice = self.choose(place.height, place.width)
-                count = self.planner.at_once(choice)
+                count = self.planner.at_once(choice) if fill else 0
                 try:
                     clips = [
-                        self._at_engine(partial(self._enlarge_clip, clip, place, choice, count if fill else 0))
-                        for clip in torch.split(rgb, count)
+                        self._at_engine(partial(self._enlarge_clip, clip, place, choice, count))
+                        for clip in torch.split(rgb, self.planner.portions(tuple(rgb.shape), place, choice, fill))
                     ]
                     return clips[0] if len(clips) == 1 else torch.cat(clips)
                 except (RuntimeError, MemoryError) as error:

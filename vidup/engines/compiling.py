@@ -30,16 +30,16 @@ breaks even near 200 frames on a card of 80 TFLOP/s and near 1,000 on one of 800
 
 
 def compiler(whole: bool = True) -> dict[str, Any]:
-    """The arguments of torch.compile: one graph for each shape, on CUDA recorded and replayed as one launch.
+    """The arguments of torch.compile, whose code on CUDA is recorded and replayed as one launch for each shape.
 
-    Relay's windows have hundreds of shapes: if they are not `whole` frames, nor tiles of them, there is one graph for
-    all shapes, launched kernel by kernel.
+    Whole frames and their tiles are compiled for each shape. Relay's windows are compiled once for all shapes, because
+    that takes minutes, and recorded for each; `windows.fixed` has few.
 
     With torch 2.9 and later kernels are not chosen by measured speed: a resumed job is the same to the bit.
     """
     from torch._inductor import config  # here, because the import takes a while
 
-    options = {"triton.cudagraphs": whole}
+    options = {"triton.cudagraphs": True}
     if hasattr(config, "deterministic"):
         options["deterministic"] = True
     return {"options": options, "fullgraph": True, "dynamic": not whole}
@@ -101,11 +101,10 @@ class Compiled:
         if not self.active:
             return self.function(batch, *arguments, **keywords)
         fast, shape = (self._fast, tuple(batch.shape)) if self._whole else (self._windows, ())
-        if self._whole:
-            mark: Any = torch.compiler.cudagraph_mark_step_begin
-            mark()  # the memory of the last result may be overwritten
-            if self._calls[shape] > 1:  # the first call compiles, the second records a CUDA graph
-                return fast(batch, *arguments, **keywords)
+        mark: Any = torch.compiler.cudagraph_mark_step_begin
+        mark()  # the memory of the last result may be overwritten
+        if self._whole and self._calls[shape] > 1:  # the first call compiles, the second records a CUDA graph
+            return fast(batch, *arguments, **keywords)
         if not self._calls[shape]:
             words = f"batches of {'x'.join(map(str, shape))}" if shape else "windows of any shape"
             log.info("compiling the model for %s, once; later runs find it on disk", words)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, windows
+from vidup.engines import Choice, Needs, Place, windows
 from vidup.engines.memory import KEPT, keeps_freed, memory_limit, reserved
 from vidup.errors import EngineError
 from vidup.picture import tiling
@@ -110,6 +110,22 @@ class Planner:
         needs = self.needs
         return needs.device.type == "cuda" and needs.window > 0 and (needs.compiled or of_a_file)
 
+    def portions(self, shape: tuple[int, ...], place: Place, choice: Choice, fill: bool) -> list[int]:
+        """How many of some windows are in each call.
+
+        Of a compiled model each number would be compiled, or recorded, by itself: where calls are not filled up, whole
+        frames come in full calls, and what is left of them, and smaller windows, one by one.
+
+        Args:
+            shape: (T, 3, h, w) of the windows, all at `place`.
+            fill: see `fills`.
+        """
+        pictures, count = shape[0], self.at_once(choice)
+        if not self.needs.compiled or fill:
+            return [min(count, pictures - first) for first in range(0, pictures, count)]
+        full = pictures // count if shape[-2:] == (place.height, place.width) else 0
+        return [count] * full + [1] * (pictures - full * count)
+
     def memory(self, choice: Choice, height: int, width: int) -> int:
         """Bytes on the device at the peak of loading, of working on windows or of decoding, weights included."""
         needs, tiles = self.needs, self.cut(choice, height, width)
@@ -123,7 +139,8 @@ class Planner:
             return round(max(first + each * working, second + each * max(decoding, carried)))
         taken = each * max(working, decoding)
         if needs.compiled and kind == "cuda":  # graphs keep their memory while the decoder works
-            taken = reserved(kind, graphs=True) * self._working(choice, tiles) + each * decoding
+            taken = reserved(kind, graphs=True) * (self._working(choice, tiles) + self._windows(height, width))
+            taken += each * decoding
         return first + second + round(max(needs.loading, taken))
 
     def planned(self, choice: Choice, height: int, width: int) -> int:
@@ -178,6 +195,11 @@ class Planner:
     def _working(self, choice: Choice, tiles: tiling.Tiles) -> float:
         window = tiles.tile_height * tiles.tile_width * self.needs.window
         return choice.batch * (tiles.height * tiles.width * self.needs.frame + window)
+
+    def _windows(self, height: int, width: int) -> float:
+        """What the graphs of the windows of few shapes keep of their own: what goes in, and what comes out."""
+        pixels = sum(rows * columns for rows, columns in windows.shapes(height, width)[:-1])
+        return pixels * self.needs.frame if self.needs.carried else 0.0
 
     def _decoding(self, choice: Choice, tiles: tiling.Tiles) -> float:
         pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others

@@ -180,6 +180,8 @@ class Relay:
         steady: every frame is computed, and what was carried is blended in.
         anchor: what holds a picture to its frame, as `vidup.picture.resample.anchor`.
         home: where what is carried waits while the model works; the device of the frames where not given.
+        fit: grows a box of a frame of (height, width) to the window that is computed for it, such as `windows.fixed`;
+            what is computed around the box is not used.
     """
 
     def __init__(
@@ -190,9 +192,10 @@ class Relay:
         steady: bool = False,
         anchor: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = resample.anchor,
         home: torch.device | None = None,
+        fit: Callable[[Box, int, int], Box] | None = None,
     ) -> None:
         self._compute, self._scale, self._steady = compute, scale, steady
-        self._anchor, self._rounds, self._home = anchor, min(rounds, _ROUNDS), home
+        self._anchor, self._rounds, self._home, self._fit = anchor, min(rounds, _ROUNDS), home, fit
         self._own = _Results()
         self._next: _Results | None = None
         self.computed = self.total = 0
@@ -261,17 +264,33 @@ class Relay:
         """Windows of one shape and place are computed together, whichever frame they are of."""
         height, width = frames.shape[-2:]
         pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in steps]
-        wanted: dict[Box, list[int]] = {}
+        wanted: dict[Box, dict[int, list[Box]]] = {}
         for index, step in enumerate(steps):
-            for box in step.windows(height, width, self._steady):
-                wanted.setdefault(box, []).append(index)
-        for box, indices in wanted.items():
-            top, left, bottom, right = box
-            self.computed += (bottom - top) * (right - left) * len(indices)
-            results = self._compute(frames[indices, :, top:bottom, left:right], Place(top, left, height, width))
-            for index, result in zip(indices, results, strict=True):
-                pieces[index].append((box, result))
+            boxes = step.windows(height, width, self._steady)
+            for box, window in zip(boxes, self._windows(boxes, height, width), strict=True):
+                wanted.setdefault(window, {}).setdefault(index, []).append(box)
+        for window, parts in wanted.items():
+            top, left, bottom, right = window
+            self.computed += (bottom - top) * (right - left) * len(parts)
+            results = self._compute(frames[[*parts], :, top:bottom, left:right], Place(top, left, height, width))
+            for (index, boxes), result in zip(parts.items(), results, strict=True):
+                pieces[index] += [(box, self._part(result, window, box)) for box in boxes]
         return pieces
+
+    def _windows(self, boxes: Sequence[Box], height: int, width: int) -> Sequence[Box]:
+        """The window that is computed for each box of a frame."""
+        if self._fit is None:
+            return boxes
+        windows = [self._fit(box, height, width) for box in boxes]
+        if sum((bottom - top) * (right - left) for top, left, bottom, right in {*windows}) > _WHOLE * height * width:
+            return [(0, 0, height, width)] * len(boxes)
+        return windows
+
+    def _part(self, result: torch.Tensor, window: Box, box: Box) -> torch.Tensor:
+        """What a window's result shows of a box in it."""
+        top, left = (round(side * self._scale) for side in window[:2])
+        begins, ends = ([round(side * self._scale) for side in sides] for sides in (box[:2], box[2:]))
+        return result[:, begins[0] - top : ends[0] - top, begins[1] - left : ends[1] - left]
 
     def _advance(
         self, results: _Results, frame: torch.Tensor, step: Step, pieces: list[tuple[Box, torch.Tensor]]

@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
 from vidup.engines import Choice, stops
 from vidup.picture import tiling
+from vidup.picture.temporal import Box
 
 
 def cut(choice: Choice, height: int, width: int, overlap: int, multiple: int) -> tiling.Tiles:
     """The windows of a frame, its sides rounded up to the multiple."""
     height, width = (side + -side % multiple for side in (height, width))
     return tiling.cover(height, width, choice.tile and max(choice.tile, multiple), overlap, multiple)
+
+
+_SHAPES = ((0.15, 0.15), (0.25, 0.25), (0.25, 0.5), (0.5, 0.25), (0.5, 0.5), (0.6, 0.6), (0.75, 0.75), (1.0, 1.0))
+"""Shares of a frame's height and width, by area, of windows that are compiled or recorded once for each shape.
+
+Of seven and the whole frame these cover what moves in real footage with the fewest pixels: .38 of them where boxes that
+fit took .26, and three by three sides .44 to .46.
+"""
+_STEP = 16  # pixels, of which their sides are multiples
+
+
+def shapes(height: int, width: int) -> list[tuple[int, int]]:
+    """The few shapes, (rows, columns), of the windows of frames of this size, by area; the last is the whole frame."""
+    found = {(_length(height, tall), _length(width, wide)) for tall, wide in _SHAPES}
+    return sorted(found, key=lambda shape: (shape[0] * shape[1], shape))
+
+
+def _length(side: int, share: float) -> int:
+    return min(side, math.ceil(side * share / _STEP) * _STEP)
+
+
+def fixed(box: Box, height: int, width: int) -> Box:
+    """The smallest window of one of `shapes` that contains a box of a frame; it lies within the frame."""
+    top, left, bottom, right = box
+    rows, columns = next(
+        (rows, columns) for rows, columns in shapes(height, width) if rows >= bottom - top and columns >= right - left
+    )
+    top, left = _begin(top, bottom, rows, height), _begin(left, right, columns, width)
+    return top, left, top + rows, left + columns
+
+
+def _begin(begin: int, end: int, length: int, side: int) -> int:
+    # In steps of 8, as boxes lie, so that the levels of a network combine the same pixels.
+    first = min(max(0, (begin + end - length) // 2) // 8 * 8, side - length)
+    return min(first + 8, side - length) if first + length < end else first
 
 
 def blend(
