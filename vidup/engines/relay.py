@@ -266,8 +266,8 @@ class Relay:
         pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in steps]
         wanted: dict[Box, dict[int, list[Box]]] = {}
         for index, step in enumerate(steps):
-            boxes = step.windows(height, width, self._steady)
-            for box, window in zip(boxes, self._windows(boxes, height, width), strict=True):
+            sought = step.windows(height, width, self._steady)
+            for box, window in zip(sought, self._windows(sought, height, width), strict=True):
                 wanted.setdefault(window, {}).setdefault(index, []).append(box)
         for window, parts in wanted.items():
             top, left, bottom, right = window
