@@ -134,7 +134,8 @@ def test_a_video_becomes_an_animation(make_clip: Clips, tmp_path: Path, capsys: 
         assert large.shape == (96, 128, 4) and (large[..., 3] == 255).all()
         assert np.abs(large[::2, ::2, :3].astype(int) - small).mean() < bound
     assert main(["verify", str(source), str(tmp_path / output)]) == 0
-    assert "frames    6, each at its time, 128x96" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "frames    6, each at its time, 128x96" in said and "pictures  6 compared; the least like" in said
     assert main(["upscale", str(source), "-o", str(tmp_path / output), *NEAREST, "--skip-done"]) == 0
     assert "is complete already" in capsys.readouterr().err
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vidup.errors import VerifyError
-from vidup.frame import MediaInfo
+from vidup.frame import MediaInfo, layout
 from vidup.media import probing
+from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
 from vidup.media.sequences import find, is_sequence
@@ -45,10 +46,11 @@ class Receipt(os.PathLike[str]):
     def lines(self) -> list[str]:
         """The same in words, as ``vidup verify`` prints it."""
         height, width = self.size
+        like = f"; the least like its source is so to {self.least_likeness:.4f}" if self.compared else ""
         return [
             f"{self.output}: verified against {self.source}",
             f"  frames    {self.frames}, each at its time, {width}x{height}",
-            f"  pictures  {self.compared} compared; the least like its source is so to {self.least_likeness:.4f}",
+            f"  pictures  {self.compared} compared{like}",
             *(f"  stream    {line}" for line in self.streams),
             f"  chapters  {self.chapters}",
             f"  sha256    {self.sha256}",
@@ -83,7 +85,7 @@ def check(
     """
     expected = delivery.times if times is None else times
     if delivery.container.is_animated:
-        return _animated(output, delivery, encoding, expected, pictures.Compared(0, 1.0))
+        return _animated(output, delivery, encoding, expected, _pictures(output, delivery, expected, fast))
     made, found, kept = findings(output, delivery, encoding, expected)
     for fault in found.values():
         raise VerifyError(fault)
@@ -134,10 +136,21 @@ def check_joined(
     return _receipt(output, made, delivery, kept, compared)
 
 
+def _pictures(output: Path, delivery: Delivery, times: Sequence[int], fast: bool) -> pictures.Compared:
+    """Compare the pictures of an animation with the source's, if it has as many, as equal ones may have become one.
+
+    Those of a source with transparency are not: what is transparent has no colour in a GIF.
+    """
+    kind, made = layout(planar(delivery.info.pix_fmt)), probing.probe(output)
+    if len(made.pts) != len(times) or (kind is not None and kind.alpha):
+        return pictures.Compared(0, 1.0)
+    return pictures.check_pictures(output, made, delivery, times, fast)
+
+
 def _animated(
     output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int], compared: pictures.Compared
 ) -> Receipt:
-    """Check an animation, which has no other streams. Its pictures are compared with the segments, not the source."""
+    """Check an animation, which has no other streams; its pictures were compared."""
     size = None if encoding is None else (encoding.height, encoding.width)
     found = animation.check(output, delivery, size, times)
     return Receipt(
