@@ -113,8 +113,26 @@ class Film {
     if (!chosen.input) return;
     write(this.title, lastOf(chosen.input));
     this.title.title = chosen.input;
+    write(this.line, "Reading it");
     this.element.dataset.state = "asking";
+    this.#first(chosen.input);
     this.#ask();
+  }
+
+  /** A frame of a film of which nothing is known yet, so that there is something to see at once. */
+  async #first(input) {
+    try {
+      const image = await picture(server.frameOf(input, chosen.at ?? 1), "The frame as it is");
+      if (this.#looked || this.#of !== input) return;
+      this.#shape(image.naturalWidth, image.naturalHeight);
+      this.stage.show({ before: image, names: ["As it is"] });
+    } catch { /* what keeps it from being read is told by the answer that is waited for */ }
+  }
+
+  #shape(width, height) {
+    this.view.size = { width, height };
+    for (const { element } of [this.stage, this.sheet]) element.style.setProperty("--shape", String(width / height));
+    this.view.change({});
   }
 
   /** Ask anew what is to be told, a little later: someone may be typing. */
@@ -155,10 +173,7 @@ class Film {
     this.element.dataset.state = "told";
     this.element.classList.toggle("still", looked.still);
     this.settings.blame("");
-    this.view.size = { width: looked.result[0], height: looked.result[1] };
-    this.stage.element.style.setProperty("--shape", String(looked.result[0] / looked.result[1]));
-    this.sheet.element.style.setProperty("--shape", String(looked.result[0] / looked.result[1]));
-    this.view.change({});
+    this.#shape(...looked.result);
     write(this.line, summary(looked));
     this.facts.replaceChildren(...looked.facts.flatMap(([label, text]) => [make("dt", {}, label), make("dd", {}, text)]));
     this.plan.replaceChildren(...looked.plan.map((line) => make("li", {}, line)));
