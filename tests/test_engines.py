@@ -287,6 +287,19 @@ def test_the_anchor_brings_the_input_back() -> None:
     assert torch.equal(anchor(shifted, low_res, 0), shifted)
 
 
+@pytest.mark.parametrize(
+    ("size", "enlarged"),
+    [((48, 64), (192, 256)), ((13, 12), (26, 24)), ((17, 33), (51, 99)), ((5, 9), (20, 36)), ((20, 30), (47, 65))],
+)
+def test_the_anchor_is_back_projection_round_by_round(size: tuple[int, int], enlarged: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low_res, picture = (torch.rand(2, 3, *sides, generator=generator) for sides in (size, enlarged))
+    expected = picture
+    for rounds in range(4):
+        torch.testing.assert_close(anchor(picture, low_res, rounds), expected, atol=5e-6, rtol=0)
+        expected = expected + resize(low_res - resize(expected, size), enlarged)
+
+
 def test_a_prompt_changes_the_picture_and_the_seed_too(make_engine: Callable[..., Upscaler]) -> None:
     source, place = picture(16, 16), Place(height=16, width=16)
     plain = enlarge(make_engine("tiny"), source, place)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vidup.picture.flaws import unbanded
 from vidup.picture.metrics import luma
-from vidup.picture.resample import anchor, resize
+from vidup.picture.resample import back_project, resize
 
 WEIGHTS = Path(__file__).with_name("footage.safetensors")
 BLUR = 9
@@ -122,8 +122,7 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
     power = _mean(luma(fine)[:, None].square(), NARROW)
     noise = (error(low_res, step).square() - CLEAN**2).clamp_min(0) / 255**2
     weight = (1 - noise / power.clamp_min(1e-12)).clamp(0, 1)
-    missing = mean + weight * fine
-    return anchor(picture + resize(missing, picture.shape[-2:]), own + missing, rounds - 1)
+    return back_project(picture, mean + weight * fine, rounds)
 
 
 def _mean(pictures: torch.Tensor, side: int) -> torch.Tensor:
