@@ -69,8 +69,9 @@ def _there_and_back(pictures: torch.Tensor, axis: int, length: int) -> torch.Ten
 def _multiplied(matrix: torch.Tensor, pictures: torch.Tensor, axis: int) -> torch.Tensor:
     """A matrix times an axis; element by element, so that bits do not depend on how many pictures there are."""
     columns = (column.view(-1, 1) if axis == -2 else column for column in matrix.unbind(1))
-    products = (column * one for column, one in zip(columns, pictures.split(1, axis), strict=True))
-    return reduce(torch.add, products)
+    products = (column * one for column, one in zip(columns, torch.split(pictures, 1, axis), strict=True))
+    total: torch.Tensor = reduce(torch.add, products)
+    return total
 
 
 @lru_cache(maxsize=16)
