@@ -225,30 +225,45 @@ def banding(codes: torch.Tensor) -> float:
 
 def bands(codes: torch.Tensor) -> torch.Tensor:
     """Where bands are, bool (T, h, w)."""
-    found = _steps(codes) | _steps(codes.transpose(-1, -2)).transpose(-1, -2)
+    found = _steps(codes) | _steps(codes.transpose(-1, -2).contiguous()).transpose(-1, -2)
+    if not found.any():  # as in most pictures
+        return found
     # Bands are long; a short step is a detail.
-    long = found & (functional.avg_pool2d(found[:, None].float(), 15, 1, 7)[:, 0] > 14 / 225)
-    near = functional.max_pool2d(functional.max_pool2d(long[:, None].float(), (1, 33), 1, (0, 16)), (33, 1), 1, (16, 0))
+    long = found & (_count(_count(found, 7).transpose(-1, -2), 7).transpose(-1, -2) > 14)
+    near = _count(_count(long, 16).transpose(-1, -2) > 0, 16).transpose(-1, -2) > 0
     smooth = functional.max_pool2d(-_range(codes, 3), 3, 1, 1)[:, 0] >= -0.75
-    return (near[:, 0] > 0) & smooth
+    return near & smooth
 
 
 def unbanded(rgb: torch.Tensor) -> torch.Tensor:
     """Pictures, (T, 3, h, w) in [0, 1], whose bands are the mean of what is around them and nearly as bright."""
-    where = bands(luma(rgb) * 255)[:, None]
+    where = bands(luma(rgb) * 255)
     if not where.any():
         return rgb
-    (height, width), most = rgb.shape[-2:], max(_AROUND)
+    most = max(_AROUND)
     padded = functional.pad(rgb, [most] * 4, mode="replicate")
-    total, count = rgb.clone(), torch.ones_like(rgb[:, :1])
+    height, width = padded.shape[-2:]
+    picture, row, column = where.nonzero(as_tuple=True)
+    place = (picture * height + row + most) * width + column + most
+    pixels = padded.transpose(0, 1).reshape(3, -1)
+    own = pixels[:, place]  # bands are a small part of most pictures
+    total, count = own.clone(), torch.ones_like(own[:1])
     for far in _AROUND:
         for down, across in product((-far, 0, far), repeat=2):
-            top, left = most + down, most + across
-            other = padded[..., top : top + height, left : left + width]
-            near = ((other - rgb).abs().amax(1, keepdim=True) < _BAND[1] / 255).to(rgb)
+            other = pixels[:, place + down * width + across]
+            near = ((other - own).abs().amax(0, keepdim=True) < _BAND[1] / 255).to(rgb)
             total += near * other
             count += near
-    return torch.where(where, total / count, rgb)
+    result = rgb.clone()
+    result[picture, :, row, column] = (total / count).T
+    return result
+
+
+def _count(planes: torch.Tensor, reach: int) -> torch.Tensor:
+    """The sum over a line's pixels within `reach` of each, int32 (T, h, w)."""
+    sums = functional.pad(planes.cumsum(-1, dtype=torch.int32), (reach + 1, 0))
+    sums = torch.cat([sums, sums[..., -1:].expand(*sums.shape[:-1], reach)], -1)
+    return sums[..., 2 * reach + 1 :] - sums[..., : -2 * reach - 1]
 
 
 def _range(codes: torch.Tensor, side: int) -> torch.Tensor:
@@ -270,10 +285,7 @@ def _steps(codes: torch.Tensor) -> torch.Tensor:
     higher = brightest[..., 8:] - brightest[..., :-8]
     least, most = _BAND
     for apart in (higher, -higher):
-        step = functional.pad(even[..., 8:] & even[..., :-8] & (apart >= least) & (apart <= most), (6, 6)).float()
-        before, after = (functional.pad(step, one)[:, None] for one in ((_STAIR, 0), (0, _STAIR)))
-        width = 1, _STAIR - 4
-        before = functional.max_pool2d(before, width, 1)[:, 0, :, : codes.shape[-1]]
-        after = functional.max_pool2d(after, width, 1)[:, 0, :, -codes.shape[-1] :]
-        found |= (step > 0) & (torch.maximum(before, after) > 0)
+        step = functional.pad(even[..., 8:] & even[..., :-8] & (apart >= least) & (apart <= most), (6, 6))
+        if step.any():
+            found |= step & (_count(step, _STAIR) > _count(step, 4))
     return found

@@ -127,4 +127,7 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
 
 def _mean(pictures: torch.Tensor, side: int) -> torch.Tensor:
     """Means over squares, which at the edges hold what there is; (T, C, h, w)."""
-    return functional.avg_pool2d(pictures, side, 1, side // 2, count_include_pad=False)
+    for kernel in ((side, 1), (1, side)):
+        reach = kernel[0] // 2, kernel[1] // 2
+        pictures = functional.avg_pool2d(pictures, kernel, 1, reach, count_include_pad=False)
+    return pictures
