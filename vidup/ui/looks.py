@@ -54,7 +54,7 @@ class Looks:
 
     def preload(self) -> None:
         """Start the process that plans."""
-        self._pool.submit(vidup.devices)
+        self._pool.submit(_preload)
 
     def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
         """The plan for a file, and whether the slow part is still missing; raises as `vidup.plan`."""
@@ -111,6 +111,11 @@ def _plan(
 ) -> vidup.Plan:
     film = source if is_picture(source) else _FILMS.video(source, settings)
     return vidup.plan(film, output, settings, runtime, pictures=pictures)
+
+
+def _preload() -> None:
+    """Import what plans of diffusion models need, which takes longer than a plan."""
+    vidup.Upscaler("mini", vidup.Runtime(device="cpu")).reset()
 
 
 def _end_with_parent() -> None:

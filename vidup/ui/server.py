@@ -211,6 +211,7 @@ def application(folders: Folders, token: str, host: str, port: int, apart: bool 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:
         if apart:
+            server.runs.wake()  # what was queued before a reboot
             server.looks.preload()
             server.previews.preload()
         yield
