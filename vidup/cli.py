@@ -111,11 +111,12 @@ def _upscale(arguments: argparse.Namespace) -> int:
     paths.check(sources, output, settings, runtime.overwrite or runtime.skip_done)
     with _loading(arguments):
         from vidup.job import default_output, upscale_files  # with torch: only now
+        from vidup.job.outlook import plan
 
     files = [(source, folder / default_output(source, settings).name if folder else output) for source in sources]
     if arguments.dry_run:
         for source, target in files:
-            _show(source, target, settings, runtime)
+            terminal.put(str(plan(source, target, settings, runtime)))
         return 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,16 +192,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     settings, runtime = from_options(Settings, typed, arguments.preset), from_options(Runtime, typed)
     source, output = Path(arguments.input), Path(arguments.output) if arguments.output else None
     paths.check([source], None, settings, overwrite=True)
-    _show(source, output, settings, runtime, arguments.json)
+    with _loading(arguments):
+        from vidup.job.outlook import plan
+
+    found = plan(source, output, settings, runtime)
+    terminal.put(json.dumps(found.table, default=str) if arguments.json else str(found))
     return 0
-
-
-def _show(source: Path, target: Path | None, settings: Settings, runtime: Runtime, as_json: bool = False) -> None:
-    """Print what is in a file, and what a job would do with it."""
-    from vidup.job.outlook import plan
-
-    found = plan(source, target, settings, runtime)
-    terminal.put(json.dumps(found.table, default=str) if as_json else str(found))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
