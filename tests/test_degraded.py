@@ -16,6 +16,7 @@ from PIL import Image
 import vidup
 from vidup import ConfigError, Settings, Upscaler
 from vidup.engines.windows import spread
+from vidup.job import stills
 from vidup.job.describe import CLEAN, describe
 from vidup.job.piping import upscale_piped
 from vidup.job.plan import plan
@@ -210,9 +211,28 @@ class TestQuantiser:
             found.append(quantiser_step(probe(tmp_path / "a.mkv")))
         assert 1 < found[0] < 16 and 25 < found[1] < 150
 
-    def test_of_what_is_lossless_nobody_knows_it(self, tmp_path: Path) -> None:
+    def test_of_what_is_lossless_blocks_tell_it(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "ffv1", {})
         assert quantiser_step(probe(tmp_path / "a.mkv")) is None
+        write(tmp_path / "b.mkv", "mpeg2video", BAD["mpeg2video"])
+        with av.open(str(tmp_path / "b.mkv")) as source, av.open(str(tmp_path / "c.mkv"), "w") as target:
+            stream = target.add_stream("ffv1", 25)
+            stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+            for frame in source.decode(video=0):
+                target.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(), format="yuv420p")))
+            target.mux(stream.encode())
+        step = quantiser_step(probe(tmp_path / "c.mkv"))
+        assert step is not None and 15 < step < 80
+
+    def test_of_a_picture_that_was_a_jpeg_blocks_tell_it(self, tmp_path: Path) -> None:
+        image = Image.fromarray(picture(HELD_OUT + 90, 192))
+        image.save(tmp_path / "a.png")
+        assert stills.read(tmp_path / "a.png").quantiser is None
+        image.save(tmp_path / "a.jpg", quality=20)
+        told = stills.read(tmp_path / "a.jpg").quantiser
+        with Image.open(tmp_path / "a.jpg") as compressed_before:
+            compressed_before.save(tmp_path / "b.png")
+        assert stills.read(tmp_path / "b.png").quantiser == pytest.approx(told, rel=0.5)
 
     def test_tables_of_jpeg_tell_it(self) -> None:
         found = {}

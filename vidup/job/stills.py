@@ -28,6 +28,7 @@ from vidup.media.containers import ANIMATIONS
 from vidup.media.opening import MOST_PIXELS, check_file
 from vidup.picture import flaws, interop
 from vidup.picture.geometry import output_size, size_notes
+from vidup.picture.metrics import luma
 from vidup.proof import Receipt, sha256
 from vidup.upscaler import Upscaler
 
@@ -57,7 +58,7 @@ class Still:
     about: dict[str, Any]
     """Its metadata, as far as it has them: ``icc_profile``, ``exif``, ``dpi``, ``xmp``."""
     quantiser: float | None
-    """The quantiser step that it was encoded with, in codes of 0 to 255; None if the file does not tell."""
+    """The quantiser step that it was encoded with, in codes of 0 to 255; None if neither file nor blocks tell."""
     notes: tuple[str, ...]
     """What is left out or damaged, in words."""
 
@@ -95,6 +96,8 @@ def read(path: Path) -> Still:
     if reports:
         notes.append(f"is damaged, or not as its format demands: {reports[0]}")
     upright = _with_profile_applied(upright, about, notes)
+    if step is None and kind != "GIF":  # what was compressed before it was saved shows blocks
+        step = flaws.step_of_blocks(*flaws.blocking(luma(interop.take(upright).rgb) * 255))
     return Still(upright, kind, _with_valid_dpi(about, notes), step, tuple(notes))
 
 

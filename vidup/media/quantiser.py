@@ -10,12 +10,14 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
 from vidup.media.bitstreams import step_of_packet, step_of_qp
 from vidup.media.opening import open_input, tolerant_demux, video_context
 from vidup.media.reading import decode_packets
+from vidup.picture import flaws
 
 _PLACES, _FRAMES = (0.0, 0.35, 0.7), 8
 _HEAD = struct.Struct("@IQQii")
@@ -52,18 +54,18 @@ def quantiser_step(info: MediaInfo) -> float | None:
     """Step of the quantiser over some frames at three places of a file, in codes of 0 to 255.
 
     Where neither the decoder nor the packets tell it, it is estimated from the bits that a pixel of a key frame takes
-    and from how lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third.
+    and from how lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third. What a codec
+    that loses nothing holds may have been compressed before: there the blocks that show tell it.
 
     Returns:
-        The mean, in hundredths, at most 200; None for a codec that loses nothing, whose pictures may have been anything
-        before, or where nothing could be read.
+        The mean, in hundredths, at most 200; None where nothing could be read, or in most places no blocks show.
     """
     codec = av.codec.Codec(info.codec, "r")
-    if codec.lossless and not codec.lossy:
-        return None
+    is_lossless = codec.lossless and not codec.lossy
     exported: list[float] = []
     written: list[float] = []
     estimated: list[float] = []
+    seen: list[float] = []
     for share in _PLACES if info.timing == "packets" else _PLACES[:1]:
         with suppress(av.error.FFmpegError, ValueError, MediaError), open_input(info.path) as container:
             stream = container.streams[info.video_index]
@@ -72,15 +74,18 @@ def quantiser_step(info: MediaInfo) -> float | None:
             context = video_context(stream, export_side_data="venc_params")
             keys: list[Any] = []
             packets = (_noted(packet, keys) for packet in tolerant_demux(container, stream, _ignore))
-            frames = list(islice(decode_packets(stream, packets, _ignore), _FRAMES))
+            frames = list(islice(decode_packets(stream, packets, _ignore), 1 if is_lossless else _FRAMES))
+            if is_lossless:
+                seen += [flaws.step_of_blocks(*flaws.blocking(_gray(frame)[None])) or 0 for frame in frames]
+                continue
             exported += [step for frame in frames if (step := step_of(frame)) is not None]
             if keys and not exported:
                 data = bytes(context.extradata or b"") * (info.codec != "mjpeg") + bytes(keys[0])
                 written += [step for step in [step_of_packet(info.codec, data)] if step is not None]
             if frames and keys and not exported:
                 estimated.append(_from_bits(frames[0], keys[0].size))
-    found = exported or written or estimated
-    return min(round(float(np.mean(found)), 2), _COARSEST) if found else None
+    found = exported or written or estimated or ([float(np.median(seen))] if any(seen) else [])
+    return min(round(float(np.mean(found)), 2), _COARSEST) if any(found) else None
 
 
 def _noted(packet: Any, keys: list[Any]) -> Any:
@@ -93,8 +98,13 @@ def _ignore(_: str) -> None:
     """What is damaged is said by whoever reads the file for its pictures."""
 
 
+def _gray(frame: av.VideoFrame) -> torch.Tensor:
+    """Its brightness, float32 (h, w) in codes."""
+    return torch.from_numpy(frame.reformat(format="gray").to_ndarray().astype(np.float32))
+
+
 def _from_bits(frame: av.VideoFrame, size: int) -> float:
-    gray = frame.reformat(format="gray").to_ndarray().astype(np.float32)
-    lively = (np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()) / 2
-    bits = 8 * size / gray.size
+    gray = _gray(frame)
+    lively = float(gray.diff(dim=0).abs().mean() + gray.diff(dim=1).abs().mean()) / 2
+    bits = 8 * size / gray.numel()
     return float(0.85 * lively**0.9 / bits**0.95 / _WIDTH)

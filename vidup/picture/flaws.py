@@ -28,6 +28,8 @@ _COARSE = 0.2
 _PERIODS = range(4, 33)
 _SURE = 6.0
 """Standard errors by which the edges of blocks must exceed all other columns."""
+_STEP = 11.0
+"""Codes of a quantiser's step for each by which the edges of its blocks stand out."""
 _BAND = 1.75, 8.0
 """Least and largest step between two bands, in codes; steps of 1 are those of 8 bits, and invisible."""
 _STAIR = 64
@@ -187,6 +189,14 @@ def blocking(codes: torch.Tensor) -> tuple[int, float]:
         if min(one[0], other[0]) > _SURE / 2 and score > best[2]:
             best = period, (one[1] + other[1]) / 2, score
     return best[:2]
+
+
+def step_of_blocks(period: int, strength: float) -> float | None:
+    """Quantiser step in codes for the blocks that `blocking` found, None where there are none.
+
+    Fitted on photographs through JPEG, MPEG-2 and MPEG-4, which smooth no edges: right within two fifths.
+    """
+    return _STEP * strength if period else None
 
 
 def _edges(codes: torch.Tensor) -> torch.Tensor:
