@@ -45,7 +45,7 @@ def serve(
         port, token = listener.getsockname()[1], secrets.token_urlsafe(32)
         app = application(allowed, token, host, port, apart=True)
         config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2)
-        name = f"[{host}]" if ":" in host else host if host not in ("0.0.0.0", "::", "") else socket.gethostname()
+        name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
         on_ready(f"http://{name}:{port}/?token={token}")
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -144,13 +144,8 @@ async def _receive(request: Request, path: Path) -> None:
 
 def _new_file(folders: Folders, name: str) -> Path:
     """The path of a new file in the first folder."""
-    if (
-        not name.isprintable()
-        or not name
-        or name.startswith(".")
-        or len(os.fsencode(name)) > 200
-        or any(c in name for c in '/\\:*?"<>|')
-    ):
+    is_plain = name.isprintable() and not name.startswith(".") and not any(c in name for c in '/\\:*?"<>|')
+    if not name or not is_plain or len(os.fsencode(name)) > 200:
         raise Refused(f"name = {name[:80]!r}: is no plain name of a file", 400)
     path = folders.roots[0] / name
     if os.path.lexists(path):
