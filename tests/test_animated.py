@@ -40,7 +40,7 @@ def make(path: Path, loop: int | None, transparent: bool = True) -> Path:
 def shown(path: Path) -> tuple[list[np.ndarray], list[int], int | None]:
     with Image.open(path) as image:
         loop = image.info.get("loop")
-        frames = [(np.array(one.convert("RGBA")), one.info["duration"]) for one in ImageSequence.Iterator(image)]
+        frames = [(np.array(one.convert("RGBA")), one.info.get("duration", 0)) for one in ImageSequence.Iterator(image)]
     return [codes for codes, _ in frames], [round(duration) for _, duration in frames], loop
 
 
@@ -192,6 +192,23 @@ def test_what_is_not_as_made_fails_its_proof(make_clip: Clips, tmp_path: Path, c
         patch.setattr(Image.Image, "save", otherwise)
         assert main([*words, "-y"]) == 1
     assert "its picture 1 is not what was made" in capsys.readouterr().err
+
+
+def test_pictures_that_are_all_equal_are_one(make_clip: Clips, tmp_path: Path):
+    still = make_clip(times=range(0, 4 * 512, 512), draw=lambda _, width, height: pattern(0, width, height))
+    for output in ("b.gif", "b.webp", "b.apng"):
+        settings = vidup.Settings(model="nearest", scale=2, start=0.04)
+        assert vidup.upscale(still, tmp_path / output, settings).frames == 3
+        assert len(shown(tmp_path / output)[0]) == 1
+
+
+def test_a_webp_whose_pictures_cannot_be_is_damaged(tmp_path: Path, capsys: Output):
+    made = make(tmp_path / "a.webp", 0)
+    data = bytearray(made.read_bytes())
+    data[24:27] = (70_000).to_bytes(3, "little")  # pixels in a row
+    made.write_bytes(data)
+    assert main(["upscale", str(made), "-o", str(tmp_path / "b.mkv"), *NEAREST]) == 1
+    assert "a.webp: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_an_animation_cannot_hold_is_refused(make_clip: Clips, tmp_path: Path, capsys: Output):

@@ -124,7 +124,10 @@ def for_ffmpeg(path: Path, most_pixels: int) -> BytesIO | None:
     with _opened(path) as image:
         if image.width * image.height > most_pixels:
             raise MediaError(f"{path}: claims {image.width}x{image.height}: more than {most_pixels} pixels")
-    return BytesIO(_as_mov(path, facts.st_size, facts.st_mtime_ns))
+    try:
+        return BytesIO(_as_mov(path, facts.st_size, facts.st_mtime_ns))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path}: is damaged: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=2)

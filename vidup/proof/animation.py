@@ -61,13 +61,14 @@ def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segme
     """
     tick = int((delivery.container.tick or 0) * 1000)
     ends = list(accumulate(tick * length for length in animation_output.durations(delivery, times)))
+    is_still = len(_read(output).durations) == 1  # all of its pictures are equal
     shown, until, small = animation_input.pictures(output), 0, np.zeros(0)
     for index, (picture, end) in enumerate(zip(animation_output.of(segments), ends, strict=True)):
         if end > until:
             there = next(shown, None)
             if there is None:
                 raise VerifyError(f"{output}: ends before its picture {index}")
-            until = ends[-1] if len(ends) == 1 else until + animation_input.duration(there)
+            until = ends[-1] if is_still else until + animation_input.duration(there)
             small = _small(there)
         away = float(np.abs(_small(picture) - small).mean())
         if away > _MOST_DIFFERENCE[delivery.container.name]:
