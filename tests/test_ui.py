@@ -25,6 +25,7 @@ pytest.importorskip("starlette", reason="the extra vidup[ui] is not installed")
 from starlette.testclient import TestClient
 
 import vidup
+from vidup.engines.interpolate import Interpolation
 from vidup import ui
 from vidup.ui import forms, looks, places, previews, requests, runner, runs
 from vidup.ui.safety import Folders
@@ -222,6 +223,20 @@ def test_a_preview_of_a_frame_is_what_a_run_makes_of_it(page: TestClient, tmp_pa
     assert (after == made).all() and abs(before - made).mean() > 1
     known = page.post("/api/look", json=body).json()["estimate"]
     assert known == pytest.approx(12 * found["seconds_a_frame"], abs=0.01) and known == found["estimate"]
+
+
+def test_what_the_first_picture_alone_takes_is_in_no_estimate(page: TestClient, monkeypatch: Any):
+    enlarge, calls = Interpolation.__call__, []
+
+    def warming(self: Interpolation, *given: Any) -> Any:
+        calls.append(self)
+        time.sleep(1 if len(calls) == 1 else 0)
+        return enlarge(self, *given)
+
+    monkeypatch.setattr(Interpolation, "__call__", warming)
+    body = {"input": "clip.mp4", "at": 0, "settings": {"model": "bilinear"}, "kind": "frame"}
+    found = ended(page, page.post("/api/preview", json=body).json()["id"])
+    assert len(calls) == 2 and found["seconds_a_frame"] < 1
 
 
 def test_a_preview_of_a_frame_knows_how_the_film_was_encoded(page: TestClient, tmp_path: Path, monkeypatch: Any):
