@@ -25,8 +25,8 @@ pytest.importorskip("starlette", reason="the extra vidup[ui] is not installed")
 from starlette.testclient import TestClient
 
 import vidup
-from vidup.engines.interpolate import Interpolation
 from vidup import ui
+from vidup.engines.interpolate import Interpolation
 from vidup.ui import forms, looks, places, previews, requests, runner, runs
 from vidup.ui.safety import Folders
 from vidup.ui.server import application
