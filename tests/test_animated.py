@@ -51,7 +51,6 @@ def shown(path: Path) -> tuple[list[np.ndarray], list[int], int | None]:
         ("a.gif", None, "b.gif", None),
         ("a.gif", 2, "b.png", 3),
         ("a.gif", None, "b.webp", 1),
-        ("a.png", 0, "b.png", 0),
         ("a.png", 3, "b.gif", 2),
         ("a.apng", 5, "b.apng", 5),
         ("a.webp", 4, "b.webp", 4),

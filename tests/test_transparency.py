@@ -116,7 +116,6 @@ def test_what_does_not_keep_it_says_so(tmp_path: Path, capsys: Output):
     [
         ("in.mov", "prores_ks", "yuva444p10le", "out.mov", ["-c", "prores_ks"], "contrary"),
         ("in.mkv", "ffv1", "yuva420p", "out.mkv", ["-c", "ffv1"], "contrary"),
-        ("in.mkv", "ffv1", "gbrap16le", "out.mkv", ["-c", "ffv1"], "opaque"),
         ("in.webm", "libvpx-vp9", "yuva420p", "out.webm", ["-e", "cpu-used=8"], "early"),
         ("in.mov", "png", "rgba", "%03d.png", [], "opaque"),
         ("in.mov", "png", "rgba", "out.apng", [], "early"),

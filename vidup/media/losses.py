@@ -19,7 +19,7 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     if (source.alpha and not target.alpha) or side_data.ALPHA in info.side_data:
         lost.append(
             "transparency is dropped: the picture is made opaque; prores_ks (mov, mkv), ffv1 (mkv), libvpx-vp9 (webm,"
-            " mkv) and pictures (%05d.png) keep it"
+            " mkv), .apng, .webp and pictures (%05d.png) keep it"
         )
     if target.bits < source.bits:
         lost.append(
