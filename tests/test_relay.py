@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import vidup
 from vidup import Color, Frame, MediaError, Runtime, Settings, Upscaler
-from vidup.engines import LEAD_IN, Choice, Needs, Place, flow, with_carried
+from vidup.engines import LEAD_IN, Choice, Needs, Place, flow, windows, with_carried
 from vidup.engines.planner import Planner
 from vidup.engines.relay import HALO, Follower, Relay
 from vidup.job import relay_share
@@ -251,10 +251,14 @@ def test_equal_planes_are_not_computed_again(upscaler: Upscaler, monkeypatch: py
     assert [one.pts for one in results] == list(range(5))
 
 
-def test_how_much_will_be_computed_is_found_by_planning_alone(upscaler: Upscaler):
+@pytest.mark.parametrize("compiles", [False, True])
+def test_how_much_will_be_computed_is_found_by_planning_alone(
+    upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch, compiles: bool
+):
+    monkeypatch.setattr(Upscaler, "compiles", compiles)
     frames = pan(5)
     pictures = video([*frames, frames[-1]])
-    seen = relay_share.planned(pictures, upscaler.settings, Turn(), 7)
+    seen = relay_share.planned(pictures, upscaler.settings, Turn(), 7, windows.fixed if compiles else None)
     upscaler.reset(7)
     assert len(list(upscaler.frames(pictures))) == 6
     computed, total = upscaler.computed

@@ -58,6 +58,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def report(arguments: argparse.Namespace) -> str:
     """Run the command; returns the text that it prints."""
     from vidup.bench.stopwatch import estimate, measure
+    from vidup.engines import windows
     from vidup.job import plan, relay_share
     from vidup.upscaler import Upscaler
 
@@ -78,7 +79,7 @@ def report(arguments: argparse.Namespace) -> str:
             job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
             upscaler.expect(plan.pixels(job))
             found = measure(upscaler, frames, job.encoding, decoding, job.turn)
-            seen = relay_share.foresee(job)
+            seen = relay_share.foresee(job, fit=windows.fixed if upscaler.compiles else None)
             whole = estimate(job, upscaler, found, seen)
         else:
             upscaler.expect(2**62)  # as in a long film

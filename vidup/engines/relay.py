@@ -152,6 +152,20 @@ def _grown(box: Box, height: int, width: int) -> Box:
 _NAMES = ("last", "kept")
 
 
+Fit = Callable[[Box, int, int], Box]
+"""Grows a box of a frame of (height, width), such as `windows.fixed`."""
+
+
+def fitted(boxes: Sequence[Box], height: int, width: int, fit: Fit | None) -> Sequence[Box]:
+    """The window that is computed for each box of a frame; the whole frame where windows would cover most of it."""
+    if fit is None:
+        return boxes
+    windows = [fit(box, height, width) for box in boxes]
+    if sum((bottom - top) * (right - left) for top, left, bottom, right in {*windows}) > _WHOLE * height * width:
+        return [(0, 0, height, width)] * len(boxes)
+    return windows
+
+
 class _Results:
     """What is carried: the last result, and the one from before the last cut; (3, H, W) each."""
 
@@ -180,8 +194,7 @@ class Relay:
         steady: every frame is computed, and what was carried is blended in.
         anchor: what holds a picture to its frame, as `vidup.picture.resample.anchor`.
         home: where what is carried waits while the model works; the device of the frames where not given.
-        fit: grows a box of a frame of (height, width) to the window that is computed for it, such as `windows.fixed`;
-            what is computed around the box is not used.
+        fit: see `fitted`; what is computed around a box is not used.
     """
 
     def __init__(
@@ -192,7 +205,7 @@ class Relay:
         steady: bool = False,
         anchor: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = resample.anchor,
         home: torch.device | None = None,
-        fit: Callable[[Box, int, int], Box] | None = None,
+        fit: Fit | None = None,
     ) -> None:
         self._compute, self._scale, self._steady = compute, scale, steady
         self._anchor, self._rounds, self._home, self._fit = anchor, min(rounds, _ROUNDS), home, fit
@@ -267,7 +280,7 @@ class Relay:
         wanted: dict[Box, dict[int, list[Box]]] = {}
         for index, step in enumerate(steps):
             sought = step.windows(height, width, self._steady)
-            for box, window in zip(sought, self._windows(sought, height, width), strict=True):
+            for box, window in zip(sought, fitted(sought, height, width, self._fit), strict=True):
                 wanted.setdefault(window, {}).setdefault(index, []).append(box)
         for window, parts in wanted.items():
             top, left, bottom, right = window
@@ -276,15 +289,6 @@ class Relay:
             for (index, boxes), result in zip(parts.items(), results, strict=True):
                 pieces[index] += [(box, self._part(result, window, box)) for box in boxes]
         return pieces
-
-    def _windows(self, boxes: Sequence[Box], height: int, width: int) -> Sequence[Box]:
-        """The window that is computed for each box of a frame."""
-        if self._fit is None:
-            return boxes
-        windows = [self._fit(box, height, width) for box in boxes]
-        if sum((bottom - top) * (right - left) for top, left, bottom, right in {*windows}) > _WHOLE * height * width:
-            return [(0, 0, height, width)] * len(boxes)
-        return windows
 
     def _part(self, result: torch.Tensor, window: Box, box: Box) -> torch.Tensor:
         """What a window's result shows of a box in it."""

@@ -13,7 +13,7 @@ import torch
 
 from vidup import engines
 from vidup.config import Settings
-from vidup.engines.relay import Follower
+from vidup.engines.relay import Fit, Follower, fitted
 from vidup.frame import Frame
 from vidup.job.plan import Job
 from vidup.media import decoding
@@ -42,11 +42,12 @@ def is_carried(settings: Settings) -> bool:
     return settings.temporal == "relay" and engines.carries(settings)
 
 
-def foresee(job: Job, most: int | None = None) -> Foreseen | None:
+def foresee(job: Job, most: int | None = None, fit: Fit | None = None) -> Foreseen | None:
     """Estimate from consecutive frames of the middle of a job.
 
     Args:
         most: the most pixels to look at; None: those of a dozen frames.
+        fit: see `relay.fitted`.
 
     Returns:
         None where all pixels are computed, there are fewer than two frames, or `most` is too small.
@@ -62,14 +63,17 @@ def foresee(job: Job, most: int | None = None) -> Foreseen | None:
         return None
     first = job.low + (job.high - job.low - count - 1) // 2
     with closing(decoding.decode(job.info, job.info.pts[first], None, job.settings)) as frames:
-        return planned(islice(frames, count + 1), job.settings, job.turn, first - job.low)
+        return planned(islice(frames, count + 1), job.settings, job.turn, first - job.low, fit)
 
 
-def planned(frames: Iterable[Frame], settings: Settings, turn: Turn, number: int = 0) -> Foreseen | None:
+def planned(
+    frames: Iterable[Frame], settings: Settings, turn: Turn, number: int = 0, fit: Fit | None = None
+) -> Foreseen | None:
     """Estimate from consecutive frames, of which only the first is computed whole.
 
     Args:
         number: the number of the first frame in its file.
+        fit: see `relay.fitted`.
 
     Returns:
         None where there are fewer than two frames.
@@ -87,7 +91,7 @@ def planned(frames: Iterable[Frame], settings: Settings, turn: Turn, number: int
         step = follower(rgb)
         seconds += time.perf_counter() - began
         height, width = rgb.shape[-2:]
-        boxes = step.windows(height, width)
+        boxes = {*fitted(step.windows(height, width), height, width, fit)}
         shares.append(sum((bottom - top) * (right - left) for top, left, bottom, right in boxes) / (height * width))
     count = len(shares) - 1
     return Foreseen(sum(shares[1:]) / count, count, seconds / count) if count > 0 else None
