@@ -215,7 +215,8 @@ def test_what_an_animation_cannot_hold_is_refused(make_clip: Clips, tmp_path: Pa
     for words, told in (
         (["b.gif"], "GIF counts in units of 0.01 s, and two frames"),
         (["b.png"], "b.png: holds one picture, and"),
-        (["b.jpg"], "b_%05d.jpg"),
+        (["b.tif"], "b_%05d.tif for a file of each"),
+        (["b.jpg"], "b_%05d.png for a file of each"),
         (["b.gif", "-c", "libx264"], "GIF does not hold it"),
         (["b.webp", "--start", "0.001", "--width", "17000"], "WebP holds 16383 pixels a side"),
     ):

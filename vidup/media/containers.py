@@ -301,7 +301,7 @@ def check_ending(source: Path, output: Path) -> None:
     if ending in STILLS and not is_sequence(output) and (ending not in _ANIMATED or not _is_moving(source, ending)):
         raise ConfigError(
             f"{output}: holds one picture, and {source} has several; take .mp4, .mkv, .gif, .apng or .webp, or"
-            f" {output.stem}_%05d{ending} for a file of each picture"
+            f" {output.stem}_%05d{ending if ending in sequences.WRITTEN else '.png'} for a file of each picture"
         )
     container_of(output)
 
