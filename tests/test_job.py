@@ -440,8 +440,8 @@ def test_public_names():
         assert getattr(vidup, name) is not None
     assert set(vidup.__all__) <= set(dir(vidup))
     assert set(vidup._HOMES) == set(vidup.__all__) and " ".join(sorted(vidup.__all__)) == (
-        "Color ConfigError EngineError Frame MediaError Plan Progress Receipt ResumeError Runtime Settings Stopped"
-        " Upscaler VerifyError Video VidupError compare devices models open plan upscale upscale_files verify"
+        "Color ConfigError EngineError Frame MediaError Progress Receipt ResumeError Runtime Settings Stopped"
+        " Upscaler VerifyError Video VidupError compare open plan upscale upscale_files verify"
     )
     with pytest.raises(AttributeError, match="no attribute 'downscale'"):
         _ = vidup.downscale

@@ -27,6 +27,7 @@ from starlette.testclient import TestClient
 import vidup
 from vidup import ui
 from vidup.engines.interpolate import Interpolation
+from vidup.job.outlook import Plan
 from vidup.ui import forms, looks, places, previews, requests, runner, runs
 from vidup.ui.safety import Folders
 from vidup.ui.server import application
@@ -83,7 +84,7 @@ def test_what_takes_long_to_find_out_is_told_once_it_is_known(page: TestClient, 
     asked, known, source = [], threading.Event(), tmp_path / "clip.mp4"
     plan = vidup.plan
 
-    def slow(film: vidup.Video, *rest: Any, pictures: bool = True) -> vidup.Plan:
+    def slow(film: vidup.Video, *rest: Any, pictures: bool = True) -> Plan:
         asked.append((rest[1].seed, pictures))
         assert film.info.frames == 12 and (not pictures or known.wait(10))
         return plan(film, *rest, pictures=pictures)
@@ -107,7 +108,7 @@ def test_what_takes_long_to_find_out_is_told_once_it_is_known(page: TestClient, 
 def test_a_process_that_plans_and_is_ended_is_replaced(page: TestClient, tmp_path: Path, monkeypatch: Any):
     calls, plan = [], looks._plan
 
-    def ended_once(*given: Any) -> vidup.Plan:
+    def ended_once(*given: Any) -> Plan:
         calls.append(given)
         if len(calls) in (1, 3):
             raise BrokenExecutor

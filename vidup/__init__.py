@@ -117,11 +117,8 @@ _HOMES = {
     "Stopped": "vidup.errors",
     "Upscaler": "vidup.upscaler",
     "compare": "vidup.comparison",
-    "models": "vidup.engines",
-    "devices": "vidup.engines",
     "open": "vidup.media.video",
     "Video": "vidup.media.video",
-    "Plan": "vidup.job.outlook",
     "plan": "vidup.job.outlook",
     "Settings": "vidup.config",
     "Runtime": "vidup.config",
@@ -142,7 +139,6 @@ __all__ = [
     "EngineError",
     "Frame",
     "MediaError",
-    "Plan",
     "Progress",
     "Receipt",
     "ResumeError",
@@ -154,8 +150,6 @@ __all__ = [
     "Video",
     "VidupError",
     "compare",
-    "devices",
-    "models",
     "open",
     "plan",
     "upscale",
@@ -166,11 +160,10 @@ __all__ = [
 if TYPE_CHECKING:
     from vidup.comparison import compare
     from vidup.config import Runtime, Settings
-    from vidup.engines import devices, models
     from vidup.errors import ConfigError, EngineError, MediaError, ResumeError, Stopped, VerifyError, VidupError
     from vidup.frame import Color, Frame
     from vidup.job import upscale, upscale_files
-    from vidup.job.outlook import Plan, plan
+    from vidup.job.outlook import plan
     from vidup.job.progress import Progress
     from vidup.job.verify import verify
     from vidup.media.video import Video, open

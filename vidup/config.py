@@ -227,6 +227,13 @@ class Settings:
         """The presets that ship with vidup, by name."""
         return {name: cls.preset(name) for name in preset_names()}
 
+    @staticmethod
+    def models() -> dict[str, str]:
+        """The values of `model` that have a name, each with a line of description; files and hub ids are others."""
+        from vidup.engines import models
+
+        return models()
+
     def replace(self, **changes: Any) -> Settings:
         """These settings with changes; the preset of another model is not applied.
 
@@ -271,6 +278,13 @@ class Runtime:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", self.device):
             raise ConfigError(f"device = {shown(self.device)}: expected auto, cuda, cuda:1, mps or cpu")
         _ = self.memory_limit
+
+    @staticmethod
+    def devices() -> list[str]:
+        """The devices of this machine; the first is that of ``auto``."""
+        from vidup.engines import devices
+
+        return devices()
 
     def __repr__(self) -> str:
         return differing(self)

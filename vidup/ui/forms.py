@@ -169,7 +169,7 @@ def _located(value: str, folders: Folders) -> str:
     Raises:
         Refused: it lies outside the folders.
     """
-    if value in vidup.models():
+    if value in vidup.Settings.models():
         return value
     path, inside = Path(value), folders.roots[0] / value
     is_path = "\0" in value or value[0] in "~." or path.is_absolute() or ".." in path.parts

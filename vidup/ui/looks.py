@@ -10,12 +10,15 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import vidup
 from vidup.errors import VidupError
 from vidup.ui import forms
 from vidup.ui.films import Films, is_picture
+
+if TYPE_CHECKING:
+    from vidup.job.outlook import Plan
 
 _PLANS = 12
 _AT_ONCE = 0.2
@@ -42,8 +45,8 @@ class Looks:
     """
 
     def __init__(self, apart: bool) -> None:
-        self._plans: OrderedDict[Any, vidup.Plan] = OrderedDict()
-        self._seen: OrderedDict[Any, Future[vidup.Plan]] = OrderedDict()
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._seen: OrderedDict[Any, Future[Plan]] = OrderedDict()
         self._lock, self._apart = threading.Lock(), apart
         self._pool = self._begin()
 
@@ -56,7 +59,7 @@ class Looks:
         """Start the process that plans."""
         self._pool.submit(_preload)
 
-    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[vidup.Plan, bool]:
+    def plan(self, source: Path, form: forms.Form, output: Path | None) -> tuple[Plan, bool]:
         """The plan for a file, and whether the slow part is still missing; raises as `vidup.plan`."""
         facts, settings, runtime = source.stat(), form.settings, form.runtime
         file = source, facts.st_mtime_ns, facts.st_size
@@ -92,7 +95,7 @@ class Looks:
 
     def _planned(
         self, source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime
-    ) -> vidup.Plan:
+    ) -> Plan:
         try:
             return self._pool.submit(_plan, source, output, settings, runtime, False).result()
         except BrokenExecutor:  # the process was killed, perhaps because memory ran out
@@ -108,7 +111,7 @@ class Looks:
 
 def _plan(
     source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime, pictures: bool
-) -> vidup.Plan:
+) -> Plan:
     film = source if is_picture(source) else _FILMS.video(source, settings)
     return vidup.plan(film, output, settings, runtime, pictures=pictures)
 
@@ -131,7 +134,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def as_json(found: vidup.Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
+def as_json(found: Plan, form: forms.Form, estimate: float | None, more: bool) -> dict[str, Any]:
     """A plan for the page; `more`: its slow part is missing."""
     info, (height, width), exists = found.info, found.size, found.output.exists()
     return {
@@ -153,7 +156,7 @@ def as_json(found: vidup.Plan, form: forms.Form, estimate: float | None, more: b
     }
 
 
-def estimate(found: vidup.Plan, seconds: float | None, whole: bool) -> float | None:
+def estimate(found: Plan, seconds: float | None, whole: bool) -> float | None:
     """How long a file takes, in seconds; None if unknown.
 
     Args:

@@ -40,13 +40,13 @@ class Server:
 
     def start(self, query: Given) -> Answer:
         """What the page needs at its start."""
-        device = vidup.devices()[0]
+        device = vidup.Runtime.devices()[0]
         return {
             "version": vidup.__version__,
             "folders": [str(root) for root in self.folders.roots],
             "presets": list(forms.presets(self.folders)),
             "preset": "mini" if device == "cpu" else "balanced",
-            "models": [{"name": name, "line": line} for name, line in vidup.models().items()],
+            "models": [{"name": name, "line": line} for name, line in vidup.Settings.models().items()],
             "device": device,
             "fields": list(forms.described()),
         }
