@@ -83,8 +83,8 @@ WINGS = {
 """What each wing, and each file beside them, may import."""
 
 AT_A_CALL = {"config": {"engines"}, "frame": {"picture", "media"}, "upscaler": {"job", "proof"}, "ui": {"job"}}
-"""What a function alone may import, when it is called, or a type checker: methods of public classes that stand on what is
-above them; types of what public functions return."""
+"""What a function alone may import, when it is called, or a type checker: methods of public classes that stand on what
+is above them; types of what public functions return."""
 
 
 def files_of_wings() -> dict[str, list[str]]:
