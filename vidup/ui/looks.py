@@ -93,9 +93,7 @@ class Looks:
         both = ((head, text if head in _LATER else own.get(head, text)) for head, text in seen.facts)
         return replace(found, computed=seen.computed, facts=tuple(both)), False
 
-    def _planned(
-        self, source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime
-    ) -> Plan:
+    def _planned(self, source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime) -> Plan:
         try:
             return self._pool.submit(_plan, source, output, settings, runtime, False).result()
         except BrokenExecutor:  # the process was killed, perhaps because memory ran out
@@ -109,9 +107,7 @@ class Looks:
         _FILMS.close()
 
 
-def _plan(
-    source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime, pictures: bool
-) -> Plan:
+def _plan(source: Path, output: Path | None, settings: vidup.Settings, runtime: vidup.Runtime, pictures: bool) -> Plan:
     film = source if is_picture(source) else _FILMS.video(source, settings)
     return vidup.plan(film, output, settings, runtime, pictures=pictures)
 
