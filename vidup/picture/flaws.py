@@ -236,7 +236,7 @@ def banding(codes: torch.Tensor) -> float:
 def bands(codes: torch.Tensor) -> torch.Tensor:
     """Where bands are, bool (T, h, w)."""
     found = _steps(codes) | _steps(codes.transpose(-1, -2).contiguous()).transpose(-1, -2)
-    if not found.any():  # as in most pictures
+    if _is_empty(found):  # as in most pictures
         return found
     # Bands are long; a short step is a detail.
     long = found & (_count(_count(found, 7).transpose(-1, -2), 7).transpose(-1, -2) > 14)
@@ -247,26 +247,25 @@ def bands(codes: torch.Tensor) -> torch.Tensor:
 
 def unbanded(rgb: torch.Tensor) -> torch.Tensor:
     """Pictures, (T, 3, h, w) in [0, 1], whose bands are the mean of what is around them and nearly as bright."""
-    where = bands(luma(rgb) * 255)
-    if not where.any():
+    where = bands(luma(rgb) * 255)[:, None]
+    if _is_empty(where):
         return rgb
-    most = max(_AROUND)
+    (height, width), most = rgb.shape[-2:], max(_AROUND)
     padded = functional.pad(rgb, [most] * 4, mode="replicate")
-    height, width = padded.shape[-2:]
-    picture, row, column = where.nonzero(as_tuple=True)
-    place = (picture * height + row + most) * width + column + most
-    pixels = padded.transpose(0, 1).reshape(3, -1)
-    own = pixels[:, place]  # bands are a small part of most pictures
-    total, count = own.clone(), torch.ones_like(own[:1])
+    total, count = rgb.clone(), torch.ones_like(rgb[:, :1])
     for far in _AROUND:
         for down, across in product((-far, 0, far), repeat=2):
-            other = pixels[:, place + down * width + across]
-            near = ((other - own).abs().amax(0, keepdim=True) < _BAND[1] / 255).to(rgb)
+            top, left = most + down, most + across
+            other = padded[..., top : top + height, left : left + width]
+            near = ((other - rgb).abs().amax(1, keepdim=True) < _BAND[1] / 255).to(rgb)
             total += near * other
             count += near
-    result = rgb.clone()
-    result[picture, :, row, column] = (total / count).T
-    return result
+    return torch.where(where, total / count, rgb)
+
+
+def _is_empty(mask: torch.Tensor) -> bool:
+    """Whether nothing is chosen, as far as that is known without waiting for a device."""
+    return mask.device.type == "cpu" and not mask.any()
 
 
 def _count(planes: torch.Tensor, reach: int) -> torch.Tensor:
@@ -296,6 +295,6 @@ def _steps(codes: torch.Tensor) -> torch.Tensor:
     least, most = _BAND
     for apart in (higher, -higher):
         step = functional.pad(even[..., 8:] & even[..., :-8] & (apart >= least) & (apart <= most), (6, 6))
-        if step.any():
+        if not _is_empty(step):
             found |= step & (_count(step, _STAIR) > _count(step, 4))
     return found
