@@ -140,6 +140,7 @@ def kill_and_resume(source: Path, folder: Path, case: Case, kills: int, seed: in
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="in all, spread over the cases")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="the first of the list, each with a whole run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # no pool of threads that a fork would lose
@@ -147,11 +148,12 @@ def main() -> int:
     try:
         source = folder / "source.mp4"
         assert wait(forked(lambda: make_source(source))) == 0
-        shares = [0] * len(CASES)
-        for _, index in zip(range(arguments.kills), cycle(range(len(CASES))), strict=False):
+        cases = CASES[: arguments.cases]
+        shares = [0] * len(cases)
+        for _, index in zip(range(arguments.kills), cycle(range(len(cases))), strict=False):
             shares[index] += 1
         total = 0
-        for index, (case, kills) in enumerate(zip(CASES, shares, strict=True)):
+        for index, (case, kills) in enumerate(zip(cases, shares, strict=True)):
             done = kill_and_resume(source, folder, case, kills, arguments.seed + index) if kills else 0
             print(f"{case[0]:8} {case[1]:10} {case[2]:4} killed {done:3} times: same frames, same sound", flush=True)
             total += done
