@@ -173,3 +173,16 @@ def test_a_lock_that_a_killed_process_holds_is_not_waited_for(capsys: pytest.Cap
     finally:
         stuck.release()  # tqdm's own thread may wait for it
         tqdm.set_lock(own)
+
+
+def test_a_lock_that_is_left_taken_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_PATIENCE", 0.01)
+    lock = terminal._Lock()
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    thread.join()
+    with lock, lock:  # a lock of its own thread may be taken twice
+        lock.release()
+    lock.release()  # taken away from whoever has it no more
+    with lock:
+        pass

@@ -74,9 +74,37 @@ class LogHandler(logging.StreamHandler[Any]):
             super().emit(record)
 
 
-_DRAWING = threading.RLock()
-"""The lock for drawing a bar. tqdm's own is shared with forked processes: if one is killed while it has that lock, all
-others wait for ever."""
+class _Lock:
+    """A lock for drawing a bar that nobody waits for longer than `_PATIENCE`.
+
+    It may be left taken: by a thread that a second Ctrl-C interrupted just then, or, as tqdm's own, which forked
+    processes share, by one that was killed. A torn line is better than a job that waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, *given: Any) -> bool:
+        """Take the lock, if need be from whoever does not give it back."""
+        if not self._lock.acquire(timeout=_PATIENCE):
+            self._lock = threading.RLock()
+            self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it has not been taken away."""
+        with suppress(RuntimeError):
+            self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        self.release()
+
+
+_PATIENCE = 2.0
+_DRAWING = _Lock()
 
 
 @contextmanager
