@@ -1,5 +1,6 @@
 """What runs beside the engine: decoding ahead, encoding behind, a segment's end beside the next one's beginning."""
 
+import queue
 import random
 import signal
 import threading
@@ -156,13 +157,11 @@ class TestConsumer:
 
         class Slow:
             def __init__(self) -> None:
-                self.lock = threading.RLock()
+                self.queue: Any = queue.SimpleQueue()
+                self.get, self.get_nowait = self.queue.get, self.queue.get_nowait
 
-            def __enter__(self) -> None:
-                self.lock.acquire()
-
-            def __exit__(self, *error: Any) -> None:
-                self.lock.release()
+            def put(self, item: Any) -> None:
+                self.queue.put(item)
                 if closing.is_set() and threading.current_thread() is threading.main_thread():
                     time.sleep(0.2)
 
@@ -173,7 +172,7 @@ class TestConsumer:
                 time.sleep(0.02)
             whole.append(count)
 
-        monkeypatch.setattr("vidup.prefetch.RLock", Slow)
+        monkeypatch.setattr("vidup.prefetch.SimpleQueue", Slow)
         consumer = Consumer(consume, depth=1000)
         for item in range(50):
             consumer.put(item)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import islice
-from threading import Lock, RLock, Thread
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-
 
 _SECONDS = 1.0
 """The longest wait before a condition is checked again: Windows delivers Ctrl-C only between waits."""
 
 
 class _Channel(Generic[T]):
-    """A queue of bounded size between two threads, which either of them can end.
+    """A queue of bounded size from one thread to another, which either of them can end.
 
-    Each wait has a lock of its own. `threading.Condition` and `queue.Queue` are written in Python: a Ctrl-C in them can
-    leave their lock locked, and joining the other thread would then wait for ever.
+    `threading.Condition` and `queue.Queue` are written in Python: a Ctrl-C in them can leave their lock locked, and
+    joining the other thread would then wait for ever. `SimpleQueue` is written in C.
 
     Args:
         depth: the size of all queued items, at most; one item may be queued whatever its size.
@@ -30,75 +30,57 @@ class _Channel(Generic[T]):
 
     def __init__(self, depth: int, size: Callable[[T], int]) -> None:
         self._depth, self._size = depth, size
-        self._queue: deque[tuple[T, int]] = deque()
-        self._lock = RLock()
-        self._bells: list[Any] = []  # a lock for each thread that waits, released when something has changed
-        self._waiting, self._ended, self._closed = 0, False, False
+        self._items: SimpleQueue[tuple[T, int] | None] = SimpleQueue()  # with their sizes; None wakes the taker
+        self._taken: SimpleQueue[int] = SimpleQueue()  # sizes; 0 wakes the producer
+        self._waiting, self._closed = 0, False
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
         """Wait for space and queue an item; False where the other thread takes no more items."""
         amount = self._size(item)
-        while True:
-            with self._lock:
-                if self._closed:
-                    return False
-                if not self._queue or self._waiting + amount <= self._depth:
-                    self._queue.append((item, amount))
-                    self._waiting += amount
-                    self._ring()
-                    return True
-                bell = self._bell()
-            bell.acquire(timeout=_SECONDS)
+        while not self._closed:
+            if not self._waiting or self._waiting + amount <= self._depth:
+                self._waiting += amount
+                self._items.put((item, amount))
+                return True
+            with suppress(Empty):
+                self._waiting -= self._taken.get(timeout=_SECONDS)
+        return False
 
     def end(self, error: BaseException | None = None) -> None:
         """End the queue; after the queued items, the other thread gets the error."""
-        with self._lock:
-            self._ended, self._error = True, error
-            self._ring()
+        self._error = error
+        self._items.put(None)
 
     def close(self, error: BaseException | None = None) -> None:
         """Drop the queued items, and take no more; with an error, the other thread gets that."""
-        with self._lock:
-            self._closed = True
-            self._queue.clear()
-            if error is not None:
-                self._ended, self._error = True, error
-            self._ring()
+        self._error = error
+        self._closed = True  # before all else: who finds the queue empty must not take it for ended
+        with suppress(Empty):
+            while True:
+                self._items.get_nowait()
+        self._items.put(None)
+        self._taken.put(0)
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            with self._lock:
-                bell = None
-                if self._queue:
-                    item, amount = self._queue.popleft()
-                    self._waiting -= amount
-                    self._ring()
-                elif self._ended:
-                    error, self._error = self._error, None
-                    break
-                else:
-                    bell = self._bell()
-            if bell is not None:
-                bell.acquire(timeout=_SECONDS)
-            else:
-                yield item
-                del item
+            try:
+                got = self._items.get(timeout=_SECONDS)
+            except Empty:
+                continue
+            if got is None or self._closed:
+                break
+            item, amount = got
+            self._taken.put(amount)
+            del got
+            yield item
+            del item
+        error, self._error = self._error, None
         if error is not None:
             try:
                 raise error
             finally:
                 del error  # its traceback refers to this frame: a cycle that would keep a failed job's frames alive
-
-    def _bell(self) -> Any:
-        bell = Lock()
-        bell.acquire()
-        self._bells.append(bell)
-        return bell
-
-    def _ring(self) -> None:
-        while self._bells:
-            self._bells.pop().release()
 
 
 def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
