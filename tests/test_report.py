@@ -129,9 +129,9 @@ def test_its_numbers_are_those_of_compare(studied, capsys: Output):
     assert cells[18] == f"{tables[0]['mean']['warp_error_bicubic']:.3f}"
     assert "1 without a counterpart" in page.source
     psnr, _, _, flicker = json.loads(page.texts["script"][0])
-    assert psnr["curves"][0]["value"] == [f"{frame['psnr']:.3f}" for frame in tables[0]["frames"]]
-    assert psnr["curves"][1]["time"] == ["0.000 s", "0.040 s", "0.080 s", "0.120 s"]
-    assert len(flicker["curves"]) == 4 and flicker["curves"][0]["value"][0] == "–"
+    assert psnr[0]["value"] == [f"{frame['psnr']:.3f}" for frame in tables[0]["frames"]]
+    assert psnr[1]["time"] == ["0.000 s", "0.040 s", "0.080 s", "0.120 s"]
+    assert len(flicker) == 4 and flicker[0]["value"][0] == "–"
     assert len(page.all("figure", "plot")) == 4 and len(page.all("svg")) == 4
 
 
@@ -297,7 +297,7 @@ def test_a_plot_of_a_long_film_has_few_points():
     drawn = plots.plot(0, "PSNR", [curve], 3, [(100.0, "the worst")])
     (line,) = re.findall(r'class="line r0" d="([^"]+)"', drawn)
     assert line.count("L") + line.count("M") <= plots.POINTS and 'class="band r0"' in drawn and len(drawn) < 50_000
-    assert len(plots.readings([curve], 3)["curves"][0]["at"]) <= plots.POINTS
+    assert len(plots.readings([curve], 3)[0]["at"]) <= plots.POINTS
     gap = plots.plot(0, "", [plots.Curve("a", "r0", (0.0, 1.0, 2.0), (1.0, None, float("inf")))], 3, [])
     (line,) = re.findall(r'class="line r0" d="([^"]+)"', gap)
     assert re.fullmatch(r"M0\.0 [\d.]+h0M1000\.0 [\d.]+h0", line) and "nan" not in gap

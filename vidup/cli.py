@@ -238,7 +238,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     else:
         from vidup import report
 
-        results = report.write(arguments.output, arguments.truth, arguments.others, arguments.overwrite).results
+        results = report.write(arguments.output, arguments.truth, arguments.others, arguments.overwrite)
     if arguments.json:
         tables = [{"path": name, **_compared(result)} for name, result in results.items()]
         terminal.put(json.dumps(tables[0] if len(tables) == 1 else {"results": tables}))

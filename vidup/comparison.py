@@ -96,7 +96,7 @@ def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Com
         raise MediaError(
             f"{second.path}: is {second.width}x{second.height}, and {first.path} is {first.width}x{first.height};"
             " videos to compare have one size"
-            + ("; with -o report.html the smaller is taken as its input" if _enlarges(first, second) else "")
+            + ("; with -o report.html the smaller is taken as its input" if enlarges(first, second) else "")
         )
     if min(first.width, first.height) < 2 * BORDER + 11:
         raise MediaError(f"{first.path}: frames of {first.width}x{first.height} are too small to compare")
@@ -118,7 +118,8 @@ def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Com
     return Comparison(tuple(figures), missing, max(changes) if changes else None)
 
 
-def _enlarges(first: MediaInfo, second: MediaInfo) -> bool:
+def enlarges(first: MediaInfo, second: MediaInfo) -> bool:
+    """Whether both sides of a video, which may be turned, are longer in another."""
     (low, high), (other_low, other_high) = (sorted((one.width, one.height)) for one in (first, second))
     return other_low > low and other_high > high
 
@@ -145,9 +146,7 @@ def _over_time(now: tuple[torch.Tensor, torch.Tensor], before: tuple[torch.Tenso
     """The figures that need a frame and the one before: (truth, video) of each, RGB."""
     (truth, other), (truth_before, other_before) = ((luma(x.clamp(0, 1)) for x in pair) for pair in (now, before))
     reduced, reduced_before = _reduced(now[0]), _reduced(before[0])
-    bicubic, bicubic_before = (
-        luma(resize(small[None], truth.shape)[0].clamp(0, 1)) for small in (reduced, reduced_before)
-    )
+    bicubic, bicubic_before = (luma(resized(small, truth.shape)) for small in (reduced, reduced_before))
     motion = flow.accurate(truth, truth_before)
     inner = torch.zeros(truth.shape, dtype=torch.bool)
     inner[BORDER:-BORDER, BORDER:-BORDER] = True
@@ -168,7 +167,12 @@ def _over_time(now: tuple[torch.Tensor, torch.Tensor], before: tuple[torch.Tenso
 def _reduced(truth: torch.Tensor) -> torch.Tensor:
     """The truth, downscaled and rounded to 8 bits, as an input would be: RGB (3, h, w)."""
     height, width = (max(1, side // REDUCED) for side in truth.shape[-2:])
-    return (resize(truth[None], (height, width))[0].clamp(0, 1) * 255).round() / 255
+    return (resized(truth, (height, width)) * 255).round() / 255
+
+
+def resized(picture: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor:
+    """A picture, (3, h, w), resized by bicubic to (3, *size), in [0, 1]."""
+    return resize(picture[None], size)[0].clamp(0, 1)
 
 
 def aligned(

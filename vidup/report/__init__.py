@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
-from vidup.comparison import Comparison, compare
+from vidup.comparison import Comparison, compare, enlarges, resized
 from vidup.errors import ConfigError, MediaError, system_words
-from vidup.picture.resample import resize
 from vidup.report import choice, faith, figures, lines, pictures
 from vidup.report.faith import Faithfulness
 from vidup.report.films import Film, film
@@ -28,15 +27,9 @@ log = logging.getLogger(__name__)
 _ENDINGS = (".html", ".htm")
 _FAR, _LEFT, _INVENTED = 32, 8, 32
 """Codes of 255 at which the maps are brightest: distance from the truth, from the input, from bicubic."""
-_TRUTH, _INPUT = "the truth", "input, bicubic"
 
-
-@dataclass(frozen=True)
-class Study:
-    """The measurements of a report."""
-
-    results: Mapping[str, Comparison] | Mapping[str, Faithfulness]
-    """Path of a result -> its measurements."""
+Pictures: TypeAlias = Mapping[str, torch.Tensor]
+"""Name -> RGB (3, H, W) in [0, 1]."""
 
 
 def write(
@@ -44,7 +37,7 @@ def write(
     first: str | os.PathLike[str],
     others: Sequence[str | os.PathLike[str]],
     overwrite: bool = False,
-) -> Study:
+) -> Mapping[str, Comparison | Faithfulness]:
     """Measure results, and write a report.
 
     Args:
@@ -53,28 +46,34 @@ def write(
         others: the results, all of one size.
         overwrite: whether an existing report may be replaced.
 
+    Returns:
+        Path of a result -> its measurements.
+
     Raises:
         ConfigError: the output exists, or cannot be written.
         MediaError: a file cannot be read, the sizes do not fit, no frames coincide.
     """
-    target, names = Path(output), list(dict.fromkeys(os.fspath(other) for other in others))
+    target = Path(output)
     check(target, overwrite)
-    base, results = film(os.fspath(first)), {name: film(name) for name in names}
-    stored = [(one.info.height, one.info.width) for one in (base, *results.values())]
-    odd = next((place for place, size in enumerate(stored[1:]) if size != stored[1]), None)
-    if odd is not None:
-        (height, width), (other_height, other_width) = stored[1], stored[odd + 1]
-        raise MediaError(
-            f"{names[odd]}: is {other_width}x{other_height}, and {names[0]} is {width}x{height};"
-            " results to show beside each other have one size"
-        )
-    if min(stored[1]) > min(stored[0]) and max(stored[1]) > max(stored[0]):
-        study = Study({name: faith.against_input(base, result) for name, result in results.items()})
-        _save(target, _beside_input(base, results, study.results))
-        return study
-    compared = {name: compare(os.fspath(first), name) for name in names}
-    _save(target, _beside_truth(base, results, compared))
-    return Study(compared)
+    base, results = film(os.fspath(first)), {os.fspath(other): film(os.fspath(other)) for other in others}
+    one = next(iter(results.values())).info
+    for other in (result.info for result in results.values()):
+        if (other.width, other.height) != (one.width, one.height):
+            raise MediaError(
+                f"{other.path}: is {other.width}x{other.height}, and {one.path} is {one.width}x{one.height};"
+                " results to show beside each other have one size"
+            )
+    measured: dict[str, Comparison | Faithfulness]
+    if enlarges(base.info, one):
+        measured = {name: faith.against_input(base, result) for name, result in results.items()}
+        page = _page(base, results, measured, _INPUT)
+    else:
+        measured = {name: compare(first, name) for name in results}
+        if any(result.size != base.size for result in results.values()):
+            raise MediaError(f"{base.info.path}: is turned another way than the results; compare needs one way")
+        page = _page(base, results, measured, _TRUTH)
+    _save(target, page)
+    return measured
 
 
 def write_of(output: Path, source: Film, result: Film, overwrite: bool, stop: Callable[[], bool]) -> None:
@@ -85,8 +84,8 @@ def write_of(output: Path, source: Film, result: Film, overwrite: bool, stop: Ca
         Stopped: `stop` returned true before the end.
     """
     check(output, overwrite)
-    measured = {result.info.path: faith.against_input(source, result, stop)}
-    _save(output, _beside_input(source, {result.info.path: result}, measured))
+    name = result.info.path
+    _save(output, _page(source, {name: result}, {name: faith.against_input(source, result, stop)}, _INPUT))
 
 
 def check(output: Path, overwrite: bool) -> None:
@@ -103,86 +102,78 @@ def check(output: Path, overwrite: bool) -> None:
         raise ConfigError(f"{output.parent}: there is no such folder for the report; make it first")
 
 
-def _beside_truth(truth: Film, results: Mapping[str, Film], measured: Mapping[str, Comparison]) -> Page:
-    if any(result.size != truth.size for result in results.values()):
-        raise MediaError(f"{truth.info.path}: is turned another way than the results; compare needs one way")
-    names = _names(results)
-    chosen = choice.choose([one.frames for one in measured.values()], "psnr")
+@dataclass(frozen=True)
+class _Reference:
+    """What results are shown beside."""
 
-    def views(time: float) -> list[pictures.View]:
-        first = truth.at(time)
-        if first is None:
-            return []
-        found = _at(time, results, names)
-        maps = {
-            f"distance from the truth: {name}": pictures.difference(first, one, _FAR) for name, one in found.items()
+    name: str
+    shown: str
+    """What its pictures are called."""
+    about: str
+    figures: Sequence[figures.Figure]
+    ranks: tuple[str, ...]
+    """The figures by which frames are chosen, see `choice.choose`."""
+    views: Callable[[torch.Tensor, Pictures], list[pictures.View]]
+    """From a picture of it, and those of the results at the same time."""
+    maps: str
+    """A sentence about the maps among them."""
+
+
+def _beside_truth(truth: torch.Tensor, found: Pictures) -> list[pictures.View]:
+    maps = {f"distance from the truth: {name}": pictures.difference(truth, one, _FAR) for name, one in found.items()}
+    return pictures.views({_TRUTH.shown: truth, **found}, maps)
+
+
+def _beside_input(small: torch.Tensor, found: Pictures) -> list[pictures.View]:
+    large = resized(small, next(iter(found.values())).shape[-2:])
+    maps: dict[str, torch.Tensor] = {}
+    for name, one in found.items():
+        left = pictures.difference(small, resized(one, small.shape[-2:]), _LEFT)
+        maps |= {
+            f"where it leaves the input: {name}": pictures.as_large(left, one.shape[-2:]),
+            f"where most was invented: {name}": pictures.texture(one, large, _INVENTED),
         }
-        return pictures.views({_TRUTH: first, **found}, maps)
-
-    intro = [f"The truth: {truth.info.path}, {_facts(truth)}.", *_remarks(truth)]
-    return Page(
-        f"{_listed(names)} beside the truth",
-        intro,
-        figures.AGAINST_TRUTH,
-        [
-            Row(names[path], _about(results[path], one.missing, one.change_between_equal), one.mean(), one.frames)
-            for path, one in measured.items()
-        ],
-        [(one, views(one.time)) for one in chosen],
-        f"A map shows how far a result is from the truth: black is equal, pale is {_FAR} codes of 255 or more.",
-        lines.lines(truth, _named(results, names), _flickering(measured), _TRUTH),
-        truth.stretch,
-    )
+    return pictures.views({_INPUT.shown: large, **found}, maps)
 
 
-def _beside_input(source: Film, results: Mapping[str, Film], measured: Mapping[str, Any]) -> Page:
+_TRUTH = _Reference(
+    "the truth", "the truth", "", figures.AGAINST_TRUTH, ("psnr",), _beside_truth,
+    f"A map shows how far a result is from the truth: black is equal, pale is {_FAR} codes of 255 or more.",
+)  # fmt: skip
+_INPUT = _Reference(
+    "the input", "input, bicubic", ", enlarged by bicubic", figures.AGAINST_INPUT, ("faithfulness", "invented"),
+    _beside_input,
+    "Maps of faithfulness show where a result, made as small as the input, leaves it (pale:"
+    f" {_LEFT} codes of 255 or more), and where most is in it that bicubic does not have (pale: {_INVENTED}).",
+)  # fmt: skip
+
+
+def _page(
+    first: Film, results: Mapping[str, Film], measured: Mapping[str, Comparison | Faithfulness], beside: _Reference
+) -> Page:
     names = _names(results)
-    chosen = choice.choose([one.frames for one in measured.values()], "faithfulness", "invented")
+    named = {names[path]: result for path, result in results.items()}
+    frames = [one.frames for one in measured.values()]
 
     def views(time: float) -> list[pictures.View]:
-        small, found = source.at(time), _at(time, results, names)
-        if small is None or not found:
-            return []
-        large = faith.enlarged(small, next(iter(found.values())))
-        maps: dict[str, torch.Tensor] = {}
-        for name, one in found.items():
-            back = resize(one[None], small.shape[-2:])[0].clamp(0, 1)
-            left = pictures.as_large(pictures.difference(small, back, _LEFT), one.shape[-2:])
-            maps |= {
-                f"where it leaves the input: {name}": left,
-                f"where most was invented: {name}": pictures.texture(one, large, _INVENTED),
-            }
-        return pictures.views({_INPUT: large, **found}, maps)
+        picture = first.at(time)
+        found = {name: one for name, result in named.items() if (one := result.at(time)) is not None}
+        return [] if picture is None or not found else beside.views(picture, found)
 
-    intro = [f"The input: {source.info.path}, {_facts(source)}, enlarged by bicubic.", *_remarks(source)]
+    *others, last = named
+    height, width = first.size
+    count, end = len(first.times), float(first.times[-1])
+    facts = f"{width}x{height}, {count} frames, {end:.3f} s to the last{beside.about}"
     return Page(
-        f"{_listed(names)} beside the input",
-        intro,
-        figures.AGAINST_INPUT,
-        [
-            Row(names[path], _about(results[path], one.missing), one.mean(), one.frames)
-            for path, one in measured.items()
-        ],
-        [(one, views(one.time)) for one in chosen],
-        "Maps of faithfulness show where a result, made as small as the input, leaves it (pale:"
-        f" {_LEFT} codes of 255 or more), and where most is in it that bicubic does not have (pale: {_INVENTED}).",
-        lines.lines(source, _named(results, names), _flickering(measured), _INPUT),
-        source.stretch,
+        f"{', '.join(others)} and {last} beside {beside.name}" if others else f"{last} beside {beside.name}",
+        [f"{beside.name.capitalize()}: {first.info.path}, {facts}.", *_remarks(first)],
+        beside.figures,
+        [Row(names[path], _about(results[path], one), one.mean(), one.frames) for path, one in measured.items()],
+        [(one, views(one.time)) for one in choice.choose(frames, *beside.ranks)],
+        beside.maps,
+        lines.lines(first, named, choice.most_flickering(frames), beside.shown),
+        first.stretch,
     )
-
-
-def _at(time: float, results: Mapping[str, Film], names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Name of a result -> its picture at a time, if it has one."""
-    found = {names[path]: result.at(time) for path, result in results.items()}
-    return {name: picture for name, picture in found.items() if picture is not None}
-
-
-def _flickering(measured: Mapping[str, Any]) -> float | None:
-    return choice.most_flickering([one.frames for one in measured.values()])
-
-
-def _named(results: Mapping[str, Film], names: Mapping[str, str]) -> dict[str, Film]:
-    return {names[path]: result for path, result in results.items()}
 
 
 def _names(paths: Mapping[str, Film]) -> dict[str, str]:
@@ -190,7 +181,8 @@ def _names(paths: Mapping[str, Film]) -> dict[str, str]:
     short = {path: plain(Path(path).name) for path in paths}
     found: dict[str, str] = {}
     for path, name in short.items():
-        name = plain(path) if list(short.values()).count(name) > 1 or name in (_TRUTH, _INPUT) else name
+        taken = list(short.values()).count(name) > 1 or name in (_TRUTH.shown, _INPUT.shown)
+        name = plain(path) if taken else name
         number = 1
         while name in found.values():  # paths that differ only in characters that `plain` replaces
             number += 1
@@ -199,21 +191,13 @@ def _names(paths: Mapping[str, Film]) -> dict[str, str]:
     return found
 
 
-def _listed(names: Mapping[str, str]) -> str:
-    *others, last = names.values()
-    return f"{', '.join(others)} and {last}" if others else last
-
-
-def _facts(one: Film) -> str:
-    height, width = one.size
-    return f"{width}x{height}, {len(one.times)} frames, {float(one.times[-1]):.3f} s to the last"
-
-
-def _about(one: Film, missing: int, change: float | None = None) -> str:
-    height, width = one.size
-    words = [f"{width}x{height}", f"{len(one.times)} frames"]
-    words += [f"{missing} without a counterpart"] if missing else []
-    words += [f"changes by {change:.2f} codes where the truth's frames are equal"] if change is not None else []
+def _about(result: Film, measured: Comparison | Faithfulness) -> str:
+    height, width = result.size
+    words = [f"{width}x{height}", f"{len(result.times)} frames"]
+    if measured.missing:
+        words.append(f"{measured.missing} without a counterpart")
+    if isinstance(measured, Comparison) and measured.change_between_equal is not None:
+        words.append(f"changes by {measured.change_between_equal:.2f} codes where the truth's frames are equal")
     return ", ".join(words)
 
 

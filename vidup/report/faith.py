@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidup.comparison import aligned, mean
+from vidup.comparison import aligned, mean, resized
 from vidup.engines import flow
 from vidup.errors import MediaError, Stopped
 from vidup.picture import flicker
@@ -81,20 +81,15 @@ def measure(
         small, large: the input and the result: RGB, float32 (3, h, w) and (3, H, W) on the host, in [0, 1].
         before: the same two pictures of the frame before.
     """
-    own, plain = luma(large), luma(enlarged(small, large))
+    own, plain = luma(large), luma(resized(small, large.shape[-2:]))
     sharpness = gradient_energy(plain)
     return FaithFigures(
         time,
-        psnr(luma(small), luma(resize(large[None], small.shape[-2:])[0].clamp(0, 1))),
+        psnr(luma(small), luma(resized(large, small.shape[-2:]))),
         255 * float((own - plain).double().square().mean().sqrt()),
         gradient_energy(own) / sharpness if sharpness else 1.0,
         *(_flicker(small, large, plain, before) if before is not None else (None, None)),
     )
-
-
-def enlarged(small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
-    """The input, (3, h, w), enlarged by bicubic to the size of the result, (3, H, W)."""
-    return resize(small[None], large.shape[-2:])[0].clamp(0, 1)
 
 
 def _flicker(
@@ -109,5 +104,5 @@ def _flicker(
     motion = resize_flow(there, size)
     return (
         flicker.warp_error(luma(before[1]), luma(large), motion, where),
-        flicker.warp_error(luma(enlarged(before[0], large)), plain, motion, where),
+        flicker.warp_error(luma(resized(before[0], size)), plain, motion, where),
     )

@@ -18,7 +18,7 @@ class Figure:
     digits: int = 3
     plotted: bool = False
     beside: tuple[tuple[str, str], ...] = ()
-    """The fields of reference values, which are the same for all results, and their titles."""
+    """(title, name of the field) of each reference value, which is the same for all results."""
 
 
 AGAINST_TRUTH = (
@@ -28,7 +28,7 @@ AGAINST_TRUTH = (
     Figure("gradient_energy", "sharpness", "of the truth's", "below 1 is softer, above it sharper or noisier",
            plotted=True),
     Figure("warp_error", "flicker (E*warp)", "codes²", "lower is steadier; what is blurred flickers little",
-           plotted=True, beside=(("warp_error_bicubic", "bicubic"), ("warp_error_truth", "the truth itself"))),
+           plotted=True, beside=(("bicubic", "warp_error_bicubic"), ("the truth itself", "warp_error_truth"))),
     Figure("flow_distance", "tOF", "px", "how far the motion is from the truth's"),
     Figure("still_deviation", "deviation where still", "codes", "over time, where the truth stands still"),
 )  # fmt: skip
@@ -40,7 +40,7 @@ AGAINST_INPUT = (
     Figure("invented", "invented", "codes", "how far the result is from the input enlarged by bicubic", plotted=True),
     Figure("gradient_energy", "sharpness", "of bicubic's", "above 1 is sharper or noisier", plotted=True),
     Figure("warp_error", "flicker (E*warp)", "codes²", "along the input's motion; what is blurred flickers little",
-           plotted=True, beside=(("warp_error_bicubic", "bicubic"),)),
+           plotted=True, beside=(("bicubic", "warp_error_bicubic"),)),
 )  # fmt: skip
 """Of `faith.FaithFigures`."""
 

@@ -9,8 +9,7 @@ from fractions import Fraction
 
 import torch
 
-from vidup.comparison import aligned
-from vidup.report.faith import enlarged
+from vidup.comparison import aligned, resized
 from vidup.report.films import Film
 from vidup.report.pictures import LINE, corner, embedded, farthest
 
@@ -63,7 +62,7 @@ def lines(first: Film, others: Mapping[str, Film], time: float | None, name: str
             if two is None:
                 two = torch.zeros(3, *size)
             if label == next(iter(others)):
-                found[name].append(enlarged(one, two)[:, row, left:right].clone())
+                found[name].append(resized(one, size)[:, row, left:right].clone())
                 times.append(float(when))
             found[label].append(two[:, row, left:right].clone())  # so that the whole picture is freed
     pictures = tuple((label, embedded(torch.stack(rows, 1))) for label, rows in found.items())
@@ -78,16 +77,15 @@ def _span(film: Film, begin: Fraction, end: Fraction) -> tuple[int, int]:
 
 def _where(first: Film, others: Mapping[str, Film], place: int) -> tuple[int, int, tuple[int, int]]:
     """The row and the first column of the line where the results change most and `first` does not, and their size."""
-    film = next(iter(others.values()))
-    size = film.size
-    best: tuple[float, int, int] = (-1.0, size[0] // 2, corner(size[1] // 2, LINE, size[1]))
+    size = next(iter(others.values())).size
+    best = -1.0, size[0] // 2, corner(size[1] // 2, LINE, size[1])
     for film in others.values():
-        pairs = [(first.at(float(time)), film.at(float(time))) for time in first.times[place - 1 : place + 1]]
-        if any(one is None or two is None for one, two in pairs):
+        times = first.times[place - 1 : place + 1]
+        found = [picture for one in (first, film) for time in times if (picture := one.at(float(time))) is not None]
+        if len(found) < 4:
             continue
-        (one, two), (three, four) = pairs
-        assert one is not None and two is not None and three is not None and four is not None
-        change, expected = four - two, enlarged(three, four) - enlarged(one, two)
+        before, now, result_before, result = found
+        change, expected = result - result_before, resized(now, size) - resized(before, size)
         left = corner(farthest(change, expected)[1], LINE, size[1])
         rows = (change - expected)[..., left : left + LINE].square().mean((0, 2))
         best = max(best, (float(rows.max()), int(rows.argmax()), left))

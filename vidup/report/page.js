@@ -60,7 +60,7 @@ for (const view of document.querySelectorAll(".view")) {
 // The numbers of a plot where it is pointed at, or where the arrow keys have come to.
 const plots = JSON.parse(document.getElementById("readings").textContent);
 for (const figure of document.querySelectorAll(".plot")) {
-  const { curves } = plots[figure.dataset.plot];
+  const curves = plots[figure.dataset.plot];
   const chart = figure.querySelector(".chart");
   const cursor = figure.querySelector(".cursor");
   const time = figure.querySelector(".time");

@@ -6,7 +6,7 @@ It is made of `page.html`, `page.css` and `page.js` beside this file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -50,8 +50,13 @@ class Page:
     maps: str
     """A sentence that explains the maps among the pictures."""
     lines: Lines | None
-    stretch: float = 1.0
+    stretch: float
     """Width of a pixel divided by its height."""
+
+    @property
+    def plotted(self) -> list[Figure]:
+        """The figures that have a plot."""
+        return [figure for figure in self.figures if figure.plotted]
 
 
 def plain(text: str) -> str:
@@ -65,9 +70,9 @@ def html(page: Page) -> str:
     template, style, script = (
         (folder / f"page.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js")
     )
-    curves = [_curves(figure, page.rows) for figure in _plotted(page)]
-    numbers = [readings(each, figure.digits) for each, figure in zip(curves, _plotted(page), strict=True)]
-    parts = [*_head(page), *_table(page), *_frames(page), *_plots(page, curves), *_lines(page), *_foot()]
+    curves = [_curves(figure, page.rows) for figure in page.plotted]
+    numbers = [readings(each, figure.digits) for each, figure in zip(curves, page.plotted, strict=True)]
+    parts = [*_head(page), *_table(page), *_frames(page), *_plots(page, curves), *_lines(page), _FOOT]
     return Template(template).substitute(
         version=escape(vidup.__version__),
         title=escape(plain(page.title)),
@@ -93,19 +98,23 @@ def _table(page: Page) -> Iterator[str]:
     yield '<div class="sheet" tabindex="0" role="region" aria-label="means of all frames"><table>'
     yield f'<thead><tr><th scope="col">mean of all frames</th>{heads}</tr></thead><tbody>'
     for index, row in enumerate(page.rows):
-        cells = "".join(f"<td>{written(getattr(row.mean, f.name), f.digits)}</td>" for f in page.figures)
+        cells = _cells(page.figures, row.mean, [figure.name for figure in page.figures])
         yield (
             f'<tr><th scope="row"><i class="key {_style(index)}"></i>{escape(row.name)}'
             f"<small>{escape(row.about)}</small></th>{cells}</tr>"
         )
-    for title in dict.fromkeys(title for figure in page.figures for _, title in figure.beside):
-        named = [next((name for name, other in figure.beside if other == title), None) for figure in page.figures]
-        values = [None if name is None else getattr(page.rows[0].mean, name) for name in named]
-        cells = "".join(f"<td>{written(v, f.digits)}</td>" for v, f in zip(values, page.figures, strict=True))
+    for title in dict.fromkeys(title for figure in page.figures for title, _ in figure.beside):
+        names = [dict(figure.beside).get(title) for figure in page.figures]
+        cells = _cells(page.figures, page.rows[0].mean, names)
         yield f'<tr class="dim"><th scope="row">{escape(title)}, beside them</th>{cells}</tr>'
     yield "</tbody></table></div>"
     explained = "; ".join(f"{figure.title}: {figure.about}" for figure in page.figures)
     yield f'<p class="dim">{escape(explained)}.</p>'
+
+
+def _cells(figures: Sequence[Figure], mean: Any, names: Sequence[str | None]) -> str:
+    values = [None if name is None else getattr(mean, name) for name in names]
+    return "".join(f"<td>{written(value, one.digits)}</td>" for value, one in zip(values, figures, strict=True))
 
 
 def _frames(page: Page) -> Iterator[str]:
@@ -115,7 +124,8 @@ def _frames(page: Page) -> Iterator[str]:
         f'{escape(page.maps)} <span class="ramp" role="img" aria-label="from black to pale yellow"></span></p>'
     )
     for number, (chosen, views) in enumerate(page.chosen):
-        yield f'<section id="frame-{number}"><h3>{escape(_sentence(chosen.why))}, at {chosen.time:.3f} s</h3>'
+        why = escape(", ".join(chosen.why).capitalize())
+        yield f'<section id="frame-{number}"><h3>{why}, at {chosen.time:.3f} s</h3>'
         for row in page.rows:
             if frame := next((frame for frame in row.frames if frame.time == chosen.time), None):
                 yield f'<p class="dim">{escape(f"{row.name}: {_in_words(page.figures, frame)}")}</p>'
@@ -125,23 +135,19 @@ def _frames(page: Page) -> Iterator[str]:
 
 
 def _slider(view: View, stretch: float) -> str:
-    options = [f'<option value="{index}">{escape(name)}</option>' for index, (name, _) in enumerate(view.pictures)]
-    second = min(1, len(options) - 1)
-    right = "".join(
-        option.replace("<option", "<option selected") if index == second else option
-        for index, option in enumerate(options)
-    )
+    names = [name for name, _ in view.pictures]
+    sides = {0: ' class="left"', 1: ' class="right"'}  # at first, and without scripts
     images = "".join(
-        f'<img src="{uri}" alt="{escape(name)}" draggable="false"{_side(index, second)}>'
+        f'<img src="{uri}" alt="{escape(name)}" draggable="false"{sides.get(index, "")}>'
         for index, (name, uri) in enumerate(view.pictures)
     )
-    zooms = '<option value="fit">fit</option>' + "".join(
-        f'<option value="{factor}">{factor}:1</option>' for factor in (1, 2, 4, 8)
-    )
+    zooms = {"fit": "fit", **{str(factor): f"{factor}:1" for factor in (1, 2, 4, 8)}}
     style = f"--natural:{view.width}px;--wide:{view.shown}px;--aspect:{view.width / view.height * stretch:.4f}"
     return (
-        f'<figure class="view"><div class="controls"><label>left <select>{"".join(options)}</select></label>'
-        f"<label>right <select>{right}</select></label><label>zoom <select>{zooms}</select></label></div>"
+        '<figure class="view"><div class="controls">'
+        f"<label>left {_select(dict(enumerate(names)))}</label>"
+        f"<label>right {_select(dict(enumerate(names)), 1)}</label>"
+        f"<label>zoom {_select(zooms)}</label></div>"
         f'<div class="window"><div class="stage" style="{style}">{images}'
         '<input type="range" min="0" max="100" value="50" aria-label="Divider between the left and the right picture">'
         '<div class="rule"></div><div class="grip" aria-hidden="true">⇔</div></div></div>'
@@ -149,8 +155,13 @@ def _slider(view: View, stretch: float) -> str:
     )
 
 
-def _side(index: int, second: int) -> str:
-    return ' class="left"' if index == 0 else ' class="right"' if index == second else ""
+def _select(choices: Mapping[Any, str], chosen: Any = None) -> str:
+    """A list of choices: value -> text."""
+    options = (
+        f'<option value="{value}"{" selected" if value == chosen else ""}>{escape(text)}</option>'
+        for value, text in choices.items()
+    )
+    return f"<select>{''.join(options)}</select>"
 
 
 def _plots(page: Page, curves: Sequence[Sequence[Curve]]) -> Iterator[str]:
@@ -162,7 +173,7 @@ def _plots(page: Page, curves: Sequence[Sequence[Curve]]) -> Iterator[str]:
     )
     yield '<div class="plots">'
     marks = [(chosen.time, ", ".join(chosen.why)) for chosen, _ in page.chosen]
-    for number, (figure, each) in enumerate(zip(_plotted(page), curves, strict=True)):
+    for number, (figure, each) in enumerate(zip(page.plotted, curves, strict=True)):
         unit = f" <small>{escape(figure.unit)}</small>" if figure.unit else ""
         yield plot(number, f"<b>{escape(figure.title)}</b>{unit}", each, figure.digits, marks)
     yield "</div>"
@@ -187,22 +198,17 @@ def _lines(page: Page) -> Iterator[str]:
     yield "</div>"
 
 
-def _foot() -> Iterator[str]:
-    yield (
-        f"<footer>vidup {escape(vidup.__version__)}. Figures are of luma; PSNR and SSIM as in scikit-image, GMSD by Xue"
-        " et al. 2014, E*warp by Lai et al. 2018, tOF by Chu et al. 2020.</footer>"
-    )
-
-
-def _plotted(page: Page) -> list[Figure]:
-    return [figure for figure in page.figures if figure.plotted]
+_FOOT = (
+    f"<footer>vidup {escape(vidup.__version__)}. Figures are of luma; PSNR and SSIM as in scikit-image, GMSD by Xue"
+    " et al. 2014, E*warp by Lai et al. 2018, tOF by Chu et al. 2020.</footer>"
+)
 
 
 def _curves(figure: Figure, rows: Sequence[Row]) -> list[Curve]:
     """A curve for each result, and for the references of a figure."""
     curves = [Curve(row.name, _style(index), *_over_time(row, figure.name)) for index, row in enumerate(rows)]
     beside = [
-        Curve(title, f"b{index}", *_over_time(rows[0], name)) for index, (name, title) in enumerate(figure.beside)
+        Curve(title, f"b{index}", *_over_time(rows[0], name)) for index, (title, name) in enumerate(figure.beside)
     ]
     return [*curves, *beside]
 
@@ -222,8 +228,3 @@ def _in_words(figures: Sequence[Figure], frame: Any) -> str:
         for figure in figures
         if figure.plotted and (value := getattr(frame, figure.name)) is not None
     )
-
-
-def _sentence(words: Sequence[str]) -> str:
-    text = ", ".join(words)
-    return text[:1].upper() + text[1:]

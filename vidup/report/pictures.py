@@ -6,14 +6,14 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
 
+from vidup.comparison import resized
 from vidup.picture.metrics import luma
-from vidup.picture.resample import resize
 from vidup.picture.temporal import mean
 
 WHOLE = 1280
@@ -55,14 +55,13 @@ def views(pictures: Mapping[str, torch.Tensor], maps: Mapping[str, torch.Tensor]
         return [_view(f"whole, {width}x{height}", every, enlarged)]
     share = WHOLE / max(height, width)
     size = max(1, round(height * share)), max(1, round(width * share))
-    small = {name: resize(picture[None], size)[0].clamp(0, 1) for name, picture in every.items()}
+    small = {name: resized(picture, size) for name, picture in every.items()}
     y, x = farthest(first, others[0] if others else first)
     top, left = corner(y, DETAIL[0], height), corner(x, DETAIL[1], width)
     part = {name: one[:, top : top + DETAIL[0], left : left + DETAIL[1]] for name, one in every.items()}
-    part_width = min(DETAIL[1], width)
     return [
         _view(f"whole, made smaller: {width}x{height} as {size[1]}x{size[0]}", small, size[1]),
-        _view(f"1:1, where they differ most: from x {left}, y {top}", part, part_width),
+        _view(f"1:1, where they differ most: from x {left}, y {top}", part, min(DETAIL[1], width)),
     ]
 
 
@@ -102,12 +101,9 @@ def as_large(shares: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 def heat(shares: torch.Tensor) -> torch.Tensor:
     """A map, (H, W) in [0, 1], as RGB: from black by violet and orange to white."""
-    steps = torch.tensor(_HEAT, dtype=torch.float32) / 255
-    place = shares * (len(_HEAT) - 1)
-    picture = steps[0].view(3, 1, 1).expand(3, *shares.shape)
-    for index, (low, high) in enumerate(pairwise(steps)):
-        picture = picture + (high - low).view(3, 1, 1) * (place - index).clamp(0, 1)
-    return picture
+    places = np.linspace(0, 1, len(_HEAT))
+    channels = [np.interp(shares.numpy(), places, codes) for codes in zip(*_HEAT, strict=True)]
+    return torch.from_numpy(np.stack(channels)).float() / 255
 
 
 def embedded(picture: torch.Tensor) -> str:

@@ -6,10 +6,11 @@ megabytes to each page. Labels are HTML around the SVG, so that they keep their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, isfinite, log10
+from itertools import groupby
+from math import ceil, floor, isfinite, log10
 from statistics import fmean
 
 from vidup.report.figures import written
@@ -59,9 +60,7 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** floor(log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = floor(low / step + 1e-9)
-    last = first
-    while last * step < high - step * 1e-9 or last == first:
-        last += 1
+    last = max(first + 1, ceil(high / step - 1e-9))
     return [place * step for place in range(first, last + 1)]
 
 
@@ -76,8 +75,7 @@ def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: S
     drawn = [(curve, _points(curve)) for curve in curves]
     finite = [p for _, points in drawn for p in points if p.mean is not None and isfinite(p.mean)]
     heights = ticks(min((p.low for p in finite), default=0.0), max((p.high for p in finite), default=1.0))
-    begin = min(curve.times[0] for curve in curves)
-    end = max(max(curve.times[-1] for curve in curves), begin + 1e-3)
+    begin, end = _span(curves)
 
     def x(time: float) -> float:
         return round((time - begin) / (end - begin) * WIDTH, 1)
@@ -114,34 +112,27 @@ def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: S
     )
 
 
-def readings(curves: Sequence[Curve], digits: int) -> dict[str, object]:
-    """The data that a plot's script shows: times, as text and as shares of the plot's width, and values as text."""
+def readings(curves: Sequence[Curve], digits: int) -> list[dict[str, object]]:
+    """What the page's script shows of each curve: times, as text and as shares of the plot's width, values as text."""
+    begin, end = _span(curves)
+    return [
+        {
+            "at": [round((p.time - begin) / (end - begin), 4) for p in points],
+            "time": [f"{p.time:.3f} s" for p in points],
+            "value": [written(p.mean, digits) for p in points],
+        }
+        for points in map(_points, curves)
+    ]
+
+
+def _span(curves: Sequence[Curve]) -> tuple[float, float]:
     begin = min(curve.times[0] for curve in curves)
-    end = max(max(curve.times[-1] for curve in curves), begin + 1e-3)
-    points = [_points(curve) for curve in curves]
-    return {
-        "curves": [
-            {
-                "at": [round((p.time - begin) / (end - begin), 4) for p in each],
-                "time": [f"{p.time:.3f} s" for p in each],
-                "value": [written(p.mean, digits) for p in each],
-            }
-            for each in points
-        ]
-    }
+    return begin, max(*(curve.times[-1] for curve in curves), begin + 1e-3)
 
 
-def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
+def _runs(points: Sequence[_Point]) -> list[list[_Point]]:
     """Runs of points with a mean."""
-    run: list[_Point] = []
-    for point in points:
-        if point.mean is not None:
-            run.append(point)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
+    return [list(run) for known, run in groupby(points, lambda point: point.mean is not None) if known]
 
 
 def _line(run: Sequence[tuple[float, float]]) -> str:
