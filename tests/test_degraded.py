@@ -21,9 +21,8 @@ from vidup.job.describe import CLEAN, describe
 from vidup.job.piping import upscale_piped
 from vidup.job.plan import plan
 from vidup.job.progress import Tracker
-from vidup.media.bitstreams import jpeg_step, step_of_packet, step_of_qp
 from vidup.media.probing import probe
-from vidup.media.quantiser import quantiser_step
+from vidup.media.quantiser import jpeg_quantiser_step, packet_quantiser_step, qp_quantiser_step, quantiser_step
 from vidup.mini.degrade import CODECS, MARGIN, as_footage, compressed, distance, reduced
 from vidup.mini.measure import HELD_OUT
 from vidup.mini.pictures import picture
@@ -202,7 +201,7 @@ class TestQuantiser:
     def test_what_x265_writes_of_itself_is_read(self, ending: str, tmp_path: Path) -> None:
         """In the head of the file, and before the first picture of a bare stream."""
         write(tmp_path / f"a.{ending}", "libx265", {"x265-params": "crf=29:log-level=none"})
-        assert quantiser_step(probe(tmp_path / f"a.{ending}")) == pytest.approx(step_of_qp(33), abs=0.01)
+        assert quantiser_step(probe(tmp_path / f"a.{ending}")) == pytest.approx(qp_quantiser_step(33), abs=0.01)
 
     def test_it_is_estimated_where_nobody_says_it(self, tmp_path: Path) -> None:
         found = []
@@ -239,18 +238,21 @@ class TestQuantiser:
         for quality in (30, 75, 95):
             stream = io.BytesIO()
             Image.fromarray(small(0)).save(stream, "JPEG", quality=quality)
-            found[quality] = step_of_packet("mjpeg", stream.getvalue())
+            found[quality] = packet_quantiser_step("mjpeg", stream.getvalue())
             tables = Image.open(stream).quantization  # type: ignore[attr-defined]
-            assert found[quality] == pytest.approx(jpeg_step(tables.values()))
+            assert found[quality] == pytest.approx(jpeg_quantiser_step(tables.values()))
         assert 20 < found[30] < 35 and 8 < found[75] < 15 and 2 < found[95] < 6
-        assert step_of_packet("mjpeg", b"") is None and step_of_packet("mjpeg", stream.getvalue()[:40]) is None
+        assert (
+            packet_quantiser_step("mjpeg", b"") is None
+            and packet_quantiser_step("mjpeg", stream.getvalue()[:40]) is None
+        )
 
     def test_a_jpeg_is_made_for_it(self, tmp_path: Path) -> None:
         source, target = tmp_path / "a.jpg", tmp_path / "b.png"
         Image.fromarray(small(0)).save(source, quality=15)
         settings = Settings(model="mini", temporal="off")
         with Image.open(source) as image:
-            step = jpeg_step(image.quantization.values())  # type: ignore[attr-defined]
+            step = jpeg_quantiser_step(image.quantization.values())  # type: ignore[attr-defined]
             image.load()
         with loaded(settings) as upscaler:
             upscaler.upscale(source, target)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vidup.cli import main
 from vidup.job.describe import condition
-from vidup.media.bitstreams import jpeg_step
+from vidup.media.quantiser import jpeg_quantiser_step
 from vidup.mini.degrade import compressed, reduced
 from vidup.mini.measure import HELD_OUT
 from vidup.mini.pictures import picture
@@ -191,7 +191,7 @@ def test_probe_tells_it_of_a_picture(tmp_path: Path, capsys: Any) -> None:
     image.save(tmp_path / "a.jpg", quality=20)
     line, table = probed(tmp_path / "a.jpg", capsys)
     with Image.open(tmp_path / "a.jpg") as found:
-        assert table["quantiser"] == jpeg_step(found.quantization.values())
+        assert table["quantiser"] == jpeg_quantiser_step(found.quantization.values())
     assert "compressed hard" in line and table["period"] == 8 and "blocks of 8x8 show" in line
     image.save(tmp_path / "a.png")
     line, table = probed(tmp_path / "a.png", capsys)

@@ -18,8 +18,8 @@ import vidup
 from vidup import Settings
 from vidup.job.describe import describe
 from vidup.job.plan import plan
+from vidup.media.boxes import shown_size
 from vidup.media.captions import carries, read_captions, with_captions
-from vidup.media.cropping import shown_size
 from vidup.media.probing import probe
 from vidup.media.side_data import kinds
 

@@ -32,17 +32,17 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
     media/                              PyAV
-        sequences, linear                   numbered pictures; the light of OpenEXR
+        sequences, frames, linear           numbered pictures; PyAV's frames; the light of OpenEXR
         animation_input                     GIF, APNG, WebP and AVIF, read
         containers, codecs                  a record for each output container, and for each encoder
         vp9_alpha                           the transparency of VP9
-        side_data, captions, cropping, hdr  what frames and files state beside the pictures
+        side_data, captions, boxes, hdr     what frames and files state beside the pictures
         options, trial                      the options of an encoder, and its objections
         selection, origins                  which streams are kept; clocks that restart
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
         y4m                                 pictures through pipes
-        frames, interlace, decoding         PyAV's frames; deinterlacing; decode a video's frames
-        bitstreams, quantiser               what packets say; how coarsely pictures were quantised when encoded
+        interlace, decoding                 deinterlacing; decode a video's frames
+        quantiser                           how coarsely pictures were quantised when encoded
         timing, table, probing              when each frame is shown; what is in a file
         encoder, losses                     choose and open an encoder; what it does not keep
         segment                             encoded frames in a file of their own

@@ -23,9 +23,9 @@ from vidup.errors import ConfigError, MediaError, VerifyError, first_line
 from vidup.job import describe
 from vidup.job.disk import beside, put_in_place
 from vidup.job.progress import Tracker
-from vidup.media import bitstreams
 from vidup.media.containers import ANIMATIONS
 from vidup.media.opening import MOST_PIXELS, check_file
+from vidup.media.quantiser import jpeg_quantiser_step
 from vidup.picture import flaws, interop
 from vidup.picture.geometry import output_size, size_notes
 from vidup.picture.metrics import luma
@@ -81,7 +81,7 @@ def read(path: Path) -> Still:
             if ";16" in f"{image.tile}" and not image.mode.startswith("I;16"):  # Pillow reads it with 8 bits
                 notes.append("16 bits a sample become 8")
             about = {key: image.info[key] for key in _NAMES if image.info.get(key)}
-            kind, step = image.format or "", bitstreams.jpeg_step(getattr(image, "quantization", {}).values())
+            kind, step = image.format or "", jpeg_quantiser_step(getattr(image, "quantization", {}).values())
             image.load()
             upright = _upright(image, about, notes)
     except (ConfigError, MediaError):

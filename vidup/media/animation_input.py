@@ -69,26 +69,23 @@ def read(path: Path) -> Animation:
         MediaError: the file is damaged.
     """
     with _opened(path) as image:
-        durations = tuple(duration(picture) for picture in pictures(path, image))
-        return Animation((image.height, image.width), durations, _plays(image))
+        size, plays = (image.height, image.width), _plays(image)
+    return Animation(size, tuple(duration(picture) for picture in pictures(path)), plays)
 
 
-def pictures(path: Path, image: Image.Image | None = None) -> Iterator[Image.Image]:
+def pictures(path: Path) -> Iterator[Image.Image]:
     """Each picture as it is shown, with what remains of those before it. It is the same object each time.
 
     Raises:
         MediaError: the file is damaged.
     """
-    opened = _opened(path) if image is None else image
-    try:
-        for picture in ImageSequence.Iterator(opened):
-            picture.load()  # a WebP states no duration before
-            yield picture
-    except Exception as error:  # Pillow's readers raise anything
-        raise MediaError(f"{path}: is damaged: {first_line(error)}") from None
-    finally:
-        if image is None:
-            opened.close()
+    with _opened(path) as image:
+        try:
+            for picture in ImageSequence.Iterator(image):
+                picture.load()  # a WebP states no duration before
+                yield picture
+        except Exception as error:  # Pillow's readers raise anything
+            raise MediaError(f"{path}: is damaged: {first_line(error)}") from None
 
 
 def kind_of(path: Path) -> str | None:
@@ -104,7 +101,7 @@ def kind_of(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         head = file.read(32)
-    if head[8:16] == b"WEBPVP8X" and head[20:] and head[20] & _ANIMATED:
+    if _is_animated_webp(head):
         return "webp"
     if head[4:12] != b"ftypavis" or not features.check("avif"):
         return None
@@ -134,13 +131,14 @@ def for_ffmpeg(path: Path, most_pixels: int) -> BytesIO | None:
 def _as_mov(path: Path, size: int, mtime_ns: int) -> bytes:
     """A MOV of the pictures without loss, at their own times; cached, as vidup opens a file several times."""
     result, begin = BytesIO(), 0
-    mode = "RGBA" if any(is_transparent(picture) for picture in pictures(path)) else "RGB"
+    is_opaque = not any(is_transparent(picture) for picture in pictures(path))
+    mode, pix_fmt = ("RGB", "rgb24") if is_opaque else ("RGBA", "rgba")
     with _opened(path) as image, av.open(result, "w", format="mov", options={"video_track_timescale": "1000"}) as out:
         stream = out.add_stream("png", rate=1000)
-        stream.width, stream.height, stream.pix_fmt = image.width, image.height, {"RGBA": "rgba"}.get(mode, "rgb24")
+        stream.width, stream.height, stream.pix_fmt = image.width, image.height, pix_fmt
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        for picture in pictures(path, image):
-            frame = av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), format=stream.pix_fmt)
+        for picture in pictures(path):
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), format=pix_fmt)
             frame.pts, frame.time_base, length = begin, Fraction(1, 1000), duration(picture)
             for packet in stream.encode(frame):
                 packet.duration = length
@@ -168,11 +166,15 @@ def duration(picture: Image.Image) -> int:
     return round(float(picture.info.get("duration") or _DEFAULT_DURATION))
 
 
+def _is_animated_webp(head: bytes) -> bool:
+    return head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & _ANIMATED)
+
+
 def _opened(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             head = file.read(21)
-            if head[8:16] != b"WEBPVP8X" or not head[20:] or not head[20] & _ANIMATED:
+            if not _is_animated_webp(head):
                 return Image.open(path, formats=_READ)
             # It is transparent where nothing is drawn, whatever the flag states; see `mark_transparent`.
             return Image.open(BytesIO(head[:20] + bytes([head[20] | _TRANSPARENT]) + file.read()), formats=_READ)

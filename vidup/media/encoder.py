@@ -280,7 +280,7 @@ def to_av(frame: Frame, encoding: Encoding) -> Any:
 
 def _in_format(frame: Frame, pix_fmt: str) -> Any:
     # Samples in the high bits are shifted here: ffmpeg's own conversion of them is not exact for RGB.
-    result = frames.filled(frame, pix_fmt if pix_fmt.endswith("msble") else frame.pix_fmt)
+    result = frames.filled(frame.planes, pix_fmt if pix_fmt.endswith("msble") else frame.pix_fmt)
     return result if result.format.name == pix_fmt else result.reformat(format=pix_fmt)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from vidup.frame import Color, Frame
 
@@ -21,21 +24,21 @@ def frame_of(picture: Any, pix_fmt: str, color: Color, times: tuple[int, int, Fr
     return Frame(planes, pix_fmt, color, *(times or (picture.pts, picture.duration, picture.time_base)))
 
 
-def filled(frame: Frame, pix_fmt: str) -> Any:
-    """A PyAV frame with copies of a frame's planes.
+def filled(planes: Sequence[NDArray[Any]], pix_fmt: str) -> Any:
+    """A PyAV frame with copies of planes.
 
     Args:
-        pix_fmt: the frame's format, one with a plane of transparency more, or one with the samples in the high bits.
+        pix_fmt: the planes' format, one with a plane of transparency more, or one with the samples in the high bits.
     """
-    height, width = frame.planes[0].shape
+    height, width = planes[0].shape
     result = av.VideoFrame(width, height, pix_fmt)
     shift = 16 - result.format.components[0].bits if pix_fmt.endswith("msble") else 0
-    for plane, source in zip(result.planes, frame.planes, strict=False):
+    for plane, source in zip(result.planes, planes, strict=False):
         target = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         target[:, : source.shape[1] * source.itemsize] = np.ascontiguousarray(
             source << shift if shift else source
         ).view(np.uint8)
-    for plane in result.planes[len(frame.planes) :]:  # transparency that --pix-fmt adds: opaque
+    for plane in result.planes[len(planes) :]:  # transparency that --pix-fmt adds: opaque
         bits = result.format.components[-1].bits
         np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)[:] = (1 << bits) - 1
     return result
@@ -45,3 +48,10 @@ def tag(picture: Any, color: Color) -> None:
     """Set the colour tags of a PyAV frame."""
     picture.colorspace, picture.color_primaries = color.matrix, color.primaries
     picture.color_trc, picture.color_range = color.transfer, 2 if color.full_range else 1
+
+
+def pulled(graph: Any) -> Iterator[Any]:
+    """The frames that a filter graph has ready."""
+    with suppress(av.error.BlockingIOError, av.error.EOFError):
+        while True:
+            yield graph.pull()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import av
 
 from vidup.errors import MediaError
+from vidup.media.frames import pulled
 
 # FFmpeg's AVFieldOrder: the first letter is the field that is coded first, the second that which is shown first.
 _FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
@@ -117,7 +118,7 @@ def deinterlaced(
         if graph is None:
             return
         graph.push(frame)
-        pictures = _pulled(graph)
+        pictures = pulled(graph)
         for first in pictures:
             source = waiting.popleft()
             later = waiting[0].pts if waiting else end if end is not None else source.pts + (step or source.duration)
@@ -152,20 +153,13 @@ def _graph(frame: Any, *filter_and_options: str) -> Any:
     return graph
 
 
-def _pulled(graph: Any) -> Iterator[Any]:
-    """The frames that a filter graph has ready."""
-    with suppress(av.error.BlockingIOError, av.error.EOFError):
-        while True:
-            yield graph.pull()
-
-
 def _compare(frames: Iterable[Any]) -> str | None:
     """What idet finds in up to 60 frames: ``progressive``, ``tt``, ``bb``, or None where it is not clear."""
     graph, facts = None, {}
     for frame in islice(frames, _COMPARED):
         graph = graph or _graph(frame, "idet")
         graph.push(frame)
-        for picture in _pulled(graph):
+        for picture in pulled(graph):
             facts = picture.metadata
     counts = {
         kind: min(float(facts.get(f"lavfi.idet.{window}.{kind}", 0)) for window in ("single", "multiple"))

@@ -17,7 +17,7 @@ import av
 
 from vidup.errors import ConfigError, MediaError
 from vidup.frame import Color, MediaInfo, StreamInfo
-from vidup.media import animation_input, cropping, hdr, interlace, side_data
+from vidup.media import animation_input, boxes, hdr, interlace, side_data
 from vidup.media.containers import family
 from vidup.media.decoding import planar
 from vidup.media.opening import channels, codec_name, open_input
@@ -99,7 +99,7 @@ def _no_frame(path: str | Path, stream: Any, troubles: list[str]) -> NoReturn:
 def _cropped(path: str | Path, container: Any, stream: Any, first: Any) -> list[str]:
     """A note where the file states that only a part of its pictures is shown."""
     coded = first.width, first.height
-    shown = cropping.shown_size(Path(path), family(container.format.name), stream.id, coded)
+    shown = boxes.shown_size(Path(path), family(container.format.name), stream.id, coded)
     if shown is None:
         return []
     return [

@@ -6,7 +6,7 @@ import logging
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cache
 from itertools import chain
 from threading import Lock
@@ -253,15 +253,10 @@ def _known(packets: Iterator[Any], info: MediaInfo) -> Iterator[Any]:
     """Packets from the first key frame on; none where that differs from what was there when the file was probed."""
     for packet in packets:
         if packet.size and packet.is_keyframe:
-            if packet.pts is not None and _has(info.entries, (packet.pts, zlib.crc32(packet))):
+            if packet.pts is not None and (packet.pts, zlib.crc32(packet)) in info.entries:
                 yield packet
                 yield from packets
             return
-
-
-def _has(rising: Sequence[tuple[int, int]], one: tuple[int, int]) -> bool:
-    place = bisect_left(rising, one)
-    return place < len(rising) and rising[place] == one
 
 
 @cache

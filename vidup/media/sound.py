@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, groupby
 from typing import Any
 
 import av
 import numpy as np
 
 from vidup.frame import MediaInfo
+from vidup.media.frames import pulled
 from vidup.media.opening import channels, open_input, tolerant_demux
 from vidup.media.packets import Trim
 
@@ -62,8 +63,10 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
                 if trim is None or _shift(ready, trim):
                     yield ready
             untimed.clear()
-    for frame in untimed:  # the decoder gave no time at all
-        end = _place(frame, None, first or Fraction(0) if end is None else end)
+    if untimed:  # the decoder gave no time at all
+        end = first or Fraction(0)
+    for frame in untimed:
+        end = _place(frame, None, end)
         if trim is None or _shift(frame, trim):
             yield frame
     if damaged and end is not None:
@@ -104,31 +107,23 @@ def fitted(frames: Iterable[Any], context: Any, order: tuple[int, ...] | None, c
     for frame in _alike(frames):
         graph = graph or _graph(frame, context, order, cut)
         graph.push(frame)
-        yield from _pulled(graph)
+        yield from pulled(graph)
     if graph is not None:
         graph.push(None)
-        yield from _pulled(graph)
+        yield from pulled(graph)
 
 
 def _alike(frames: Iterable[Any]) -> Iterator[Any]:
     """Convert all frames to the format of the first: broadcasts change rate and channels between programmes."""
     form: Any = None
-    now: Any = None
-    resampler: Any = None
-    for frame in frames:
-        its = frame.format.name, frame.layout.name, frame.sample_rate
+    for its, group in groupby(frames, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)):
         form = form or its
-        if its != now:
-            if resampler is not None:
-                yield from resampler.resample(None)
-            resampler = None if its == form else av.AudioResampler(form[0], form[1], form[2])
-            now = its
-        if resampler is None:
-            yield frame
+        if its == form:
+            yield from group
         else:
-            yield from resampler.resample(frame)
-    if resampler is not None:
-        yield from resampler.resample(None)
+            resampler = av.AudioResampler(*form)
+            for frame in chain(group, [None]):
+                yield from resampler.resample(frame)
 
 
 def _graph(frame: Any, context: Any, order: tuple[int, ...] | None, cut: bool) -> Any:
@@ -137,7 +132,7 @@ def _graph(frame: Any, context: Any, order: tuple[int, ...] | None, cut: bool) -
     source = graph.add_abuffer(
         sample_rate=frame.sample_rate, format=frame.format.name, layout=layout, time_base=frame.time_base
     )
-    steps = [
+    filters = [
         source,
         *([graph.add("channelmap", f"map={'|'.join(map(str, order))}:channel_layout={layout}")] if order else []),
         *([graph.add("atrim", "start=0")] if cut else []),
@@ -150,14 +145,8 @@ def _graph(frame: Any, context: Any, order: tuple[int, ...] | None, cut: bool) -
         *([graph.add("asetnsamples", f"n={context.frame_size}:p=0")] if context.frame_size else []),
         graph.add("abuffersink"),
     ]
-    graph.link_nodes(*steps).configure()
+    graph.link_nodes(*filters).configure()
     return graph
-
-
-def _pulled(graph: Any) -> Iterator[Any]:
-    with suppress(av.error.BlockingIOError, av.error.EOFError):
-        while True:
-            yield graph.pull()
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,8 @@ from typing import Any, Literal, cast
 import av
 
 from vidup.errors import MediaError
-from vidup.media.opening import (
-    MOST_PIXELS,
-    clock,
-    codec_name,
-    find_origins,
-    open_input,
-    tolerant_demux,
-)
+from vidup.media.boxes import missing_bytes
+from vidup.media.opening import MOST_PIXELS, clock, codec_name, find_origins, open_input, tolerant_demux
 from vidup.media.reading import decode_stream
 from vidup.media.timing import fill, usual_interval
 
@@ -230,7 +224,7 @@ class Table:
             return
         if "yuv4mpegpipe" in formats and (rest := self.path.stat().st_size - reached) > 0:
             self.damaged(f"is cut short: its last {rest} bytes are no whole frame; what is there ends at {end}")
-        missing = _missing(self.path) if "matroska" in formats else None
+        missing = missing_bytes(self.path) if "matroska" in formats else None
         if missing:
             self.damaged(f"is cut short: its last {missing} bytes are missing; what is there ends at {end}")
         elif missing is None and container.duration and formats & _STATE_DURATION:
@@ -265,25 +259,6 @@ class Table:
     def note(self, what: str) -> None:
         if (note := f"damaged: {what}") not in self.notes:
             self.notes.append(note)
-
-
-def _missing(path: Path) -> int | None:
-    """By how many bytes a Matroska file is shorter than its header states; None where it states nothing."""
-    place, size = 0, path.stat().st_size
-    with path.open("rb") as file:
-        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
-            file.seek(place)
-            head = file.read(12)
-            if head[:4] != name or len(head) < 12 or head[4] == 0:
-                return None
-            # The first set bit gives the number of bytes of the length; all others set: not known (RFC 8794, 4).
-            count = 9 - head[4].bit_length()
-            mask = (1 << 7 * count) - 1
-            length = int.from_bytes(head[4 : 4 + count], "big") & mask
-            if length == mask:
-                return None
-            place += 4 + count + length
-    return max(0, place - size)
 
 
 def _video_stream(container: Any, path: str | Path, empty: set[int]) -> Any:

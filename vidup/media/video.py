@@ -153,7 +153,7 @@ def from_av(picture: Any) -> Frame:
 
 def to_av(frame: Frame) -> Any:
     """A PyAV frame with copies of the planes of a frame."""
-    result = frames.filled(frame, frame.pix_fmt)
+    result = frames.filled(frame.planes, frame.pix_fmt)
     result.pts, result.duration, result.time_base = frame.pts, frame.duration, frame.time_base
     frames.tag(result, frame.color)
     return result

@@ -142,7 +142,7 @@ def read_frames(stream: BinaryIO, head: Head, color: Color) -> Iterator[Frame]:
         planes = []
         for shape in shapes:
             plane = np.empty(shape, dtype)
-            if not _filled(stream, plane.data.cast("B")):
+            if stream.readinto(plane.data.cast("B")) != plane.nbytes:  # type: ignore[attr-defined]
                 raise MediaError(f"{NAME}: is cut short within frame {number}; all before it are upscaled")
             planes.append(plane)
         yield Frame(tuple(planes), head.pix_fmt, color, number, 1, 1 / head.rate)
@@ -155,17 +155,6 @@ def write_frame(stream: BinaryIO, frame: Frame) -> None:
     for plane in frame.planes:
         stream.write(np.ascontiguousarray(plane.astype(plane.dtype.newbyteorder("<"), copy=False)).data)
     stream.flush()
-
-
-def _filled(stream: BinaryIO, target: memoryview) -> bool:
-    """Fill a buffer from a stream; False where the stream ends before."""
-    done = 0
-    while done < len(target):
-        count = stream.readinto(target[done:])  # type: ignore[attr-defined]
-        if not count:
-            return False
-        done += count
-    return True
 
 
 def _fraction(text: str) -> Fraction:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidup.engines.detail import FACTOR, down
-from vidup.media.quantiser import step_of
+from vidup.media.quantiser import frame_quantiser_step
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -150,7 +150,7 @@ def compressed(frames: list[Pixels], name: str, quality: int) -> tuple[list[Pixe
         context = container.streams.video[0].codec_context
         context.thread_count, context.options = 1, {"export_side_data": "venc_params"}
         decoded = list(container.decode(video=0))
-    steps = [step for frame in decoded if (step := step_of(frame)) is not None]
+    steps = [step for frame in decoded if (step := frame_quantiser_step(frame)) is not None]
     step = float(np.mean(steps)) if steps else _UNTOLD[name](quality)
     return [frame.to_ndarray(format="rgb24") for frame in decoded], step
 
