@@ -8,10 +8,10 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     presets, values, config             preset files; what a value may be; settings and runtime
     options                             the command line's options, made from the settings
     picture/                            tensors in, tensors out
-        color, geometry                     planes <-> RGB; how pictures are turned, and how large they become
+        metrics, color, geometry            likeness to a truth; planes <-> RGB; how pictures are turned, and their size
         tiling, noise, resample             tiles and their blending; seeded noise; bicubic and the anchor
         interop, roundtrip                  pictures of NumPy, torch, Pillow; from any picture to RGB, and back
-        metrics, temporal, flicker          likeness to a truth; warping along the motion, and trust; what flickers
+        temporal, flicker                   warping along the motion, and trust; what flickers
         flaws, footage                      what footage is like, in figures; the anchor that leaves that out
     engines/                            what makes the picture; the protocol and the catalogue of models
         stops, unused                       checks whether to stop; settings without effect

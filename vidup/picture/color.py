@@ -84,8 +84,7 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
         MediaError: the planes are YUV, and the matrix is unspecified or cannot be converted.
     """
     kind = _layout(frame.pix_fmt)
-    # The planes of decoders are read-only and padded. They are copied to the device before they become floats.
-    planes = [_uploaded(plane, torch.device(device)).to(torch.float32) for plane in frame.planes[: kind.planes]]
+    planes = [_uploaded(plane, device) for plane in frame.planes[: kind.planes]]
     scale, offset = _luma_codes(kind, frame.color.full_range)
     if kind.family == "gbr":
         green, blue, red = planes
@@ -96,18 +95,13 @@ def to_rgb(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor:
     swing, middle = _chroma_codes(kind, frame.color.full_range)
     height, width = luma.shape
     chroma = [_enlarge(plane.sub_(middle).div_(swing), kind, height, width) for plane in planes[1:]]
-    rgb: torch.Tensor = torch.tensordot(
-        _to_rgb_matrix(_known(frame.color.matrix), luma.device), torch.stack([luma, *chroma]), 1
-    )
+    matrix = _to_rgb_matrix(_known(frame.color.matrix), luma.device)
+    rgb: torch.Tensor = torch.tensordot(matrix, torch.stack([luma, *chroma]), 1)
     return rgb
 
 
 def from_rgb(rgb: torch.Tensor, pix_fmt: str, color: Color) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
-    """Convert RGB to planes; see `to_codes`.
-
-    Returns:
-        Planes on the CPU, uint8 for 8 bits and uint16 above.
-    """
+    """Convert RGB to planes on the CPU, as `to_codes`: uint8 for 8 bits and uint16 above."""
     return planes_of(to_codes(rgb, pix_fmt, color))
 
 
@@ -156,11 +150,6 @@ def check_target(pix_fmt: str, color: Color) -> None:
         _known(color.matrix)
 
 
-def gray_of(rgb: torch.Tensor) -> torch.Tensor:
-    """The luma of RGB, by BT.709's weights: (..., 3, h, w) to (..., 1, h, w)."""
-    return (rgb * _to_ycc_on(BT709, rgb.device)[0].view(3, 1, 1)).sum(-3, keepdim=True)
-
-
 def to_array(frame: Frame) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """A frame as R, G, B: (height, width, 3), uint8 from 8 bits, else uint16 of which 65535 is white."""
     deep = _layout(frame.pix_fmt).bits > 8
@@ -174,7 +163,7 @@ def alpha_of(frame: Frame, device: torch.device | str = "cpu") -> torch.Tensor |
     kind = _layout(frame.pix_fmt)
     if len(frame.planes) == kind.planes:
         return None
-    return _uploaded(frame.planes[-1], torch.device(device)).to(torch.float32)[None] / ((1 << kind.bits) - 1)
+    return _uploaded(frame.planes[-1], device)[None] / ((1 << kind.bits) - 1)
 
 
 def check_codes(frame: Frame) -> None:
@@ -224,11 +213,13 @@ def planes_of(codes: Iterable[torch.Tensor]) -> tuple[NDArray[np.uint8] | NDArra
     return tuple(one if one.dtype == np.uint8 else one.astype(np.uint16) for one in arrays)
 
 
-def _uploaded(plane: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A plane on the device; a GPU copies it from pinned memory asynchronously."""
-    wide = device.type == "mps" and plane.dtype == np.uint16  # older versions of torch have no uint16 there
-    copy = torch.from_numpy(plane.astype(np.int32) if wide else plane.copy())
-    return copy.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else copy.to(device)
+def _uploaded(plane: NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """A plane as floats on the device; a GPU copies its codes from pinned memory asynchronously."""
+    kind = torch.device(device).type
+    wide = kind == "mps" and plane.dtype == np.uint16  # older versions of torch have no uint16 there
+    codes = torch.from_numpy(plane.astype(np.int32) if wide else plane.copy())  # those of decoders are read-only
+    codes = codes.pin_memory().to(device, non_blocking=True) if kind == "cuda" else codes.to(device)
+    return codes.to(torch.float32)
 
 
 @cache
@@ -260,8 +251,8 @@ def _to_rgb_matrix(code: int, device: torch.device) -> torch.Tensor:
 
 def _luma_codes(kind: Layout, full_range: bool) -> tuple[float, float]:
     """Code = value * scale + offset, for Y', R', G' and B'."""
-    step = 1 << (kind.bits - 8)
-    return (float((1 << kind.bits) - 1), 0.0) if full_range else (219.0 * step, 16.0 * step)
+    unit = 1 << (kind.bits - 8)
+    return (float((1 << kind.bits) - 1), 0.0) if full_range else (219.0 * unit, 16.0 * unit)
 
 
 def _chroma_codes(kind: Layout, full_range: bool) -> tuple[float, float]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vidup.errors import MediaError
 from vidup.frame import Color, layout
-from vidup.picture.color import BT709, RGB, gray_of, planes_of, to_codes
+from vidup.picture.color import BT709, RGB, planes_of, to_codes
+from vidup.picture.metrics import luma
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -169,7 +170,7 @@ def _planes(planes: torch.Tensor, dtype: torch.dtype, named: str) -> Taken:
     colors, alpha = (values[:, :-1], values[:, -1:].clamp(0, 1)) if count in (2, 4) else (values, None)
 
     def back(rgb: torch.Tensor, alpha: torch.Tensor | None) -> torch.Tensor:
-        found = gray_of(rgb) if count < 3 else rgb
+        found = luma(rgb).unsqueeze(-3) if count < 3 else rgb
         found = found if alpha is None else torch.cat([found, alpha.to(found)], 1)
         if white is None:  # what lies a little beyond would turn around where it is made a code
             return (found.clamp(0, 1) if within else found).to(dtype)

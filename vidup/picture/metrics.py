@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-LUMA_709 = (0.2126, 0.7152, 0.0722)
-"""The weights of red, green and blue in luma (Rec. ITU-R BT.709)."""
-
 
 def luma(rgb: torch.Tensor) -> torch.Tensor:
-    """BT.709 luma.
+    """Luma by the weights of Rec. ITU-R BT.709.
 
     Args:
         rgb: float (..., 3, h, w) in [0, 1], non-linear as stored.
@@ -19,7 +16,7 @@ def luma(rgb: torch.Tensor) -> torch.Tensor:
         (..., h, w) in [0, 1].
     """
     red, green, blue = rgb.unbind(-3)
-    return LUMA_709[0] * red + LUMA_709[1] * green + LUMA_709[2] * blue
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def psnr(truth: torch.Tensor, other: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -26,36 +26,6 @@ class Wanted:
     """How frames are turned before they are upscaled."""
 
 
-class Leaving(Protocol):
-    """A result that is being copied from the device."""
-
-    def arrived(self) -> Any:
-        """The result; waits for the copy."""
-
-    def again(self, picture: Passing) -> Leaving:
-        """A copy of the result, for another picture."""
-
-
-class Passing(Protocol):
-    """A picture on its way through the upscaler."""
-
-    even: bool
-    """Whether the sides of its result have to be even, as those of video."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the picture that is upscaled."""
-
-    def shows(self, other: Any) -> bool:
-        """Whether another one is the same picture."""
-
-    def rgb(self, device: torch.device) -> torch.Tensor:
-        """float32 (3, h, w), nominally in [0, 1]."""
-
-    def leave(self, rgb: torch.Tensor) -> Leaving:
-        """Begin to convert its result, float32 (3, H, W) on its device."""
-
-
 def passing(picture: Any, wanted: Wanted) -> Passing:
     """Take a picture in.
 
@@ -74,6 +44,7 @@ class PassingFrame:
     """A frame; its transparency is enlarged by bicubic."""
 
     even = True
+    """Whether the sides of its result have to be even, as those of video."""
 
     def __init__(self, frame: Frame, wanted: Wanted) -> None:
         color.check_codes(frame)
@@ -87,24 +58,28 @@ class PassingFrame:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of the picture that is upscaled."""
         height, width = self.frame.planes[0].shape
         return self._turn.size(height, width)
 
-    def shows(self, other: Any) -> bool:
+    def shows(self, other: Passing) -> bool:
+        """Whether another one is the same picture."""
         return isinstance(other, PassingFrame) and self.frame.shows(other.frame)
 
     def rgb(self, device: torch.device) -> torch.Tensor:
+        """float32 (3, h, w), nominally in [0, 1]."""
         return self._turn(color.to_rgb(self.frame, device))
 
-    def leave(self, rgb: torch.Tensor) -> Leaving:
+    def leave(self, rgb: torch.Tensor) -> LeavingFrame:
+        """Begin to convert its result, float32 (3, H, W) on its device."""
         alpha = color.alpha_of(self.frame, rgb.device)
         if alpha is not None:
             alpha = resize(self._turn(alpha)[None], rgb.shape[-2:])[0]
-        return _LeavingFrame(self, color.to_codes(rgb, self.pix_fmt, self.tags, alpha))
+        return LeavingFrame(self, color.to_codes(rgb, self.pix_fmt, self.tags, alpha))
 
 
-class _LeavingFrame:
-    """Planes that are being copied from the device to pinned memory."""
+class LeavingFrame:
+    """A result whose planes are being copied from the device to pinned memory."""
 
     def __init__(self, picture: PassingFrame, codes: tuple[torch.Tensor, ...]) -> None:
         self.picture, self.codes, self.source = picture, codes, codes
@@ -116,11 +91,13 @@ class _LeavingFrame:
             self.codes, self.event = pinned, torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record(torch.cuda.current_stream(codes[0].device))
 
-    def again(self, picture: Passing) -> Leaving:
+    def again(self, picture: Passing) -> LeavingFrame:
+        """A copy of the result, for another picture."""
         assert isinstance(picture, PassingFrame)
-        return _LeavingFrame(picture, tuple(plane.clone() for plane in self.source))
+        return LeavingFrame(picture, tuple(plane.clone() for plane in self.source))
 
-    def arrived(self) -> Frame:
+    def arrived(self) -> Any:
+        """The result, a frame; waits for the copy."""
         if self.event is not None:
             self.event.synchronize()
         # Copied, so that the pinned memory can be used for the next frame.
@@ -130,7 +107,7 @@ class _LeavingFrame:
 
 
 class PassingOther:
-    """A picture of another library; its transparency is enlarged by bicubic."""
+    """A picture of another library, as `PassingFrame`."""
 
     even = False
 
@@ -141,28 +118,36 @@ class PassingOther:
     def size(self) -> tuple[int, int]:
         return self.taken.rgb.shape[-2], self.taken.rgb.shape[-1]
 
-    def shows(self, other: Any) -> bool:
+    def shows(self, other: Passing) -> bool:
         return isinstance(other, PassingOther) and self.size == other.size and self.taken.shows(other.taken)
 
     def rgb(self, device: torch.device) -> torch.Tensor:
         return self.taken.rgb[0].to(device)
 
-    def leave(self, rgb: torch.Tensor) -> Leaving:
-        return _LeavingOther(self.taken, rgb)
+    def leave(self, rgb: torch.Tensor) -> LeavingOther:
+        return LeavingOther(self.taken, rgb)
 
 
-class _LeavingOther:
+@dataclass(frozen=True)
+class LeavingOther:
     """A result that is converted by `arrived`."""
 
-    def __init__(self, taken: interop.Taken, rgb: torch.Tensor) -> None:
-        self.taken, self.rgb = taken, rgb
+    taken: interop.Taken
+    rgb: torch.Tensor
 
-    def again(self, picture: Passing) -> Leaving:
+    def again(self, picture: Passing) -> LeavingOther:
         assert isinstance(picture, PassingOther)
-        return _LeavingOther(picture.taken, self.rgb)
+        return LeavingOther(picture.taken, self.rgb)
 
     def arrived(self) -> Any:
         return give_back(self.taken, self.rgb[None])
+
+
+Passing = PassingFrame | PassingOther
+"""A picture on its way through the upscaler."""
+
+Leaving = LeavingFrame | LeavingOther
+"""A result on its way out."""
 
 
 def give_back(taken: interop.Taken, rgb: torch.Tensor) -> Any:

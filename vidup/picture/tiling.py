@@ -59,8 +59,7 @@ def _cover(length: int, tile: int, overlap: int, multiple: int) -> tuple[list[in
         return [0], length
     tile = tile // multiple * multiple
     overlap = math.ceil(overlap / multiple) * multiple  # places are rounded to the multiple, too
-    step = max(multiple, tile - overlap)
-    count = math.ceil((length - overlap) / step)
+    count = math.ceil((length - overlap) / max(multiple, tile - overlap))
     # The smallest tile that still covers the frame with this many.
     side = math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple
     span = length - side
@@ -89,10 +88,10 @@ def weights(tiles: Tiles, overlap: int, margin: int = 0) -> torch.Tensor:
         ]
     )
     total = torch.zeros(tiles.height, tiles.width, dtype=torch.float32)
-    for (top, left), weight in zip(tiles.origins, raw, strict=True):
-        total[top : top + tiles.tile_height, left : left + tiles.tile_width] += weight
-    for (top, left), weight in zip(tiles.origins, raw, strict=True):
-        weight /= total[top : top + tiles.tile_height, left : left + tiles.tile_width]
+    for index, weight in enumerate(raw):
+        crop(total, tiles, index).add_(weight)
+    for index, weight in enumerate(raw):
+        weight /= crop(total, tiles, index)
     return raw[:, None]
 
 
