@@ -31,8 +31,6 @@ _DEFAULT_DURATION = 100  # milliseconds, for which players show a picture whose 
 class Animation:
     """What a file states about its pictures."""
 
-    size: tuple[int, int]
-    """(height, width)."""
     durations: tuple[int, ...]
     """Of each picture, in milliseconds."""
     plays: int
@@ -63,14 +61,14 @@ def plays(path: str | Path) -> int:
 
 
 def read(path: Path) -> Animation:
-    """Read size, durations and loop count of an animation or a single picture; this decodes all pictures.
+    """Read durations and loop count of an animation or a single picture; this decodes all pictures.
 
     Raises:
         MediaError: the file is damaged.
     """
     with _opened(path) as image:
-        size, plays = (image.height, image.width), _plays(image)
-    return Animation(size, tuple(duration(picture) for picture in pictures(path)), plays)
+        plays = _plays(image)
+    return Animation(tuple(duration(picture) for picture in pictures(path)), plays)
 
 
 def pictures(path: Path) -> Iterator[Image.Image]:

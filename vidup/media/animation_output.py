@@ -21,8 +21,7 @@ from vidup.media.encoder import Encoding
 from vidup.media.segment import read_segment
 
 _MOST_BYTES = 4 << 30  # of all pictures
-_LARGEST = {"WebP": 16_383}  # pixels a side; 65,535 for the others
-_LONGEST = {"GIF": 65_535, "APNG": 65_535, "WebP": 2**24 - 1}  # duration of a picture in ticks
+_LONGEST = {"GIF": 655_350, "APNG": 65_535, "WebP": 2**24 - 1}  # duration of a picture in milliseconds
 _PALETTE = 255  # colours; the 256th is transparent
 _SAMPLED = 256  # pixels a side of the reduced picture that a palette is computed from
 
@@ -34,14 +33,14 @@ def check(delivery: Delivery, encoding: Encoding) -> None:
         ConfigError: its pictures are too large, too many or shown for too long.
     """
     kind, size = delivery.container.name, f"{encoding.width}x{encoding.height}"
-    if max(encoding.width, encoding.height) > _LARGEST.get(kind, 65_535):
-        raise ConfigError(f"{kind} holds {_LARGEST.get(kind, 65_535)} pixels a side, not {size}: take .mp4 or .mkv")
+    largest = 16_383 if kind == "WebP" else 65_535
+    if max(encoding.width, encoding.height) > largest:
+        raise ConfigError(f"{kind} holds {largest} pixels a side, not {size}: take .mp4 or .mkv")
     if len(delivery.times) * encoding.width * encoding.height * 4 > _MOST_BYTES:
         raise ConfigError(f"{len(delivery.times)} pictures of {size} are too many for {kind}: take .mp4 or .mkv")
     longest = max(durations(delivery, delivery.times))
     if longest > _LONGEST[kind]:
-        seconds = float(longest * (delivery.container.tick or 0))
-        raise ConfigError(f"{kind} cannot show a picture for {seconds:g} s: take .mp4 or .mkv")
+        raise ConfigError(f"{kind} cannot show a picture for {longest / 1000:g} s: take .mp4 or .mkv")
 
 
 def notes(delivery: Delivery) -> Iterator[str]:
@@ -49,7 +48,7 @@ def notes(delivery: Delivery) -> Iterator[str]:
     kind = delivery.container.name
     if kind == "GIF":
         yield "GIF has 256 colours a picture and full transparency or none; .apng and .webp hold all"
-        if min(durations(delivery, delivery.times)) < 2:
+        if min(durations(delivery, delivery.times)) < 20:
             yield "what a GIF shows for less than 0.02 s many players show for 0.1 s; take .apng or .webp"
     if kind == "WebP":
         yield "the pictures of an animated WebP are compressed, with quality 90; .apng holds them without loss"
@@ -58,15 +57,16 @@ def notes(delivery: Delivery) -> Iterator[str]:
 
 
 def durations(delivery: Delivery, times: Sequence[int]) -> list[int]:
-    """How long each picture is shown, in ticks of the container; begins are rounded, so that errors do not add up.
+    """How long each picture is shown, in milliseconds; begins are rounded, so that errors do not add up.
 
     Args:
         times: when pictures are shown, in `delivery.unit`.
     """
     _, lengths = decoding.schedule(delivery.info, delivery.settings, *delivery.span)
-    scale = delivery.unit / (delivery.container.tick or Fraction(1))
+    tick = delivery.container.tick or Fraction(1)
     ends = [*times, times[-1] + lengths[times[-1] + delivery.offset]]
-    return [after - before for before, after in pairwise(int(time * scale + Fraction(1, 2)) for time in ends)]
+    rounded = [int(time * delivery.unit / tick + Fraction(1, 2)) * int(1000 * tick) for time in ends]
+    return [after - before for before, after in pairwise(rounded)]
 
 
 def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequence[Path]) -> list[int]:
@@ -75,8 +75,8 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
     lengths = durations(delivery, [int(time * encoding.time_base / delivery.unit) for time in order])
     transparent = any(animation_input.is_transparent(picture) for picture in of(segments))
     shown = [picture if transparent else picture.convert("RGB") for picture in of(segments)]
-    plays, tick = animation_input.plays(delivery.info.path), int((delivery.container.tick or 0) * 1000)
-    options: dict[str, Any] = {"duration": [tick * length for length in lengths], "save_all": True}
+    plays = animation_input.plays(delivery.info.path)
+    options: dict[str, Any] = {"duration": lengths, "save_all": True}
     if kind == "GIF":
         shown = _paletted(shown)
         options |= {"disposal": 2 if transparent else 1, "optimize": False}

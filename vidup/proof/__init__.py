@@ -60,10 +60,10 @@ class Receipt(os.PathLike[str]):
 class Kept(NamedTuple):
     """What an output holds beside the pictures."""
 
-    streams: tuple[str, ...]
+    streams: tuple[str, ...] = ()
     """What was done with each other stream of the source, in words."""
-    chapters: int
-    shift: Fraction
+    chapters: int = 0
+    shift: Fraction = Fraction(0)
     """The seconds by which all streams are later, because the container has no time below 0."""
 
 
@@ -83,28 +83,14 @@ def check(
     Raises:
         VerifyError: the first difference.
     """
-    expected = delivery.times if times is None else times
-    if delivery.container.is_animated:
-        return _animated(output, delivery, encoding, expected, _pictures(output, delivery, expected, fast))
-    made, found, kept = findings(output, delivery, encoding, expected)
-    for fault in found.values():
-        raise VerifyError(fault)
-    compared = pictures.check_pictures(output, made, delivery, expected, fast)
-    return _receipt(output, made, delivery, kept, compared)
-
-
-def _receipt(output: Path, made: MediaInfo, delivery: Delivery, kept: Kept, compared: pictures.Compared) -> Receipt:
-    return Receipt(
-        source=Path(delivery.info.path),
-        output=output,
-        frames=len(made.pts),
-        compared=compared.pictures,
-        least_likeness=compared.least_likeness,
-        size=(made.height, made.width),
-        streams=kept.streams,
-        chapters=kept.chapters,
-        sha256=sha256(output),
-    )
+    times = delivery.times if times is None else times
+    made, kept = _all_but_pictures(output, delivery, encoding, times)
+    compared = pictures.Compared(0, 1.0)
+    # An animation shows equal pictures as one, and what is transparent has no colour in a GIF.
+    kind = layout(planar(delivery.info.pix_fmt))
+    if not delivery.container.is_animated or (len(made.pts) == len(times) and (kind is None or not kind.alpha)):
+        compared = pictures.check_pictures(output, made, delivery, times, fast)
+    return _receipt(output, made, delivery, times, kept, compared)
 
 
 def check_joined(
@@ -125,38 +111,12 @@ def check_joined(
     Raises:
         VerifyError: the first difference.
     """
+    made, kept = _all_but_pictures(output, delivery, encoding, times)
     if delivery.container.is_animated:
         animation.check_pictures(output, delivery, times, segments)
-        return _animated(output, delivery, encoding, times, compared)
-    made, found, kept = findings(output, delivery, encoding, times)
-    for fault in found.values():
-        raise VerifyError(fault)
-    if not joined.has_packets_of(segments, output, made, encoding):
+    elif not joined.has_packets_of(segments, output, made, encoding):
         compared = pictures.check_pictures(output, made, delivery, times, fast=False)
-    return _receipt(output, made, delivery, kept, compared)
-
-
-def _pictures(output: Path, delivery: Delivery, times: Sequence[int], fast: bool) -> pictures.Compared:
-    """Compare the pictures of an animation with the source's, if it has as many, as equal ones may have become one.
-
-    Those of a source with transparency are not: what is transparent has no colour in a GIF.
-    """
-    kind, made = layout(planar(delivery.info.pix_fmt)), probing.probe(output)
-    if len(made.pts) != len(times) or (kind is not None and kind.alpha):
-        return pictures.Compared(0, 1.0)
-    return pictures.check_pictures(output, made, delivery, times, fast)
-
-
-def _animated(
-    output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int], compared: pictures.Compared
-) -> Receipt:
-    """Check an animation, which has no other streams; its pictures were compared."""
-    size = None if encoding is None else (encoding.height, encoding.width)
-    found = animation.check(output, delivery, size, times)
-    return Receipt(
-        Path(delivery.info.path), output, len(times), compared.pictures, compared.least_likeness, found, (), 0,
-        sha256(output),
-    )  # fmt: skip
+    return _receipt(output, made, delivery, times, kept, compared)
 
 
 def findings(
@@ -175,15 +135,50 @@ def findings(
     except Exception as error:
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
     found = Findings(delivery.accepted)
+    facts.check_size(output, made, delivery, encoding)
+    if delivery.container.is_animated:
+        animation.check(output, delivery, times)
+        return made, found, Kept()
     facts.check_picture(output, made, delivery, encoding, found)
     if delivery.container.family == "pictures":  # which have no times, tags or other streams
         if len(made.pts) != len(times):
             raise VerifyError(f"{output}: there are {len(made.pts)} pictures, expected {len(times)}")
-        return made, Findings(delivery.accepted), Kept((), 0, Fraction(0))
+        return made, Findings(delivery.accepted), Kept()
     shift = packets.check_times(output, made, times, delivery)
     kept, places = packets.check_streams(output, made, delivery, shift, found)
     chapters = facts.check_facts(output, made, delivery, shift, places, found)
     return made, found, Kept(tuple(kept), chapters, shift)
+
+
+def _all_but_pictures(
+    output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int]
+) -> tuple[MediaInfo, Kept]:
+    """As `findings`, where the first difference is an error."""
+    made, found, kept = findings(output, delivery, encoding, times)
+    for fault in found.values():
+        raise VerifyError(fault)
+    return made, kept
+
+
+def _receipt(
+    output: Path,
+    made: MediaInfo,
+    delivery: Delivery,
+    times: Sequence[int],
+    kept: Kept,
+    compared: pictures.Compared,
+) -> Receipt:
+    return Receipt(
+        source=Path(delivery.info.path),
+        output=output,
+        frames=len(times),
+        compared=compared.pictures,
+        least_likeness=compared.least_likeness,
+        size=(made.height, made.width),
+        streams=kept.streams,
+        chapters=kept.chapters,
+        sha256=sha256(output),
+    )
 
 
 def sha256(path: Path) -> str:

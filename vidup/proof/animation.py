@@ -18,29 +18,20 @@ _MOST_DIFFERENCE = {"APNG": 0.5, "GIF": 12.0, "WebP": 8.0}
 """Mean difference, in codes of 0 to 255, above which it is another picture: GIF and WebP are lossy."""
 
 
-def check(output: Path, delivery: Delivery, size: tuple[int, int] | None, times: Sequence[int]) -> tuple[int, int]:
-    """Check size, times and loop count of an animation; Pillow may have merged equal pictures.
+def check(output: Path, delivery: Delivery, times: Sequence[int]) -> None:
+    """Check times and loop count of an animation; Pillow may have merged equal pictures.
 
     Args:
-        size: (height, width); None allows any enlargement of the source's.
         times: when its pictures are shown, in `delivery.unit`.
-
-    Returns:
-        The animation's (height, width).
 
     Raises:
         VerifyError: names the first difference.
     """
     made = _read(output)
-    height, width = size or delivery.turn.size(delivery.info.height, delivery.info.width)
-    factor, slack = (1.0, 0) if size else (max(made.size[0] / height, made.size[1] / width), 2)
-    if abs(height * factor - made.size[0]) > slack or abs(width * factor - made.size[1]) > slack:
-        raise VerifyError(f"{output}: its pictures are {made.size[1]}x{made.size[0]}, expected {width}x{height}")
-    tick = int((delivery.container.tick or 0) * 1000)
-    expected = [tick * length for length in animation_output.durations(delivery, times)]
+    expected = animation_output.durations(delivery, times)
     begins, found = ([0, *accumulate(one)] for one in (expected, made.durations))
     if len(made.durations) == 1:  # all are equal: it is a still picture
-        return made.size
+        return
     if found[-1] != begins[-1] or not set(found) <= set(begins):
         amiss = next((begin for begin in found if begin not in begins), found[-1])
         raise VerifyError(
@@ -50,7 +41,6 @@ def check(output: Path, delivery: Delivery, size: tuple[int, int] | None, times:
     plays = animation_input.plays(delivery.info.path)
     if made.plays != plays:
         raise VerifyError(f"{output}: is shown {made.plays} times (0 is without end), expected {plays}")
-    return made.size
 
 
 def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segments: Sequence[Path]) -> None:
@@ -59,8 +49,7 @@ def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segme
     Raises:
         VerifyError: names the first picture that differs.
     """
-    tick = int((delivery.container.tick or 0) * 1000)
-    ends = list(accumulate(tick * length for length in animation_output.durations(delivery, times)))
+    ends = list(accumulate(animation_output.durations(delivery, times)))
     is_still = len(_read(output).durations) == 1  # all of its pictures are equal
     shown, until, small = animation_input.pictures(output), 0, np.zeros(0)
     for index, (picture, end) in enumerate(zip(animation_output.of(segments), ends, strict=True)):

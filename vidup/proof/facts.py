@@ -17,27 +17,30 @@ from vidup.picture.color import UNSPECIFIED
 from vidup.proof.findings import Findings
 
 
+def check_size(output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None) -> None:
+    """Check the size of the pictures.
+
+    Args:
+        encoding: None allows any enlargement of the source's size.
+    """
+    height, width = delivery.input_size
+    found, factor = f"{made.width}x{made.height}", max(made.height / height, made.width / width)
+    if encoding is not None:
+        if (made.height, made.width) != (encoding.height, encoding.width):
+            raise VerifyError(f"{output}: its pictures are {found}, expected {encoding.width}x{encoding.height}")
+    elif abs(height * factor - made.height) > 2 or abs(width * factor - made.width) > 2 or factor < 1:
+        raise VerifyError(f"{output}: is {found}, which is no enlargement of {width}x{height}")
+
+
 def check_picture(
     output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None, findings: Findings
 ) -> None:
-    """Check size, rotation, pixel aspect and colour.
-
-    Raises:
-        VerifyError: the size is wrong; other differences are findings.
-    """
-    info, turn = delivery.info, delivery.turn
+    """Check rotation, pixel aspect and colour."""
+    info = delivery.info
+    aspect = 1 / info.sample_aspect_ratio if delivery.turn.transpose else info.sample_aspect_ratio
+    color = info.color
     if encoding is not None:
-        size, aspect, color = (encoding.height, encoding.width), encoding.sample_aspect_ratio, encoding.color
-    else:
-        height, width = turn.size(info.height, info.width)
-        factor = max(made.height / height, made.width / width)
-        size = (made.height, made.width)
-        if abs(height * factor - made.height) > 2 or abs(width * factor - made.width) > 2 or factor < 1:
-            raise VerifyError(f"{output}: is {made.width}x{made.height}, which is no enlargement of {width}x{height}")
-        aspect = 1 / info.sample_aspect_ratio if turn.transpose else info.sample_aspect_ratio
-        color = info.color
-    if (made.height, made.width) != size:
-        raise VerifyError(f"{output}: its pictures are {made.width}x{made.height}, expected {size[1]}x{size[0]}")
+        aspect, color = encoding.sample_aspect_ratio, encoding.color
     with findings.of("rotation"):
         turns = zip(_turning(made.display_matrix), _turning(delivery.display_matrix), strict=True)
         if any(abs(one - two) > 2 for one, two in turns):

@@ -25,9 +25,9 @@ _COLOURED, _COLOUR_LEFT = 0.03, 0.2  # colour below which a source is gray; the 
 _AGREEMENT, _FAR, _TEXTURE = 0.5, 0.25, (0.15, 5.0)
 
 # A picture is another frame's if it is nearer to that by a factor, and the two frames of the source differ by more than
-# encoders ignore: H.264 at crf 40 may leave out a step of 7 codes of 255, but not in every frame.
-_NEARER, _STEP, _USUAL_STEP = 0.5, 0.03, 0.1
-_RUN_STEP, _RUN_LENGTH, _RUN_SHARE = 0.004, 8, (0.7, 1.3)
+# encoders ignore: H.264 at crf 40 may leave out a change of 7 codes of 255, but not in every frame.
+_NEARER, _CHANGE, _USUAL_CHANGE = 0.5, 0.03, 0.1
+_RUN_CHANGE, _RUN_LENGTH, _RUN_SHARE = 0.004, 8, (0.7, 1.3)
 
 
 class Fault(NamedTuple):
@@ -58,7 +58,7 @@ def faults(found: Likeness, first: int, seconds: NDArray[np.float64]) -> Iterato
     gone |= (found.light > _DARK) & (found.found_light < _LEFT * found.light)
     broken = found.there & (gone | (unlike & _has_little_in_common(found)))
     gray = found.there & (found.colour > _COLOURED) & (found.found_colour < _COLOUR_LEFT)
-    shown = _shown_instead(found, np.clip(4 * usual, _STEP, _USUAL_STEP))
+    shown = _shown_instead(found, np.clip(4 * usual, _CHANGE, _USUAL_CHANGE))
     for index in np.flatnonzero(broken | gray | (shown != 0)):
         name = f"frame {first + index} (at {seconds[index]:.6f} s)"
         differs = f"(differs by {100 * found.distance[index]:.1f} % of the range)"
@@ -98,9 +98,9 @@ def _has_little_in_common(found: Likeness) -> NDArray[np.bool_]:
     return result
 
 
-def _shown_instead(found: Likeness, least_step: Floats) -> NDArray[np.int64]:
+def _shown_instead(found: Likeness, least_change: Floats) -> NDArray[np.int64]:
     """How many frames later the source's frame is that a picture clearly shows instead of its own; 0: none."""
-    clear = (found.step > least_step[:, None]) & (found.other_distance < _NEARER * found.distance[:, None])
+    clear = (found.change > least_change[:, None]) & (found.other_distance < _NEARER * found.distance[:, None])
     result = np.zeros(len(clear), np.int64)
     for index in np.flatnonzero(clear.any(1) & found.there):
         for place in np.argsort(found.other_distance[index]):
@@ -111,8 +111,8 @@ def _shown_instead(found: Likeness, least_step: Floats) -> NDArray[np.int64]:
 
 
 def _displaced(found: Likeness, first: int) -> Iterator[Fault]:
-    """Runs of pictures that are all early or late by one number, with steps too small to judge a single picture."""
-    moving = found.there[:, None] & (found.shape_step >= _RUN_STEP)
+    """Runs of pictures that are all early or late by one number, with changes too small to judge a single picture."""
+    moving = found.there[:, None] & (found.shape_change >= _RUN_CHANGE)
     low, high = _RUN_SHARE
     nearer = (low < found.share) & (found.share < high) & (found.other_distance < found.distance[:, None])
     for place, later in enumerate(OFFSETS):

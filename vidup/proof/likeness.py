@@ -47,9 +47,9 @@ class Likeness:
     """The share of that colour in the picture: 1 is all, 0 none; complementary colours are below 0."""
     other_distance: Floats
     """The distance from the neighbour in the source."""
-    step: Floats
+    change: Floats
     """The distance between the two frames of the source; 0 where there is no such neighbour."""
-    shape_step: Floats
+    shape_change: Floats
     """The same without changes of light and contrast, which models make."""
     share: Floats
     """Where the picture is between the two frames of the source: 0 is its own, 1 the neighbour."""
@@ -58,7 +58,7 @@ class Likeness:
     def is_motion(self, index: int, place: int) -> bool:
         """Whether a frame of the source and its neighbour `OFFSETS[place]` differ by more than grain."""
         own, other = (_floats(self._source[one]) for one in (index + REACH, index + REACH + OFFSETS[place]))
-        return bool(self.step[index, place] > _MOTION * _rms((own - other)[None])[0])
+        return bool(self.change[index, place] > _MOTION * _rms((own - other)[None])[0])
 
 
 _MOTION = 0.5  # the share of a difference that averaging leaves, where it is more than grain
@@ -74,18 +74,17 @@ def measure(found: NDArray[np.uint16], source: NDArray[np.uint16], there: NDArra
     """
     count = len(found)
     fine, fine_contrast = np.empty(count, np.float32), np.empty(count, np.float32)
-    coarse_found, coarse = [], [_coarse(_floats(source[:REACH])), _coarse(_floats(source[count + REACH :]))]
-    middle = []
-    step = max(1, _AT_ONCE // found[0].size)
-    for first in range(0, count, step):
-        part = slice(first, first + step)
+    coarse, coarse_found = [_coarse(_floats(source[:REACH]))], []
+    batch = max(1, _AT_ONCE // found[0].size)
+    for first in range(0, count, batch):
+        part = slice(first, first + batch)
         ours, own = _floats(found[part]), _floats(source[REACH : REACH + count][part])
         fine_contrast[part] = _deviation(own)
         coarse_found.append(_coarse(ours))
-        middle.append(_coarse(own))
+        coarse.append(_coarse(own))
         ours -= own
         fine[part] = _rms(ours)
-    every = np.concatenate([coarse[0], *middle, coarse[1]])
+    every = np.concatenate([*coarse, _coarse(_floats(source[count + REACH :]))])
     ours = np.concatenate(coarse_found)
     own = every[REACH : REACH + count]
     away, plain = ours - own, own - _mean(own)[..., None]
@@ -117,7 +116,7 @@ def _neighbours(every: Floats, there: NDArray[np.bool_], away: Floats, plain: Fl
     """The values of `Likeness` for the neighbours, from inner products of differences, for each channel."""
     count, pixels = len(away), away.shape[2]
     own = every[REACH : REACH + count]
-    names = ("other_distance", "step", "shape_step", "share")
+    names = ("other_distance", "change", "shape_change", "share")
     result = {name: np.zeros((count, len(OFFSETS)), np.float32) for name in names}
     power, away_plain, away_mean = _dot(plain, plain).clip(1e-9), _dot(away, plain), _mean(away)
     away_square = _dot(away, away).sum(1)
@@ -129,11 +128,11 @@ def _neighbours(every: Floats, there: NDArray[np.bool_], away: Floats, plain: Fl
         gone = (with_away - pixels * away_mean * mean - away_plain * along / power).sum(1)
         is_there = there[REACH + later : REACH + later + count]
         size = away[0].size
-        result["step"][:, place] = np.sqrt(square.sum(1) / size) * is_there
+        result["change"][:, place] = np.sqrt(square.sum(1) / size) * is_there
         result["other_distance"][:, place] = np.sqrt(
             (away_square - 2 * with_away.sum(1) + square.sum(1)).clip(0) / size
         )
-        result["shape_step"][:, place] = np.sqrt(shape / size) * is_there
+        result["shape_change"][:, place] = np.sqrt(shape / size) * is_there
         result["share"][:, place] = gone / shape.clip(1e-6 * size)
     return result
 

@@ -34,21 +34,21 @@ def check_times(output: Path, made: MediaInfo, expected: Sequence[int], delivery
     tick, unit = delivery.container.tick or Fraction(0), delivery.unit
     # In integers, which are faster than fractions: a film has hundreds of thousands of frames.
     fine = math.lcm(made.time_base.denominator, unit.denominator, 2 * tick.denominator)
-    scales = int(made.time_base * fine), int(unit * fine)
-    found, wanted = [time * scales[0] for time in made.pts], [time * scales[1] for time in expected]
-    step, shift = int(tick * fine), 0
-    if step and found[0] - wanted[0] > step // 2:
+    found = [time * int(made.time_base * fine) for time in made.pts]
+    wanted = [time * int(unit * fine) for time in expected]
+    rounding, shift = int(tick * fine), 0
+    if rounding and found[0] - wanted[0] > rounding // 2:
         # Matroska cannot begin below 0: all streams are shifted by the time of the first packet that would.
         # Each time is rounded: the median distance is more exact than the first.
         usual = median(got - due for got, due in zip(found[:1000], wanted, strict=False))
-        shift = round(usual / step) * step
-        if shift > _below_zero(delivery) * fine + step:
+        shift = round(usual / rounding) * rounding
+        if shift > _below_zero(delivery) * fine + rounding:
             shift = 0
     if len(found) != len(wanted):
         where = _first_gap(found, wanted, fine, shift)
         raise VerifyError(f"{output}: holds {len(found)} frames, expected {len(wanted)}{where}")
     # Other programs shift streams by parts of a tick, and then round again.
-    limit = step // 2 if shift == 0 or unit % tick == 0 else step
+    limit = rounding // 2 if shift == 0 or unit % tick == 0 else rounding
     for index, (got, due) in enumerate(zip(found, wanted, strict=True)):
         if abs(got - shift - due) > limit:
             raise VerifyError(
@@ -102,31 +102,16 @@ def check_streams(
                 found = places.get(plan.index)
                 if found is None:
                     raise VerifyError(f"{output}: stream {plan.index} ({plan.name}) is missing")
-                kept.append(_check_stream(made, delivery, plan, here[plan.index], (found, there[found]), shift))
+                if plan.action == "copy":
+                    kept.append(_check_copy(made, plan, here[plan.index], there[found], shift))
+                elif plan.kind == "subtitle":
+                    kept.append(_check_texts(made, plan, here[plan.index], there[found], shift))
+                else:
+                    kept.append(_check_sound(made, plan, delivery, found, shift))
         elif plan.action == "drop":
             kept.append(f"{plan.name}: left out: {plan.reason}")
     _check_attachments(output, delivery, findings)
     return kept, places
-
-
-def _check_stream(
-    made: MediaInfo, delivery: Delivery, plan: StreamPlan, before: Track, given: tuple[int, Track], shift: Fraction
-) -> str:
-    """Check one stream; returns what was done with it, in words.
-
-    Args:
-        given: its index in the output, and its packets there.
-    """
-    name, (index, after) = f"{made.path}: stream {plan.index} ({plan.name})", given
-    if plan.action == "copy":
-        _check_copy(name, before, after, shift)
-        return f"{plan.name}: {len(before.pts)} packets equal"
-    name += f", converted to {plan.encoder},"
-    if plan.kind == "subtitle":
-        _check_texts(name, before, after, shift)
-        return f"{plan.name}: converted"
-    differs = _check_sound(name, delivery, plan, (made, index), shift)
-    return f"{plan.name}: converted" + (f"; it {differs}" if differs else "")
 
 
 def _counterparts(
@@ -154,7 +139,9 @@ def _counterparts(
     return found
 
 
-def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None:
+def _check_copy(made: MediaInfo, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> str:
+    """Compare the packets of a copied stream; returns what was done with it, in words."""
+    name, done = f"{made.path}: stream {plan.index} ({plan.name})", f"{plan.name}: {len(before.pts)} packets equal"
     tolerance = 2 * max(before.unit, after.unit, Fraction(1, 100_000))
     if before.codec.startswith("pcm_"):  # mov stores samples, not packets
         if before.whole.digest() != after.whole.digest():
@@ -162,7 +149,7 @@ def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None
         begins = after.begin() - before.begin() - shift
         if abs(begins) > tolerance:
             raise VerifyError(f"{name}: is {float(begins):.4f} s late")
-        return
+        return done
     for index, (mine, theirs) in enumerate(zip_longest(before.digests, after.digests)):
         if mine != theirs and before.codec != after.codec:
             raise VerifyError(f"{name}: is {after.codec}, expected the input's own packets")
@@ -176,27 +163,26 @@ def _check_copy(name: str, before: Track, after: Track, shift: Fraction) -> None
         late = found * ticks[0] - time * ticks[1] - ticks[2]
         if abs(late) > ticks[3]:
             raise VerifyError(f"{name}: packet {index} is {late / fine:.4f} s late")
+    return done
 
 
-def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[MediaInfo, int], shift: Fraction) -> str:
-    """Compare the audible part of re-encoded audio with that of its source.
-
-    Args:
-        given: the output, and the index of the stream there.
+def _check_sound(made: MediaInfo, plan: StreamPlan, delivery: Delivery, index: int, shift: Fraction) -> str:
+    """Compare the audible part of re-encoded audio, stream `index` of the output, with that of its source.
 
     Returns:
-        Differences of more than a frame of audio, in words, or nothing. They are no errors: containers round times, and
-        decoders fill in what is lost.
+        What was done with it, in words, with differences of more than a frame of audio. They are no errors: containers
+        round times, and decoders fill in what is lost.
 
     Raises:
         VerifyError: it is silent.
     """
     before = sound.heard(delivery.info, plan.index, plan.name, delivery.trim)
-    after = sound.heard(given[0], given[1], plan.name, None)
+    after = sound.heard(made, index, plan.name, None)
+    name, done = f"stream {plan.index} ({plan.name}), converted to {plan.encoder},", f"{plan.name}: converted"
     if before is None:
-        return ""
+        return done
     if after is None or (before.audible and not after.audible):
-        raise VerifyError(f"{name} is {'empty' if after is None else 'silent'}")
+        raise VerifyError(f"{made.path}: {name} is {'empty' if after is None else 'silent'}")
     allowed = min(after.frame, _LONGEST_FRAME) + 2 * (delivery.container.tick or 0) + (before.end - before.begin) / 1000
     differences = []
     for what, late in (("begins", after.begin - before.begin - shift), ("ends", after.end - before.end - shift)):
@@ -204,12 +190,14 @@ def _check_sound(name: str, delivery: Delivery, plan: StreamPlan, given: tuple[M
             differences.append(f"{what} {abs(float(late)):.3f} s {'late' if late > 0 else 'early'}")
     if after.audible < before.audible * _AUDIBLE:
         differences.append(f"is silent for {float(before.audible - after.audible):.3f} s where its source is not")
-    if differences:
-        log.warning("%s: %s %s", delivery.info.path, name.removeprefix(f"{given[0].path}: "), " and ".join(differences))
-    return " and ".join(differences)
+    if not differences:
+        return done
+    words = " and ".join(differences)
+    log.warning("%s: %s %s", delivery.info.path, name, words)
+    return f"{done}; it {words}"
 
 
-def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> None:
+def _check_texts(made: MediaInfo, plan: StreamPlan, before: Track, after: Track, shift: Fraction) -> str:
     """Check that the same words are shown at each moment; texts without words, such as drawings, may be missing.
 
     How the words are distributed to texts is not compared: in mp4, overlapping texts become one.
@@ -219,7 +207,9 @@ def _check_texts(name: str, before: Track, after: Track, shift: Fraction) -> Non
     moments = _moments(sorted(time for text in (*mine, *theirs) for time in (text.begin, text.end)))
     for moment, wanted, found in zip(moments, _standing(mine, moments), _standing(theirs, moments), strict=True):
         if wanted != found:
+            name = f"{made.path}: stream {plan.index} ({plan.name}), converted to {plan.encoder},"
             raise VerifyError(f"{name} shows {found!r} at {float(moment + shift):.3f} s, expected {wanted!r}")
+    return f"{plan.name}: converted"
 
 
 def _moments(changes: Sequence[Fraction]) -> list[Fraction]:

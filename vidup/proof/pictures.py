@@ -26,7 +26,6 @@ from vidup.media.reading import Readers
 from vidup.media.segment import decode_segment, read_segment
 from vidup.media.thumbnails import thumbnails
 from vidup.picture.color import resolve
-from vidup.picture.geometry import Turn
 from vidup.prefetch import batched, prefetch
 from vidup.proof.faults import faults
 from vidup.proof.likeness import REACH, measure
@@ -68,16 +67,13 @@ def check_pictures(output: Path, made: MediaInfo, delivery: Delivery, times: Seq
     Raises:
         VerifyError: a picture is black, broken, without its colour, shifted, doubled or swapped with one beside it.
     """
-    color, alpha = (
-        resolve(made.color, planar(made.pix_fmt), made.width, made.height),
-        _has_alpha(delivery, made.pix_fmt),
-    )
-    result = Compared(0, 1.0)
+    color = resolve(made.color, planar(made.pix_fmt), made.width, made.height)
+    alpha, result = _has_alpha(delivery, made.pix_fmt), Compared(0, 1.0)
     for low, high in _runs(len(times), fast):
         end = made.pts[high] if high < len(made.pts) else None
         with closing(decoding.pictures(made, made.pts[low], end, Settings(deinterlace="off"))) as frames:
             found = _found(output, frames, color, delivery, alpha)
-            result += _compare(output, found, _Source(delivery, times, low, high, None, alpha), times)
+            result += _compare(output, found, delivery, times, (low, high), None, alpha)
     return result
 
 
@@ -115,7 +111,7 @@ def check_segment(
     high, alpha = min(high, low + _RUN) if fast else high, _has_alpha(delivery, encoding.pix_fmt)
     with closing(decode_segment(segment, encoding)) as frames:
         found = _found(output, frames, encoding.color, delivery, alpha)
-        return _compare(output, found, _Source(delivery, times, low, high, readers, alpha), times)
+        return _compare(output, found, delivery, times, (low, high), readers, alpha)
 
 
 def _has_alpha(delivery: Delivery, pix_fmt: str) -> bool:
@@ -133,21 +129,34 @@ def _runs(count: int, fast: bool) -> Iterator[tuple[int, int]]:
         yield low, low + _RUN
 
 
-def _compare(output: Path, found: Iterator[Picture], source: _Source, times: Sequence[int]) -> Compared:
-    """Compare pictures of the output with their frames of the source and the neighbours of those."""
-    delivery, low, high = source.delivery, source.low, source.high
+def _compare(
+    output: Path,
+    found: Iterator[Picture],
+    delivery: Delivery,
+    times: Sequence[int],
+    span: tuple[int, int],
+    readers: Readers | None,
+    alpha: bool,
+) -> Compared:
+    """Compare pictures of the output with their frames of the source and the neighbours of those.
+
+    Args:
+        span: the places in `times` of the pictures: low <= place < high.
+    """
+    low, high = span
     tolerant = delivery.settings.tolerate_errors
     fine = 0.0
-    with closing(source.pictures), closing(_ahead(found, delivery.info)) as batches:
+    source = _around(delivery, times, span, readers, alpha)
+    with closing(source), closing(_ahead(found, delivery.info)) as batches:
         pictures = chain.from_iterable(batches)
-        for first in range(low, high, _AT_ONCE):
+        for first, (own, there) in zip(range(low, high, _AT_ONCE), source, strict=True):
             last = min(high, first + _AT_ONCE)
             part = list(islice(pictures, last - first))
             if len(part) < last - first:
                 raise VerifyError(f"{output}: only {first + len(part)} frames can be decoded, expected {high}")
-            found_there, (own, there) = np.stack(part), source.around(first, last)
+            found_there = np.stack(part)
             seconds = np.array(times[first:last]) * float(delivery.unit)
-            for of, planes in _PLANES[: 1 + found_there.shape[1] // 4]:
+            for of, planes in _PLANES[: 1 + alpha]:
                 likeness = measure(found_there[:, planes], own[:, planes], there)
                 if not likeness.there.all() and not tolerant:
                     missing = first + int(np.argmin(likeness.there))
@@ -178,60 +187,44 @@ def _found(output: Path, frames: Iterable[Any], color: Color, delivery: Delivery
         raise VerifyError(f"{output}: cannot be decoded after {count} frames: {error}") from error
 
 
-class _Source:
-    """Small pictures of the source's frames and of their neighbours, read as they are needed.
+def _around(
+    delivery: Delivery, times: Sequence[int], span: tuple[int, int], readers: Readers | None, alpha: bool
+) -> Generator[tuple[NDArray[np.uint16], NDArray[np.bool_]], None, None]:
+    """Small pictures of the source's frames, read as they are needed.
 
-    Args:
-        times: as for `check_pictures`.
-        low, high: the places in `times` of the frames that are compared.
-        alpha: with transparency.
+    Yields:
+        For each `_AT_ONCE` places of `span`: the pictures from REACH places before to REACH after them, and which of
+        these exist.
     """
+    low, high = span
+    reached = range(max(0, low - REACH), min(len(times), high + REACH))
+    places = {times[place] + delivery.offset: place for place in reached}
+    none = np.zeros((3 + alpha, *delivery.turn.size(*_small_size(delivery))), np.uint16)
+    window: dict[int, Picture] = {}
+    newest = -1
+    with closing(_ahead(_read(delivery, places, readers, alpha), delivery.info)) as batches:
+        for first in range(low, high, _AT_ONCE):
+            wanted = range(first - REACH, min(high, first + _AT_ONCE) + REACH)
+            window = {place: picture for place, picture in window.items() if place >= wanted[0]}
+            while newest < wanted[-1] and (batch := next(batches, None)) is not None:
+                window |= dict(batch)
+                newest = batch[-1][0]
+            yield np.stack([window.get(place, none) for place in wanted]), np.array([p in window for p in wanted])
 
-    def __init__(
-        self, delivery: Delivery, times: Sequence[int], low: int, high: int, readers: Readers | None, alpha: bool
-    ) -> None:
-        self.delivery, self.low, self.high = delivery, low, high
-        self._readers, self._alpha = readers, alpha
-        self._size, self._turn = _small_size(delivery), delivery.turn
-        self._is_upright = delivery.turn == Turn()
-        begin, end = max(0, low - REACH), min(len(times), high + REACH)
-        self._places = {times[place] + delivery.offset: place for place in range(begin, end)}
-        self._window: dict[int, Picture] = {}
-        self.pictures = _ahead(self._read(times[begin], times[end - 1]), delivery.info)
-        self._last = -1
 
-    def around(self, first: int, last: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """The pictures of the places `first` - REACH to `last` + REACH, and which of them exist."""
-        for place in [place for place in self._window if place < first - REACH]:
-            del self._window[place]
-        while self._last < last + REACH - 1 and (batch := next(self.pictures, None)) is not None:
-            self._window |= dict(batch)
-            self._last = batch[-1][0]
-        places = range(first - REACH, last + REACH)
-        height, width = self._turn.size(*self._size)
-        none = np.zeros((3 + self._alpha, height, width), np.uint16)
-        return (
-            np.stack([self._window.get(place, none) for place in places]),
-            np.array([place in self._window for place in places]),
-        )
-
-    def _read(self, first: int, last: int) -> Iterator[tuple[int, Picture]]:
-        delivery = self.delivery
-        info, given = delivery.info, delivery.settings
-        color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, given.matrix, given.range)
-        times = first + delivery.offset, last + delivery.offset
-        begin, end = decoding.part_around(info, delivery.unit, *times, delivery.span)
-        with closing(decoding.pictures(info, begin, end, given, self._readers)) as frames:
-            for pts, picture in thumbnails(frames, color, *self._size, self._alpha):
-                if pts in self._places:
-                    yield self._places[pts], self._turned(picture)
-
-    def _turned(self, picture: Picture) -> Picture:
-        if self._is_upright:
-            return picture
-        # torch cannot flip uint16: int16 has the same bits.
-        turned = self._turn(torch.from_numpy(picture.view(np.int16))).contiguous()
-        return turned.numpy().view(np.uint16)
+def _read(
+    delivery: Delivery, places: dict[int, int], readers: Readers | None, alpha: bool
+) -> Iterator[tuple[int, Picture]]:
+    """The place and the small picture of each frame of the source that has one of these times."""
+    info, settings, size = delivery.info, delivery.settings, _small_size(delivery)
+    color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
+    begin, end = decoding.part_around(info, delivery.unit, min(places), max(places), delivery.span)
+    with closing(decoding.pictures(info, begin, end, settings, readers)) as frames:
+        for pts, picture in thumbnails(frames, color, *size, alpha):
+            if pts in places:
+                # torch cannot flip uint16: int16 has the same bits.
+                turned = delivery.turn(torch.from_numpy(picture.view(np.int16))).contiguous()
+                yield places[pts], turned.numpy().view(np.uint16)
 
 
 def _small_size(delivery: Delivery) -> tuple[int, int]:
