@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,15 @@ def execute(
     threads: int = 0,
 ) -> None:
     """Run `make` here, or by workers on Ray where several are wanted, or a cluster."""
-    calls: Any = {"on_result": on_result, "on_progress": on_progress, "stop": stop}
     if workers == 1 and address is None:
-        crew.Here(Upscaler()).run(lambda upscaler: make(), items, **calls)
+        running = crew.Here(Upscaler()).run(lambda upscaler: make(), items, on_progress, stop)
     else:
         setting = f"workers = {workers}" if address is None else f"ray = {address!r}"
-        on_ray.run(make, items, ray_cluster.Wanted(setting, workers, address, threads), **calls)
+        wanted = ray_cluster.Wanted(setting, workers, address, threads)
+        running = on_ray.run(make, items, wanted, on_progress, stop)
+    with closing(running) as results:
+        for item, result in results:
+            on_result(item, result)
 
 
 def square(pause: float = 0.0) -> Worker[int, int]:
@@ -291,8 +294,8 @@ class TestChoosing:
         one = crew.Here(Upscaler(settings, Runtime(device="cpu", max_memory="2G")))
         workers = crew.OnRay(settings, runtime)
         for size in ((48, 64), (1080, 1920)):
-            assert workers.choose(*size) == one.choose(*size) is not None
-        assert workers.planner is not None and workers.planner.limit == one.planner.limit == 2 * 2**30
+            assert workers.planner is not None and workers.planner.choose(*size) == one.upscaler.choose(*size)
+        assert workers.planner.limit == one.planner.limit == 2 * 2**30
 
     def test_where_only_the_loaded_model_tells_the_workers_choose(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(Upscaler, "engine", property(lambda self: pytest.fail("a model was loaded")))
@@ -301,14 +304,14 @@ class TestChoosing:
             (Settings(model="nearest"), Runtime(device="cpu", ray="auto")),  # its machines' memory is not known here
             (Settings(model="x4", vae="someone/else"), Runtime(device="cpu", workers=2)),
         ):
-            assert crew.OnRay(settings, runtime).choose(48, 64) is None
+            assert crew.OnRay(settings, runtime).planner is None
 
     def test_the_choice_is_stored_before_the_first_segment(
         self, make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ):
         given = []
 
-        def run(make: Any, items: Iterable[Any], wanted: ray_cluster.Wanted, **calls: Any) -> None:
+        def run(make: Any, items: Iterable[Any], wanted: ray_cluster.Wanted, *calls: Any) -> None:
             given.append(next(iter(items)).choice)
             raise Stopped
 
@@ -469,9 +472,9 @@ class TestOnRay:
         monkeypatch.setattr(on_ray, "PATIENCE_SECONDS", 0.2)
         monkeypatch.setattr(on_ray, "_MOST_SECONDS", 1.0)
         wanted = ray_cluster.Wanted("workers = 2", 2, None, 64)  # more cores than there are
-        pool = on_ray.Pool(ray_cluster.Cluster(ray, wanted, None, True), square, [1], print, print)
+        pool = on_ray.Pool(ray_cluster.Cluster(ray, wanted, None, True), square, [1], print)
         with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
-            pool.run(lambda: False)
+            next(pool.run(lambda: False))
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]
 
     def test_no_room_for_a_worker(self):

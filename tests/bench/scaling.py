@@ -65,14 +65,9 @@ def sleeping(workers: int, segments: int, seconds: float) -> Times:
     def now() -> float:
         return time.perf_counter() - began
 
-    on_ray.run(
-        functools.partial(sleeper, seconds),
-        range(segments),
-        Wanted(f"workers = {workers}", workers, threads=1),
-        stop=lambda: False,
-        on_result=lambda item, result: results.append(now()),
-        on_progress=lambda units: stamps.append((now(), units)),
-    )
+    make, wanted = functools.partial(sleeper, seconds), Wanted(f"workers = {workers}", workers, threads=1)
+    for _ in on_ray.run(make, range(segments), wanted, lambda units: stamps.append((now(), units)), lambda: False):
+        results.append(now())
     first, units = stamps[0]
     return Times(max(0.0, first - units * seconds / UNITS), results[-1], now())
 

@@ -91,6 +91,11 @@ def _only(outcomes: list[Outcome]) -> Receipt:
     return outcome.receipt
 
 
+def _located(path: str | os.PathLike[str], runtime: Runtime) -> Path:
+    """The path under which every worker finds a file: those of a cluster have other working directories."""
+    return Path(path) if runtime.ray is None else Path(path).absolute()
+
+
 def _upscale(
     upscaler: Upscaler,
     files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
@@ -106,8 +111,8 @@ def _upscale(
             crew = crews.choose(upscaler)
             begun = []
             for source, target in files:
-                name = crew.located(Path(source))
-                output = default_output(name, settings) if target is None else crew.located(Path(target))
+                name = _located(source, runtime)
+                output = default_output(name, settings) if target is None else _located(target, runtime)
                 outcome = Outcome(name, output)
                 outcomes.append(outcome)
                 begun.append(begin(outcome, upscaler, crew, tracker, stack, taken))

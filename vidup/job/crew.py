@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
 from vidup import engines
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice
 from vidup.engines.memory import memory_limit
 from vidup.engines.planner import Planner
 from vidup.errors import Stopped
@@ -38,11 +35,12 @@ class Crew(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The kind of device that the workers use."""
+        """The kind of device that the workers use: of this machine, or that which is requested of a cluster's."""
 
     @property
     def planner(self) -> Planner | None:
-        """Chooses batch and tiles before the first frame; None where only a worker's loaded model can.
+        """Chooses batch and tiles before the first frame; None where only a worker's loaded model can: on a cluster,
+        and where the model's memory is not known from its configuration.
 
         Raises:
             EngineError: the model, a part of it or the device is missing.
@@ -55,28 +53,20 @@ class Crew(Protocol):
     def expect(self, pixels: int) -> None:
         """Announce the pixels of all inputs, before the work begins."""
 
-    def choose(self, height: int, width: int) -> Choice | None:
-        """Choose batch and tiles for frames of this size; None where there is no planner."""
-
-    def located(self, path: Path) -> Path:
-        """The path under which every worker finds a file."""
-
     def run(
         self,
         make: Callable[[Upscaler], Worker[Item, Result]],
         items: Iterable[Item],
-        *,
-        on_result: Callable[[Item, Result], None],
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
-    ) -> None:
-        """Let workers process all items.
+    ) -> Generator[tuple[Item, Result], None, None]:
+        """Let workers process all items; yields each with its result. Closing the generator ends the work.
 
         Args:
             make: creates a worker; called in each worker's process, with the upscaler to use.
             items: iterated in this thread, whenever a worker is free.
-            on_result: called in this thread with each item and its result; its exceptions end the work.
-            on_progress: likewise, with the units done since the last call; negative where a lost worker's are redone.
+            on_progress: called in this thread with the units done since the last call; negative where a lost worker's
+                are redone.
             stop: polled often. Once it returns true, no item is started, those in work end at their next report, and
                 `Stopped` is raised. `KeyboardInterrupt` ends workers at once.
 
@@ -97,40 +87,23 @@ class Here:
 
     def __init__(self, upscaler: Upscaler) -> None:
         self.upscaler = upscaler
+        self.expect = upscaler.expect
 
     @property
     def device(self) -> torch.device:
-        """The device that the engine will choose."""
         return engines.choose_device(self.upscaler.runtime.device)
 
     @property
     def planner(self) -> Planner:
-        """The upscaler's planner, for which the engine is loaded."""
         return self.upscaler.planner
-
-    def expect(self, pixels: int) -> None:
-        """Passes it on to the upscaler."""
-        self.upscaler.expect(pixels)
-
-    def choose(self, height: int, width: int) -> Choice:
-        """The upscaler's choice, smaller where it ran out of memory before."""
-        return self.upscaler.choose(height, width)
-
-    def located(self, path: Path) -> Path:
-        """The path itself."""
-        return path
 
     def run(
         self,
         make: Callable[[Upscaler], Worker[Item, Result]],
         items: Iterable[Item],
-        *,
-        on_result: Callable[[Item, Result], None],
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
-    ) -> None:
-        """As `Crew.run`."""
-
+    ) -> Generator[tuple[Item, Result], None, None]:
         def report(units: int) -> None:
             if units:
                 on_progress(units)
@@ -144,9 +117,7 @@ class Here:
 
         left = taken()
         for first in left:  # without items no worker is created
-            with closing(make(self.upscaler)(chain([first], left), report)) as results:
-                for item, result in results:
-                    on_result(item, result)
+            yield from make(self.upscaler)(chain([first], left), report)
 
 
 class OnRay:
@@ -159,44 +130,31 @@ class OnRay:
 
     @property
     def device(self) -> torch.device:
-        """The device of this machine, or that which is requested of a cluster's machines."""
         if self._runtime.ray is None:
             return engines.choose_device(self._runtime.device)
         return torch.device("cuda" if self._gpus else "cpu")
 
     @cached_property
     def planner(self) -> Planner | None:
-        """None on a cluster, and where the model's memory is not known from its configuration."""
         return engines.foresee(self._settings, self._of_worker(), self._pixels) if self._runtime.ray is None else None
 
     def expect(self, pixels: int) -> None:
-        """Each worker has an equal part."""
-        self._pixels = pixels // self._runtime.workers
+        self._pixels = pixels // self._runtime.workers  # each has an equal share
         self.__dict__.pop("planner", None)
-
-    def choose(self, height: int, width: int) -> Choice | None:
-        """The planner's choice."""
-        return None if self.planner is None else self.planner.choose(height, width)
-
-    def located(self, path: Path) -> Path:
-        """An absolute path for a cluster, whose workers have other working directories."""
-        return path if self._runtime.ray is None else path.absolute()
 
     def run(
         self,
         make: Callable[[Upscaler], Worker[Item, Result]],
         items: Iterable[Item],
-        *,
-        on_result: Callable[[Item, Result], None],
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
-    ) -> None:
+    ) -> Generator[tuple[Item, Result], None, None]:
         """As `Crew.run`; `make`, items and results must pickle."""
         runtime = self._runtime
         setting = f"workers = {runtime.workers}" if runtime.ray is None else f"ray = {runtime.ray!r}"
         wanted = Wanted(setting, runtime.workers, runtime.ray, gpus=self._gpus)
         made = partial(_make, make, self._settings, self._of_worker(), self._pixels)
-        on_ray.run(made, items, wanted, on_result=on_result, on_progress=on_progress, stop=stop)
+        return on_ray.run(made, items, wanted, on_progress, stop)
 
     @property
     def _gpus(self) -> float:
@@ -211,11 +169,11 @@ class OnRay:
 
     def _of_worker(self) -> Runtime:
         """The runtime of one worker; several on one machine share a device's memory."""
-        part = self._gpus or 1 / self._runtime.workers
-        if self._runtime.ray is not None or part == 1:
+        share = self._gpus or 1 / self._runtime.workers
+        if self._runtime.ray is not None or share == 1:
             return self._runtime
         limit = memory_limit(self._runtime, self.device)
-        return replace(self._runtime, max_memory=str(int(limit * part)))
+        return replace(self._runtime, max_memory=str(int(limit * share)))
 
 
 def _make(

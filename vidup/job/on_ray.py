@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -88,11 +88,9 @@ def run(
     make: Callable[[], Any],
     items: Iterable[Any],
     wanted: Wanted,
-    *,
-    on_result: Callable[[Any, Any], Any],
     on_progress: Callable[[int], Any],
     stop: Callable[[], bool],
-) -> None:
+) -> Generator[tuple[Any, Any], None, None]:
     """Let workers on Ray process all items, as in `crew.Crew.run`; `make`, items and results must pickle.
 
     A lost worker (killed, its machine gone) is replaced, and its item repeated. A worker's exception ends the work, and
@@ -105,25 +103,19 @@ def run(
     """
     left = iter(items)
     first = list(islice(left, wanted.workers))
-    if not first:
-        return
-    with cluster(wanted.for_items(len(first))) as found:
-        Pool(found, make, chain(first, left), on_result, on_progress).run(stop)
+    if first:
+        with cluster(wanted.for_items(len(first))) as found:
+            yield from Pool(found, make, chain(first, left), on_progress).run(stop)
 
 
 class Pool:
     """Distributes items to workers and collects results, until all are done."""
 
     def __init__(
-        self,
-        cluster: Cluster,
-        make: Callable[[], Any],
-        items: Iterable[Any],
-        on_result: Callable[[Any, Any], Any],
-        on_progress: Callable[[int], Any],
+        self, cluster: Cluster, make: Callable[[], Any], items: Iterable[Any], on_progress: Callable[[int], Any]
     ) -> None:
         self._cluster, self._ray, self._wanted = cluster, cluster.ray, cluster.wanted
-        self._todo, self._on_result, self._on_progress = enumerate(items), on_result, on_progress
+        self._todo, self._on_progress = enumerate(items), on_progress
         self._make = self._ray.put(make)
         self._items: dict[int, Any] = {}  # those that were taken from the iterator and are not done
         self._queue, self._losses = deque[int](), Counter[int]()
@@ -138,8 +130,8 @@ class Pool:
             runtime_env=cluster.environment,
         )
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Work until the last item is done; raises as the function `run` does."""
+    def run(self, stop: Callable[[], bool]) -> Iterator[tuple[Any, Any]]:
+        """Work until the last item is done; yields and raises as the function `run` does."""
         try:
             self._take()
             while self._queue or self._at_work():
@@ -151,7 +143,7 @@ class Pool:
                     raise Stopped
                 if not self._halted:
                     self._hand_out()
-                self._gather()
+                yield from self._gather()
                 if not self._halted:
                     self._take()
         finally:
@@ -177,7 +169,7 @@ class Pool:
                 hand.number, hand.units = self._queue.popleft(), 0
                 hand.task = hand.actor.work.remote(hand.number, self._items[hand.number], make)
 
-    def _gather(self) -> None:
+    def _gather(self) -> Iterator[tuple[Any, Any]]:
         """Wait shortly for an event; then handle all answers and results, and look at the busy workers' progress."""
         events = [hand.task or hand.look for hand in self._hands if hand.task is not None or not hand.ready]
         self._ray.wait(events, timeout=_POLL_SECONDS)
@@ -189,7 +181,7 @@ class Pool:
                 if hand.look in there:
                     self._hear(hand)
                 if hand.task in there:
-                    self._settle(hand)
+                    yield from self._settle(hand)
                 elif hand.task is not None and hand.look is None:
                     hand.look = self._ask(hand.actor.look)
             except lost as error:
@@ -226,7 +218,7 @@ class Pool:
         if more:
             self._on_progress(more)
 
-    def _settle(self, hand: _Hand) -> None:
+    def _settle(self, hand: _Hand) -> Iterator[tuple[Any, Any]]:
         try:
             result, units, records = self._ray.get(hand.task)
         except self._ray.exceptions.RayTaskError as error:
@@ -238,7 +230,7 @@ class Pool:
         hand.task = None
         self._log(records)
         self._count(hand, units)
-        self._on_result(self._items.pop(hand.number), result)
+        yield self._items.pop(hand.number), result
 
     def _lose(self, hand: _Hand, error: Exception) -> None:
         """Replace a lost worker, and repeat its item."""

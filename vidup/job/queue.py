@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -190,9 +190,6 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
     is_begun = False
     crew.expect(sum(plan.pixels(work.job) for work in works))
 
-    def current_output() -> Path | None:
-        return next((work.job.output for work in works if work.left and work.outcome.error is None), None)
-
     def tasks() -> Iterator[Task]:
         """The remaining segments of one job after another; a job is opened when a worker is free for it."""
         nonlocal is_begun
@@ -211,38 +208,41 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
                     work.in_work += 1
                     choice = work.store.choice
                     yield Task(file, segment, Choice(**choice) if choice else None)
-            end(work)
+            _close_if_ended(work)
 
-    def on_result(task: Task, result: Done | VidupError) -> None:
-        work = works[task.file]
-        work.in_work -= 1
-        if isinstance(result, VidupError):
-            fail(work.outcome, result, tracker)
-        else:
-            work.left.discard(task.segment.index)
-            unfinished.forget(task.segment.path)
-            work.computed += result.computed
-            work.pixels += result.pixels
-            work.compared += result.compared or Compared(0, 1.0)
-            tracker.count(result.computed, result.pixels)
-            with failing(work.outcome, tracker):
-                if work.store.choice != asdict(result.choice):
-                    work.store.save_choice(asdict(result.choice))
-                if not work.left:
-                    _deliver(work, tracker, runtime)
-        end(work)
+    def advance(frames: int) -> None:
+        outputs = (work.job.output for work in works if work.left and work.outcome.error is None)
+        tracker.advance(frames, next(outputs, None))
 
-    def end(work: Work) -> None:
-        if not work.in_work and (work.outcome.error is not None or not work.left):
-            work.store.close()
+    make = partial(Worker, [work.job for work in works])
+    with closing(crew.run(make, tasks(), advance, stop)) as results:
+        for task, result in results:
+            _take_result(works[task.file], task, result, tracker, runtime)
+            _close_if_ended(works[task.file])
 
-    crew.run(
-        partial(Worker, [work.job for work in works]),
-        tasks(),
-        on_result=on_result,
-        on_progress=lambda frames: tracker.advance(frames, current_output()),
-        stop=stop,
-    )
+
+def _take_result(work: Work, task: Task, result: Done | VidupError, tracker: Tracker, runtime: Runtime) -> None:
+    """Count a segment's result, and deliver the job after its last."""
+    work.in_work -= 1
+    if isinstance(result, VidupError):
+        fail(work.outcome, result, tracker)
+        return
+    work.left.discard(task.segment.index)
+    unfinished.forget(task.segment.path)
+    work.computed += result.computed
+    work.pixels += result.pixels
+    work.compared += result.compared or Compared(0, 1.0)
+    tracker.count(result.computed, result.pixels)
+    with failing(work.outcome, tracker):
+        if work.store.choice != asdict(result.choice):
+            work.store.save_choice(asdict(result.choice))
+        if not work.left:
+            _deliver(work, tracker, runtime)
+
+
+def _close_if_ended(work: Work) -> None:
+    if not work.in_work and (work.outcome.error is not None or not work.left):
+        work.store.close()
 
 
 def _enter(work: Work, crew: Crew, tracker: Tracker, runtime: Runtime) -> None:
@@ -270,14 +270,13 @@ def _choose(work: Work, crew: Crew) -> None:
     size, planner = work.job.input_size, crew.planner
     if not work.left or work.store.choice or planner is None:
         return
-    choice = crew.choose(*size)
-    if choice is not None:
-        work.store.save_choice(asdict(choice))
-        log.debug(
-            "%s: about %.2f GiB on %s; %d at a time, %s",
-            *(work.job.output, planner.planned(choice, *size) / 2**30, crew.device, choice.batch),
-            f"tiles of {choice.tile}" if choice.tile else "whole frames",
-        )
+    choice = (crew.upscaler or planner).choose(*size)  # an upscaler's is smaller where it ran out of memory before
+    work.store.save_choice(asdict(choice))
+    log.debug(
+        "%s: about %.2f GiB on %s; %d at a time, %s",
+        *(work.job.output, planner.planned(choice, *size) / 2**30, crew.device, choice.batch),
+        f"tiles of {choice.tile}" if choice.tile else "whole frames",
+    )
 
 
 def _is_whole(job: Job, segment: Segment) -> bool:
