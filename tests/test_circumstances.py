@@ -310,7 +310,7 @@ class TestFolder:
         held = []
 
         def look(event: vidup.Progress) -> None:
-            held.append(sum(file.path.endswith("lock") for file in psutil.Process().open_files()))
+            held.append(sum(file.path.endswith(".vidup/lock") for file in psutil.Process().open_files()))
 
         outcomes = upscale_files(files, NEAREST, on_progress=look)
         assert [outcome.error for outcome in outcomes] == [None] * 4

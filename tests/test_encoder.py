@@ -104,7 +104,7 @@ def test_times_of_any_unit_come_back_exactly(codec: str, unit: Fraction, tmp_pat
     )
     frames = [Frame(planes, form, encoding.color, time, index + 1, unit) for index, time in enumerate(times)]
     path = tmp_path / "00000.seg"
-    assert len(list(encode_segment(frames, encoding, path))) == len(times)
+    encode_segment(frames, encoding, path)
     scale = unit / encoding.time_base
     written = sorted((packet.pts, packet.duration) for packet in read_segment(path))
     assert written == [(time * scale, (index + 1) * scale) for index, time in enumerate(times)]

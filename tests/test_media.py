@@ -364,7 +364,7 @@ def segment(make_clip: Callable[..., Path]) -> Path:
     path = source.with_name("0.seg")
     with Upscaler(settings) as upscaler:
         frames = upscaler.frames(decoding.decode(job.info), job.encoding.pix_fmt, job.encoding.color)
-        assert [frame.pts for frame in encode_segment(frames, job.encoding, path)] == list(UNEVEN[:6])
+        encode_segment(frames, job.encoding, path)
     return path
 
 

@@ -21,7 +21,7 @@ from vidup.config import Settings
 from vidup.errors import MediaError, ResumeError
 from vidup.job import store as room
 from vidup.job.disk import disk_full_named, fingerprint_file, need_disk, write_atomically
-from vidup.job.store import Segment, open_store, plan_segments
+from vidup.job.store import Segment, Store, plan_segments
 
 TIMES = [0, 512, 1024, 1500, 2048, 9000, 9001, 9900]
 
@@ -125,12 +125,12 @@ class TestFingerprint:
 class TestStore:
     def test_begin_stop_and_go_on(self, folder: Path, source: Path):
         plan = plan_segments(TIMES, 3, folder)
-        with closing(open_store(folder, fingerprint(source))) as store:
+        with closing(Store(folder, fingerprint(source))) as store:
             assert store.choice == {}
             assert store.finished(plan, sound) == set()
             store.save_choice({"batch": 4, "tile": 0})
             write_atomically(plan[1].path, b"whole")
-        with closing(open_store(folder, fingerprint(source))) as store:
+        with closing(Store(folder, fingerprint(source))) as store:
             assert store.choice == {"batch": 4, "tile": 0}
             assert store.finished(plan, sound) == {1}
 
@@ -144,7 +144,7 @@ class TestStore:
                 raise MediaError("its checksum is wrong")
             return sound(segment)
 
-        with closing(open_store(folder, fingerprint(source))) as store:
+        with closing(Store(folder, fingerprint(source))) as store:
             plan[0].path.write_bytes(b"whole")
             plan[1].path.write_bytes(b"who")
             plan[2].path.write_bytes(b"whole")
@@ -157,7 +157,7 @@ class TestStore:
 
     def test_an_error_of_the_check_is_no_damage(self, folder: Path, source: Path):
         plan = plan_segments(TIMES, 100, folder)
-        with closing(open_store(folder, fingerprint(source))) as store:
+        with closing(Store(folder, fingerprint(source))) as store:
             plan[0].path.write_bytes(b"whole")
             with pytest.raises(PermissionError):
                 store.finished(plan, lambda segment: (_ for _ in ()).throw(PermissionError()))
@@ -179,67 +179,67 @@ class TestStore:
         self, folder: Path, source: Path, change: dict[str, Any], told: str
     ):
         first = {"crf": 18, "prompt": "a harbour"}
-        open_store(folder, fingerprint(source, **first)).close()
+        Store(folder, fingerprint(source, **first)).close()
         (folder / "00000.seg").write_bytes(b"whole")
         before = (folder / "job.json").read_bytes()
         with pytest.raises(ResumeError) as caught:
-            open_store(folder, fingerprint(source, **{**first, **change}))
+            Store(folder, fingerprint(source, **{**first, **change}))
         assert str(caught.value) == (
             f"{folder}: was begun differently ({told});"
             " add --restart to start again, or give the command as it was"
         )  # fmt: skip
         assert (folder / "job.json").read_bytes() == before
         assert (folder / "00000.seg").exists()
-        open_store(folder, fingerprint(source, **first)).close()  # the lock is free again
+        Store(folder, fingerprint(source, **first)).close()  # the lock is free again
 
     def test_another_input_of_the_same_size(self, folder: Path, source: Path):
-        open_store(folder, fingerprint(source)).close()
+        Store(folder, fingerprint(source)).close()
         source.write_bytes(source.read_bytes()[::-1])
         with pytest.raises(ResumeError, match=r"input\.sha256: \w+\.\.\. -> \w+\.\.\.") as caught:
-            open_store(folder, fingerprint(source))
+            Store(folder, fingerprint(source))
         assert "input.size" not in str(caught.value)
         source.write_bytes(b"short")
         with pytest.raises(ResumeError, match=r"input\.size: 10240 -> 5"):
-            open_store(folder, fingerprint(source))
+            Store(folder, fingerprint(source))
 
     def test_a_touched_or_copied_input_is_the_same(self, folder: Path, source: Path):
-        open_store(folder, fingerprint(source)).close()
+        Store(folder, fingerprint(source)).close()
         os.utime(source, ns=(1, 1))
-        open_store(folder, fingerprint(source)).close()
+        Store(folder, fingerprint(source)).close()
         copy = source.with_name("copy.mkv")
         shutil.copyfile(source, copy)
-        open_store(folder, fingerprint(copy)).close()
+        Store(folder, fingerprint(copy)).close()
 
     def test_restart_forgets_all(self, folder: Path, source: Path):
-        with closing(open_store(folder, fingerprint(source))) as store:
+        with closing(Store(folder, fingerprint(source))) as store:
             store.save_choice({"batch": 4})
         (folder / "00000.seg").write_bytes(b"whole")
         (folder / "notes.txt").write_text("mine")
-        with closing(open_store(folder, fingerprint(source, crf=20), restart=True)) as store:
+        with closing(Store(folder, fingerprint(source, crf=20), restart=True)) as store:
             assert store.choice == {}
             assert not (folder / "00000.seg").exists()
             assert (folder / "notes.txt").read_text() == "mine"
-        open_store(folder, fingerprint(source, crf=20)).close()
+        Store(folder, fingerprint(source, crf=20)).close()
 
     def test_a_record_that_is_a_folder(self, folder: Path, source: Path):
         (folder / "job.json").mkdir(parents=True)
         with pytest.raises(ResumeError, match="is a link, a folder or a pipe, expected a file of the job"):
-            open_store(folder, fingerprint(source), restart=True)
+            Store(folder, fingerprint(source), restart=True)
 
     @pytest.mark.parametrize(
         "record", [b"", b"{", b"[]", b'{"fingerprint": 1, "choice": {}}', b"\xff\xfe", b"[" * 5000, None]
     )
     def test_a_damaged_record(self, folder: Path, source: Path, record: bytes | None):
-        open_store(folder, fingerprint(source)).close()
+        Store(folder, fingerprint(source)).close()
         (folder / "job.json").unlink()
         if record is not None:
             (folder / "job.json").write_bytes(record)
         (folder / "00000.seg").write_bytes(b"whole")
         with pytest.raises(ResumeError, match=r"missing or damaged, .* 1 finished .* add --restart"):
-            open_store(folder, fingerprint(source))
+            Store(folder, fingerprint(source))
         assert (folder / "00000.seg").exists()
         (folder / "00000.seg").unlink()
-        open_store(folder, fingerprint(source)).close()  # nothing to lose: begun anew
+        Store(folder, fingerprint(source)).close()  # nothing to lose: begun anew
         assert json.loads((folder / "job.json").read_bytes())["fingerprint"]["version"] == "1.0"
 
     @pytest.mark.parametrize("restart", [False, True])
@@ -248,33 +248,33 @@ class TestStore:
         folder.mkdir()
         (folder / name).write_text("precious")
         with pytest.raises(ResumeError, match=rf"is no folder of a job, and is not empty \({name}\)"):
-            open_store(folder, fingerprint(source), restart=restart)
+            Store(folder, fingerprint(source), restart=restart)
         assert [path.name for path in folder.iterdir()] == [name]
 
     def test_delete_removes_what_is_its_own(self, folder: Path, source: Path):
-        store = open_store(folder, fingerprint(source))
+        store = Store(folder, fingerprint(source))
         for name in ("00000.seg", "123456.seg", "whole.mkv", "00001.seg.part"):
             (folder / name).write_bytes(b"x")
         store.delete()
         assert not folder.exists()
-        store = open_store(folder, fingerprint(source))
+        store = Store(folder, fingerprint(source))
         (folder / "mine.txt").touch()
         store.delete()
         assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
     def test_places_that_cannot_be_used(self, folder: Path, source: Path):
         with pytest.raises(MediaError, match="cannot be used"):
-            open_store(folder / "deeper", fingerprint(source))
+            Store(folder / "deeper", fingerprint(source))
         folder.write_text("a file")
         with pytest.raises(MediaError, match="cannot be used"):
-            open_store(folder, fingerprint(source))
+            Store(folder, fingerprint(source))
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from vidup.job.store import open_store
-store = open_store(Path(sys.argv[1]), {})
+from vidup.job.store import Store
+store = Store(Path(sys.argv[1]), {})
 print("locked", flush=True)
 time.sleep(60)
 """
@@ -299,22 +299,22 @@ class TestLock:
                 )
                 for restart in (False, True):
                     with pytest.raises(ResumeError, match=match):
-                        open_store(folder, {}, restart=restart)
+                        Store(folder, {}, restart=restart)
             finally:
                 holder.kill()
-        open_store(folder, {}).close()  # what a killed process locked is free
+        Store(folder, {}).close()  # what a killed process locked is free
 
     def test_also_within_a_process(self, folder: Path):
-        with closing(open_store(folder, {})), pytest.raises(ResumeError, match="another process"):
-            open_store(folder, {})
-        open_store(folder, {}).close()
+        with closing(Store(folder, {})), pytest.raises(ResumeError, match="another process"):
+            Store(folder, {})
+        Store(folder, {}).close()
 
     def test_an_error_while_opening_gives_the_lock_back(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         with monkeypatch.context() as patched:
             patched.setattr(room, "write_atomically", full)
             with pytest.raises(MediaError, match="the disk is full"):
-                open_store(folder, {})
-        open_store(folder, {}).close()
+                Store(folder, {})
+        Store(folder, {}).close()
 
 
 def full(path: Path, data: bytes) -> None:
@@ -371,9 +371,9 @@ class TestDisk:
 KILLED = """
 import sys
 from pathlib import Path
-from vidup.job.store import open_store, plan_segments
+from vidup.job.store import Store, plan_segments
 folder = Path(sys.argv[1])
-store, number = open_store(folder, {"version": "1"}), 0
+store, number = Store(folder, {"version": "1"}), 0
 print("begun", flush=True)
 while True:
     number += 1
@@ -398,7 +398,7 @@ def test_the_record_survives_kills_at_any_time(folder: Path):
             else:
                 time.sleep(pause)
             writer.send_signal(signal.SIGKILL)
-        with closing(open_store(folder, {"version": "1"})) as store:
+        with closing(Store(folder, {"version": "1"})) as store:
             assert store.finished([], lambda segment: False) == set()
             assert not list(folder.glob("*.part"))
             choice = store.choice

@@ -136,10 +136,12 @@ class Consumer(Generic[T]):
     ) -> None:
         self._channel = _Channel(depth, size)
         self._error: BaseException | None = None
+        self.result: Any = None
+        """What the function has returned."""
 
         def run() -> None:
             try:
-                consume(iter(self._channel))
+                self.result = consume(iter(self._channel))
             except _Abandoned:
                 pass
             except BaseException as error:

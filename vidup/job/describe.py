@@ -21,67 +21,72 @@ from vidup.picture.geometry import size_notes
 def describe(job: Job) -> list[str]:
     """Lines that describe what a job will do, and what will be converted or lost."""
     info, encoding = job.info, job.encoding
-    lines = [
+    return [
         f"{info.path}: {info.width}x{info.height} {info.pix_fmt}, {len(job.times)} frames"
-        f" -> {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}, {job.container}"
+        f" -> {encoding.width}x{encoding.height} {encoding.pix_fmt}, {encoding.codec}, {job.container}",
+        *(f"note: {note}" for note in _notes(job)),
     ]
-    if family(job.settings).invents:
-        rounds = anchor_rounds(job.settings)
+
+
+def _notes(job: Job) -> Iterator[str]:
+    info, encoding, container, settings = job.info, job.encoding, job.container, job.settings
+    invents = family(settings).invents
+    if invents:
+        rounds = anchor_rounds(settings)
         by = f"{rounds} round{'s' * (rounds > 1)} of the anchor" if rounds else "nothing: the anchor is off"
-        lines.append(f"note: the result is pulled back to the input's colours and light by {by}")
-    lines += [f"note: {note}" for note in info.notes]
-    result = encoding.height, encoding.width
-    lines += [f"note: {note}" for note in size_notes(job.settings, native_scale(job.settings), job.input_size, result)]
-    lines += [f"note: stream {s.index} ({s.name}) is left out: {s.reason}" for s in job.streams if s.action == "drop"]
-    lines += [
-        f"note: stream {s.index} ({s.name}) is copied as it is: {s.reason}"
-        for s in job.streams
-        if s.action == "copy" and s.reason
-    ]
-    lines += [
-        f"note: stream {s.index} ({s.name}) is converted to {s.encoder}: {s.reason}"
-        for s in job.streams
-        if s.action == "convert"
-    ]
+        yield f"the result is pulled back to the input's colours and light by {by}"
+    yield from info.notes
+    yield from size_notes(settings, native_scale(settings), job.input_size, (encoding.height, encoding.width))
+    yield from _notes_of_streams(job)
     if lost := lost_tags(job):
-        lines.append(f"note: tags of the file are lost ({', '.join(lost)}): {job.container} has no place for them")
-    lines += [f"note: {job.container} cannot keep the {subject}" for subject in sorted(job.accepted)]
-    lines += [f"note: {loss}" for loss in losses.loses(info, encoding)]
-    lines += [f"note: {limit}" for limit in losses.limits(encoding)]
-    lines += [f"note: {kind}: lost, there is no way to write it" for kind in side_data.lost(info, _carried(job))]
-    lines += [f"note: {kind} is lost: no encoder here carries it" for kind in info.dynamic_hdr]
-    if not info.color_tagged and job.settings.matrix == "auto" and info.pix_fmt.startswith(("yuv", "nv", "p0", "uyvy")):
+        yield f"tags of the file are lost ({', '.join(lost)}): {container} has no place for them"
+    for subject in sorted(job.accepted):
+        yield f"{container} cannot keep the {subject}"
+    yield from losses.loses(info, encoding)
+    yield from losses.limits(encoding)
+    for kind in side_data.lost(info, _kept_side_data(job)):
+        yield f"{kind}: lost, there is no way to write it"
+    for kind in info.dynamic_hdr:
+        yield f"{kind} is lost: no encoder here carries it"
+    if not info.color_tagged and settings.matrix == "auto" and info.pix_fmt.startswith(("yuv", "nv", "p0", "uyvy")):
         standard = "BT.709" if encoding.color.matrix == 1 else "BT.601"
-        lines.append(
-            f"note: the file does not state its colour matrix: {standard} is assumed from its size, and written;"
+        yield (
+            f"the file does not state its colour matrix: {standard} is assumed from its size, and written;"
             " --matrix sets another"
         )
-    if family(job.settings).invents and quantiser(job.settings) >= CLEAN:
-        lines.append(f"note: the video is {compression(quantiser(job.settings))}: {LEFT_OUT}")
+    if invents and quantiser(settings) >= CLEAN:
+        artefacts = "its artefacts are left out (--quantiser 0 trusts the whole picture)"
+        yield f"the video is {compression(quantiser(settings))}: {artefacts}"
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
-        lines.append(f"note: the video is interlaced: {how.get(job.settings.deinterlace, 'upscaled as it is')}")
-    if job.trim is not None and job.settings.start == 0 and job.settings.until is None:
-        late = float(-job.trim.begin)
-        lines.append(f"note: all streams begin {late:.3f} s later: {job.container} has no time below 0")
-    tick = job.container.tick
+        yield f"the video is interlaced: {how.get(settings.deinterlace, 'upscaled as it is')}"
+    if job.trim is not None and settings.start == 0 and settings.until is None:
+        yield f"all streams begin {float(-job.trim.begin):.3f} s later: {container} has no time below 0"
+    tick = container.tick
     if tick is not None and (job.unit / tick).denominator != 1:
         unit = "milliseconds" if tick == Fraction(1, 1000) else "hundredths of a second"
-        lines.append(f"note: {job.container} counts in {unit}: times are rounded by up to {float(500 * tick):g} ms")
-    if job.container.is_animated:
-        lines += [f"note: {note}" for note in animation_output.notes(job)]
-    elif job.container.family == "pictures" and info.container != "image2":
-        lines.append(f"note: pictures have no times: give the next program the rate, {float(info.rate):.3f} a second")
-    if encoding.sample_aspect_ratio != 1 and not job.container.shows_aspect(encoding.codec):
-        lines.append(
-            f"note: {job.container} with {encoding.codec} does not keep the pixel aspect"
+        yield f"{container} counts in {unit}: times are rounded by up to {float(500 * tick):g} ms"
+    if container.is_animated:
+        yield from animation_output.notes(job)
+    elif container.family == "pictures" and info.container != "image2":
+        yield f"pictures have no times: give the next program the rate, {float(info.rate):.3f} a second"
+    if encoding.sample_aspect_ratio != 1 and not container.shows_aspect(encoding.codec):
+        yield (
+            f"{container} with {encoding.codec} does not keep the pixel aspect"
             f" {encoding.sample_aspect_ratio}: players will show square pixels"
         )
-    return lines
 
 
-def _carried(job: Job) -> set[str]:
-    """The kinds of side data that are kept."""
+def _notes_of_streams(job: Job) -> Iterator[str]:
+    becomes = {"drop": "left out", "copy": "copied as it is", "convert": "converted to {}"}
+    for action, words in becomes.items():
+        for stream in job.streams:
+            if stream.action == action and (stream.reason or action != "copy"):
+                does = words.format(stream.encoder)
+                yield f"stream {stream.index} ({stream.name}) is {does}: {stream.reason}"
+
+
+def _kept_side_data(job: Job) -> set[str]:
     packed = job.encoding.codec == "libx264" and job.info.stereo_mode in side_data.FRAME_PACKING
     stereo = job.info.stereo_mode and (packed or job.container.family == "matroska")
     captioned = captions.carries(job.encoding.codec)
@@ -153,12 +158,9 @@ CLEAN = 6.0
 """The quantiser step, in codes, below which compression is invisible."""
 
 
-LEFT_OUT = "its artefacts are left out (--quantiser 0 trusts the whole picture)"
-
-
-def compression(step: float) -> str:
-    """How hard pictures were compressed, in words, by their quantiser step in codes."""
-    crf = round(6 * log2(max(step, 0.625) / 0.625) - 4)  # about the crf at which x264 uses that step
+def compression(quantiser_step: float) -> str:
+    """How hard pictures were compressed, in words."""
+    crf = round(6 * log2(max(quantiser_step, 0.625) / 0.625) - 4)  # about the crf at which x264 uses that step
     return f"{'compressed' if crf < 27 else 'compressed hard'}, like x264 at crf {crf}"
 
 
@@ -167,14 +169,10 @@ _BANDING = 0.02
 """The share of the picture below which banding is not mentioned."""
 
 
-def condition(step: float | None, seen: Flaws) -> Iterator[str]:
-    """What footage looks like, in words that users know.
-
-    Args:
-        step: of the quantiser, in codes; None if nobody knows.
-    """
-    if step is not None:
-        yield compression(step) if step >= CLEAN else "hardly compressed"
+def condition(quantiser_step: float | None, seen: Flaws) -> Iterator[str]:
+    """What footage looks like, in words that users know; the quantiser step, in codes, is None if nobody knows it."""
+    if quantiser_step is not None:
+        yield compression(quantiser_step) if quantiser_step >= CLEAN else "hardly compressed"
     amount = next(word for most, word in _AMOUNTS if seen.noise < most)
     codes = f" (about {seen.noise:.1f} codes)" if amount != "none" else ""
     yield f"{'grain' if seen.coarse else 'noise'}: {amount}{codes}"
@@ -184,9 +182,9 @@ def condition(step: float | None, seen: Flaws) -> Iterator[str]:
         yield f"banding in {100 * seen.banding:.0f} % of the picture"
 
 
-def footage(step: float | None, seen: Flaws) -> dict[str, Any]:
+def footage(quantiser_step: float | None, seen: Flaws) -> dict[str, Any]:
     """The same in figures and in words, as values for JSON."""
-    return {"quantiser": step, **asdict(seen), "words": list(condition(step, seen))}
+    return {"quantiser": quantiser_step, **asdict(seen), "words": list(condition(quantiser_step, seen))}
 
 
 def table(job: Job, device: int | None) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def check_unchanged(path: Path, known: dict[str, Any]) -> None:
     now = fingerprint_file(path)
     changes = [key for key in ("size", "sha256") if now[key] != known[key]]
     if changes:
-        words = ", ".join(f"{key}: {_short(known[key])} -> {_short(now[key])}" for key in changes)
+        words = ", ".join(f"{key}: {shortened(str(known[key]))} -> {shortened(str(now[key]))}" for key in changes)
         raise MediaError(
             f"{path}: was replaced or written to while the job ran ({words}); what was upscaled before is kept: bring"
             " it back and give the same command again, or add --restart to begin with the new one"
@@ -76,8 +76,8 @@ def check_unchanged(path: Path, known: dict[str, Any]) -> None:
         known["mtime_ns"] = now["mtime_ns"]
 
 
-def _short(value: object) -> str:
-    text = str(value)
+def shortened(text: str) -> str:
+    """The text, or the beginning of a long one such as a hash."""
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 

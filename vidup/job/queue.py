@@ -22,7 +22,7 @@ from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_
 from vidup.job.outcome import Outcome, fail, failing
 from vidup.job.plan import Job
 from vidup.job.progress import Tracker
-from vidup.job.store import Segment, Store, open_store, plan_segments, was_delivered
+from vidup.job.store import Segment, Store, plan_segments, was_delivered
 from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker
 from vidup.media import containers, joining
@@ -95,7 +95,7 @@ def begin(
     yield None
     tracker.enter("loading", target)
     allowed = partial(_allowed, job, crew)
-    store = open_store(beside(target, FOLDER), _made_from(job, crew), runtime.restart, allowed)
+    store = Store(beside(target, FOLDER), _made_from(job, crew), runtime.restart, allowed)
     stack.callback(_leave, store)
     if not delivered:
         yield _prepared(job, outcome, store, crew, runtime)
@@ -231,7 +231,7 @@ def _take_result(work: Work, task: Task, result: Done | VidupError, tracker: Tra
     unfinished.forget(task.segment.path)
     work.computed += result.computed
     work.pixels += result.pixels
-    work.compared += result.compared or Compared(0, 1.0)
+    work.compared += result.compared
     tracker.count(result.computed, result.pixels)
     with failing(work.outcome, tracker):
         if work.store.choice != asdict(result.choice):

@@ -51,8 +51,7 @@ def rehearse(job: Job, folder: Path) -> Job:
     planned, pictures = job, folder / _PICTURES
     times = _times(job)
     try:
-        for _ in encode_segment(_blank(job, times), job.encoding, pictures):
-            pass
+        encode_segment(_blank(job, times), job.encoding, pictures)
         while True:
             job = _converted(job, folder)
             found, shift = _faults(job, folder, times)

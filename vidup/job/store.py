@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vidup.errors import MediaError, ResumeError, VidupError
-from vidup.job.disk import disk_full_named, fingerprint_file, open_plain, write_atomically
+from vidup.job.disk import disk_full_named, fingerprint_file, open_plain, shortened, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ _OWN = re.compile(
 )
 """The names of a job's files: lock, record, segments, kept frames of unfinished segments, converted streams, the joined
 result, the rehearsal's; and of those that are being written."""
-_SEGMENT = re.compile(r"\d{5,}\.seg")
 _MOST_BYTES = 1 << 24  # of a record, which contains the settings
 
 
@@ -70,42 +69,61 @@ def plan_segments(
     Returns:
         Segments whose half-open ranges join without a gap.
     """
-    known, own = [*before, *times], len(before)
-    starts = range(own, len(known), length)
-    ends = [*(known[start] for start in starts[1:]), end]
-    return [
-        Segment(index, known[start], after, min(length, len(known) - start), folder / f"{index:05}.seg", lead_in)
-        for index, (start, after, lead_in) in enumerate(
-            zip(starts, ends, (known[max(0, start - lead)] if lead else None for start in starts), strict=True)
-        )
-    ]
+    known, segments = [*before, *times], list[Segment]()
+    for index, start in enumerate(range(len(before), len(known), length)):
+        after = known[start + length] if start + length < len(known) else end
+        frames, path = min(length, len(known) - start), folder / f"{index:05}.seg"
+        lead_in = known[max(0, start - lead)] if lead else None
+        segments.append(Segment(index, known[start], after, frames, path, lead_in))
+    return segments
 
 
 class Store:
-    """A job's folder, locked while it is open. `open_store` creates it; it can be closed and opened again."""
+    """A job's folder, opened to begin or to resume the job; locked while it is open.
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], allowed: Callable[[dict[str, Any]], bool]) -> None:
+    A job can be resumed with the same recipe. Only ``mtime_ns`` may differ: a copied or touched file is the same
+    input.
+
+    Args:
+        folder: the folder, which is created if it does not exist; its parent has to exist.
+        recipe: all that decides the result, as values for JSON: ``input`` (of `fingerprint_file`), ``settings``,
+            ``engine``, ``version``.
+        restart: delete what was done.
+        allowed: whether a stored choice is possible; else the record is damaged.
+
+    Raises:
+        ResumeError: the folder belongs to a job with another input or other settings (each is named), its record is
+            damaged, it has other files, or another process works on it.
+        MediaError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Mapping[str, Any],
+        restart: bool = False,
+        allowed: Callable[[dict[str, Any]], bool] = lambda choice: True,
+    ) -> None:
         self.folder = folder
-        self._wanted, self._allowed = recipe, allowed
+        self._recipe, self._allowed = json.loads(json.dumps(recipe)), allowed
         self._record: dict[str, Any] = {}
         self._lock: BinaryIO | None = None
+        self.open(restart)
 
     def open(self, restart: bool = False) -> None:
-        """Lock the folder, which may be new, and read its record; raises as `open_store` does."""
+        """Lock the folder and read its record, again after `close`."""
         if self._lock is not None:
             return
         self._lock = _enter(self.folder)
         try:
             if restart:
-                for path in _own(self.folder):
-                    if path.name != _LOCK:
-                        _remove(path)
+                self._remove_all()
             known = _read(self.folder, self._allowed)
             if known is None:
-                self._record = {"fingerprint": self._wanted, "choice": {}}
+                self._record = {"fingerprint": self._recipe, "choice": {}}
                 self._write()
             else:
-                _compare(self.folder, known["fingerprint"], self._wanted)
+                _compare(self.folder, known["fingerprint"], self._recipe)
                 self._record = known
         except BaseException:
             self.close()
@@ -152,59 +170,31 @@ class Store:
 
     def delete(self) -> None:
         """Delete the job's files, and the folder if nothing else is in it; closes the store."""
+        self._remove_all()
+        if sys.platform == "win32":  # where an open file cannot be deleted
+            self.close()
+            _remove(self.folder / _LOCK)
+        else:
+            _remove(self.folder / _LOCK)
+            self.close()
+        with suppress(OSError):  # other files are in it
+            self.folder.rmdir()
+
+    def close(self) -> None:
+        """Unlock the folder; may be called twice."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _remove_all(self) -> None:
         # The record last: if the process is killed meanwhile, no segments must be left without it.
         for path in sorted(_own(self.folder), key=lambda path: path.name == _RECORD):
             if path.name != _LOCK:
                 _remove(path)
-        self.close(forget=True)
-        with suppress(OSError):  # other files are in it
-            self.folder.rmdir()
-
-    def close(self, forget: bool = False) -> None:
-        """Unlock the folder; may be called twice.
-
-        Args:
-            forget: delete the lock, too.
-        """
-        if self._lock is not None:
-            if forget and sys.platform != "win32":  # where an open file cannot be deleted
-                _remove(self.folder / _LOCK)
-            self._lock.close()
-            self._lock = None
-            if forget and sys.platform == "win32":
-                _remove(self.folder / _LOCK)
 
     def _write(self) -> None:
         with disk_full_named(self.folder):
             write_atomically(self.folder / _RECORD, json.dumps(self._record, indent=1).encode())
-
-
-def open_store(
-    folder: Path,
-    recipe: Mapping[str, Any],
-    restart: bool = False,
-    allowed: Callable[[dict[str, Any]], bool] = lambda choice: True,
-) -> Store:
-    """Open a job's folder to begin or to resume the job.
-
-    A job can be resumed with the same recipe. Only ``mtime_ns`` may differ: a copied or touched file is the same
-    input.
-
-    Args:
-        folder: the folder, which is created if it does not exist; its parent has to exist.
-        recipe: all that decides the result, as values for JSON: ``input`` (of `fingerprint_file`), ``settings``,
-            ``engine``, ``version``.
-        restart: delete what was done.
-        allowed: whether a stored choice is possible; else the record is damaged.
-
-    Raises:
-        ResumeError: the folder belongs to a job with another input or other settings (each is named), its record is
-            damaged, it has other files, or another process works on it.
-        MediaError: the folder cannot be written to.
-    """
-    store = Store(folder, json.loads(json.dumps(recipe)), allowed)
-    store.open(restart)
-    return store
 
 
 def was_delivered(folder: Path, output: Path) -> bool:
@@ -276,11 +266,10 @@ def _read(folder: Path, allowed: Callable[[dict[str, Any]], bool]) -> dict[str, 
     choice = known.get("choice")
     if isinstance(known.get("fingerprint"), dict) and isinstance(choice, dict) and (not choice or allowed(choice)):
         return known
-    segments = sum(1 for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
-    if segments:
+    if segments := list(folder.glob("*.seg")):
         raise ResumeError(
-            f"{folder}: {_RECORD} is missing or damaged, so that its {segments} finished segments cannot be trusted;"
-            " add --restart to start again"
+            f"{folder}: {_RECORD} is missing or damaged, so that its {len(segments)} finished segments cannot be"
+            " trusted; add --restart to start again"
         )
     return None
 
@@ -310,11 +299,10 @@ _ABSENT = object()
 
 
 def _show(value: Any) -> str:
-    """A value as it is written in a preset; long ones are shortened."""
+    """A value as it is written in a preset."""
     if value is _ABSENT or value is None:
         return "not given"
-    text = value if isinstance(value, str) and value else json.dumps(value)
-    return text if len(text) <= 40 else text[:12] + "..."
+    return shortened(value if isinstance(value, str) and value else json.dumps(value))
 
 
 def _own(folder: Path) -> list[Path]:

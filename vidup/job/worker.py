@@ -6,8 +6,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vidup.engines import Choice
 from vidup.errors import MediaError, Stopped, VidupError, system_words
@@ -49,7 +50,7 @@ class Done(NamedTuple):
     """The pixels of the input that were computed, with halos and the lead-in."""
     pixels: int
     """All pixels of the input in the segment and its lead-in."""
-    compared: Compared | None = None
+    compared: Compared
     """The result of the proof."""
 
 
@@ -62,23 +63,23 @@ class Worker:
 
     def __init__(self, jobs: list[Job], upscaler: Upscaler) -> None:
         self._jobs, self._upscaler = jobs, upscaler
-        self._readers: dict[int, Readers] = {}  # of the current file
         self._choices: dict[int, Choice] = {}  # by job: a choice that was made smaller is used again
         self._own: dict[int, Upscaler] = {}  # of the current file, see `_upscaler_of`
 
     def __call__(self, tasks: Iterator[Task], report: Report) -> Generator[tuple[Task, Done | VidupError], None, None]:
-        """Yield each task with its result or error."""
+        """Yield each task with its result or error; those of a file before the next file is begun."""
+        for file, of_one in groupby(tasks, lambda task: task.file):
+            with closing(Readers(self._jobs[file].info)) as readers:
+                yield from self._upscaled(of_one, readers, report)
+
+    def _upscaled(
+        self, tasks: Iterator[Task], readers: Readers, report: Report
+    ) -> Iterator[tuple[Task, Done | VidupError]]:
         tail: _Tail | None = None
         try:
             for task in tasks:
-                if tail is not None and tail.task.file != task.file:  # so that a finished file is delivered first
-                    yield tail.task, self._end(tail)
-                    tail = None
-                if task.file not in self._readers:
-                    self._close_readers()
-                    self._readers[task.file] = Readers(self._jobs[task.file].info)
                 try:
-                    begun = self._upscale(task, report if tail is None else tail.watched(report))
+                    begun = self._upscale(task, readers, report if tail is None else tail.watched(report))
                 except Stopped:
                     raise
                 except (VidupError, OSError) as error:
@@ -96,29 +97,24 @@ class Worker:
         finally:
             if tail is not None:
                 tail.encoder.close()
-            self._close_readers()
 
     def _upscaler_of(self, file: int) -> Upscaler:
         """The upscaler for a file, with the file's `quantiser`; all else is shared."""
-        step = self._jobs[file].settings.quantiser
-        if step == self._upscaler.settings.quantiser:
+        quantiser = self._jobs[file].settings.quantiser
+        if quantiser == self._upscaler.settings.quantiser:
             return self._upscaler
         if file not in self._own:
-            self._own = {file: self._upscaler.replace(quantiser=step)}
+            self._own = {file: self._upscaler.replace(quantiser=quantiser)}
         return self._own[file]
 
-    def _close_readers(self) -> None:
-        while self._readers:
-            self._readers.popitem()[1].close()
-
-    def _upscale(self, task: Task, report: Report) -> _Tail:
+    def _upscale(self, task: Task, readers: Readers, report: Report) -> _Tail:
         job, upscaler = self._jobs[task.file], self._upscaler_of(task.file)
         size = job.input_size
         upscaler.choose(*size, self._choices.get(task.file) or task.choice)
         with disk_full_named(task.segment.path.parent):
-            encoder, proved = upscale_segment(job, task.segment, upscaler, report, self._readers[task.file])
+            encoder = upscale_segment(job, task.segment, upscaler, report, readers)
         choice = self._choices[task.file] = upscaler.choose(*size)  # smaller where memory ran out
-        return _Tail(task, Done(choice, *upscaler.computed), encoder, proved)
+        return _Tail(task, choice, upscaler.computed, encoder)
 
     def _end(self, tail: _Tail) -> Done | VidupError:
         result = tail.result()
@@ -138,10 +134,9 @@ class _Tail:
     """The end of a task whose frames are upscaled, but not all encoded and proved yet."""
 
     task: Task
-    done: Done
+    choice: Choice
+    computed: tuple[int, int]
     encoder: Consumer[Frame]
-    proved: list[Compared]
-    """The result of the proof, once it has ended."""
     error: VidupError | None = None
 
     def watched(self, report: Report) -> Report:
@@ -158,7 +153,7 @@ class _Tail:
     def result(self) -> Done | VidupError:
         """Wait for the encoder and the proof."""
         self._look(None)
-        return self.error or self.done._replace(compared=self.proved[-1] if self.proved else None)
+        return self.error or Done(self.choice, *self.computed, self.encoder.result)
 
     def _look(self, seconds: float | None) -> None:
         try:
@@ -170,14 +165,13 @@ class _Tail:
 
 def upscale_segment(
     job: Job, segment: Segment, upscaler: Upscaler, report: Callable[[int], None], readers: Readers
-) -> tuple[Consumer[Frame], list[Compared]]:
+) -> Consumer[Frame]:
     """Decode, upscale, encode and prove a segment, on this machine as on a cluster.
 
     Returns:
-        The encoder, after which the segment's file exists and is proved; and the result of the proof, then.
+        The encoder, after which the segment's file exists and is proved; its result is that of the proof.
     """
     newest = NewestPicture(upscaler.runtime.watch, job)
-    proved: list[Compared] = []
     times: list[int] = []  # of the frames that were decoded
     begin = segment.begin if segment.lead_in is None else segment.lead_in
     written = segment.begin * job.info.time_base
@@ -196,15 +190,14 @@ def upscale_segment(
                 newest.add_source(frame)
             yield frame
 
-    def prove(path: Path) -> None:
+    def prove(path: Path) -> Compared:
         # The planned frames, not the decoded ones: frames may be missing only where the user tolerates damage.
         expected, places = (times, (0, len(times))) if job.settings.tolerate_errors else (job.times, span(job, segment))
         fast = upscaler.runtime.verify == "fast"
-        proved.append(check_segment(job.output, path, job.encoding, job, expected, places, fast, readers))
+        return check_segment(job.output, path, job.encoding, job, expected, places, fast, readers)
 
-    def encode(frames: Iterator[Frame]) -> None:
-        for _ in encode_segment(frames, job.encoding, segment.path, prove):
-            pass
+    def encode(frames: Iterator[Frame]) -> Any:
+        return encode_segment(frames, job.encoding, segment.path, prove)
 
     # Closed here, as the traceback of an error would keep them and their threads alive.
     decoded = prefetch(decode(), QUEUE_BYTES, frame_bytes)
@@ -220,7 +213,7 @@ def upscale_segment(
                     report(int(is_new))
         job.check_input()  # before the segment's file is complete
         encoder.end()
-        return encoder, proved
+        return encoder
     except BaseException:
         encoder.close()
         raise

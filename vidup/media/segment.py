@@ -48,15 +48,15 @@ class Packet(NamedTuple):
 
 
 def encode_segment(
-    frames: Iterable[Frame], encoding: Encoding, path: Path, prove: Callable[[Path], object] = lambda part: None
-) -> Iterator[Frame]:
+    frames: Iterable[Frame], encoding: Encoding, path: Path, prove: Callable[[Path], Any] = lambda part: None
+) -> Any:
     """Encode frames into a segment file, under a temporary name until it is complete and proved.
 
     Args:
         prove: reads the written file, and raises if it is wrong.
 
-    Yields:
-        Each frame once the encoder has it; the file exists when the iterator is exhausted.
+    Returns:
+        What `prove` returns.
 
     Raises:
         ConfigError: the encoder cannot be opened.
@@ -65,18 +65,19 @@ def encode_segment(
     part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # unique: a lost worker may still be writing
     try:
         with part.open("wb") as file:
-            yield from _encode(frames, encoding, file)
+            _encode(frames, encoding, file)
             file.flush()
             os.fsync(file.fileno())
-        prove(part)
+        proof = prove(part)
         part.replace(path)
+        return proof
     except OSError as error:
         raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iterator[Frame]:
+def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> None:
     context = open_context(av.CodecContext.create(encoding.codec, "w"), encoding)
     checksum = 0
 
@@ -116,7 +117,6 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> Iter
         waiting[given] = (*own, frame.captions if carries(encoding.codec) else b"")
         write_packets(context.encode(picture))
         count += 1
-        yield frame
     write_packets(context.encode(None))
     if waiting or encoded != count:
         raise MediaError(f"{encoding.codec} took {count} frames and gave {encoded} pictures")
