@@ -273,7 +273,7 @@ def test_a_moving_preview_is_two_seconds_before_and_after_of_equal_frames(page: 
     assert page.get(f"/api/preview/{found['id']}/..%2f..%2fx").status_code == 404
 
 
-def test_a_preview_that_is_replaced_stops_and_the_model_stays(page: TestClient, tmp_path: Path, monkeypatch: Any):
+def test_a_preview_that_is_cancelled_stops_and_the_model_stays(page: TestClient, tmp_path: Path, monkeypatch: Any):
     calls, going = [], threading.Event()
     upscale = vidup.Upscaler.upscale
 
@@ -289,7 +289,8 @@ def test_a_preview_that_is_replaced_stops_and_the_model_stays(page: TestClient, 
     body = {"input": str(tmp_path / "clip.mp4"), "at": 0, "settings": {"model": "nearest"}}
     first = page.post("/api/preview", json=body).json()["id"]
     assert going.wait(10)
-    second = page.post("/api/preview", json={**body, "settings": {"model": "nearest", "seed": 2}, "replaces": [first]})
+    second = page.post("/api/preview", json={**body, "settings": {"model": "nearest", "seed": 2}})
+    assert page.delete(f"/api/preview/{first}", headers=JSON).status_code == 200
     assert page.get(f"/api/preview/{first}").json()["state"] == "stopped"
     found = ended(page, second.json()["id"])
     assert found["state"] == "done" and found["before"] and len(calls) == 2

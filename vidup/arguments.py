@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -146,7 +146,7 @@ def _add_probe(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
     command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    add_options(command, Settings, Runtime, only=(*_names(Settings), *_OF_MEMORY))
+    add_options(command, Settings, Runtime, only=[*(spec.name for spec in fields(Settings)), *_OF_MEMORY])
     return command
 
 
@@ -231,10 +231,6 @@ def _port(text: str) -> int:
 
 def _presets() -> str:
     return f"{', '.join(preset_names())}, or the path of a .toml"
-
-
-def _names(config: type[Settings]) -> Iterator[str]:
-    return (spec.name for spec in fields(config))
 
 
 _ADD: dict[str, Callable[[Any], argparse.ArgumentParser]] = {

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout, suppress
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from vidup.options import from_options, preset_line
 from vidup.presets import preset_names
 
 if TYPE_CHECKING:
-    from vidup.comparison import Comparison, FrameFigures
+    from vidup.comparison import Comparison
     from vidup.job.progress import Sink
     from vidup.report.faith import Faithfulness
 
@@ -123,16 +124,15 @@ def _upscale(arguments: argparse.Namespace) -> int:
     # Ray prints to standard output, which is for data.
     with _progress(arguments) as sink, redirect_stdout(sys.stderr):
         outcomes = upscale_files(files, settings, runtime=runtime, on_progress=sink, stop=arguments.stop)
-    failures = [outcome for outcome in outcomes if outcome.error is not None]
-    if len(outcomes) == 1 and outcomes[0].error is not None:
-        raise outcomes[0].error
-    for outcome in failures:
-        assert outcome.error is not None
-        _fail(outcome.error, arguments.verbose, 1)
-    if failures:
-        others = "; the others are done" if len(failures) < len(outcomes) else ""
-        terminal.say(f"vidup: {len(failures)} of {len(outcomes)} files failed{others}")
-    return 1 if failures else 0
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors and len(outcomes) == 1:
+        raise errors[0]
+    for error in errors:
+        _fail(error, arguments.verbose, 1)
+    if errors:
+        others = "; the others are done" if len(errors) < len(outcomes) else ""
+        terminal.say(f"vidup: {len(errors)} of {len(outcomes)} files failed{others}")
+    return 1 if errors else 0
 
 
 def _pipe(arguments: argparse.Namespace, settings: Settings, runtime: Runtime) -> int:
@@ -201,8 +201,6 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from vidup import paths  # with PyAV
 
     paths.check_there(arguments.source, arguments.output)
@@ -230,7 +228,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     paths.check_there(arguments.truth, *arguments.others)
     with _loading(arguments):
-        from vidup.comparison import Comparison, compare
+        from vidup.comparison import compare
 
     results: Mapping[str, Comparison | Faithfulness]
     if arguments.output is None:
@@ -246,45 +244,42 @@ def _compare(arguments: argparse.Namespace) -> int:
     for name, result in results.items():
         if len(results) > 1:
             terminal.put(f"{name}:")
-        if isinstance(result, Comparison):
-            _put_comparison(result)
-        else:
-            _put_faithfulness(result)
+        _put_figures(result)
     return 0
 
 
 def _compared(result: Comparison | Faithfulness) -> dict[str, Any]:
     """Measurements as values for JSON, which has no infinity, such as the PSNR of equal frames."""
-    from dataclasses import asdict
-
     rows = [
         {key: value if value is not None and isfinite(value) else None for key, value in asdict(frame).items()}
         for frame in (result.mean(), *result.frames)
     ]
     del rows[0]["time"]
-    change = {key: value for key, value in vars(result).items() if key == "change_between_equal"}
-    return {"mean": rows[0], "missing": result.missing, **change, "frames": rows[1:]}
+    others = {name: value for name, value in vars(result).items() if name != "frames"}
+    return {"mean": rows[0], **others, "frames": rows[1:]}
 
 
-def _put_comparison(result: Comparison) -> None:
-    terminal.put("  time s   PSNR dB     SSIM     GMSD   energy   E*warp  bicubic    truth      tOF    still")
-    for frame in result.frames:
-        terminal.put(f"{frame.time:8.3f}  {_figures(frame)}")
-    terminal.put(f"    mean  {_figures(result.mean())}")
-    terminal.put(f"{len(result.frames)} frames compared, {result.missing} without a counterpart")
-    if result.change_between_equal is not None:
-        terminal.put(f"largest change where the truth's frames are equal: {result.change_between_equal:.2f} of 255")
+def _put_figures(result: Comparison | Faithfulness) -> None:
+    columns = {name: column for name, column in _COLUMNS.items() if hasattr(result.frames[0], name)}
+    terminal.put(f"  time s  {' '.join(head for head, _ in columns.values())}")
+    for begin, frame in [*((f"{frame.time:8.3f}", frame) for frame in result.frames), ("    mean", result.mean())]:
+        row = [(getattr(frame, name), len(head), digits) for name, (head, digits) in columns.items()]
+        cells = (f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}" for value, width, digits in row)
+        terminal.put(f"{begin}  {' '.join(cells)}")
+    change = getattr(result, "change_between_equal", None)
+    how = "beside the input's" if "faithfulness" in columns else "compared"
+    terminal.put(f"{len(result.frames)} frames {how}, {result.missing} without a counterpart")
+    if change is not None:
+        terminal.put(f"largest change where the truth's frames are equal: {change:.2f} of 255")
 
 
-def _put_faithfulness(result: Faithfulness) -> None:
-    terminal.put("  time s  faithful dB  invented   energy   E*warp  bicubic")
-    rows = [(f"{frame.time:8.3f}", frame) for frame in result.frames]
-    for begin, frame in [*rows, ("    mean", result.mean())]:
-        over_time = _columns(frame.warp_error, frame.warp_error_bicubic)
-        terminal.put(
-            f"{begin}  {frame.faithfulness:11.3f}  {frame.invented:8.3f} {frame.gradient_energy:8.3f}{over_time}"
-        )
-    terminal.put(f"{len(result.frames)} frames beside the input's, {result.missing} without a counterpart")
+_COLUMNS = {
+    **{"psnr": (" PSNR dB", 3), "ssim": ("    SSIM", 4), "gmsd": ("    GMSD", 4)},
+    **{"faithfulness": ("faithful dB", 3), "invented": (" invented", 3), "gradient_energy": ("  energy", 3)},
+    **{"warp_error": ("  E*warp", 3), "warp_error_bicubic": (" bicubic", 3), "warp_error_truth": ("   truth", 3)},
+    **{"flow_distance": ("     tOF", 3), "still_deviation": ("   still", 3)},
+}
+"""Name of a figure -> the head of its column, as wide as that, and its digits."""
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -294,16 +289,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         paths.check_there(arguments.input)
     terminal.put(bench.report(arguments))
     return 0
-
-
-def _figures(frame: FrameFigures) -> str:
-    flicker = frame.warp_error, frame.warp_error_bicubic, frame.warp_error_truth
-    over_time = _columns(*flicker, frame.flow_distance, frame.still_deviation)
-    return f"{frame.psnr:8.3f} {frame.ssim:8.4f} {frame.gmsd:8.4f} {frame.gradient_energy:8.3f}{over_time}"
-
-
-def _columns(*figures: float | None) -> str:
-    return "".join("        -" if figure is None else f" {figure:8.3f}" for figure in figures)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -332,10 +317,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from vidup import doctor
 
     findings = doctor.examine()
-    table = doctor.table(findings)
+    ready = all(one.state != "problem" for one in findings)
+    table = {"ready": ready, "findings": [vars(one) for one in findings]}
     for line in [json.dumps(table)] if arguments.json else doctor.report(findings):
         terminal.put(line)
-    return 0 if table["ready"] else 1
+    return 0 if ready else 1
 
 
 def _ui(arguments: argparse.Namespace) -> int:

@@ -291,22 +291,19 @@ class Runtime:
 
     @property
     def memory_limit(self) -> int | None:
-        """`max_memory` in bytes."""
-        return None if self.max_memory is None else _bytes("max_memory", self.max_memory)
+        """`max_memory` in bytes; its letters are powers of 1024."""
+        if self.max_memory is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", self.max_memory.strip(), re.IGNORECASE)
+        size = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match is not None else 0
+        if not 1 <= size < 2**63:
+            raise ConfigError(f"max_memory = {shown(self.max_memory)}: expected a size such as 8G or 512M")
+        if match is not None and not match[2] and size < _LEAST_BYTES:
+            raise ConfigError(f"max_memory = {shown(self.max_memory)}: is {size:g} bytes; was {match[1]}G meant?")
+        return int(size)
 
 
 _LEAST_BYTES = 1 << 20  # a smaller number without a unit is taken for a mistake
-
-
-def _bytes(name: str, text: str) -> int:
-    """``8G``, ``512M`` or plain bytes, in powers of 1024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    size = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ") if match is not None else 0
-    if not 1 <= size < 2**63:
-        raise ConfigError(f"{name} = {shown(text)}: expected a size such as 8G or 512M")
-    if match is not None and not match[2] and size < _LEAST_BYTES:
-        raise ConfigError(f"{name} = {shown(text)}: is {size:g} bytes; was {match[1]}G meant?")
-    return int(size)
 
 
 DELIVERY: tuple[str, ...] = (

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -81,20 +81,17 @@ def _packages() -> Iterator[Finding]:
         extra = next((one for one in ("", *_EXTRAS) if marker is None or marker.evaluate({"extra": one})), None)
         if extra is None or name == "vidup":
             continue
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            if extra:
-                yield Finding(name, "note", "is not installed", f'for {_EXTRAS[extra]}: pip install "vidup[{extra}]"')
-            else:
-                yield Finding(name, "problem", "is not installed", f'pip install "{name}{bounds}"')
-            continue
-        if fits(version, bounds):
-            fitting.append(f"{name} {version}")
-        else:
+        version = _version(name)
+        if version is None and extra:
+            yield Finding(name, "note", "is not installed", f'for {_EXTRAS[extra]}: pip install "vidup[{extra}]"')
+        elif version is None:
+            yield Finding(name, "problem", "is not installed", f'pip install "{name}{bounds}"')
+        elif not fits(version, bounds):
             yield Finding(name, "problem", f"is {version}, needed is {bounds}", f'pip install "{name}{bounds}"')
+        else:
+            fitting.append(f"{name} {version}")
     yield Finding("packages", "ok", ", ".join(fitting))
-    both = [name for name in _OPENCV if _is_installed(name)]
+    both = [name for name in _OPENCV if _version(name)]
     if len(both) > 1:
         yield Finding(
             "opencv",
@@ -113,12 +110,12 @@ def fits(version: str, bounds: str) -> bool:
     return Version(version).base_version in SpecifierSet(bounds)
 
 
-def _is_installed(name: str) -> bool:
+def _version(name: str) -> str | None:
+    """The version of a package; None where it is not installed."""
     try:
-        metadata.version(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _torch() -> Iterator[Finding]:
@@ -142,13 +139,9 @@ def _torch() -> Iterator[Finding]:
 def _torchvision() -> Iterator[Finding]:
     from vidup.engines import libraries
 
-    if not _is_installed("torchvision"):
-        return
-    version = metadata.version("torchvision")
-    if libraries.set_aside():
-        yield Finding("torchvision", "ok", f"{version} is built for another torch; vidup does without it")
-    else:
-        yield Finding("torchvision", "ok", version)
+    if version := _version("torchvision"):
+        apart = " is built for another torch; vidup does without it" if libraries.set_aside() else ""
+        yield Finding("torchvision", "ok", version + apart)
 
 
 def _libraries() -> Iterator[Finding]:
@@ -261,9 +254,3 @@ def _limits() -> Iterator[Finding]:
 _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python, _packages, _torch, _torchvision, _libraries, _devices, _encoders, _models, _disk, _limits,
 )  # fmt: skip
-
-
-def table(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The findings as values for JSON: ``ready``, and ``findings`` in order."""
-    found = [vars(one) for one in findings]
-    return {"ready": all(one["state"] != "problem" for one in found), "findings": found}

@@ -1,15 +1,4 @@
-"""The exceptions.
-
-    VidupError
-    ├── ConfigError     a setting, an option or a preset that cannot be used
-    ├── MediaError      an input that cannot be read, an output that cannot be written
-    ├── EngineError     a model that cannot be loaded or run
-    ├── ResumeError     a job on disk that does not belong to this command
-    ├── VerifyError     what was written is not what was requested
-    └── Stopped         the work was stopped on request
-
-Each message is one line: what is wrong, which value, and what to do.
-"""
+"""The exceptions. Each message is one line: what is wrong, which value, and what to do."""
 
 
 class VidupError(Exception):

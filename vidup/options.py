@@ -64,27 +64,29 @@ def add_options(
 
 
 def _add_option(group: Any, spec: Field[Any], hint: Any) -> None:
-    named, hint, about = words(hint), scalar(hint), spec.metadata
+    kind, about = scalar(hint), spec.metadata
     default = "" if spec.default in (MISSING, None, "", False) else f" (default: {spec.default})"
     keywords: dict[str, Any] = {
         "dest": spec.name,
         "default": argparse.SUPPRESS,
         "help": (about["help"] + default).replace("%", "%%"),
     }
-    if hint is bool:
+    if kind is bool:
         keywords["action"] = "store_true"
-    elif get_origin(hint) is Literal:
-        keywords["choices"] = get_args(hint)
-    elif get_origin(hint) is dict:
+    elif get_origin(kind) is Literal:
+        keywords["choices"] = get_args(kind)
+    elif get_origin(kind) is dict:
         keywords |= {"action": "append", "type": _pair, "metavar": about["metavar"]}
     else:
-        metavar = about["metavar"] or hint.__name__.upper()
-        keywords |= {"type": _or(named, _TYPES.get(metavar, hint)), "metavar": "|".join([*named, metavar])}
+        metavar = about["metavar"] or kind.__name__.upper()
+        keywords |= {"type": _reader(spec, hint), "metavar": "|".join([*words(hint), metavar])}
     group.add_argument(*about["flags"], "--" + spec.name.replace("_", "-"), **keywords)
 
 
-def _or(named: tuple[str, ...], read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A function that reads a value, or accepts one of some words."""
+def _reader(spec: Field[Any], hint: Any) -> Callable[[str], Any]:
+    """A function that reads the value of a field, which may be one of some words."""
+    named, kind = words(hint), scalar(hint)
+    read = _TYPES.get(spec.metadata["metavar"], kind if kind in (int, float) else str)
 
     def either(text: str) -> Any:
         return text if text in named else read(text)
@@ -176,20 +178,15 @@ def read_option(config: type[Settings] | type[Runtime], name: str, text: str) ->
     """
     (spec,) = (spec for spec in fields(config) if spec.name == name)
     hint = hints(config)[name]
-    named, kind = words(hint), scalar(hint)
+    kind = scalar(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        if get_origin(kind) is dict:
-            return dict(map(_pair, text.split()))
-        return text if text in named else _TYPES.get(spec.metadata["metavar"], _PLAIN.get(kind, str))(text)
+        return dict(map(_pair, text.split())) if get_origin(kind) is dict else _reader(spec, hint)(text)
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"{name}: {error}") from None
     except ValueError:
         return text  # the check of the field will refuse it, and say what is expected
-
-
-_PLAIN: dict[Any, Callable[[str], Any]] = {int: int, float: float}
 
 
 def from_options(config: type[Config], typed: Mapping[str, Any], preset: str | None = None) -> Config:

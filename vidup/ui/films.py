@@ -54,22 +54,20 @@ class Films:
             MediaError: the file cannot be read.
         """
         with self._few:
-            return self._picture(path, at, settings, exact)
-
-    def _picture(self, path: Path, at: float, settings: vidup.Settings, exact: bool) -> Image.Image:
-        if is_picture(path):
+            if is_picture(path):
+                try:
+                    with Image.open(path, formats=_FORMATS) as image:
+                        return ImageOps.exif_transpose(image).convert("RGB")
+                except (OSError, ValueError, Image.DecompressionBombError) as error:
+                    raise MediaError(f"{path}: cannot be read: {error}") from None
+            video = self.video(path, settings)
             try:
-                with Image.open(path, formats=_FORMATS) as image:
-                    return ImageOps.exif_transpose(image).convert("RGB")
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise MediaError(f"{path}: cannot be read: {error}") from None
-        video = self.video(path, settings)
-        try:
-            frame = video.at(at)
-        except MediaError:
-            frame = video[-1]
-        shown = as_image(frame) if exact else Image.fromarray(frame.to_av().to_ndarray(format="rgb24"))
-        return upright(shown, video.info.rotation)
+                frame = video.at(at)
+            except MediaError:
+                frame = video[-1]
+            rgb = frame.rgb() if exact else frame.to_av().to_ndarray(format="rgb24")
+            shown = Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
+            return shown.rotate(video.info.rotation, expand=True)  # counter-clockwise, as a player turns it
 
     def close(self) -> None:
         """Close all files."""
@@ -118,17 +116,6 @@ def _comment(data: bytes) -> str:
 def is_picture(path: Path) -> bool:
     """Whether the name is that of a still image."""
     return path.suffix.lower() in PICTURES
-
-
-def as_image(frame: vidup.Frame) -> Image.Image:
-    """A frame as an 8-bit Pillow image."""
-    rgb = frame.rgb()
-    return Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
-
-
-def upright(image: Image.Image, rotation: int) -> Image.Image:
-    """Rotate a picture by degrees counter-clockwise, as a player does."""
-    return image.rotate(rotation, expand=True) if rotation % 360 else image
 
 
 def jpeg(image: Image.Image, height: int | None = None) -> bytes:

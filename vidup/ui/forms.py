@@ -32,28 +32,22 @@ def described() -> Iterator[dict[str, Any]]:
     """Each field, for the page."""
     groups = {name: title for title, names in options.GROUPS.items() if names is not options.FIRST for name in names}
     for config in _CONFIGS:
-        types = hints(config)
         for spec in fields(config):
             if spec.name in _NOT_HERE:
                 continue
-            hint, about = types[spec.name], spec.metadata
-            default = {} if get_origin(scalar(hint)) is dict else spec.default
+            hint = hints(config)[spec.name]
+            kind = scalar(hint)
+            is_choice = get_origin(kind) is Literal
             yield {
-                "name": spec.name, "help": about["help"], "kind": _kind(hint), "choices": _choices(hint),
-                "default": default, "minimum": about["low"], "maximum": about["high"], "metavar": about["metavar"],
+                "name": spec.name, "help": spec.metadata["help"],
+                "kind": "choice" if is_choice else _KINDS.get(kind, "text"),
+                "choices": get_args(kind) if is_choice else words(hint),
+                "default": {} if get_origin(kind) is dict else spec.default,
                 "first": spec.name in options.FIRST, "group": groups[spec.name],
             }  # fmt: skip
 
 
-def _kind(hint: Any) -> str:
-    kind = scalar(hint)
-    if get_origin(kind) is Literal:
-        return "choice"
-    return {bool: "flag", int: "integer", float: "number"}.get(kind, "text")
-
-
-def _choices(hint: Any) -> list[str]:
-    return list(get_args(scalar(hint)) if get_origin(scalar(hint)) is Literal else words(hint))
+_KINDS: dict[Any, str] = {bool: "flag", int: "integer", float: "number"}
 
 
 def presets(folders: Folders) -> Iterator[dict[str, Any]]:

@@ -133,7 +133,7 @@ class Maker:
         self._upscale(preview, settings, preview.source, after)
         plain = settings.replace(model="bicubic")
         if settings.scale is None and settings.height is None and settings.width is None:
-            plain = plain.replace(scale=_scale(settings))
+            plain = plain.replace(scale=vidup.Upscaler(settings).size(1000, 1000)[0] / 1000)  # the model's own
         with vidup.Upscaler(plain, replace(preview.form.runtime, **_AS_A_PREVIEW), stop=self._stop) as upscaler:
             upscaler.upscale(preview.source, before)
         with vidup.open(after) as video:
@@ -173,10 +173,6 @@ def _key(settings: vidup.Settings, runtime: vidup.Runtime) -> tuple[Any, ...]:
     if settings.model == "x2" or Path(settings.model).is_file():  # cannot load the text encoder separately
         key += settings.prompt, settings.negative_prompt, settings.tokenizer, settings.guidance_scale > 0
     return key
-
-
-def _scale(settings: vidup.Settings) -> float:
-    return vidup.Upscaler(settings).size(1000, 1000)[0] / 1000
 
 
 class _Progress:

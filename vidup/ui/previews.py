@@ -43,15 +43,8 @@ class Previews:
         self._maker = Maker(films, self._is_stopping)
         self._measured: OrderedDict[tuple[Path, vidup.Settings, vidup.Runtime], Preview] = OrderedDict()
 
-    def begin(self, source: Path, at: float, form: Form, kind: str, replaces: list[str]) -> str:
-        """Queue a preview.
-
-        Args:
-            at: time of the frame in seconds.
-            replaces: ids of previews that are cancelled.
-
-        Returns:
-            Its id.
+    def begin(self, source: Path, at: float, form: Form, kind: str) -> str:
+        """Queue a preview of the frame at a time, in seconds; returns its id.
 
         Raises:
             ConfigError: no such kind.
@@ -59,8 +52,6 @@ class Previews:
         """
         if kind not in ("frame", "moving"):
             raise ConfigError(f"kind = {str(kind)[:80]!r}: expected frame or moving")
-        for other in replaces:
-            self.cancel(other)
         name = secrets.token_hex(8)
         with self._changed:
             if sum(one.state == "waiting" for one in self._all.values()) >= _MOST_WAITING:

@@ -23,11 +23,12 @@ log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 20
 """Of a request's body, except of uploads."""
-_MOST_UPLOAD, _LEFT_FREE, _CHUNK = 8 << 30, 1 << 30, 1 << 20
+_MOST_UPLOAD, _LEFT_FREE = 8 << 30, 1 << 30
 
 Given = dict[str, Any]
 """The parameters of a request."""
 Answer = dict[str, Any] | Response
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def number(given: Given, name: str) -> float:
@@ -41,22 +42,11 @@ def number(given: Given, name: str) -> float:
     return found
 
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def names(given: Given, name: str) -> list[str]:
-    """A list of strings, empty if missing."""
-    found = given.get(name) or []
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ConfigError(f"{name}: expected a list of strings")
-    return found
-
-
 def from_query(handle: Callable[[Given], Answer]) -> Endpoint:
     """An endpoint for parameters in the URL, run in a thread."""
 
     async def answer(request: Request) -> Response:
-        return await _answer_of(handle, {**request.query_params, **request.path_params})
+        return await _response(run_in_threadpool(handle, {**request.query_params, **request.path_params}))
 
     return answer
 
@@ -76,14 +66,15 @@ def from_body(handle: Callable[[Given], Answer]) -> Endpoint:
             return refusal("the request is no JSON", 400)
         if not isinstance(body, dict):
             return refusal("the request is no JSON object", 400)
-        return await _answer_of(handle, {**body, **request.path_params})
+        return await _response(run_in_threadpool(handle, {**body, **request.path_params}))
 
     return answer
 
 
-async def _answer_of(handle: Callable[[Given], Answer], given: Given) -> Response:
+async def _response(answer: Awaitable[Answer]) -> Response:
+    """The response to a request, or to what went wrong with it."""
     try:
-        answer = await run_in_threadpool(handle, given)
+        found = await answer
     except Refused as error:
         return refusal(str(error), error.status)
     except VidupError as error:
@@ -93,53 +84,42 @@ async def _answer_of(handle: Callable[[Given], Answer], given: Given) -> Respons
     except Exception as error:  # a bug: reported, and logged with its traceback
         log.exception("%s", error)
         return refusal(f"{type(error).__name__}: {first_line(error)}", 500)
-    return answer if isinstance(answer, Response) else JSONResponse(answer)
+    return found if isinstance(found, Response) else JSONResponse(found)
 
 
 def upload(folders: Folders) -> Endpoint:
     """An endpoint that writes the body to the first folder, under the name in the URL."""
 
     async def answer(request: Request) -> Response:
-        try:
-            path = _new_file(folders, request.query_params.get("name", ""))
-            claimed = request.headers.get("content-length", "")
-            _check_room(path, int(claimed) if claimed.isascii() and claimed.isdigit() else 0)
-            await _receive(request, path)
-        except Refused as error:
-            return refusal(str(error), error.status)
-        except VidupError as error:
-            return refusal(str(error), 400)
-        except ClientDisconnect:
-            return refusal("the upload was broken off", 400)
-        except OSError as error:
-            return refusal(f"{error.filename or 'upload'}: cannot be written: {error.strerror or error}", 507)
-        return JSONResponse({"path": str(path)})
+        return await _response(_receive(request, folders))
 
     return answer
 
 
-async def _receive(request: Request, path: Path) -> None:
+async def _receive(request: Request, folders: Folders) -> Answer:
     """Write a request's body to a new file, which appears when it is complete."""
+    path = _new_file(folders, request.query_params.get("name", ""))
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
+        claimed = request.headers.get("content-length", "")
+        size = int(claimed) if claimed.isascii() and claimed.isdigit() else 0
+        _check_room(path, size, size)
         with part.open("xb") as file:
-            size, data = 0, bytearray()
+            size = 0
             async for piece in request.stream():
-                data += piece
                 size += len(piece)
-                if size > _MOST_UPLOAD:
-                    raise Refused(
-                        f"{path.name}: is of more than {_MOST_UPLOAD >> 30} GiB; copy it into the folder", 413
-                    )
-                if len(data) >= _CHUNK:
-                    await run_in_threadpool(file.write, bytes(data))
-                    data.clear()
-                    _check_room(path, 0)
-            await run_in_threadpool(file.write, bytes(data))
+                _check_room(path, size, len(piece))
+                await run_in_threadpool(file.write, piece)
         await run_in_threadpool(_place, part, path)
+    except ClientDisconnect:
+        raise Refused("the upload was broken off", 400) from None
+    except OSError as error:
+        line = f"{error.filename or 'upload'}: cannot be written: {error.strerror or error}"
+        raise Refused(line, 507) from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+    return {"path": str(path)}
 
 
 def _new_file(folders: Folders, name: str) -> Path:
@@ -153,10 +133,11 @@ def _new_file(folders: Folders, name: str) -> Path:
     return path
 
 
-def _check_room(path: Path, size: int) -> None:
+def _check_room(path: Path, size: int, left: int) -> None:
+    """Refuse a file of such a size, of which so many bytes are still to be written."""
     if size > _MOST_UPLOAD:
         raise Refused(f"{path.name}: is of more than {_MOST_UPLOAD >> 30} GiB; copy it into the folder", 413)
-    if shutil.disk_usage(path.parent).free < size + _LEFT_FREE:
+    if shutil.disk_usage(path.parent).free < left + _LEFT_FREE:
         raise Refused(f"{path.parent}: the disk is too full for {path.name}; make room", 507)
 
 

@@ -6,6 +6,7 @@ It outlives the server that started it. If it is killed, the run's process goes 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from filelock import Timeout
 
 from vidup.terminal import STOP_SIGNALS
 from vidup.ui import places
-from vidup.ui.runs import Run, Runs, last_event, start, tail, write
+from vidup.ui.runs import Run, Runs, last_event, read_run, start, tail, write
 
 _LOOK = 0.25  # seconds
 _PATIENCE = 20.0
@@ -55,7 +56,7 @@ def _work(runs: Runs) -> None:
 def _begin(runs: Runs, waiting: Run) -> None:
     """Start a run's process and wait for it."""
     with runs.locked():
-        run = runs.look(waiting)
+        run = read_run(waiting.folder)
         if run is None or run.state != "waiting":
             return
         record = run.folder / "process.json"
@@ -86,7 +87,7 @@ def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> Non
     """
     asked, times = 0.0, 0
     while process is None or process.poll() is None:
-        now = runs.look(run)
+        now = read_run(run.folder)
         if now is None and process is not None:  # its folder was removed by hand
             process.terminate()
         elif now is None or (process is None and now.process is None):
@@ -99,7 +100,7 @@ def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> Non
         time.sleep(_LOOK)
     code = None if process is None else process.wait()
     with runs.locked():
-        _settle(runs, run, code, times > 0)
+        _settle(run, code, times > 0)
 
 
 def _ask(run: Run, times: int) -> None:
@@ -117,22 +118,22 @@ def _ask(run: Run, times: int) -> None:
             os.killpg(run.process[0], signal.SIGKILL)  # it leads its own session
 
 
-def _settle(runs: Runs, run: Run, code: int | None, asked: bool) -> None:
+def _settle(run: Run, code: int | None, asked: bool) -> None:
     """Record the end of a run's process; called with the lock held.
 
     Args:
         code: its exit code; None if unknown.
         asked: whether this runner stopped it.
     """
-    now = runs.look(run)
+    now = read_run(run.folder)
     if now is None:
         return
     if now.wish == "forget":
-        runs.remove(now)
+        shutil.rmtree(now.folder, ignore_errors=True)
         return
-    event, record = last_event(run.folder / "events"), {"state": "done", "error": ""}
+    event = last_event(run.folder / "events")
     if event.get("state") == "done":
-        write(run.folder / "end.json", record)
+        write(run.folder / "end.json", {"state": "done", "error": ""})
     elif event.get("state") == "failed" or not (asked or now.wish == "pause" or code in (None, *_INTERRUPTED)):
         write(run.folder / "end.json", {"state": "failed", "error": _why(now, event, code)})
     elif now.wish == "run" and not asked and code in _INTERRUPTED:  # stopped by somebody else

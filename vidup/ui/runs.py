@@ -110,7 +110,7 @@ class Runs:
         with self.locked():
             known = self.all()
             for old in [run for run in known if run.state == "done"][: len(known) + 1 - _MOST_RUNS]:
-                self.remove(old)
+                shutil.rmtree(old.folder, ignore_errors=True)
                 known.remove(old)
             if len(known) >= _MOST_RUNS:
                 raise Refused(f"there are {len(known)} runs; remove some of them", 429)
@@ -129,16 +129,19 @@ class Runs:
 
     def all(self) -> list[Run]:
         """All runs, in the order in which they were added."""
+        return [run for run in self._every() if run.wish != "forget"]
+
+    def _every(self) -> list[Run]:
+        """The same, and those that are forgotten."""
         try:
-            names = sorted(path.name for path in self.folder.iterdir() if _ID.fullmatch(path.name))
+            folders = sorted(path for path in self.folder.iterdir() if _ID.fullmatch(path.name))
         except OSError as error:
             raise MediaError(system_words(error, self.folder)) from None
-        found = (self._read(self.folder / name) for name in names)
-        return [run for run in found if run is not None and run.wish != "forget"]
+        return [run for folder in folders if (run := read_run(folder)) is not None]
 
     def find(self, name: str) -> Run:
         """A run by its id; raises Refused."""
-        found = self._read(self.folder / name) if _ID.fullmatch(name) else None
+        found = read_run(self.folder / name) if _ID.fullmatch(name) else None
         if found is None or found.wish == "forget":
             raise Refused("there is no such run any more", 404)
         return found
@@ -154,11 +157,10 @@ class Runs:
         """Queue a paused or failed run again, at the end; it resumes."""
         with self.locked():
             run = self.find(name)
-            if run.state in ("paused", "failed"):
+            is_stopping = run.state == "running" and run.wish == "pause"
+            if run.state in ("paused", "failed") or is_stopping:
                 write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
                 (run.folder / "end.json").unlink(missing_ok=True)
-            elif run.state == "running" and run.wish == "pause":  # it is stopping, and will be started again
-                write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
 
     def forget(self, name: str) -> None:
         """Stop a run and remove it from the list; its output and job folder are kept."""
@@ -166,15 +168,7 @@ class Runs:
             run = self.find(name)
             write(run.folder / "wish.json", {"wish": "forget", "since": run.since})
             if run.process is None:
-                self.remove(run)
-
-    def remove(self, run: Run) -> None:
-        """Remove a run's folder; called with the lock held."""
-        shutil.rmtree(run.folder, ignore_errors=True)
-
-    def look(self, run: Run) -> Run | None:
-        """Read a run again, also a forgotten one; None if it is gone."""
-        return self._read(run.folder)
+                shutil.rmtree(run.folder, ignore_errors=True)
 
     def next(self) -> Run | None:
         """The first waiting run."""
@@ -183,8 +177,7 @@ class Runs:
 
     def unsettled(self) -> list[Run]:
         """Runs whose process was started and its end not recorded yet, forgotten ones included."""
-        found = (self._read(path) for path in sorted(self.folder.iterdir()) if _ID.fullmatch(path.name))
-        return [run for run in found if run is not None and (run.folder / "process.json").exists()]
+        return [run for run in self._every() if (run.folder / "process.json").exists()]
 
     def wake(self) -> None:
         """Start a runner if there is work and none is running."""
@@ -200,20 +193,21 @@ class Runs:
             process = start(command, subprocess.DEVNULL, errors)
         threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie
 
-    def _read(self, folder: Path) -> Run | None:
-        """A run; None if it is incomplete or was removed."""
-        facts, wish = read(folder / "run.json"), read(folder / "wish.json")
-        process, end = read(folder / "process.json"), read(folder / "end.json")
-        if facts is None or wish is None:
-            return None
-        try:
-            of = (int(process["pid"]), int(process["began"])) if process is not None else None
-            return Run(
-                folder, tuple(map(str, facts["command"])), Path(facts["input"]), Path(facts["output"]), wish["wish"],
-                int(wish["since"]), of if of is not None and places.is_alive(*of) else None, end,
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError):
-            return None
+
+def read_run(folder: Path) -> Run | None:
+    """A run, also a forgotten one; None if it is incomplete or was removed."""
+    facts, wish = read(folder / "run.json"), read(folder / "wish.json")
+    process, end = read(folder / "process.json"), read(folder / "end.json")
+    if facts is None or wish is None:
+        return None
+    try:
+        of = (int(process["pid"]), int(process["began"])) if process is not None else None
+        return Run(
+            folder, tuple(map(str, facts["command"])), Path(facts["input"]), Path(facts["output"]), wish["wish"],
+            int(wish["since"]), of if of is not None and places.is_alive(*of) else None, end,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def as_json(run: Run) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vidup.ui.films import PICTURES, Films, Newest, jpeg
 from vidup.ui.looks import Looks, as_json, estimate
 from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
-from vidup.ui.requests import Answer, Given, from_body, from_query, names, number, upload
+from vidup.ui.requests import Answer, Given, from_body, from_query, number, upload
 from vidup.ui.runs import Runs
 from vidup.ui.safety import Folders, Guard, Refused, listing
 
@@ -40,14 +40,11 @@ class Server:
 
     def start(self, query: Given) -> Answer:
         """What the page needs at its start."""
-        device = vidup.Runtime.devices()[0]
         return {
-            "version": vidup.__version__,
             "folders": [str(root) for root in self.folders.roots],
             "presets": list(forms.presets(self.folders)),
-            "preset": "mini" if device == "cpu" else "balanced",
+            "preset": "mini" if vidup.Runtime.devices()[0] == "cpu" else "balanced",
             "models": [{"name": name, "line": line} for name, line in vidup.Settings.models().items()],
-            "device": device,
             "fields": list(forms.described()),
         }
 
@@ -74,8 +71,7 @@ class Server:
     def preview(self, body: Given) -> Answer:
         """Queue a preview."""
         source, form = self._asked(body)
-        at, kind = number(body, "at"), body.get("kind", "frame")
-        return {"id": self.previews.begin(source, at, form, kind, names(body, "replaces"))}
+        return {"id": self.previews.begin(source, number(body, "at"), form, body.get("kind", "frame"))}
 
     def preview_state(self, query: Given) -> Answer:
         """The state of a preview."""

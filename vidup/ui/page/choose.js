@@ -1,6 +1,6 @@
 // Choose a film: from the folders of this machine, by dropping it, or by its path.
 
-import { make, icon, button, write } from "./elements.js";
+import { make, icon, button, faultLine, tell, write } from "./elements.js";
 import { bytes, lastOf, percent } from "./words.js";
 import { chosen, chooseFilm, forget, recent } from "./chosen.js";
 import { thumbnail } from "./thumbnails.js";
@@ -17,7 +17,7 @@ const STEPS = [
 
 /** Build the view. `done` is called once a film is chosen, `start` is what the server told at the start. */
 export function chooseView(element, start, done) {
-  const fault = make("p.fault", { role: "alert", hidden: true });
+  const fault = faultLine();
   const path = make("input", {
     type: "text", id: "path", autocomplete: "off", spellcheck: "false", placeholder: `${start.folders[0]}/film.mp4`,
   });
@@ -31,18 +31,14 @@ export function chooseView(element, start, done) {
   let uploading = null;
 
   const take = (input) => {
-    tell("");
+    tell(fault, "");
     chooseFilm(input);
     done();
-  };
-  const tell = (text) => {
-    fault.hidden = !text;
-    write(fault, text);
   };
 
   async function send(what) {
     if (!what) return;
-    tell("");
+    tell(fault, "");
     uploading?.abort();
     uploading = new AbortController();
     sending.hidden = false;
@@ -52,7 +48,7 @@ export function chooseView(element, start, done) {
         write(barText, `${what.name}: ${percent(share)} of ${bytes(what.size)}`);
       }, uploading.signal));
     } catch (refusal) {
-      if (refusal.name !== "AbortError") tell(refusal.message);
+      if (refusal.name !== "AbortError") tell(fault, refusal.message);
     }
     sending.hidden = true;
     file.value = "";
@@ -73,6 +69,7 @@ export function chooseView(element, start, done) {
   const drop = make("label.drop", { for: "file" }, icon("upload"),
     make("span", {}, make("strong", {}, "Drop a film here"), " or ", make("u", {}, "pick one"), " to copy it into ", make("code", {}, lastOf(start.folders[0]))));
 
+  let here = "";
   let asking = null;
   async function show(where) {
     asking?.abort();
@@ -81,9 +78,8 @@ export function chooseView(element, start, done) {
     listing.replaceChildren(...rows(found));
     here = found.path;
   }
-  let here = "";
 
-  const go = (where) => show(where).catch((refusal) => refusal.name !== "AbortError" && tell(refusal.message));
+  const go = (where) => show(where).catch((refusal) => refusal.name !== "AbortError" && tell(fault, refusal.message));
 
   function rows(found) {
     const join = (name) => `${found.path.replace(/[\\/]$/, "")}/${name}`;
@@ -91,13 +87,12 @@ export function chooseView(element, start, done) {
     const pictures = found.files.filter((each) => !each.video && PICTURES.test(each.name));
     const others = found.files.length - films.length - pictures.length;
     const pick = (each) => make("li", {}, make("button.row.pick", { type: "button", onclick: () => take(join(each.name)) },
-      thumbnail(join(each.name), 1, 96), make("span.name", {}, each.name), make("span.dim", {}, bytes(each.size))));
+      thumbnail(join(each.name), 1), make("span.name", {}, each.name), make("span.dim", {}, bytes(each.size))));
+    const few = pictures.length <= MANY;
     const items = [
       ...found.folders.map((name) => make("li", {}, button(name, () => go(join(name)), { kind: "row", image: "folder" }))),
-      ...films.map(pick),
+      ...[...films, ...(few ? pictures : [])].map(pick),
     ];
-    const few = pictures.length <= MANY;
-    if (few) items.push(...pictures.map(pick));
     return [
       make("div.place", {},
         found.parent === null ? null : button("", () => go(found.parent), { kind: "quiet", image: "up", label: "The folder above" }),
@@ -113,10 +108,11 @@ export function chooseView(element, start, done) {
   function offerAgain() {
     const films = recent();
     steps.hidden = films.length > 0;
-    again.replaceChildren(...(films.length ? [make("h2", {}, "Chosen before"), make("ul", {}, films.map((each) => make("li", {},
+    again.hidden = !films.length;
+    again.replaceChildren(make("h2", {}, "Chosen before"), make("ul", {}, films.map((each) => make("li", {},
       make("button.row.pick", { type: "button", onclick: () => take(each), title: each },
-        thumbnail(each, 1, 96), make("span.name", {}, lastOf(each))),
-      button("", () => { forget(each); offerAgain(); }, { kind: "quiet", image: "close", label: `Take ${lastOf(each)} off this list` }))))] : []));
+        thumbnail(each, 1), make("span.name", {}, lastOf(each))),
+      button("", () => { forget(each); offerAgain(); }, { kind: "quiet", image: "close", label: `Take ${lastOf(each)} off this list` })))));
   }
 
   element.append(make("div.choose", {},
@@ -129,8 +125,9 @@ export function chooseView(element, start, done) {
   // A file may be dropped anywhere on the page.
   let over = 0;
   const dragged = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  addEventListener("dragenter", (event) => { if (dragged(event)) document.body.classList.toggle("dropping", (over += 1) > 0); });
-  addEventListener("dragleave", (event) => { if (dragged(event)) document.body.classList.toggle("dropping", (over -= 1) > 0); });
+  const count = (by) => (event) => { if (dragged(event)) document.body.classList.toggle("dropping", (over += by) > 0); };
+  addEventListener("dragenter", count(1));
+  addEventListener("dragleave", count(-1));
   addEventListener("dragover", (event) => dragged(event) && event.preventDefault());
   addEventListener("drop", (event) => {
     if (!dragged(event)) return;
@@ -147,6 +144,6 @@ export function chooseView(element, start, done) {
       if (chosen.input) path.value = chosen.input;
       go(here || start.folders[0]);
     },
-    tell,
+    tell: (text) => tell(fault, text),
   };
 }

@@ -1,6 +1,6 @@
 // What will be made, where it goes, and the button that begins it.
 
-import { make, button, copied, write } from "./elements.js";
+import { make, button, copied, faultLine, tell, write } from "./elements.js";
 import { lasting, lastOf, grouped } from "./words.js";
 import { chosen, choose, given } from "./chosen.js";
 import { saving } from "./presets.js";
@@ -10,6 +10,7 @@ import * as server from "./server.js";
 export class Delivery {
   #looked = null;
   #busy = false;
+  #proposed = "";
 
   /** @param ran  is called with a run's id once it stands in the queue; @param saved  with a preset's path; @param refused  where a run was refused. */
   constructor({ ran, saved, refused }) {
@@ -18,8 +19,8 @@ export class Delivery {
     this.output = make("input", { type: "text", id: "output", autocomplete: "off", spellcheck: "false",
       onchange: () => choose({ output: this.output.value.trim() === this.#proposed ? "" : this.output.value.trim() }) });
     this.replace = make("label.check", { hidden: true }, make("input", { type: "checkbox", onchange: () => this.#allow() }), "Replace the file that exists");
-    this.command = copied("");
-    this.fault = make("p.fault", { role: "alert", hidden: true });
+    this.command = copied();
+    this.fault = faultLine();
     this.size = make("strong");
     this.facts = make("span.dim");
     this.goes = button("", () => { this.output.scrollIntoView({ block: "center" }); this.output.focus(); this.output.select(); }, { kind: "goes" });
@@ -37,22 +38,21 @@ export class Delivery {
     this.bar = make("div.runbar", {}, make("div.sum", {}, this.size, this.facts, this.goes), this.fault, this.replace, this.run);
   }
 
-  #proposed = "";
-
   /** What the server told of the film with these settings; null where it has not yet, or there is a fault. */
   show(looked) {
     this.#looked = looked;
+    if (looked) {
+      const output = chosen.output || looked.output;
+      if (!chosen.output) this.#proposed = output;
+      if (document.activeElement !== this.output) this.output.value = output;
+      this.command.write(looked.command);
+      write(this.goes.lastChild, `to ${lastOf(output)}`);
+      this.goes.title = `${output}: change it`;
+      this.replace.hidden = !looked.exists;
+      if (!looked.exists) this.replace.firstChild.checked = false;
+      this.cost();
+    }
     this.#allow();
-    if (!looked) return;
-    if (!chosen.output) this.#proposed = looked.output;
-    if (document.activeElement !== this.output) this.output.value = chosen.output || looked.output;
-    this.command.write(looked.command);
-    write(this.goes.lastChild, `to ${lastOf(chosen.output || looked.output)}`);
-    this.goes.title = `${chosen.output || looked.output}: change it`;
-    this.replace.hidden = !looked.exists;
-    if (!looked.exists) this.replace.firstChild.checked = false;
-    this.#allow();
-    this.cost();
   }
 
   /** How long it takes: as measured by a preview, or as estimated; while that is asked anew, only what is known already. */
@@ -80,7 +80,7 @@ export class Delivery {
   async #start() {
     this.#busy = true;
     this.#allow();
-    this.#tell("");
+    tell(this.fault, "");
     try {
       const { id } = await server.addRun({
         input: chosen.input, output: chosen.output || this.#looked.output, settings: given(),
@@ -88,15 +88,10 @@ export class Delivery {
       });
       this.ran(id);
     } catch (fault) {
-      this.#tell(fault.message);
+      tell(this.fault, fault.message);
       this.refused();
     }
     this.#busy = false;
     this.#allow();
-  }
-
-  #tell(text) {
-    this.fault.hidden = !text;
-    write(this.fault, text);
   }
 }

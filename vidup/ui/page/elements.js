@@ -9,13 +9,10 @@ const ICONS = {
   pause: "M8 5v14M16 5v14",
   stop: "M7 7h10v10H7z",
   close: "M6 6l12 12M18 6 6 18",
-  check: "M5 12.5l4.5 4.5L19 7.5",
   copy: "M9 9h10v11H9zM15 9V4H5v11h4",
   back: "M14.5 5.5 8 12l6.5 6.5",
   on: "M9.5 5.5 16 12l-6.5 6.5",
-  warning: "M12 4 2.8 19.5h18.4zM12 10v4.5M12 17v.2",
   undo: "M5 5v5h5M5.6 10a7.5 7.5 0 1 1-1 5",
-  file: "M6 3.5h8L18.5 8v12.5H6zM14 3.5V8h4.5",
   sides: "M9 6l-5 6 5 6M15 6l5 6-5 6",
 };
 
@@ -50,7 +47,7 @@ export function icon(name) {
   return drawing;
 }
 
-/** A button; `{ quiet: true }` has no frame, `{ main: true }` is the one that goes on. */
+/** A button; `kind` is its class, `image` its drawing, `label` its name where the text does not say enough. */
 export function button(text, act, { kind = "", image = "", label = "" } = {}) {
   return make(`button${kind ? `.${kind}` : ""}`, { type: "button", onclick: act, "aria-label": label || null, title: label || null },
     image ? icon(image) : null, text ? make("span", {}, text) : null);
@@ -67,6 +64,15 @@ export function relabel(element, text, image) {
 /** Set an element's text where it differs, so that nothing is announced or laid out anew without need. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
+}
+
+/** A line for a fault, which `tell` shows. */
+export const faultLine = () => make("p.fault", { role: "alert", hidden: true });
+
+/** Show a text, or hide the element where there is none. */
+export function tell(element, text) {
+  element.hidden = !text;
+  write(element, text);
 }
 
 /** Which of a few things is on: buttons in one frame, of which one is pressed. */
@@ -95,8 +101,8 @@ export function say(text) {
 }
 
 /** A line of text that can be taken away: the command that does the same. */
-export function copied(text) {
-  const code = make("code", { tabindex: "0" }, text);
+export function copied() {
+  const code = make("code", { tabindex: "0" });
   const element = make("div.command", {}, code, button("Copy", async () => {
     try {
       await navigator.clipboard.writeText(code.textContent);

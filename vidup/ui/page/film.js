@@ -20,19 +20,14 @@ const WAYS = [
   ["moving", "Two seconds", "Before and after, played in step"],
 ];
 
-/** Build the view. `lost` is called with a line where the film cannot be read, `ran` with the id of a new run. */
-export function filmView(element, start, { lost, ran }) {
-  const film = new Film(start, { lost, ran });
-  element.append(film.element);
-  return film;
-}
-
-class Film {
+export class Film {
+  #of = "";
   #looked = null;
   #asking = null;
   #timer = 0;
   #base = "";
 
+  /** `lost` is called with a line where the film cannot be read, `ran` with the id of a new run. */
   constructor(start, { lost, ran }) {
     this.lost = lost;
     withPresets(start.presets);
@@ -41,14 +36,15 @@ class Film {
     this.player = new InStep();
     this.strip = new Strip();
     const ready = () => this.#looked !== null;
-    this.frame = new Preview({ kind: "frame", ready, doing: "Preview this frame", show: (result, settings) => this.#showFrame(result, settings) });
-    this.moving = new Preview({ kind: "moving", ready, doing: "Preview two seconds", show: (result, settings) => this.#showMoving(result, settings) });
+    this.frame = new Preview({ kind: "frame", ready, doing: "Preview this frame",
+      show: (result, settings) => this.#showFrame(result, settings), turned: (preview) => this.#stateOf(preview) });
+    this.moving = new Preview({ kind: "moving", ready, doing: "Preview two seconds",
+      show: (result, settings) => this.#showMoving(result, settings), turned: (preview) => this.#stateOf(preview) });
     this.sheet = new Sheet({ start, view: this.view, ready });
     this.presets = new Presets(start.presets);
     this.settings = new Settings(start);
     this.delivery = new Delivery({ ran, saved: () => this.#again(), refused: () => this.#ask() });
     this.#lay();
-    for (const preview of [this.frame, this.moving]) preview.onState((state) => this.#stateOf(preview, state));
     onChange(["input"], () => this.#film());
     onChange(["settings", "preset", "output"], () => this.#look());
     onChange(["settings", "preset"], () => this.#current()?.follow());
@@ -100,8 +96,6 @@ class Film {
     this.player.play(false);
   }
 
-  #of = "";
-
   #film() {
     this.#of = chosen.input;
     this.#looked = null;
@@ -115,18 +109,8 @@ class Film {
     this.title.title = chosen.input;
     write(this.line, "Reading it");
     this.element.dataset.state = "asking";
-    this.#first(chosen.input);
+    this.#still();
     this.#ask();
-  }
-
-  /** A frame of a film of which nothing is known yet, so that there is something to see at once. */
-  async #first(input) {
-    try {
-      const image = await picture(server.frameOf(input, chosen.at ?? 1), "The frame as it is");
-      if (this.#looked || this.#of !== input) return;
-      this.#shape(image.naturalWidth, image.naturalHeight);
-      this.stage.show({ before: image, names: ["As it is"] });
-    } catch { /* what keeps it from being read is told by the answer that is waited for */ }
   }
 
   #shape(width, height) {
@@ -177,7 +161,7 @@ class Film {
     write(this.line, summary(looked));
     this.facts.replaceChildren(...looked.facts.flatMap(([label, text]) => [make("dt", {}, label), make("dd", {}, text)]));
     this.plan.replaceChildren(...looked.plan.map((line) => make("li", {}, line)));
-    this.notes.replaceChildren(...looked.notes.map((line) => make("li", {}, line.replace(/^note: /, ""))));
+    this.notes.replaceChildren(...looked.notes.map((line) => make("li", {}, line)));
     this.notes.closest("details").hidden = !looked.notes.length;
     Preview.still = looked.still;
     this.delivery.show(looked);
@@ -208,38 +192,39 @@ class Film {
     this.#current()?.follow();
   }
 
-  /** The frame as it is, enlarged by the browser, until there is more. */
+  /** The frame as it is, enlarged by the browser, until there is more; of a film of which nothing is known yet, one near its begin. */
   async #still() {
-    if (!chosen.input || chosen.at === null || chosen.way === "sheet") return;
+    if (!chosen.input || chosen.way === "sheet") return;
     const base = `${chosen.input} ${chosen.at}`;
     if (this.#base === base) return;
     this.#base = base;
     try {
-      const image = await picture(server.frameOf(chosen.input, chosen.at), "The frame as it is");
-      if (this.#base === base && this.#current()?.state !== "done") this.stage.show({ before: image, names: ["As it is"] });
+      const image = await picture(server.frameOf(chosen.input, chosen.at ?? 1), "The frame as it is");
+      if (this.#base !== base || this.#current()?.state === "done") return;
+      if (!this.#looked) this.#shape(image.naturalWidth, image.naturalHeight);
+      this.stage.show({ before: image, names: ["As it is"] });
     } catch { /* what keeps it from being read is told where the film is looked at */ }
   }
 
   async #showFrame(result, settings) {
     const [before, after] = await Promise.all([picture(result.before, "Before: enlarged by bicubic"), picture(result.after, `After: ${nameOf(settings)}`)]);
-    if (chosen.way !== "frame") return;
-    this.#sized(result);
-    this.stage.show({ before, after, names: ["Before: bicubic", `After: ${nameOf(settings)}`] });
+    if (chosen.way === "frame") this.#pair(before, after, result, settings);
   }
 
   async #showMoving(result, settings) {
-    const [before, after] = await this.player.load(result.before, result.after, result);
+    const [before, after] = await this.player.load(result);
     if (chosen.way !== "moving") return;
-    this.#sized(result);
-    this.stage.show({ before, after, names: ["Before: bicubic", `After: ${nameOf(settings)}`] });
+    this.#pair(before, after, result, settings);
     if (!matchMedia("(prefers-reduced-motion: reduce)").matches) this.player.play(true);
   }
 
-  #sized({ width, height }) {
-    if (width && height) this.view.change({ size: { width, height } });
+  #pair(before, after, { width, height }, settings) {
+    this.view.change({ size: { width, height } });
+    this.stage.show({ before, after, names: ["Before: bicubic", `After: ${nameOf(settings)}`] });
   }
 
-  #stateOf(preview, state) {
+  #stateOf(preview) {
+    const { state } = preview;
     if (preview === this.#current()) {
       this.stage.element.dataset.state = state;
       this.player.bar.toggleAttribute("inert", state !== "done" && state !== "old");

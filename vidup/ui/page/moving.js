@@ -25,20 +25,16 @@ export class InStep {
   }
 
   /** Two films that are ready to play, in the order before, after. */
-  async load(before, after, { fps, duration }) {
+  async load({ before, after, fps }) {
     this.play(false);
     this.#films = await Promise.all([before, after].map(opened));
     this.#fps = fps || 25;
-    const length = Math.min(...this.#films.map((film) => film.duration)) || duration || 2;
+    const length = Math.min(...this.#films.map((film) => film.duration)) || 2;
     this.#frames = Math.max(1, Math.round(length * this.#fps));
     this.seek.max = String(this.#frames - 1);
     this.#pace(this.rate);
     this.#show(0);
     return this.#films;
-  }
-
-  get playing() {
-    return this.#playing;
   }
 
   /** Play, or stop playing. */

@@ -4,8 +4,8 @@ import { make, say } from "./elements.js";
 import { percent } from "./words.js";
 import { chosen, choose, forget } from "./chosen.js";
 import { chooseView } from "./choose.js";
-import { filmView } from "./film.js";
-import { runsView } from "./runs.js";
+import { Film } from "./film.js";
+import { Runs, isActive } from "./runs.js";
 import * as server from "./server.js";
 
 const section = (name) => document.querySelector(`section[data-view="${name}"]`);
@@ -38,27 +38,27 @@ function show(views, name) {
 }
 
 function badge(runs) {
-  const active = runs.filter((run) => run.state === "running" || run.state === "waiting");
+  const active = runs.filter(isActive);
   const element = document.querySelector(".badge");
   element.hidden = !active.length;
   const running = active.find((run) => run.state === "running");
-  element.textContent = running ? percent(running.share ?? 0) : String(active.length);
-  document.title = running ? `${percent(running.share ?? 0)} vidup` : "vidup";
+  element.textContent = running ? percent(running.share) : String(active.length);
+  document.title = running ? `${percent(running.share)} vidup` : "vidup";
   return active.length;
 }
 
 async function main() {
   const start = await begin();
   document.querySelector(".begins").remove();
-  if (!chosen.preset && !chosen.settings.model) choose({ preset: start.preset ?? (start.presets.some(({ name }) => name === "mini") ? "mini" : start.presets[0]?.name ?? "") });
+  if (!chosen.preset && !chosen.settings.model) choose({ preset: start.preset });
   const views = {};
   let taken = false;
   const route = () => {
     const wanted = location.hash.slice(1);
     show(views, wanted === "runs" ? "runs" : wanted === "choose" || !chosen.input ? "choose" : "film");
   };
-  views.runs = runsView(section("runs"), { counted: (runs) => views.film.delivery.queue(badge(runs)) });
-  views.film = filmView(section("film"), start, {
+  views.runs = new Runs((runs) => views.film.delivery.queue(badge(runs)));
+  views.film = new Film(start, {
     ran: () => { location.hash = "#runs"; say("It is in the queue"); },
     lost: (line) => {
       forget(chosen.input);
@@ -73,6 +73,7 @@ async function main() {
     if (location.hash === "#film") route();
     else location.hash = "#film";
   });
+  for (const name of ["runs", "film"]) section(name).append(views[name].element);
   addEventListener("hashchange", route);
   addEventListener("pagehide", () => views.film.left());
   addEventListener("pageshow", (event) => event.persisted && !section("film").hidden && views.film.shown());

@@ -28,8 +28,7 @@ export class Presets {
     this.presets = ordered(presets);
     this.cards = this.presets.map(({ name, line }) => {
       const input = make("input", { type: "radio", name: "preset", value: name, onchange: () => this.#take(name) });
-      const own = name in GOOD_FOR;
-      return make("label.preset", { title: own ? line : name }, input, make("span.what", {},
+      return make("label.preset", { title: name in GOOD_FOR ? line : name }, input, make("span.what", {},
         make("strong", {}, lastOf(name).replace(/\.toml$/, "")), make("span", {}, GOOD_FOR[name] ?? line)));
     });
     const more = this.cards.splice(ORDER.length);

@@ -24,7 +24,7 @@ export function nameOf(settings) {
 /** The model that settings mean. */
 function modelOf(settings) {
   const preset = presets.find((each) => each.name === settings.preset);
-  return settings.model ?? preset?.settings?.model ?? settings.preset ?? "x4";
+  return settings.model ?? preset?.settings.model ?? "x4";
 }
 
 const costKey = (input, settings) => JSON.stringify([input, settings]);
@@ -43,18 +43,18 @@ export class Preview {
   #work = null;
   #running = "";
   #timer = 0;
-  #listeners = [];
   static still = false; // whether what is looked at is one picture alone
 
   /**
    * @param kind  "frame" or "moving".
    * @param settings  what gives the settings of the moment.
+   * @param turned  is given the preview whenever its state has changed.
    * @param show  is given what is done, and may take its time.
    * @param ready  whether film and settings are known to be good.
    * @param doing  what the button says.
    */
-  constructor({ kind, settings = given, show, ready, doing }) {
-    Object.assign(this, { kind, settings, show, ready, doing });
+  constructor({ kind, settings = given, show, ready, doing, turned }) {
+    Object.assign(this, { kind, settings, show, ready, doing, turned });
     this.state = "idle";
     this.result = null;
     this.text = make("p.text", { role: "status" });
@@ -63,11 +63,6 @@ export class Preview {
     this.cancels = button("Cancel", () => this.stop(), { kind: "cancel" });
     this.element = make("div.status", {}, this.text, this.bar, this.begins, this.cancels);
     this.#set("idle");
-  }
-
-  /** Call `act` whenever the state changes. */
-  onState(act) {
-    this.#listeners.push(act);
   }
 
   get request() {
@@ -143,15 +138,11 @@ export class Preview {
     this.bar.hidden = this.cancels.hidden = state !== "running";
     this.begins.hidden = state === "running" || state === "done";
     write(this.begins.querySelector("span"), state === "failed" ? "Try again" : state === "old" ? `${this.doing} again` : this.doing);
-    if (state === "running") this.#progress(told);
+    if (told.done) this.bar.value = told.done;
+    else this.bar.removeAttribute("value");
     write(this.text, this.#words(state, told));
     this.text.classList.toggle("fault", state === "failed");
-    for (const act of this.#listeners) act(state);
-  }
-
-  #progress({ done, state }) {
-    if (state === "waiting" || !done) this.bar.removeAttribute("value");
-    else this.bar.value = done;
+    this.turned(this);
   }
 
   #words(state, told) {

@@ -1,6 +1,6 @@
 // The queue of runs: how far each is, its newest frame, its receipt; pause, go on, take away.
 
-import { make, button, copied, relabel, write, say } from "./elements.js";
+import { make, button, copied, faultLine, relabel, say, tell, write } from "./elements.js";
 import { lasting, grouped, lastOf, percent, clock } from "./words.js";
 import { Stage, picture, zooming } from "./stage.js";
 import { View } from "./view.js";
@@ -8,19 +8,18 @@ import * as server from "./server.js";
 
 const CALLED = { waiting: "Waiting", running: "Running", paused: "Paused", done: "Done", failed: "Failed" };
 
-/** Build the view. `counted` is given all runs whenever they were asked for. */
-export function runsView(element, { counted }) {
-  const runs = new Runs(counted);
-  element.append(runs.element);
-  return runs;
-}
+const ORDER = ["running", "waiting", "paused", "failed", "done"];
 
-class Runs {
+/** Whether a run is at work, or will be. */
+export const isActive = ({ state }) => state === "running" || state === "waiting";
+
+export class Runs {
   #cards = new Map();
   #looking = false;
   #timer = 0;
   #asked = 0;
 
+  /** `counted` is given all runs whenever they were asked for. */
   constructor(counted) {
     this.counted = counted;
     this.list = make("div.list");
@@ -49,7 +48,7 @@ class Runs {
       const { runs } = await server.runs();
       if (asked !== this.#asked) return;
       this.#show(runs);
-      active = runs.some((run) => run.state === "running" || run.state === "waiting");
+      active = runs.some(isActive);
     } catch { /* said above the page */ }
     if (asked !== this.#asked) return;
     this.#timer = setTimeout(() => this.ask(), document.hidden ? 15000 : this.#looking || active ? 1000 : 5000);
@@ -58,9 +57,8 @@ class Runs {
   #show(runs) {
     this.counted(runs);
     this.empty.hidden = runs.length > 0;
-    const order = { running: 0, waiting: 1, paused: 2, failed: 3, done: 4 };
-    const sorted = runs.map((run, index) => ({ run, index })).sort((a, b) => order[a.run.state] - order[b.run.state]
-      || (order[a.run.state] < 2 ? a.index - b.index : b.index - a.index)).map(({ run }) => run);
+    const others = runs.filter((run) => !isActive(run)).reverse(); // the newest first
+    const sorted = [...runs.filter(isActive), ...others].sort((a, b) => ORDER.indexOf(a.state) - ORDER.indexOf(b.state));
     for (const [id, card] of this.#cards) {
       if (sorted.some((run) => run.id === id)) continue;
       card.element.remove();
@@ -78,22 +76,22 @@ class Runs {
 class Card {
   #run = {};
   #newest = "";
-  #at = 0;
+  #asked = false;
 
   /** @param first  whether it stands on top: what is over is shown in short below it. */
   constructor(run, again, first) {
     this.again = again;
-    const open = first || run.state === "running" || run.state === "waiting";
+    const open = first || isActive(run);
     this.view = new View();
     this.stage = new Stage({ view: this.view, label: "The newest frame, before and after" });
     this.bar = make("progress", { max: "1", value: 0, "aria-label": `${lastOf(run.input)}: done` });
     this.share = make("strong.share");
     this.state = make("span.state");
     this.line = make("p.line");
-    this.fault = make("p.fault", { role: "alert", hidden: true });
+    this.fault = faultLine();
     this.receipt = make("ul.receipt");
     this.received = make("details.received", { hidden: true, open }, make("summary", {}, "Receipt"), this.receipt);
-    this.command = copied(run.command ?? "");
+    this.command = copied();
     this.newest = make("span");
     this.shows = make("details.newest", { hidden: true, open }, make("summary", {}, this.newest), this.stage.element, make("div.bar", {}, zooming(this.view)));
     this.pause = button("Pause", () => this.#do(server.pauseRun, "Pausing: what is done is kept"), { image: "pause" });
@@ -110,15 +108,13 @@ class Card {
   show(run) {
     this.#run = run;
     this.element.dataset.state = run.state;
-    write(this.state, CALLED[run.state] ?? run.state);
-    const share = run.state === "done" ? 1 : run.share ?? 0;
+    write(this.state, CALLED[run.state]);
     if (run.state === "running" && !run.frames) this.bar.removeAttribute("value");
-    else this.bar.value = share;
-    write(this.share, percent(share));
+    else this.bar.value = run.share;
+    write(this.share, percent(run.share));
     write(this.line, words(run));
-    this.fault.hidden = !run.error;
-    write(this.fault, run.error ?? "");
-    this.pause.hidden = run.state !== "running" && run.state !== "waiting";
+    tell(this.fault, run.error ?? "");
+    this.pause.hidden = !isActive(run);
     this.resume.hidden = run.state !== "paused" && run.state !== "failed";
     write(this.resume.querySelector("span"), run.state === "failed" ? "Try again" : "Go on");
     const over = run.state === "done" || run.state === "failed";
@@ -126,10 +122,9 @@ class Card {
     this.going.hidden = run.state === "done";
     const place = run.state === "done" ? this.head : this.going;
     if (this.buttons.parentElement !== place) place.append(this.buttons);
-    const lines = run.receipt ?? [];
-    this.received.hidden = !lines.length;
-    if (this.receipt.children.length !== lines.length) this.receipt.replaceChildren(...lines.map((line) => make("li", {}, line)));
-    this.command.write(run.command ?? "");
+    this.received.hidden = !run.receipt.length;
+    if (this.receipt.children.length !== run.receipt.length) this.receipt.replaceChildren(...run.receipt.map((line) => make("li", {}, line)));
+    this.command.write(run.command);
     this.#frame(run.newest);
   }
 
@@ -141,17 +136,14 @@ class Card {
       this.view.change({ size: { width: after.naturalWidth, height: after.naturalHeight } });
       this.stage.element.style.setProperty("--shape", String(after.naturalWidth / after.naturalHeight));
       this.stage.show({ before, after, names: ["Before", "After"] });
-      this.#at = Number(newest.at);
-      write(this.newest, `${this.#run.state === "done" ? "A frame of it" : "The newest frame"}, at ${clock(this.#at)}`);
+      write(this.newest, `${this.#run.state === "done" ? "A frame of it" : "The newest frame"}, at ${clock(Number(newest.at))}`);
       this.shows.hidden = false;
     } catch { /* the next one comes soon */ }
   }
 
-  #asked = false;
-
   /** Stop and forget: asked twice where something would be lost. */
   async #forget() {
-    const loses = this.#run.state === "running" || this.#run.state === "paused" || this.#run.state === "waiting";
+    const loses = isActive(this.#run) || this.#run.state === "paused";
     if (loses && !this.#asked) {
       this.#asked = true;
       this.show(this.#run);
@@ -176,12 +168,12 @@ function words({ state, frames, of, rate, time_left: left, diffused, line }) {
   if (state === "failed") return frames ? `${grouped(frames)} of ${grouped(of)} frames are kept` : "";
   if (state === "waiting") return line || "Waits for its turn";
   const parts = [];
-  if (of) parts.push(`${grouped(frames ?? 0)} of ${grouped(of)} frames`);
+  if (of) parts.push(`${grouped(frames)} of ${grouped(of)} frames`);
   if (state === "running") {
     if (rate) parts.push(rate >= 1 ? `${rate.toFixed(1)} a second` : `${(1 / rate).toFixed(1)} s a frame`);
     if (left !== null && left !== undefined) parts.push(`${lasting(left)} left`);
   }
   if (diffused !== null && diffused !== undefined) parts.push(`${Math.round(100 * diffused)} % of the pixels computed, the rest carried`);
   if (state === "running" && line && !frames) parts.push(line);
-  return parts.join(" · ") || line || "";
+  return parts.join(" · ") || line;
 }

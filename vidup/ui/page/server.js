@@ -1,10 +1,11 @@
 // What the page asks of vidup's server, and what it does where that does not answer.
 
+import { tell } from "./elements.js";
+
 /** A fault that the server told in one line. */
 export class Refused extends Error {}
 
 const lost = document.querySelector(".lost");
-const tab = (sessionStorage.vidupTab ??= Math.random().toString(36).slice(2));
 
 async function ask(method, path, { body, signal } = {}) {
   const request = { method, signal, cache: "no-store", keepalive: method === "DELETE" }; // which a page that is closed still sends
@@ -14,7 +15,7 @@ async function ask(method, path, { body, signal } = {}) {
   try {
     response = await fetch(`/api/${path}`, request);
   } catch (fault) {
-    if (fault.name !== "AbortError") tell("vidup does not answer. Is it still running? Runs go on without it; start vidup ui again to see them.");
+    if (fault.name !== "AbortError") tell(lost, "vidup does not answer. Is it still running? Runs go on without it; start vidup ui again to see them.");
     throw fault;
   }
   let answer = {};
@@ -24,14 +25,9 @@ async function ask(method, path, { body, signal } = {}) {
     if (fault.name === "AbortError") throw fault;
   }
   // A server that was started anew has another token: no answer of it can be had from here.
-  tell(/open the address/.test(answer.error) ? answer.error : "");
+  tell(lost, /open the address/.test(answer.error) ? answer.error : "");
   if (!response.ok) throw new Refused(answer.error ?? `vidup answered ${response.status}`);
   return answer;
-}
-
-function tell(text) {
-  if (lost.textContent !== text) lost.textContent = text;
-  lost.hidden = !text;
 }
 
 export const start = () => ask("GET", "start");
@@ -57,22 +53,19 @@ export function frameOf(input, at, height) {
  * An abort of `signal` cancels the work in the server at once, and rejects with an `AbortError`.
  * @param {(state) => void} told  is given each state on the way.
  */
-export async function preview(body, signal, told = () => {}) {
-  const { id } = await ask("POST", "preview", { body: { ...body, tab } });
+export async function preview(body, signal, told) {
+  const { id } = await ask("POST", "preview", { body });
   const cancel = () => ask("DELETE", `preview/${id}`).catch(() => {});
-  try {
-    for (;;) {
-      signal.throwIfAborted();
-      const state = await ask("GET", `preview/${id}`, { signal });
-      if (state.state === "done") return state;
-      if (state.state === "failed") throw new Refused(state.error || "the preview failed");
-      if (state.state === "stopped") throw new DOMException("stopped", "AbortError");
-      told(state);
-      await pause(250, signal);
-    }
-  } catch (fault) {
-    if (signal.aborted) cancel();
-    throw fault;
+  signal.addEventListener("abort", cancel, { once: true }); // a page that is closed does nothing after this event
+  if (signal.aborted) cancel();
+  for (;;) {
+    signal.throwIfAborted();
+    const state = await ask("GET", `preview/${id}`, { signal });
+    if (state.state === "done") return state;
+    if (state.state === "failed") throw new Refused(state.error);
+    if (state.state === "stopped") throw new DOMException("stopped", "AbortError");
+    told(state);
+    await pause(250, signal);
   }
 }
 
@@ -99,7 +92,7 @@ export function upload(file, told, signal) {
     });
     request.addEventListener("error", () => reject(new Refused("the upload broke off: is vidup still running?")));
     request.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
-    signal?.addEventListener("abort", () => request.abort(), { once: true });
+    signal.addEventListener("abort", () => request.abort(), { once: true });
     request.send(file);
   });
 }

@@ -1,6 +1,6 @@
 // The settings as a form: those that matter first, all others under their heads.
 
-import { make, button, icon, write, named } from "./elements.js";
+import { make, button, faultLine, named, tell, write } from "./elements.js";
 import { spoken } from "./words.js";
 import { chosen, choose, onChange } from "./chosen.js";
 
@@ -16,7 +16,7 @@ export class Settings {
     const groups = new Map();
     for (const field of fields) if (!first.includes(field)) groups.set(field.group, [...(groups.get(field.group) ?? []), field]);
     this.models = make("datalist", { id: "models" }, models.map(({ name, line }) => make("option", { value: name }, line)));
-    this.fault = make("p.fault", { role: "alert", hidden: true });
+    this.fault = faultLine();
     this.reset = button("Reset all", () => choose({ settings: {} }), { image: "undo", kind: "quiet" });
     this.find = make("input", { type: "search", placeholder: "Find a setting", "aria-label": "Find a setting", oninput: () => this.#filter() });
     this.groups = [...groups].map(([title, own]) => {
@@ -34,7 +34,7 @@ export class Settings {
   /** What a field is where nothing is set: the preset's, or the default. */
   #default(field) {
     const preset = this.presets.find((each) => each.name === chosen.preset);
-    return preset?.settings?.[field.name] ?? field.default;
+    return preset?.settings[field.name] ?? field.default;
   }
 
   #field(field) {
@@ -53,11 +53,11 @@ export class Settings {
   #control(field, id) {
     const listen = { id, name: field.name, onchange: (event) => this.#set(field, field.kind === "flag" ? event.target.checked : event.target.value.trim()) };
     if (field.kind === "flag") return make("input.switch", { type: "checkbox", role: "switch", ...listen });
-    if (field.kind === "choice") return make("select", listen, (field.choices ?? []).map((each) => make("option", { value: each }, each)));
+    if (field.kind === "choice") return make("select", listen, field.choices.map((each) => make("option", { value: each }, each)));
     if (field.name === "prompt" || field.name === "negative_prompt") return make("textarea", { rows: "2", ...listen });
     const number = field.kind === "number" || field.kind === "integer";
     const list = field.name === "model" ? "models" : null;
-    return make("input", { type: "text", inputmode: number && !field.choices?.length ? "decimal" : null, list, autocomplete: "off", spellcheck: "false", ...listen });
+    return make("input", { type: "text", inputmode: number && !field.choices.length ? "decimal" : null, list, autocomplete: "off", spellcheck: "false", ...listen });
   }
 
   #set(field, value) {
@@ -91,15 +91,12 @@ export class Settings {
   blame(text) {
     const name = /^(?:[\w ]*?: )?(\w+) = /.exec(text)?.[1];
     for (const [each, { fault, control }] of this.#fields) {
-      const own = text && each === name;
-      fault.hidden = !own;
-      write(fault, own ? text : "");
-      control.setAttribute("aria-invalid", String(Boolean(own)));
+      const own = each === name;
+      tell(fault, own ? text : "");
+      control.setAttribute("aria-invalid", String(own));
       if (own) for (let around = fault.closest("details"); around; around = around.parentElement.closest("details")) around.open = true;
     }
-    const known = this.#fields.has(name);
-    this.fault.hidden = !text || known;
-    write(this.fault, known ? "" : text);
+    tell(this.fault, this.#fields.has(name) ? "" : text);
   }
 
   #filter() {

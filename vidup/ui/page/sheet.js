@@ -129,15 +129,14 @@ export class Sheet {
     const stage = new Stage({ view: this.view, label: title, divided: false });
     stage.element.setAttribute("aria-label", title);
     stage.element.setAttribute("role", "group");
+    const element = make("article.tile", { "data-name": name });
     const preview = new Preview({
       kind: "frame", settings, ready: this.ready, doing: "Preview",
       show: async (result) => stage.show({ before: await picture(result.after, title) }),
+      turned: ({ state }) => { element.dataset.state = state; },
     });
     const use = name === "bicubic" || name === "yours" ? null : button("Use this", () => this.#use(name), { label: `Use ${title}`, kind: "quiet" });
-    const head = make("div.head", {}, make("h2", {}, title), use);
-    const element = make("article.tile", { "data-name": name }, head, stage.element, preview.element);
-    preview.onState((state) => { element.dataset.state = state; });
-    element.dataset.state = "idle";
+    element.append(make("div.head", {}, make("h2", {}, title), use), stage.element, preview.element);
     return { element, stage, preview, use };
   }
 

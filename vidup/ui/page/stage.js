@@ -1,7 +1,7 @@
 // Two pictures, or two films, one over the other, with a divider between them; zoomed and moved as a view says.
 
 import { make, icon, segments } from "./elements.js";
-import { View, ZOOMS, stepped } from "./view.js";
+import { ZOOMS, stepped } from "./view.js";
 
 /**
  * A stage for what is before and what is after.
@@ -10,7 +10,9 @@ import { View, ZOOMS, stepped } from "./view.js";
  * + and - zoom, 0 shows it whole, 1 shows it pixel by pixel.
  */
 export class Stage {
-  constructor({ view = new View(), label = "Before and after", divided = true } = {}) {
+  #names = ["", ""];
+
+  constructor({ view, label = "Before and after", divided = true }) {
     this.view = view;
     this.divided = divided;
     this.after = make("div.layer.after");
@@ -31,15 +33,13 @@ export class Stage {
    * @param names  what the left and the right one are called.
    */
   show({ before, after = null, names = ["", ""] }) {
-    this.before.replaceChildren(...[before].filter(Boolean));
-    this.after.replaceChildren(...[after].filter(Boolean));
-    this.element.dataset.mode = before && after ? "two" : before || after ? "one" : "empty";
+    this.before.replaceChildren(before ?? "");
+    this.after.replaceChildren(after ?? "");
+    this.element.dataset.mode = after ? "two" : before ? "one" : "empty";
     this.tags.forEach((tag, index) => { tag.textContent = names[index] ?? ""; tag.hidden = !names[index]; });
     this.#names = names;
     this.#draw();
   }
-
-  #names = ["", ""];
 
   #draw() {
     const { clientWidth: width, clientHeight: height } = this.element;

@@ -10,6 +10,7 @@ export class Strip {
   #of = "";
   #length = 0;
   #rate = 25;
+  #shape = 16 / 9;
   #settling = 0;
 
   constructor() {
@@ -21,7 +22,6 @@ export class Strip {
       button("", () => this.#step(1), { image: "on", label: "One frame on", kind: "quiet" }),
       this.seek, this.time, this.length = make("span.dim.length")));
     this.seek.addEventListener("input", () => {
-      write(this.time, "");
       this.time.value = clock(Number(this.seek.value));
       clearTimeout(this.#settling);
       this.#settling = setTimeout(() => this.#take(Number(this.seek.value)), 200);
@@ -48,14 +48,11 @@ export class Strip {
     this.#length = Math.max(0, duration - 1 / (rate || 25));
     this.#rate = rate || 25;
     this.seek.max = String(this.#length);
-    this.frames.style.setProperty("--shape", width && height ? String(width / height) : "1.7778");
     write(this.length, `of ${clock(duration, duration < 60 ? 2 : 0)}`);
-    this.#shape = width / height || 16 / 9;
+    this.#shape = width / height;
     this.#fill();
     this.mark();
   }
-
-  #shape = 16 / 9;
 
   #fill() {
     const wide = this.frames.clientWidth;
@@ -67,7 +64,7 @@ export class Strip {
     this.#frames = Array.from({ length: count }, (_, index) => {
       const at = ((index + 0.5) / count) * this.#length;
       return make("div.frame", { role: "option", id: `frame-${index}`, "data-at": at, "aria-label": clock(at), title: clock(at), onclick: () => this.#take(at) },
-        thumbnail(chosen.input, at, 96));
+        thumbnail(chosen.input, at));
     });
     this.frames.replaceChildren(...this.#frames);
     this.mark();

@@ -29,9 +29,9 @@ function next() {
 }
 
 /** A box of fixed size that fills with the frame at `at` seconds once it is in sight. */
-export function thumbnail(input, at, height) {
+export function thumbnail(input, at) {
   const box = make("span.thumbnail", {}, icon("film"));
-  box.source = frameOf(input, at, height);
+  box.source = frameOf(input, at, 96);
   seen.observe(box);
   return box;
 }
