@@ -329,8 +329,9 @@ class Relay:
         size = (source.shape[-2], source.shape[-1])
         carried = temporal.warp(source, temporal.resize_flow(motion.flow.to(source.device), size))
         if motion.gain != 1:
-            mean = temporal.mean(carried, 4 * round(self._scale) + 1)
-            carried = mean + motion.gain * (carried - mean)
+            small = functional.interpolate(carried[None], tuple(motion.trust.shape), mode="area")[0]
+            around = functional.interpolate(temporal.mean(small, 5)[None], size, mode="bilinear", align_corners=False)
+            carried = torch.lerp(around[0], carried, motion.gain)
         return carried
 
     def _patched(

@@ -142,7 +142,7 @@ class DiffusionX4:
         # On the device in advance, so that the loop neither copies nor waits.
         self.times = {step.time: torch.tensor(step.time, device=device) for step in self.steps}
         self._weights = lru_cache(maxsize=8)(self._make_weights)
-        self._field = lru_cache(maxsize=8)(self._make_field)
+        self._field = lru_cache(maxsize=4)(self._make_field)
 
     @property
     def needs(self) -> Needs:
@@ -185,10 +185,10 @@ class DiffusionX4:
         low_res = clip.clamp(0, 1) * 2 - 1
         levels = self._levels(clip)
         signal = self.cumulative[levels].view(-1, 1, 1, 1)
-        field = self._field(_LOW_RES, 3, height, width, place.top, place.left)
+        field = self._crop(_LOW_RES, 3, height, width, place)
         noisy = signal.sqrt() * low_res + (1 - signal).sqrt() * field
         channels = self.vae.config.latent_channels
-        start = self._field(_LATENTS, channels, height, width, place.top, place.left).expand(count, -1, -1, -1)
+        start = self._crop(_LATENTS, channels, height, width, place).expand(count, -1, -1, -1)
 
         guides, rows = iter(self.guides), windows.spread(levels, tiles, choice.batch)
 
@@ -233,8 +233,14 @@ class DiffusionX4:
         log.info("%s", tiles)
         return tiling.weights(tiles, self.settings.tile_overlap).to(self.device)
 
-    def _make_field(self, stream: int, channels: int, height: int, width: int, top: int, left: int) -> torch.Tensor:
-        return noise.field(self.settings.seed, stream, channels, height, width, top, left).to(self.device)
+    def _crop(self, stream: int, channels: int, height: int, width: int, place: Place) -> torch.Tensor:
+        """The noise of a clip, from that of its whole frame: drawing it anew for each window takes longer than mini."""
+        sides = (side + -side % self.multiple for side in (place.height, place.width))
+        whole = self._field(stream, channels, *sides)
+        return whole[:, place.top : place.top + height, place.left : place.left + width]
+
+    def _make_field(self, stream: int, channels: int, height: int, width: int) -> torch.Tensor:
+        return noise.field(self.settings.seed, stream, channels, height, width).to(self.device)
 
 
 # Numbers in float32 for each input pixel of a frame: in the loop those of the clip, noise, latents and inputs; while
