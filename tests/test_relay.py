@@ -205,6 +205,14 @@ def test_offloaded_what_is_carried_is_not_planned_beside_the_model():
     assert plans[True, "relay"] == plans[True, "off"]
 
 
+def test_frames_stay_as_they_are_where_a_model_keeps_their_size():
+    frames, follower = torch.stack(pan(3)), Follower(0, 2.0, 0)
+    before = frames.clone()
+    results = list(Relay(lambda clip, place: clip + 0.05, 1, 0)(frames, [follower(frame) for frame in frames]))
+    assert torch.equal(frames, before)
+    assert (results[2] - frames[2]).mean() > 0.03
+
+
 def test_steady_computes_every_frame_and_changes_less():
     frames = pan(8)
     inventor = Inventor()

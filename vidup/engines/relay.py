@@ -345,7 +345,7 @@ class Relay:
     ) -> torch.Tensor:
         """What is carried where it is trusted, what was computed elsewhere, and bicubic where neither is."""
         size = carried.shape[-2:]
-        base = resample.resize(frame[None], size)[0]
+        base = frame.clone() if frame.shape[-2:] == size else resample.resize(frame[None], size)[0]
         covered = frame.new_zeros(1, *frame.shape[-2:])
         for box, _ in pieces:
             covered[_inner(box, *frame.shape[-2:])] = 1
@@ -359,7 +359,7 @@ class Relay:
             turn = step.fresh.to(frame).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
             turn = turn[None, : frame.shape[-2], : frame.shape[-1]]
             trust = trust * (1 - _FRESH * _feathered(turn, size))
-        return torch.lerp(base, carried, trust)
+        return base.lerp_(carried, trust)
 
 
 def _inner(box: Box, height: int, width: int) -> tuple[slice, slice, slice]:

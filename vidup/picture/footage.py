@@ -13,6 +13,7 @@ from torch.nn import functional
 from vidup.picture.flaws import unbanded
 from vidup.picture.metrics import luma
 from vidup.picture.resample import back_project, resize
+from vidup.picture.temporal import mean
 
 WEIGHTS = Path(__file__).with_name("footage.safetensors")
 BLUR = 9
@@ -63,7 +64,8 @@ class Estimator(nn.Module):
 def _estimator(device: torch.device) -> Estimator:
     estimator = Estimator()
     estimator.load_state_dict({name: one.float() for name, one in load_file(WEIGHTS).items()})
-    return estimator.eval().requires_grad_(False).to(device)
+    format = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # a third faster there
+    return estimator.eval().requires_grad_(False).to(device, memory_format=format)
 
 
 def _errors(rgb: torch.Tensor, step: float) -> torch.Tensor:
@@ -117,17 +119,14 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
         return picture
     own = resize(picture, low_res.shape[-2:])
     wrong = unbanded(low_res) - own
-    mean = _mean(wrong, WIDE)
-    fine = wrong - mean
-    power = _mean(luma(fine)[:, None].square(), NARROW)
+    coarse = _around(wrong, WIDE)
+    fine = wrong - coarse
+    power = _around(luma(fine)[:, None].square(), NARROW)
     noise = (error(low_res, step).square() - CLEAN**2).clamp_min(0) / 255**2
     weight = (1 - noise / power.clamp_min(1e-12)).clamp(0, 1)
-    return back_project(picture, mean + weight * fine, rounds)
+    return back_project(picture, coarse + weight * fine, rounds)
 
 
-def _mean(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """Means over squares, which at the edges hold what there is; (T, C, h, w)."""
-    for kernel in ((side, 1), (1, side)):
-        reach = kernel[0] // 2, kernel[1] // 2
-        pictures = functional.avg_pool2d(pictures, kernel, 1, reach, count_include_pad=False)
-    return pictures
+def _around(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """Means over squares around each pixel, (T, C, h, w)."""
+    return mean(pictures.flatten(0, 1), side).view_as(pictures)
