@@ -327,7 +327,7 @@ class Relay:
     def _carried(self, source: torch.Tensor, motion: Motion) -> torch.Tensor:
         """The source along the motion, with the contrast that the frame has now."""
         size = (source.shape[-2], source.shape[-1])
-        carried = temporal.warp(source, temporal.resize_flow(motion.flow.to(source.device), size))
+        carried = temporal.warp(source, motion.flow.to(source.device))
         if motion.gain != 1:
             small = functional.interpolate(carried[None], tuple(motion.trust.shape), mode="area")[0]
             around = functional.interpolate(temporal.mean(small, 5)[None], size, mode="bilinear", align_corners=False)

@@ -86,13 +86,21 @@ def warp(picture: torch.Tensor, flow: torch.Tensor, mode: str = "bicubic") -> to
 
     Args:
         picture: (C, H, W).
-        flow: (2, H, W), right and down, in pixels.
+        flow: (2, h, w), right and down, in pixels of its own size, from which it is enlarged.
     """
-    height, width = picture.shape[-2:]
-    rows = torch.arange(height, dtype=flow.dtype, device=flow.device).view(-1, 1)
-    columns = torch.arange(width, dtype=flow.dtype, device=flow.device)
-    grid = torch.stack([(flow[0] + columns + 0.5) * (2 / width) - 1, (flow[1] + rows + 0.5) * (2 / height) - 1], -1)
-    return functional.grid_sample(picture[None], grid[None], mode, "border", align_corners=False)[0]
+    (height, width), (rows, columns) = picture.shape[-2:], flow.shape[-2:]
+    shares = flow * flow.new_tensor([2 / columns, 2 / rows]).view(2, 1, 1)  # the grid's unit is half a picture
+    grid = shares[None].contiguous(memory_format=torch.channels_last)  # the grid's layout
+    if (rows, columns) != (height, width):
+        grid = functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
+    grid[0, 0] += _centres(width, flow)
+    grid[0, 1] += _centres(height, flow).view(-1, 1)
+    return functional.grid_sample(picture[None], grid.permute(0, 2, 3, 1), mode, "border", align_corners=False)[0]
+
+
+def _centres(length: int, flow: torch.Tensor) -> torch.Tensor:
+    """The centres of pixels in a row, -1 to 1 from edge to edge."""
+    return (torch.arange(length, dtype=flow.dtype, device=flow.device) + 0.5) * (2 / length) - 1
 
 
 def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
