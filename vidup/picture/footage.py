@@ -64,8 +64,9 @@ class Estimator(nn.Module):
 def _estimator(device: torch.device) -> Estimator:
     estimator = Estimator()
     estimator.load_state_dict({name: one.float() for name, one in load_file(WEIGHTS).items()})
-    format = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # a third faster there
-    return estimator.eval().requires_grad_(False).to(device, memory_format=format)
+    if device.type == "cpu":
+        estimator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster there
+    return estimator.eval().requires_grad_(False).to(device)
 
 
 def _errors(rgb: torch.Tensor, step: float) -> torch.Tensor:
