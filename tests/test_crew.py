@@ -472,7 +472,7 @@ class TestOnRay:
         monkeypatch.setattr(on_ray, "PATIENCE_SECONDS", 0.2)
         monkeypatch.setattr(on_ray, "_MOST_SECONDS", 1.0)
         wanted = ray_cluster.Wanted("workers = 2", 2, None, 64)  # more cores than there are
-        pool = on_ray.Pool(ray_cluster.Cluster(ray, wanted, None, True), square, [1], print)
+        pool = on_ray.Pool(ray_cluster.Cluster(ray, wanted, True), square, [1], print)
         with pytest.raises(EngineError, match=r"^ray has made no worker for 1 s; take --workers 1"):
             next(pool.run(lambda: False))
         assert [record.message for record in caplog.records] == ["ray has had no place for a worker for 0 s; waiting"]

@@ -70,7 +70,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         disk, store                         atomic writes; a job's folder and segments
         naming                              names of outputs
         plan, relay_share                   all that is decided before the first frame; the share that relay computes
-        input_flaws, describe               what the input's pictures are like; a job in words
+        describe                            a job in words
         pace                                how long it will take
         newest_picture                      the newest result, written to files for watching a job
         unfinished                          the kept frames of an unfinished segment

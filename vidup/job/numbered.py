@@ -9,20 +9,9 @@ from vidup.errors import VerifyError
 from vidup.job.disk import beside, put_in_place
 from vidup.job.plan import Job
 from vidup.media.segment import read_segment
-from vidup.media.sequences import is_sequence, name, numbers_of
+from vidup.media.sequences import name, numbers_of
 from vidup.proof import Receipt, sha256
 from vidup.proof.pictures import Compared
-
-
-def make_folder(target: Path) -> None:
-    """Create the folder of the pictures; its parent has to exist."""
-    if is_sequence(target):
-        target.parent.mkdir(exist_ok=True)
-
-
-def is_begun(folder: Path, target: Path) -> bool:
-    """Whether existing pictures may be those of a job that was stopped while it delivered them."""
-    return is_sequence(target) and folder.is_dir()
 
 
 def deliver(job: Job, segments: Sequence[Path], overwrite: bool, compared: Compared) -> Receipt:
@@ -37,21 +26,21 @@ def deliver(job: Job, segments: Sequence[Path], overwrite: bool, compared: Compa
         MediaError: one cannot be written.
         VerifyError: a picture differs when it is read again.
     """
-    numbers = iter(numbers_of(Path(job.info.path), job.low, len(job.times)))
+    source, size = Path(job.info.path), (job.encoding.height, job.encoding.width)
+    numbers = iter(numbers_of(source, job.low, len(job.times)))
     for segment in segments:
         for packet in sorted(read_segment(segment), key=lambda packet: packet.pts):
             target = name(job.output, next(numbers))
-            if not (target.is_file() and target.read_bytes() == packet.data):
-                part = beside(target, ".part")
-                part.write_bytes(packet.data)
-                try:
-                    put_in_place(part, target, overwrite)
-                finally:
-                    part.unlink(missing_ok=True)
-                if target.read_bytes() != packet.data:
-                    raise VerifyError(f"{target}: is not what was written; is the disk sound?")
-    size = job.encoding.height, job.encoding.width
-    source = Path(job.info.path)
+            if target.is_file() and target.read_bytes() == packet.data:
+                continue
+            part = beside(target, ".part")
+            part.write_bytes(packet.data)
+            try:
+                put_in_place(part, target, overwrite)
+            finally:
+                part.unlink(missing_ok=True)
+            if target.read_bytes() != packet.data:
+                raise VerifyError(f"{target}: is not what was written; is the disk sound?")
     return Receipt(
         source, job.output, len(job.times), compared.pictures, compared.least_likeness, size, (), 0, sha256(job.output)
     )

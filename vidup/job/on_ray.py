@@ -127,7 +127,7 @@ class Pool:
             num_cpus=self._wanted.threads,
             num_gpus=self._wanted.gpus,
             max_restarts=0,
-            runtime_env=cluster.environment,
+            runtime_env=None if cluster.is_ours else {"env_vars": self._wanted.environment},
         )
 
     def run(self, stop: Callable[[], bool]) -> Iterator[tuple[Any, Any]]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.job import describe, input_flaws, naming, pace, rehearse, relay_share, stills
+from vidup.job import describe, naming, pace, rehearse, relay_share, stills
 from vidup.job import plan as plans
-from vidup.media import containers
+from vidup.media import containers, decoding
 from vidup.media.quantiser import quantiser_step
 from vidup.media.video import Video
+from vidup.picture import color, flaws
 from vidup.upscaler import Upscaler
+
+_PLACES, _FRAMES = (0.15, 0.5, 0.85), 2  # where an input's flaws are measured, and in how many frames
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,13 @@ class Plan:
     of the middle; None where all are, or the frames are too large for a quick estimate."""
     facts: tuple[tuple[str, str], ...] = ()
     """What is in the input and what it will become, as (head, text) pairs."""
-    text: str = field(default="", repr=False)
     table: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The same and more, as values for JSON."""
 
     def __str__(self) -> str:
-        return self.text
+        (_, file), *others = self.facts
+        lines = [*(f"{head:9} {words}" for head, words in others), *(f"stream {line}" for line in self.streams)]
+        return "\n".join([f"{self.input}: {file}", *(f"  {line}" for line in [*lines, *self.notes])])
 
 
 def plan(
@@ -87,10 +95,10 @@ def plan(
     target = naming.default_output(source, settings) if output is None else Path(output)
     if containers.is_picture(source, target):
         return _of_still(source, target, settings)
-    job, left = plans.plan(source, target, settings, known), list[str]()
+    job, more = plans.plan(source, target, settings, known), list[str]()
     if output is not None:
-        job, left = rehearse.foresee(job)
-    notes = [*describe.describe(job)[1:], *left]
+        job, more = rehearse.foresee(job)
+    notes = [*describe.describe(job)[1:], *more]
     seen = None
     try:
         seen = relay_share.foresee(job, relay_share.QUICK) if pictures else None
@@ -100,42 +108,48 @@ def plan(
     if measure:
         with Upscaler(settings, runtime) as upscaler:
             seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
-    device = plans.device_memory(job, runtime)
     footage = _footage(job, notes) if pictures else {}
-    table = describe.table(job, device) | {"computed": computed, "notes": notes, "footage": footage}
-    facts, streams = tuple(describe.facts(job, device, seen)), tuple(describe.streams(job))
+    table = describe.table(job, plans.device_memory(job, runtime))
+    table |= {"computed": computed, "notes": notes, "footage": footage}
+    facts = [*describe.facts(job, table["device_bytes"], seen)]
     if footage:
-        facts = (*facts[:2], ("footage", "; ".join(footage["words"])), *facts[2:])
+        facts.insert(2, ("footage", "; ".join(footage["words"])))
     return Plan(
         source, target, job.info, (job.encoding.height, job.encoding.width), len(job.times),
-        streams, tuple(notes),
-        table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds, computed,
-        facts, _text(source, facts, streams, notes), table,
+        tuple(describe.streams(job)), tuple(notes),
+        table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds, computed, tuple(facts), table,
     )  # fmt: skip
 
 
 def _footage(job: plans.Job, notes: list[str]) -> dict[str, Any]:
     """What the pictures look like, as values for JSON."""
     given = job.settings.quantiser
-    step = quantiser_step(job.info) if given == "auto" else given
     try:
-        return describe.footage(step, input_flaws.look(job))
+        return describe.footage(quantiser_step(job.info) if given == "auto" else given, _flaws(job))
     except MediaError as error:
         notes.append(f"note: what the pictures look like is not known: {error}")
         return {}
 
 
+def _flaws(job: plans.Job) -> flaws.Flaws:
+    """Measure the flaws of a job's input at up to three keyframes."""
+    info, found = job.info, list[flaws.Flaws]()
+    entries = [time for time, _ in info.entries]
+    for share in _PLACES if entries else _PLACES[:1]:
+        place = job.low + int(share * (job.high - job.low)) if entries else job.low
+        entry = bisect_right(entries, info.pts[place]) - 1
+        if entry >= 0:
+            place = min(max(job.low, bisect_left(info.pts, entries[entry])), job.high - 1)
+        with closing(decoding.decode(info, info.pts[place], None, job.settings)) as frames:
+            read = [color.to_rgb(frame, torch.device("cpu")) for frame in islice(frames, _FRAMES)]
+        if read:
+            found.append(flaws.measure(torch.stack(read)))
+    return flaws.together(found) if found else flaws.Flaws()
+
+
 def _of_still(source: Path, target: Path, settings: Settings) -> Plan:
     table = stills.facts(source, target, settings)
-    size = table["output_height"], table["output_width"]
-    footage = "; ".join(table["footage"]["words"])
+    size, footage = (table["output_height"], table["output_width"]), "; ".join(table["footage"]["words"])
     facts = ("file", table["words"]), ("footage", footage), ("output", f"{target}: {size[1]}x{size[0]}")
-    text = _text(source, facts, (), [f"note: {note}" for note in table["notes"]])
-    return Plan(source, target, None, size, 1, (), tuple(table["notes"]), facts=facts, text=text, table=table)
-
-
-def _text(source: Path, facts: Sequence[tuple[str, str]], streams: Sequence[str], notes: Sequence[str]) -> str:
-    (_, file), *others = facts
-    lines = [f"{head:9} {words}" for head, words in others]
-    lines += [*(f"stream {line}" for line in streams), *notes]
-    return "\n".join([f"{source}: {file}", *(f"  {line}" for line in lines)])
+    notes = tuple(f"note: {note}" for note in table["notes"])
+    return Plan(source, target, None, size, 1, (), notes, facts=facts, table=table)

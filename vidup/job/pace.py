@@ -122,8 +122,8 @@ def described(job: Job, upscaler: Upscaler, frames: int) -> Iterator[str]:
 
 def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:
     """A frame of the result at the place `index` of a constant rate."""
-    step = max(1, round(1 / (encoding.rate * encoding.time_base)))
+    duration = max(1, round(1 / (encoding.rate * encoding.time_base)))
     return replace(
         frame, planes=planes, pix_fmt=decoding.planar(encoding.pix_fmt), color=encoding.color,
-        pts=index * step, duration=step, time_base=encoding.time_base,
+        pts=index * duration, duration=duration, time_base=encoding.time_base,
     )  # fmt: skip

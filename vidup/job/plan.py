@@ -33,6 +33,11 @@ class Job(Delivery):
     facts: dict[str, Any]
     """The input's fingerprint, from `disk.fingerprint_file` before all else."""
 
+    @property
+    def frames_each(self) -> int:
+        """How many frames of the output a frame of the input becomes: two where each of its fields is one."""
+        return len(self.times) // (self.high - self.low)
+
     def check_input(self) -> None:
         """Check that the input has not changed since the job was planned.
 
@@ -45,7 +50,7 @@ class Job(Delivery):
 def span(job: Job, segment: Segment) -> tuple[int, int]:
     """The places in `job.times` of a segment's frames: low <= place < high."""
     low = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
-    return low, low + segment.frames * (len(job.times) // (job.high - job.low))
+    return low, low + segment.frames * job.frames_each
 
 
 def plan(source: Path, target: Path, settings: Settings, known: MediaInfo | None = None) -> Job:
@@ -64,11 +69,10 @@ def plan(source: Path, target: Path, settings: Settings, known: MediaInfo | None
     facts = fingerprint_file(source)
     info = probing.at_rate(known or probing.probe(source, settings.tolerate_errors), settings.fps)
     if settings.quantiser == "auto" and engines.family(settings).invents:
-        step = quantiser_step(info)
-        settings = replace(settings, quantiser="auto" if step is None else step)
+        found = quantiser_step(info)
+        settings = replace(settings, quantiser="auto" if found is None else found)
     delivery = plan_delivery(info, container, settings)
-    native = engines.native_scale(settings)
-    size = output_size(settings, native, *delivery.input_size, even=True)
+    size = output_size(settings, engines.native_scale(settings), *delivery.input_size, even=True)
     return job_of(delivery, target, settings, size, facts)
 
 
@@ -147,10 +151,8 @@ def disk(job: Job, frames: int) -> int:
 
     It is for ordinary pictures at the default quality: grain takes more, drawings take less.
     """
-    bits = _BITS.get(job.encoding.codec, 0.25)
-    pixels = job.encoding.width * job.encoding.height
-    encoded = pixels * bits / 8 * len(job.times) / (job.high - job.low)
-    return round(encoded * frames + encoded * (job.high - job.low) + int(job.facts["size"]))
+    bits = _BITS.get(job.encoding.codec, 0.25) * job.encoding.width * job.encoding.height * job.frames_each
+    return round(bits / 8 * (frames + job.high - job.low) + int(job.facts["size"]))
 
 
 NOT_IN_PART = "nothing of it lies in the part that is kept"

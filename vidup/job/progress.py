@@ -253,11 +253,7 @@ def _figures(event: Progress) -> Iterator[str]:
 def json_lines(stream: TextIO) -> Sink:
     """A sink that writes each event as a line of JSON, with the fields of `Progress`."""
 
-    def write(event: Progress) -> None:
-        stream.write(json.dumps(asdict(event), default=str) + "\n")
-        stream.flush()
-
-    return may_fail(write)
+    return may_fail(lambda event: print(json.dumps(asdict(event), default=str), file=stream, flush=True))
 
 
 def may_fail(sink: Sink) -> Sink:

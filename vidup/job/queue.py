@@ -27,6 +27,7 @@ from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker
 from vidup.media import containers, joining
 from vidup.media.segment import read_segment
+from vidup.media.sequences import is_sequence
 from vidup.paths import check_pair, is_there
 from vidup.proof.pictures import Compared
 from vidup.upscaler import Upscaler
@@ -67,12 +68,14 @@ def begin(
         has to be queued.
     """
     source, target, runtime = outcome.input, followed(outcome.output), upscaler.runtime
+    folder = beside(target, FOLDER)
     if runtime.skip_done and is_there(target) and _is_delivered(outcome, upscaler):
         tracker.end(outcome.output, receipt=outcome.receipt)
         return
-    delivered = not runtime.restart and target.is_file() and was_delivered(beside(target, FOLDER), target)
+    delivered = not runtime.restart and target.is_file() and was_delivered(folder, target)
+    begun = is_sequence(target) and folder.is_dir()  # existing pictures may be those of a job that was stopped
     try:
-        check_pair(source, target, runtime.overwrite or delivered or numbered.is_begun(beside(target, FOLDER), target))
+        check_pair(source, target, runtime.overwrite or delivered or begun)
     except OSError as error:  # a name that is too long, a folder without permission
         raise MediaError(f"{error.filename or source}: cannot be used: {error.strerror or error}") from None
     review.check(source, outcome.output, runtime)
@@ -85,7 +88,8 @@ def begin(
         tracker.end(target, receipt=outcome.receipt)
         return
     job = plan.plan(source, target, upscaler.settings)
-    numbered.make_folder(target)
+    if is_sequence(target):
+        target.parent.mkdir(exist_ok=True)
     _take(target, source, taken)  # not before: a file that is no video, such as subtitles, has no output
     for line in describe.describe(job):
         log.info("%s", line)
@@ -94,8 +98,7 @@ def begin(
     tracker.expect(len(job.times), 0, target)
     yield None
     tracker.enter("loading", target)
-    allowed = partial(_allowed, job, crew)
-    store = Store(beside(target, FOLDER), _made_from(job, crew), runtime.restart, allowed)
+    store = Store(folder, _made_from(job, crew), runtime.restart, partial(_allowed, job, crew))
     stack.callback(_leave, store)
     if not delivered:
         yield _prepared(job, outcome, store, crew, runtime)
@@ -112,9 +115,8 @@ def begin(
 def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Runtime) -> Work:
     """A job whose model, disk space and join have been checked."""
     _ = crew.planner  # a missing model is an error here, and not after the join has been rehearsed
-    parts = _segments(job, store.folder)
-    missing = [part.frames for part in parts if not part.path.is_file()]
-    size = plan.disk(job, sum(missing))
+    segments = _segments(job, store.folder)
+    size = plan.disk(job, sum(segment.frames for segment in segments if not segment.path.is_file()))
     need_disk(store.folder, size)
     log.debug(
         "%s: about %.2f GiB of disk and %.2f GiB of memory for frames",
@@ -124,7 +126,7 @@ def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Run
     if runtime.strict and plan.lost(job):
         raise ConfigError(f"{job.info.path}: strict: {'; '.join(plan.lost(job))}")
     store.close()  # until its turn: the number of a process's open files is limited
-    return Work(job, outcome, store, parts, {part.index for part in parts})
+    return Work(job, outcome, store, segments, {segment.index for segment in segments})
 
 
 def _allowed(job: Job, crew: Crew, stored: dict[str, Any]) -> bool:
@@ -151,11 +153,10 @@ def _open(work: Work, crew: Crew, tracker: Tracker) -> None:
     done = store.finished(work.segments, partial(_is_whole, job))
     if done:
         log.info("%s: %d of %d segments are done already", job.output, len(done), len(work.segments))
-    frames = len(job.times) // (job.high - job.low)  # of the output, for one of the input
     work.left -= done
     kept = sum(unfinished.kept(job, segment) for segment in work.segments if segment.index in work.left)
     ended = sum(segment.frames for segment in work.segments if segment.index in done)
-    tracker.expect(0, ended * frames + kept, job.output)
+    tracker.expect(0, ended * job.frames_each + kept, job.output)
     _choose(work, crew)
 
 
@@ -293,47 +294,47 @@ def _is_whole(job: Job, segment: Segment) -> bool:
 
 def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     """Join the segments, verify the result, and move it into place."""
-    job, store = work.job, work.store
+    job = work.job
     tracker.enter("joining", job.output)
     job.check_input()
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
         raise MediaError(f"{gone[0]}: was removed while the job ran; the same command upscales it again")
-    if job.container.family == "pictures" and not job.container.is_animated:
-        tracker.enter("verifying", job.output)
-        with disk_full_named(job.output.parent), _with_input_unchanged(job):
-            work.outcome.receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
-        _end(work, len(job.times), runtime, tracker)
-        return
-    whole = store.folder / f"whole{job.output.suffix}"
+    with disk_full_named(work.store.folder), _with_input_unchanged(job):
+        if job.container.family == "pictures" and not job.container.is_animated:
+            tracker.enter("verifying", job.output)
+            receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
+        else:
+            receipt = _joined(work, paths, tracker, runtime.overwrite)
+    work.outcome.receipt = receipt
+    share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
+    log.info("%s: delivered and verified, %d frames%s", job.output, receipt.frames, share)
+    if not runtime.keep_work:
+        work.store.delete()
+    tracker.end(job.output, receipt=receipt)
+
+
+def _joined(work: Work, paths: list[Path], tracker: Tracker, overwrite: bool) -> proof.Receipt:
+    """Join the segments in the job's folder, verify the result, and move it into place."""
+    job, folder = work.job, work.store.folder
+    whole = folder / f"whole{job.output.suffix}"
     try:
-        with disk_full_named(store.folder), _with_input_unchanged(job):
-            joined = joining.join(whole, job, job.encoding, paths, store.folder)
+        joined = joining.join(whole, job, job.encoding, paths, folder)
         tracker.enter("verifying", job.output)
         times: Sequence[int] = job.times
         if job.settings.tolerate_errors:  # each segment was proved to have the frames that could be decoded
             times = [int(time * job.encoding.time_base / job.unit) for time in joined]
             if len(times) < len(job.times):
                 log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
-        with disk_full_named(store.folder), _with_input_unchanged(job):
-            with _kept(whole, "unproved"):
-                receipt = proof.check_joined(whole, job, job.encoding, times, paths, work.compared)
-            job.check_input()
-            store.save_result(whole)
-            with _kept(whole, "undelivered"):
-                put_in_place(whole, job.output, runtime.overwrite)
-            work.outcome.receipt = replace(receipt, output=job.output)
+        with _kept(whole, "unproved"):
+            receipt = proof.check_joined(whole, job, job.encoding, times, paths, work.compared)
+        job.check_input()
+        work.store.save_result(whole)
+        with _kept(whole, "undelivered"):
+            put_in_place(whole, job.output, overwrite)
+        return replace(receipt, output=job.output)
     finally:
         whole.unlink(missing_ok=True)
-    _end(work, len(times), runtime, tracker)
-
-
-def _end(work: Work, frames: int, runtime: Runtime, tracker: Tracker) -> None:
-    share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
-    log.info("%s: delivered and verified, %d frames%s", work.job.output, frames, share)
-    if not runtime.keep_work:
-        work.store.delete()
-    tracker.end(work.job.output, receipt=work.outcome.receipt)
 
 
 @contextmanager

@@ -88,10 +88,8 @@ class Cluster:
     ray: Any
     """The module."""
     wanted: Wanted
-    environment: dict[str, Any] | None
-    """Ray's `runtime_env` for workers; None where they inherit this process's environment."""
     is_ours: bool
-    """Whether Ray was started here."""
+    """Whether Ray was started here; its workers then inherit this process's environment."""
 
 
 @contextmanager
@@ -115,7 +113,7 @@ def cluster(wanted: Wanted) -> Iterator[Cluster]:
             raise ConfigError(f"{wanted.setting}: ray has no machine with room for a worker of {each}")
         if places < wanted.workers:
             log.warning("%s: ray has room for %d of %d workers of %s", *(wanted.setting, places, wanted.workers, each))
-        yield Cluster(ray, wanted, None if folder else {"env_vars": wanted.environment}, folder is not None)
+        yield Cluster(ray, wanted, folder is not None)
     finally:
         if is_ours:
             _leave(ray)

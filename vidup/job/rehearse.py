@@ -89,12 +89,12 @@ def _check_ticks(job: Job) -> None:
 
 def _times(job: Job) -> list[int]:
     """Some of the job's times: the first, the last, and those nearest to and farthest from each other."""
-    steps = [after - before for before, after in pairwise(job.times)]
+    gaps = [after - before for before, after in pairwise(job.times)]
     places = {0, len(job.times) - 1}
-    for place in (0, *(steps.index(step) for step in {min(steps), max(steps)})) if steps else ():
+    for place in (0, gaps.index(min(gaps)), gaps.index(max(gaps))) if gaps else ():
         places |= {place, place + 1}
     # A duration in mp4 has 32 bits: leaving out frames must not exceed that.
-    longest = max([*steps, int((2**31 - 1) * job.encoding.time_base / job.unit)])
+    longest = max([*gaps, int((2**31 - 1) * job.encoding.time_base / job.unit)])
     times = [job.times[0]]
     for place in sorted(places)[1:]:
         times += [job.times[place]] if job.times[place] - times[-1] <= longest else []

@@ -88,10 +88,10 @@ def planned(
             rgb = turn(color.to_rgb(frame, host))
         last = frame
         began = time.perf_counter()
-        step = follower(rgb)
+        carrying = follower(rgb)
         seconds += time.perf_counter() - began
         height, width = rgb.shape[-2:]
-        boxes = {*fitted(step.windows(height, width), height, width, fit)}
+        boxes = {*fitted(carrying.windows(height, width), height, width, fit)}
         shares.append(sum((bottom - top) * (right - left) for top, left, bottom, right in boxes) / (height * width))
     count = len(shares) - 1
     return Foreseen(sum(shares[1:]) / count, count, seconds / count) if count > 0 else None

@@ -81,7 +81,8 @@ def read(path: Path) -> Still:
             if ";16" in f"{image.tile}" and not image.mode.startswith("I;16"):  # Pillow reads it with 8 bits
                 notes.append("16 bits a sample become 8")
             about = {key: image.info[key] for key in _NAMES if image.info.get(key)}
-            kind, step = image.format or "", jpeg_quantiser_step(getattr(image, "quantization", {}).values())
+            kind = image.format or ""
+            quantiser = jpeg_quantiser_step(getattr(image, "quantization", {}).values())
             image.load()
             upright = _upright(image, about, notes)
     except (ConfigError, MediaError):
@@ -96,9 +97,10 @@ def read(path: Path) -> Still:
     if reports:
         notes.append(f"is damaged, or not as its format demands: {reports[0]}")
     upright = _with_profile_applied(upright, about, notes)
-    if step is None and kind != "GIF":  # what was compressed before it was saved shows blocks
-        step = flaws.step_of_blocks(*flaws.blocking(luma(interop.take(upright).rgb) * 255))
-    return Still(upright, kind, _with_valid_dpi(about, notes), step, tuple(notes))
+    _drop_damaged_dpi(about, notes)
+    if quantiser is None and kind != "GIF":  # what was compressed before it was saved shows blocks
+        quantiser = flaws.step_of_blocks(*flaws.blocking(luma(interop.take(upright).rgb) * 255))
+    return Still(upright, kind, about, quantiser, tuple(notes))
 
 
 def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
@@ -259,18 +261,17 @@ def _with_profile_applied(image: Image.Image, about: dict[str, Any], notes: list
     return converted
 
 
-def _with_valid_dpi(about: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The metadata without a resolution that no format can store: zero, infinite, not a number."""
+def _drop_damaged_dpi(about: dict[str, Any], notes: list[str]) -> None:
+    """Leave out a resolution that no format can store: zero, infinite, not a number."""
     if "dpi" in about:
         try:
-            resolution = tuple(float(number) for number in about["dpi"])
-            fits = len(resolution) == 2 and all(0.5 < number < 65_535 for number in resolution)
+            horizontal, vertical = (float(number) for number in about["dpi"])
+            fits = 0.5 < horizontal < 65_535 and 0.5 < vertical < 65_535
         except (TypeError, ValueError, ArithmeticError):
             fits = False
         if not fits:
             notes.append("its resolution is damaged and left out")
-            return {key: value for key, value in about.items() if key != "dpi"}
-    return about
+            del about["dpi"]
 
 
 @contextmanager

@@ -41,9 +41,9 @@ _Form = list[tuple[str, tuple[int, int]]]
 
 def kept(job: Job, segment: Segment) -> int:
     """How many finished frames of the output are kept of an unfinished segment."""
-    found, each, pts = _read(segment.path), len(job.times) // (job.high - job.low), job.info.pts
+    found, pts = _read(segment.path), job.info.pts
     lead = 0 if segment.lead_in is None else bisect_right(pts, segment.begin) - bisect_right(pts, segment.lead_in)
-    return 0 if found is None else max(0, found[0].frames - lead * each)
+    return 0 if found is None else max(0, found[0].frames - lead * job.frames_each)
 
 
 def forget(segment: Path) -> None:

@@ -235,7 +235,7 @@ def _shown_already(job: Job, segment: Segment, begin: int) -> dict[int, tuple[in
 
 def _numbers(job: Job, segment: Segment, begin: int) -> tuple[int, tuple[int, int] | None]:
     """Arguments of `Upscaler.reset`: the number of the frame at `begin`; the segment's span if another one follows."""
-    each, pts = len(job.times) // (job.high - job.low), job.info.pts
+    each, pts = job.frames_each, job.info.pts
     number = bisect_right(pts, begin) - 1
     if segment.end is None or segment.lead_in is None or segment.end == job.span[1]:  # nothing follows
         return number * each, None
