@@ -66,7 +66,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         plots, page                         figures over time as SVG; the HTML (page.html, page.css, page.js)
     job/                                upscale(): the main path
         progress, outcome                   progress events and their sinks; the outcome of each file
-        ray_cluster, on_ray, crew           Ray itself; workers on it; one protocol for here and there
+        ray_cluster, on_ray, crew           Ray itself; workers on it; where the work is done
         disk, store                         atomic writes; a job's folder and segments
         naming                              names of outputs
         plan, relay_share                   all that is decided before the first frame; the share that relay computes

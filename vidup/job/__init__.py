@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vidup.config import Given, Runtime, settings_of
+from vidup.config import Given, Runtime
 from vidup.engines import stops
 from vidup.job import crew as crews
 from vidup.job import review
@@ -18,6 +18,8 @@ from vidup.job.progress import Sink, SinkFailed, Tracker
 from vidup.job.queue import begin, run
 from vidup.proof import Receipt
 from vidup.upscaler import Upscaler
+
+Name = str | os.PathLike[str]
 
 
 def upscale(
@@ -51,12 +53,12 @@ def upscale(
             what to do.
         Stopped: `stop` returned true before the end.
     """
-    files = [(input, output)]
-    return _only(upscale_files(files, settings, runtime=runtime, on_progress=on_progress, stop=stop))
+    with Upscaler(settings, runtime, stop=stop) as upscaler:
+        return upscale_with(upscaler, input, output, on_progress)
 
 
 def upscale_files(
-    files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
+    files: Sequence[tuple[Name, Name | None]],
     settings: Given = None,
     *,
     runtime: Runtime | None = None,
@@ -68,39 +70,25 @@ def upscale_files(
     Returns:
         The outcome of each: `input`, `output`, and its `receipt` or `error`. An error does not stop the other files.
     """
-    settings, runtime = settings_of(settings), runtime or Runtime()
     with Upscaler(settings, runtime, stop=stop) as upscaler:
         return _upscale(upscaler, files, on_progress)
 
 
-def upscale_with(
-    upscaler: Upscaler,
-    input: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None,
-    on_progress: Sink | None,
-) -> Receipt:
+def upscale_with(upscaler: Upscaler, input: Name, output: Name | None, on_progress: Sink | None) -> Receipt:
     """`upscale` with an existing upscaler, whose model stays loaded."""
-    return _only(_upscale(upscaler, [(input, output)], on_progress))
-
-
-def _only(outcomes: list[Outcome]) -> Receipt:
-    (outcome,) = outcomes
+    (outcome,) = _upscale(upscaler, [(input, output)], on_progress)
     if outcome.error is not None:
         raise outcome.error
     assert outcome.receipt is not None
     return outcome.receipt
 
 
-def _located(path: str | os.PathLike[str], runtime: Runtime) -> Path:
+def _located(path: Name, runtime: Runtime) -> Path:
     """The path under which every worker finds a file: those of a cluster have other working directories."""
     return Path(path) if runtime.ray is None else Path(path).absolute()
 
 
-def _upscale(
-    upscaler: Upscaler,
-    files: Sequence[tuple[str | os.PathLike[str], str | os.PathLike[str] | None]],
-    on_progress: Sink | None,
-) -> list[Outcome]:
+def _upscale(upscaler: Upscaler, files: Sequence[tuple[Name, Name | None]], on_progress: Sink | None) -> list[Outcome]:
     settings, runtime, stop = upscaler.settings, upscaler.runtime, upscaler.stop
     tracker = Tracker(on_progress, len(files))
     outcomes, works = [], []

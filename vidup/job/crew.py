@@ -1,4 +1,4 @@
-"""Where the work is done, in this process or by workers on Ray: one protocol for both, chosen once."""
+"""Where the work is done, in this process or by workers on Ray: chosen once, and used alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -30,28 +30,28 @@ Worker = Callable[[Iterator[Item], Report], Generator[tuple[Item, Result], None,
 """Takes items, reports while it works, and yields each with its result, perhaps after it has taken the next."""
 
 
-class Crew(Protocol):
-    """The workers of a job. `choose` creates it."""
+class Here:
+    """This process: one item after another, in a plain loop."""
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        self.upscaler = upscaler
+        """The upscaler of this process; None where each worker has its own."""
+        self.expect = upscaler.expect
 
     @property
     def device(self) -> torch.device:
         """The kind of device that the workers use: of this machine, or that which is requested of a cluster's."""
+        return engines.choose_device(self.upscaler.runtime.device)
 
     @property
-    def planner(self) -> Planner | None:
+    def planner(self) -> Planner:
         """Chooses batch and tiles before the first frame; None where only a worker's loaded model can: on a cluster,
         and where the model's memory is not known from its configuration.
 
         Raises:
             EngineError: the model, a part of it or the device is missing.
         """
-
-    @property
-    def upscaler(self) -> Upscaler | None:
-        """The upscaler of this process; None where each worker has its own."""
-
-    def expect(self, pixels: int) -> None:
-        """Announce the pixels of all inputs, before the work begins."""
+        return self.upscaler.planner
 
     def run(
         self,
@@ -75,35 +75,6 @@ class Crew(Protocol):
             Stopped: `stop` returned true before the last item was done.
         """
 
-
-def choose(upscaler: Upscaler) -> Crew:
-    """Workers on Ray where the runtime wants several, or a cluster; else this process with its upscaler."""
-    runtime = upscaler.runtime
-    return Here(upscaler) if runtime.workers == 1 and runtime.ray is None else OnRay(upscaler.settings, runtime)
-
-
-class Here:
-    """This process: one item after another, in a plain loop."""
-
-    def __init__(self, upscaler: Upscaler) -> None:
-        self.upscaler = upscaler
-        self.expect = upscaler.expect
-
-    @property
-    def device(self) -> torch.device:
-        return engines.choose_device(self.upscaler.runtime.device)
-
-    @property
-    def planner(self) -> Planner:
-        return self.upscaler.planner
-
-    def run(
-        self,
-        make: Callable[[Upscaler], Worker[Item, Result]],
-        items: Iterable[Item],
-        on_progress: Callable[[int], None],
-        stop: Callable[[], bool],
-    ) -> Generator[tuple[Item, Result], None, None]:
         def report(units: int) -> None:
             if units:
                 on_progress(units)
@@ -121,7 +92,7 @@ class Here:
 
 
 class OnRay:
-    """Workers on Ray, each with an engine of its own; none is loaded in this process."""
+    """Workers on Ray, each with an engine of its own; none is loaded in this process. Has what `Here` has."""
 
     upscaler = None
 
@@ -149,7 +120,7 @@ class OnRay:
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
     ) -> Generator[tuple[Item, Result], None, None]:
-        """As `Crew.run`; `make`, items and results must pickle."""
+        """As `Here.run`; `make`, items and results must pickle."""
         runtime = self._runtime
         setting = f"workers = {runtime.workers}" if runtime.ray is None else f"ray = {runtime.ray!r}"
         wanted = Wanted(setting, runtime.workers, runtime.ray, gpus=self._gpus)
@@ -182,3 +153,13 @@ def _make(
     upscaler = Upscaler(settings, runtime)
     upscaler.expect(pixels)
     return make(upscaler)
+
+
+Crew = Here | OnRay
+"""The workers of a job."""
+
+
+def choose(upscaler: Upscaler) -> Crew:
+    """Workers on Ray where the runtime wants several, or a cluster; else this process with its upscaler."""
+    runtime = upscaler.runtime
+    return Here(upscaler) if runtime.workers == 1 and runtime.ray is None else OnRay(upscaler.settings, runtime)

@@ -91,7 +91,7 @@ def run(
     on_progress: Callable[[int], Any],
     stop: Callable[[], bool],
 ) -> Generator[tuple[Any, Any], None, None]:
-    """Let workers on Ray process all items, as in `crew.Crew.run`; `make`, items and results must pickle.
+    """Let workers on Ray process all items, as in `crew.Here.run`; `make`, items and results must pickle.
 
     A lost worker (killed, its machine gone) is replaced, and its item repeated. A worker's exception ends the work, and
     is raised here. Log records of workers go to this process's loggers.

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from vidup import engines
 from vidup.frame import Frame
 from vidup.job.plan import Job
 from vidup.job.relay_share import whole_frames
@@ -110,14 +109,6 @@ def in_words(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} d {hours % 24} h"
-
-
-def described(job: Job, upscaler: Upscaler, frames: int) -> Iterator[str]:
-    """The estimate in words, where there is one."""
-    seconds = seconds_left(job, upscaler, frames)
-    if seconds is not None:
-        most = "at most about" if upscaler.engine.invents and engines.carries(job.settings) else "about"
-        yield f"{job.output}: {most} {in_words(seconds)} for {frames} frames, as the first take"
 
 
 def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -92,8 +91,8 @@ class Tracker:
         self._frames += frames
         self._frame += done
         self._before += done
-        before = self._of_file.get(_key(output), (0, 0))
-        self._of_file[_key(output)] = before[0] + done, before[1] + frames
+        before = self._of_file.get(str(output), (0, 0))
+        self._of_file[str(output)] = before[0] + done, before[1] + frames
 
     def enter(self, state: State, output: object = None, first: int = 0) -> None:
         """Enter another state.
@@ -112,8 +111,8 @@ class Tracker:
         if output is not None:
             self._output = str(output)
         self._frame += frames
-        done, expected = self._of_file.get(_key(self._output), (0, 0))
-        self._of_file[_key(self._output)] = done + frames, expected
+        done, expected = self._of_file.get(self._output, (0, 0))
+        self._of_file[self._output] = done + frames, expected
         self._step = self._steps = 0
         if self._first > 0:
             self._first -= frames
@@ -123,7 +122,7 @@ class Tracker:
     def end(self, output: object, error: BaseException | None = None, receipt: Receipt | None = None) -> None:
         """End a file, which is delivered or has failed; the missing frames of a failed one are no longer expected."""
         self._output = str(output)
-        done, frames = self._of_file.get(_key(output), (0, 0))
+        done, frames = self._of_file.get(self._output, (0, 0))
         if error is not None:
             self._frames -= frames - done
         self._left -= 1
@@ -153,7 +152,7 @@ class Tracker:
         left = max(0, self._frames - self._frame)
         eta = left / fps if fps and self._frames else None
         share = round(self._computed / self._pixels, 3) if self._pixels else None
-        done, expected = self._of_file.get(_key(self._output), (0, 0))
+        done, expected = self._of_file.get(self._output, (0, 0))
         event = Progress(
             state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share,
             self._step, self._steps, done, expected, self._left, error, receipt,
@@ -162,14 +161,6 @@ class Tracker:
             self._sink(event)
         except Exception as error:
             raise SinkFailed(error) from None
-
-
-def _key(output: object) -> str:
-    """The real path of an output."""
-    try:
-        return os.path.realpath(str(output))
-    except (OSError, ValueError):
-        return str(output)
 
 
 class Bar:

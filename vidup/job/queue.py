@@ -81,11 +81,11 @@ def begin(
     review.check(source, outcome.output, runtime)
     if containers.is_picture(source, target):
         _take(target, source, taken)
-        tracker.expect(1, 0, target)
+        tracker.expect(1, 0, outcome.output)
         yield None
-        tracker.enter("loading", target)
+        tracker.enter("loading", outcome.output)
         outcome.receipt = stills.upscale_still(upscaler, source, target, tracker)
-        tracker.end(target, receipt=outcome.receipt)
+        tracker.end(outcome.output, receipt=outcome.receipt)
         return
     job = plan.plan(source, target, upscaler.settings)
     if is_sequence(target):
@@ -95,9 +95,9 @@ def begin(
         log.info("%s", line)
     if runtime.strict and plan.lost(job):
         raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
-    tracker.expect(len(job.times), 0, target)
+    tracker.expect(len(job.times), 0, outcome.output)
     yield None
-    tracker.enter("loading", target)
+    tracker.enter("loading", outcome.output)
     store = Store(folder, _made_from(job, crew), runtime.restart, partial(_allowed, job, crew))
     stack.callback(_leave, store)
     if not delivered:
@@ -108,8 +108,8 @@ def begin(
     outcome.receipt = proof.check(target, job, job.encoding, fast=True)
     if not runtime.keep_work:
         store.delete()
-    tracker.advance(len(job.times), target)
-    tracker.end(target, receipt=outcome.receipt)
+    tracker.advance(len(job.times), outcome.output)
+    tracker.end(outcome.output, receipt=outcome.receipt)
 
 
 def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Runtime) -> Work:
@@ -156,7 +156,7 @@ def _open(work: Work, crew: Crew, tracker: Tracker) -> None:
     work.left -= done
     kept = sum(unfinished.kept(job, segment) for segment in work.segments if segment.index in work.left)
     ended = sum(segment.frames for segment in work.segments if segment.index in done)
-    tracker.expect(0, ended * job.frames_each + kept, job.output)
+    tracker.expect(0, ended * job.frames_each + kept, work.outcome.output)
     _choose(work, crew)
 
 
@@ -212,7 +212,7 @@ def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop:
             _close_if_ended(work)
 
     def advance(frames: int) -> None:
-        outputs = (work.job.output for work in works if work.left and work.outcome.error is None)
+        outputs = (work.outcome.output for work in works if work.left and work.outcome.error is None)
         tracker.advance(frames, next(outputs, None))
 
     make = partial(Worker, [work.job for work in works])
@@ -251,16 +251,20 @@ def _enter(work: Work, crew: Crew, tracker: Tracker, runtime: Runtime) -> None:
     compiles = crew.planner is not None and crew.planner.needs.compiled
     calls = runtime.workers if crew.upscaler is None else int(compiles)
     slow = calls * (work.store.choice or {}).get("batch", 1)
-    tracker.enter("compiling" if compiles else "upscaling", work.job.output, slow)
+    tracker.enter("compiling" if compiles else "upscaling", work.outcome.output, slow)
 
 
 def _log_estimate(work: Work, crew: Crew, tracker: Tracker) -> None:
     """Time a batch and log how long the job will take, where this process upscales."""
-    if crew.upscaler is not None:
-        frames = sum(segment.frames for segment in work.segments if segment.index in work.left)
-        for line in pace.described(work.job, crew.upscaler, frames):
-            log.info("%s", line)
-            tracker.enter("upscaling", work.job.output)  # timing has compiled the model
+    if crew.upscaler is None:
+        return
+    frames = sum(segment.frames for segment in work.segments if segment.index in work.left)
+    seconds = pace.seconds_left(work.job, crew.upscaler, frames)
+    if seconds is not None:
+        at_most = "at most " if engines.carries(work.job.settings) else ""
+        what = f"{at_most}about {pace.in_words(seconds)} for {frames} frames, as the first take"
+        log.info("%s: %s", work.job.output, what)
+        tracker.enter("upscaling", work.outcome.output)  # timing has compiled the model
 
 
 def _choose(work: Work, crew: Crew) -> None:
@@ -295,14 +299,14 @@ def _is_whole(job: Job, segment: Segment) -> bool:
 def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     """Join the segments, verify the result, and move it into place."""
     job = work.job
-    tracker.enter("joining", job.output)
+    tracker.enter("joining", work.outcome.output)
     job.check_input()
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
         raise MediaError(f"{gone[0]}: was removed while the job ran; the same command upscales it again")
     with disk_full_named(work.store.folder), _with_input_unchanged(job):
         if job.container.family == "pictures" and not job.container.is_animated:
-            tracker.enter("verifying", job.output)
+            tracker.enter("verifying")
             receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
         else:
             receipt = _joined(work, paths, tracker, runtime.overwrite)
@@ -311,7 +315,7 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     log.info("%s: delivered and verified, %d frames%s", job.output, receipt.frames, share)
     if not runtime.keep_work:
         work.store.delete()
-    tracker.end(job.output, receipt=receipt)
+    tracker.end(work.outcome.output, receipt=receipt)
 
 
 def _joined(work: Work, paths: list[Path], tracker: Tracker, overwrite: bool) -> proof.Receipt:
@@ -320,7 +324,7 @@ def _joined(work: Work, paths: list[Path], tracker: Tracker, overwrite: bool) ->
     whole = folder / f"whole{job.output.suffix}"
     try:
         joined = joining.join(whole, job, job.encoding, paths, folder)
-        tracker.enter("verifying", job.output)
+        tracker.enter("verifying")
         times: Sequence[int] = job.times
         if job.settings.tolerate_errors:  # each segment was proved to have the frames that could be decoded
             times = [int(time * job.encoding.time_base / job.unit) for time in joined]

@@ -146,7 +146,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         log.warning("%s: has no room for the %s of the input", target, " and the ".join(lost))
     for note in size_notes(upscaler.settings, scale, (still.image.height, still.image.width), (height, width)):
         log.info("note: %s", note)
-    tracker.enter("upscaling", target)
+    tracker.enter("upscaling")
     image = still.image
     if image.mode in ("CMYK", "YCbCr", "HSV", "RGBX", "RGBa"):  # files hold RGB
         image = image.convert("RGBA" if image.mode == "RGBa" else "RGB")
