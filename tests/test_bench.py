@@ -157,7 +157,7 @@ def test_flops_are_those_of_a_run() -> None:
     batch = torch.zeros(1, 7, 24, 32)
     # By matrix products: torch up to 2.13 does not count the CPU's fused attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        engine.unet(batch, torch.tensor(1), False, torch.tensor([20]))
+        engine.unet(batch, torch.tensor(1), False, class_labels=torch.tensor([20]))
     # The first and the last convolution alone are known by hand: 32 channels at this width.
     assert counted > 2 * 9 * 24 * 32 * (7 * 32 + 32 * 4)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -21,8 +21,9 @@ import vidup
 from vidup import Color, Frame, Upscaler
 from vidup.bench import random_engine
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, architecture, hub, memory
+from vidup.engines import Choice, Needs, Place, memory
 from vidup.engines import planner as planning
+from vidup.engines.hub import Parts
 from vidup.engines.interpolate import Interpolation
 from vidup.engines.memory import (
     KEPT,
@@ -38,7 +39,7 @@ from vidup.engines.memory import (
 from vidup.engines.planner import Planner
 from vidup.engines.tracing import trace_unet
 from vidup.engines.vae import Decoder, Limits
-from vidup.engines.x4 import DiffusionX4
+from vidup.engines.x4 import DiffusionX4, random_parts
 from vidup.job.crew import OnRay
 from vidup.picture import color
 
@@ -64,14 +65,9 @@ class Uploads(TorchDispatchMode):
         return answer
 
 
-def parts(unet_dtype: torch.dtype, vae_dtype: torch.dtype, narrower: int = 1) -> hub.Parts:
+def parts(unet_dtype: torch.dtype, vae_dtype: torch.dtype, narrower: int = 1) -> Parts:
     """The x4 upscaler on the meta device."""
-    texts = (text.to(META, unet_dtype) for text in architecture.random_text(narrower))
-    return hub.Parts(
-        architecture.random_unet(META, unet_dtype, narrower), architecture.random_vae(META, vae_dtype, narrower),
-        *texts, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.NOISE_LEVEL,
-        architecture.MAX_NOISE_LEVEL, "random",
-    )  # fmt: skip
+    return random_parts(META, unet_dtype, vae_dtype, narrower)
 
 
 class TestDevices:
@@ -140,7 +136,7 @@ class TestBudget:
         assert both == pytest.approx(2 * single, rel=0.05)
         batch = torch.rand(1, 7, 96, 160)
         with torch.inference_mode(), LiveBytes() as live:
-            one.engine.unet(batch, torch.tensor(1), True, torch.tensor([20]))
+            one.engine.unet(batch, torch.tensor(1), True, class_labels=torch.tensor([20, 20]))
         assert live.peak == pytest.approx(both * 96 * 160, rel=0.05)
 
     def test_graphs_keep_their_memory_while_the_decoder_works(self, engine: Any) -> None:
@@ -188,7 +184,8 @@ class TestBudget:
 def test_the_decoder_keeps_less_before_a_frame_is_cut(
     engine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vidup.engines.x4.limits", lambda device, keep=8: Limits(2**16, 2**16, keep))
+    for home in ("x4", "diffusion"):
+        monkeypatch.setattr(f"vidup.engines.{home}.limits", lambda device, keep=8: Limits(2**16, 2**16, keep))
     one, clip = engine(steps=1), torch.rand(1, 3, 48, 80, generator=torch.Generator().manual_seed(0))
     expected = one(clip)
     assert one.choose(48, 80) == Choice(1, 0, 4)

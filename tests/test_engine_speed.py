@@ -19,7 +19,7 @@ from vidup.engines import Choice, Place, compiling, hub
 from vidup.engines.compiling import Compiled
 from vidup.engines.memory import is_out_of_memory
 from vidup.engines.solver import interval
-from vidup.engines.tiny import load_tiny
+from vidup.engines.tiny import _FILES, load_tiny
 from vidup.engines.tracing import unet_flops
 from vidup.engines.unet import FixedText, Moved, Unet, fix_texts
 from vidup.engines.vae import Limits, scale_shift_silu
@@ -77,7 +77,7 @@ class TestFixedTexts:
         plain, fixed = (load(tiny_x4 / "unet").eval().requires_grad_(False) for _ in range(2))
         texts = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
         before = sum(parameter.numel() for parameter in fixed.parameters())
-        asked = Unet(fixed, texts[:1], texts[1:], 3.0, CPU)
+        asked = Unet(fixed, texts, 3.0, CPU)
         assert asked.texts is None
         assert sum(parameter.numel() for parameter in fixed.parameters()) < before
         # Every reader of text: two of the levels that only cross-attend read it twice.
@@ -88,8 +88,9 @@ class TestFixedTexts:
             negative, positive = plain(
                 torch.cat([batch, batch]), time, texts.repeat_interleave(3, 0), class_labels=level
             ).sample.chunk(2)
-            torch.testing.assert_close(asked(batch, time, True, level[:3]), negative + 3 * (positive - negative))
-            torch.testing.assert_close(asked(batch, time, False, level[:3]), positive)
+            guided = asked(batch, time, True, class_labels=level)
+            torch.testing.assert_close(guided, negative + 3 * (positive - negative))
+            torch.testing.assert_close(asked(batch, time, False, class_labels=level[:3]), positive)
         assert not torch.allclose(negative, positive, atol=1e-3)
 
     def test_a_unet_that_uses_text_otherwise_is_left_alone(self, tiny_x4: Path) -> None:
@@ -360,13 +361,13 @@ class TestTinyDecoder:
             load_tiny(str(self.save(tmp_path / "tiny", **options)), 4, 4, CPU, torch.float32)
 
     def test_what_cannot_be_had_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_x4: Path) -> None:
-        def offline(*_: Any, local_files_only: bool, **__: Any) -> str:
+        def offline(*_: Any, local_files_only: bool = False, **__: Any) -> str:
             if local_files_only:
                 raise hub.LocalEntryNotFoundError("not in the cache")
             raise OSError("no route to host")
 
-        monkeypatch.setattr("vidup.engines.tiny.snapshot_download", offline)
-        monkeypatch.setattr("vidup.engines.hub.files_on_hub", lambda repository, revision: [])
+        monkeypatch.setattr("vidup.engines.hub.snapshot_download", offline)
+        monkeypatch.setattr("vidup.engines.hub.files_on_hub", lambda repository, revision: _FILES)
         with pytest.raises(EngineError, match=r"vae = 'someone/tiny'.*no route to host"):
             load_tiny("someone/tiny", 4, 4, CPU, torch.float32)
         with pytest.raises(EngineError, match=r"lacks config\.json"):

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Place, compiling
+from vidup.engines.diffusion import LATENTS
 from vidup.engines.solver import Step, solve, variance_exploding
-from vidup.engines.x2 import _LATENTS, LatentX2
+from vidup.engines.x2 import LatentX2
 from vidup.errors import EngineError
 from vidup.picture import noise
 
@@ -57,7 +58,7 @@ def test_equals_the_stock_pipeline(
         negative_prompt=negative,
         num_inference_steps=STEPS,
         guidance_scale=scale,
-        latents=noise.field(SEED, _LATENTS, 4, height // 4, width // 4)[None],
+        latents=noise.field(SEED, LATENTS, 4, height // 4, width // 4)[None],
         output_type="np",
     ).images[0]
 
@@ -269,4 +270,4 @@ def test_compiled_it_gives_the_same_picture(tiny_x2: Path, monkeypatch: pytest.M
         for clip in (source, source.flip(-1)):
             torch.testing.assert_close(enlarge(engine, clip), enlarge(usual, clip), atol=1e-4, rtol=0)
             assert len(graphs) == made
-    assert engine.engine.unet.active
+    assert engine.engine.unet.run.active

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, identify, native_scale
-from vidup.engines.x4 import _LATENTS, _LOW_RES
+from vidup.engines.diffusion import LATENTS, LOW_RES
 from vidup.errors import EngineError
 from vidup.picture import noise
 
@@ -31,7 +31,7 @@ def test_equals_the_stock_pipeline(
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upscale as stock
 
     prompt, scale = ("a boat at sea", 6.0) if guided else ("", 1.0)
-    low_res_noise = noise.field(SEED, _LOW_RES, 3, height, width)[None]
+    low_res_noise = noise.field(SEED, LOW_RES, 3, height, width)[None]
     monkeypatch.setattr(stock, "randn_tensor", lambda *_, **__: low_res_noise)
     picture = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(tiny_x4)
@@ -42,7 +42,7 @@ def test_equals_the_stock_pipeline(
         num_inference_steps=STEPS,
         guidance_scale=scale,
         noise_level=LEVEL,
-        latents=noise.field(SEED, _LATENTS, 4, height, width)[None],
+        latents=noise.field(SEED, LATENTS, 4, height, width)[None],
         output_type="np",
     ).images[0]
 
@@ -137,7 +137,7 @@ class TestDistilled:
         tokens = CLIPTokenizer.from_pretrained(distilled, subfolder="tokenizer")
         ids = tokens("", padding="max_length", max_length=77, return_tensors="pt").input_ids
         with torch.inference_mode():
-            embedding, x = text(ids)[0], noise.field(SEED, _LATENTS, 4, 32, 48)[None]
+            embedding, x = text(ids)[0], noise.field(SEED, LATENTS, 4, 32, 48)[None]
             for time in scheduler.timesteps:
                 answer = unet(torch.cat([x, picture * 2 - 1], 1), time, embedding).sample
                 x = scheduler.step(answer, time, x).prev_sample
@@ -164,8 +164,7 @@ class TestDistilled:
             asked.append(repository)
             return str(decoder if "taesd" in repository else distilled)
 
-        for home in ("hub", "tiny"):
-            monkeypatch.setattr(f"vidup.engines.{home}.snapshot_download", snapshot)
+        monkeypatch.setattr("vidup.engines.hub.snapshot_download", snapshot)
         monkeypatch.setattr("vidup.engines.hub.hf_hub_download", lambda *_, **__: str(distilled / "model_index.json"))
         settings = Settings(model="Jamichsu/Stream-DiffVSR")
         assert native_scale(settings) == 4

@@ -29,6 +29,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         tracing                             bytes and FLOP of UNet and decoder
         anchoring                           the anchor of results to their input
         windows, planner                    the one loop over tiles; the choice of batch and tiles
+        diffusion                           what the diffusion models have in common
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
     media/                              PyAV

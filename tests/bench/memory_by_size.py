@@ -16,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import report
 
@@ -29,10 +30,9 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
 
     from vidup import Runtime, Settings
     from vidup.engines import Choice, Place, architecture, enlarge
-    from vidup.engines.hub import Parts
     from vidup.engines.memory import LiveBytes
     from vidup.engines.planner import Planner
-    from vidup.engines.x4 import DiffusionX4
+    from vidup.engines.x4 import DiffusionX4, random_parts
 
     narrower = 1 if arguments.width == "full" else 8
     halves = (torch.float16, torch.float16) if arguments.width == "full" else (torch.float32, torch.float32)
@@ -40,13 +40,9 @@ def one(arguments: argparse.Namespace) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.init()
     width, height = map(int, arguments.only.split("x"))
-    unet, vae = (make(device, dtype, narrower) for make, dtype in
-                 ((architecture.random_unet, halves[0]), (architecture.random_vae, halves[1])))  # fmt: skip
-    texts = architecture.random_text(narrower)
-    home = torch.device("cpu") if device.type == "meta" else device  # texts are compared, which meta cannot
-    positive, negative = (text.to(home, halves[0]) for text in texts)
-    parts = Parts(unet, vae, positive, negative, architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER,
-                  architecture.NOISE_LEVEL, architecture.MAX_NOISE_LEVEL, "random")  # fmt: skip
+    parts = random_parts(device, *halves, narrower)
+    if device.type == "meta":  # texts are compared, which meta cannot
+        parts = replace(parts, texts=architecture.random_text(narrower).to(halves[0]))
     name = str(halves[0]).removeprefix("torch.")
     settings = Settings(steps=2, prompt="a", guidance_scale=9 if arguments.guided else 1, dtype=name)
     runtime = Runtime(compile="off", batch=arguments.batch, max_memory=arguments.max_memory)

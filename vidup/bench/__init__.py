@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -98,31 +98,18 @@ def random_engine(settings: Settings, runtime: Runtime, narrower: int = 1) -> Di
     """
     import torch
 
-    from vidup.engines import architecture, choose_device
+    from vidup.engines import choose_device, x4
     from vidup.engines.card import card, precisions
-    from vidup.engines.folding import fold
-    from vidup.engines.hub import Parts
-    from vidup.engines.x4 import DiffusionX4
 
     device = choose_device(runtime.device)
     dtype, vae_dtype = precisions(settings.dtype, card(device))
     home = torch.device("cpu") if runtime.offload else device
-    positive, negative = (text.to(home, dtype) for text in architecture.random_text(narrower))
-    vae = architecture.random_vae(home, vae_dtype, narrower)
-    if vae_dtype == torch.float16:
-        fold(vae)
-    parts = Parts(
-        architecture.random_unet(home, dtype, narrower),
-        vae,
-        positive,
-        negative if settings.prompt or settings.negative_prompt else positive,
-        architecture.SCHEDULER,
-        architecture.LOW_RES_SCHEDULER,
-        architecture.NOISE_LEVEL,
-        architecture.MAX_NOISE_LEVEL,
-        f"random, narrower {narrower}",
-    )
-    return DiffusionX4(settings, runtime, device, parts)
+    parts = x4.random_parts(home, dtype, vae_dtype, narrower)
+    if not (settings.prompt or settings.negative_prompt):
+        parts = replace(parts, texts=parts.texts[1:].expand(2, -1, -1))
+    if settings.vae is not None:
+        parts = x4.with_tiny(parts, settings.vae, home, dtype)
+    return x4.DiffusionX4(settings, runtime, device, parts)
 
 
 def synthetic(width: int, height: int, count: int) -> list[Frame]:

@@ -81,11 +81,9 @@ def random_vae(device: torch.device, dtype: torch.dtype, narrower: int = 1, seed
     return _random(AutoencoderKL, vae_config(narrower), device, dtype, seed)
 
 
-def random_text(narrower: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random embeddings of a prompt and a negative prompt: float32 (1, 77, width) on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    positive, negative = torch.randn(2, 1, TOKENS, 1024 // narrower, generator=generator)
-    return positive, negative
+def random_text(narrower: int = 1) -> torch.Tensor:
+    """Random embeddings of a negative prompt and a prompt: float32 (2, 77, width) on the CPU."""
+    return torch.randn(2, TOKENS, 1024 // narrower, generator=torch.Generator().manual_seed(0))
 
 
 def _random(kind: Any, config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, claims, libraries, windows
-from vidup.engines.card import card, wider
 from vidup.engines.compiling import Compiled
-from vidup.engines.finite import clamped, warn_wider
+from vidup.engines.finite import clamped, in_wider
 from vidup.engines.identity import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
 from vidup.engines.unused import warn_unused
@@ -139,13 +137,8 @@ class Checkpoint:
     @cached_property
     def wider(self) -> Checkpoint | None:
         """See `Engine.wider`."""
-        name = wider(self.dtype, card(self.device))
-        if name is None:
-            return None
-        name = name if name != "bfloat16" or self.model.supports_bfloat16 else "float32"
-        warn_wider(self.dtype, name)
-        runtime = replace(self.runtime, compile="off", offload=False)
-        return Checkpoint(replace(self.settings, dtype=name), runtime, self.device)
+        found: Checkpoint | None = in_wider(self, offload=False, bfloat16=self.model.supports_bfloat16)
+        return found
 
     def close(self) -> None:
         """See `Engine.close`."""

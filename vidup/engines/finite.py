@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidup.engines import card
 from vidup.errors import EngineError
 
 if TYPE_CHECKING:
@@ -39,9 +41,19 @@ def checked(pictures: list[torch.Tensor], engine: Engine, model: str) -> list[to
     return pictures
 
 
-def warn_wider(dtype: torch.dtype, name: str) -> None:
-    """Warn that pictures which overflow in a precision are recomputed in another, for which the model is loaded."""
-    log.warning("%s overflows in the model for some pictures: those are recomputed in %s", _name(dtype), name)
+def in_wider(engine: Any, offload: bool, bfloat16: bool = True) -> Any:
+    """An engine with the model loaded in a precision with more range, with a warning; None where there is none.
+
+    Args:
+        bfloat16: whether the model holds in it.
+    """
+    name = card.wider(engine.dtype, card.card(engine.device))
+    if name is None:
+        return None
+    name = name if bfloat16 else "float32"
+    log.warning("%s overflows in the model for some pictures: those are recomputed in %s", _name(engine.dtype), name)
+    runtime = replace(engine.runtime, compile="off", offload=offload)
+    return type(engine)(replace(engine.settings, dtype=name), runtime, engine.device)
 
 
 def failure(model: str, dtype: torch.dtype) -> EngineError:

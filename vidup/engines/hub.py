@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,12 +21,13 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPTextModel
 
-from vidup.engines import HOMES, WEIGHTS, architecture, claims, prompts, single_file, solver
+from vidup.config import Settings
+from vidup.engines import HOMES, WEIGHTS, architecture, claims, libraries, prompts, single_file, solver
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.folding import fold
 from vidup.engines.identity import fingerprint as fingerprint
 from vidup.engines.layout import KINDS, LAYOUTS, files_of, variant, weight_files
-from vidup.errors import EngineError, first_line
+from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +48,27 @@ _ID = r"[\w.-]+/[\w.-]+"
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a checkpoint on their device, and the configurations for sampling."""
+    """The modules of a diffusion model on their device, and what else it is sampled with."""
 
     unet: Any
     vae: Any
     """None where it is not supported: a tiny autoencoder replaces it."""
-    positive: torch.Tensor
-    """Embedding of the prompt, (1, tokens, width)."""
-    negative: torch.Tensor
-    """Embedding of the negative prompt, (1, tokens, width)."""
+    texts: torch.Tensor
+    """Embeddings of the negative prompt and of the prompt, (2, tokens, width)."""
     scheduler: dict[str, Any]
-    low_res_scheduler: dict[str, Any] | None
-    """None for a distilled model: its input gets no noise, and it has a few fixed timesteps and no guidance."""
-    noise_level: int
-    """The default for clean input."""
-    max_noise_level: int | None
     identity: str
     """Fingerprint of the weights and configurations."""
+    folder: Path | None = None
+    """A folder with the hub's layout, or a single file; None for random weights."""
+    text_bytes: int = 0
+    """Of the text encoder, which was unloaded."""
+    noise_levels: torch.Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float32))
+    """`alphas_cumprod` of the levels of noise that are added to the input, float32 (levels,)."""
+    noise_level: int | None = None
+    """The default for clean input; None for a distilled model: its input gets no noise, and it has a few fixed
+    timesteps and no guidance."""
+    pooled: torch.Tensor | None = None
+    """Pooled embeddings of both texts, (2, width), for the x2 upscaler."""
 
 
 def pipeline(model: str, revision: str | None) -> str:
@@ -104,19 +111,12 @@ def _check_id(model: str, repository: str) -> None:
         )
 
 
-@contextmanager
-def _answering(model: str, repository: str) -> Iterator[None]:
-    """Turn errors of the hub's client into an EngineError that says what to do."""
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:  # of all kinds
-        raise EngineError(
-            f"model = {model!r}: {repository} cannot be had from the hub ({first_line(error)}). Connect this machine"
-            " once, or give a folder that holds it with --model FOLDER, or take the small model that ships with vidup:"
-            " --preset mini"
-        ) from error
+def _answering(model: str, repository: str) -> AbstractContextManager[None]:
+    return libraries.told(
+        f"model = {model!r}: {repository} cannot be had from the hub (",
+        "). Connect this machine once, or give a folder that holds it with --model FOLDER, or take the small model that"
+        " ships with vidup: --preset mini",
+    )
 
 
 def _cached_or_fetched(repository: str, revision: str | None) -> Path:
@@ -159,104 +159,124 @@ def locate(model: str, revision: str | None, half: bool, kind: str = "x4") -> Pa
                 f" as {LAYOUTS[kind].example} has it"
             )
         return path
-    repository = HOMES.get(model, model)
+    repository, layout = HOMES.get(model, model), LAYOUTS[kind]
     _check_id(model, repository)
-    return _fetch(repository, revision, half, model, kind)
+    with _answering(model, repository):
+        return fetched(repository, revision, layout.missing, partial(layout.deciding, half=half), f"model = {model!r}")
 
 
-def load_parts(
-    folder: Path,
-    device: torch.device,
-    unet_dtype: torch.dtype,
-    vae_dtype: torch.dtype,
-    prompt: str,
-    negative_prompt: str,
-    tokenizer: str | None = None,
-) -> Parts:
-    """Load the modules of an x4 upscaler, encode the prompts, and unload the text encoder.
+def fetched(
+    repository: str,
+    revision: str | None,
+    missing: Callable[[list[str]], list[str]],
+    wanted: Callable[[list[str]], list[str]],
+    named: str,
+) -> Path:
+    """The folder in the hub's cache, downloaded unless it is complete: weights must not change during a long job.
 
     Args:
-        folder: the result of `locate`: a folder with the hub's layout, or a single file.
-        tokenizer: folder of the tokenizer, for a single file.
+        missing, wanted: of the files that there are, what is missing, and what is downloaded.
+        named: the setting, for an error.
+    """
+    with suppress(LocalEntryNotFoundError):
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        if not missing(files_of(folder)):
+            return folder
+    files = files_on_hub(repository, revision)
+    if lacking := missing(files):
+        raise EngineError(f"{named}: {repository} on the hub lacks {', '.join(lacking)}")
+    log.info("%s: fetching from the hub, once", repository)
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted(files)))
+
+
+def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
+    """Load the modules of an x4 upscaler, encode the prompts, and unload the text encoder.
 
     Raises:
-        EngineError: a part is damaged, or not that of an x4 upscaler.
+        EngineError: the model is missing, or a part is damaged or not that of an x4 upscaler.
     """
+    kind, half = kind_of(settings.model, settings.revision), unet_dtype != torch.float32
+    folder = locate(settings.model, settings.revision, half, kind)
     quiet()
     with load_errors(folder):
+        levels, level = torch.ones(1, dtype=torch.float32), None
         if folder.is_file():
             file = single_file.load(folder, device, unet_dtype, vae_dtype)
+            unet, vae, scheduler = file.unet, file.vae, architecture.SCHEDULER
             if vae_dtype == torch.float16:
-                fold(file.vae)
-            encode = prompts.single_file_tokens(tokenizer)
-            positive, negative = prompts.embeddings(
-                encode, file.text_encoder, file.unet, device, prompt, negative_prompt
-            )
-            return Parts(
-                file.unet, file.vae, positive, negative,
-                architecture.SCHEDULER, architecture.LOW_RES_SCHEDULER, architecture.NOISE_LEVEL,
-                architecture.MAX_NOISE_LEVEL, fingerprint([folder]),
-            )  # fmt: skip
-        if tokenizer is not None:
-            raise EngineError(f"tokenizer = {tokenizer!r}: {folder} has its own; leave it out")
-        index = claims.read_table(folder / "model_index.json")
-        if KINDS.get(str(index.get("_class_name"))) == "distilled":
-            return _distilled(folder, device, unet_dtype, prompt, negative_prompt)
-        autoencoder = _autoencoder(folder, index.get("vae"))
-        ddim = schedule(folder, "scheduler", solver.variance_preserving)
-        ddpm = schedule(folder, "low_res_scheduler", _noise_levels)
-        unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
-        vae = load_vae(autoencoder, folder, vae_dtype, device)
-        if autoencoder is AutoencoderKL:  # older files lack it, and diffusers' default is wrong for this model
-            vae.register_to_config(scaling_factor=architecture.SCALING_FACTOR)
-        if unet.config.in_channels != vae.config.latent_channels + 3 or unet.config.num_class_embeds is None:
-            raise EngineError(
-                f"model {folder}: is no x4 upscaler: its unet takes {unet.config.in_channels} channels,"
-                f" expected {vae.config.latent_channels} latent and 3 of the input, and a noise level"
-            )
-        positive, negative = texts(folder, unet, device, unet_dtype, prompt, negative_prompt)
-        level = index.get("max_noise_level", architecture.MAX_NOISE_LEVEL)
-        known = [signal for signal in _noise_levels(ddpm) if signal > 0][: unet.config.num_class_embeds]
-        if not isinstance(level, int) or not 0 <= level < len(known):
-            raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {len(known)}")
-        own = index.get("noise_level", architecture.NOISE_LEVEL)
-        if not isinstance(own, int) or not 0 <= own <= level:
-            raise EngineError(f"model {folder}: noise_level = {own!r}: expected 0 to max_noise_level, {level}")
-        hashed = identity(folder, unet_dtype != torch.float32)
-        return Parts(unet, vae, positive, negative, ddim, ddpm, own, level, hashed)
+                fold(vae)
+            encode = prompts.single_file_tokens(settings.tokenizer)
+            both = prompts.embeddings(encode, file.text_encoder, unet, device, settings)
+            levels, level = default_levels(), architecture.NOISE_LEVEL
+        else:
+            if settings.tokenizer is not None:
+                raise EngineError(f"tokenizer = {settings.tokenizer!r}: {folder} has its own; leave it out")
+            scheduler = schedule(folder, "scheduler", solver.variance_preserving)
+            unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
+            if kind == "distilled":
+                vae = None  # its own is not supported
+                _check_distilled(folder, unet.config)
+            else:
+                vae, levels, level = _vae_and_levels(folder, unet.config, vae_dtype, device)
+            both = texts(folder, unet, device, unet_dtype, settings)
+        size = text_bytes(folder, unet_dtype.itemsize)
+        return Parts(unet, vae, both, scheduler, identity(folder, half, kind), folder, size, levels, level)
 
 
-def _distilled(folder: Path, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str) -> Parts:
-    """Load an x4 upscaler that was distilled to a few steps: it has no noise level, and its decoder is not used."""
-    ddim = schedule(folder, "scheduler", solver.variance_preserving)
-    unet = load_module(UNet2DConditionModel, folder, "unet", dtype, device)
-    if unet.config.in_channels != unet.config.out_channels + 3 or unet.config.num_class_embeds is not None:
+def _vae_and_levels(folder: Path, unet: Any, dtype: torch.dtype, device: torch.device) -> tuple[Any, torch.Tensor, int]:
+    """The VAE beside a UNet of this configuration, and the model's levels of noise with the default one."""
+    index = claims.read_table(folder / "model_index.json")
+    autoencoder = _autoencoder(folder, index.get("vae"))
+    ddpm = schedule(folder, "low_res_scheduler", lambda config, *_: noise_levels(config).sqrt().tolist())
+    vae = load_vae(autoencoder, folder, dtype, device)
+    if autoencoder is AutoencoderKL:  # older files lack it, and diffusers' default is wrong for this model
+        vae.register_to_config(scaling_factor=architecture.SCALING_FACTOR)
+    if unet.in_channels != vae.config.latent_channels + 3 or unet.num_class_embeds is None:
         raise EngineError(
-            f"model {folder}: is no distilled x4 upscaler: its unet takes {unet.config.in_channels} channels and"
-            f" {unet.config.num_class_embeds} noise levels, expected {unet.config.out_channels} latent and 3 of the"
-            " input, and no noise level"
+            f"model {folder}: is no x4 upscaler: its unet takes {unet.in_channels} channels,"
+            f" expected {vae.config.latent_channels} latent and 3 of the input, and a noise level"
         )
-    positive, negative = texts(folder, unet, device, dtype, prompt, negative_prompt)
-    hashed = identity(folder, dtype != torch.float32, "distilled")
-    return Parts(unet, None, positive, negative, ddim, None, 0, None, hashed)
+    level = index.get("max_noise_level", architecture.MAX_NOISE_LEVEL)
+    levels = noise_levels(ddpm)
+    known = min(int((levels > 0).sum()), unet.num_class_embeds)
+    if not isinstance(level, int) or not 0 <= level < known:
+        raise EngineError(f"model {folder}: max_noise_level = {level!r}: it knows the levels below {known}")
+    own = index.get("noise_level", architecture.NOISE_LEVEL)
+    if not isinstance(own, int) or not 0 <= own <= level:
+        raise EngineError(f"model {folder}: noise_level = {own!r}: expected 0 to max_noise_level, {level}")
+    return vae, levels[: level + 1], own
 
 
-def texts(
-    folder: Path, unet: Any, device: torch.device, dtype: torch.dtype, prompt: str, negative_prompt: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the prompt and of the negative prompt, for which the text encoder is loaded.
+def _check_distilled(folder: Path, unet: Any) -> None:
+    """Check that the configuration is that of an x4 upscaler that was distilled to a few steps."""
+    if unet.in_channels != unet.out_channels + 3 or unet.num_class_embeds is not None:
+        raise EngineError(
+            f"model {folder}: is no distilled x4 upscaler: its unet takes {unet.in_channels} channels and"
+            f" {unet.num_class_embeds} noise levels, expected {unet.out_channels} latent and 3 of the input, and no"
+            " noise level"
+        )
+
+
+def texts(folder: Path, unet: Any, device: torch.device, dtype: torch.dtype, settings: Settings) -> torch.Tensor:
+    """`Parts.texts` of the settings' prompts, for which the text encoder is loaded.
 
     Raises:
         EngineError: it, or its tokenizer, is damaged.
     """
     if not reads_text(unet):
-        if prompt or negative_prompt:
+        if settings.prompt or settings.negative_prompt:
             log.warning("this model reads no text: the prompt has no effect")
-        nothing = torch.zeros(1, 1, unet.config.cross_attention_dim, dtype=dtype, device=device)
-        return nothing, nothing
+        return torch.zeros(2, 1, unet.config.cross_attention_dim, dtype=dtype, device=device)
     with load_errors(folder):
         encoder = load_module(CLIPTextModel, folder, "text_encoder", dtype, device)
-        return prompts.embeddings(prompts.tokens(folder), encoder, unet, device, prompt, negative_prompt)
+        return prompts.embeddings(prompts.tokens(folder), encoder, unet, device, settings)
+
+
+def text_bytes(place: Path, size: int) -> int:
+    """The bytes of the text encoder in a layout or a single file, with `size` bytes a number; 0 without one."""
+    prefix, files = (single_file.TEXT, [place]) if place.is_file() else ("", _weights(place, "text_encoder", False))
+    shapes = (weights for file in files for weights in claims.weight_shapes(file).items())
+    return size * sum(math.prod(shape) for name, shape in shapes if name.startswith(prefix))
 
 
 def _autoencoder(folder: Path, named: Any) -> Any:
@@ -272,15 +292,9 @@ def quiet() -> None:
         library.disable_progress_bar()
 
 
-@contextmanager
-def load_errors(folder: Path) -> Iterator[None]:
+def load_errors(folder: Path) -> AbstractContextManager[None]:
     """Turn errors in loading a model into an EngineError that names it."""
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:  # of all kinds
-        raise EngineError(f"model {folder}: a part cannot be loaded: {first_line(error)}") from error
+    return libraries.told(f"model {folder}: a part cannot be loaded: ")
 
 
 def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int], Any]) -> dict[str, Any]:
@@ -294,18 +308,22 @@ def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int]
     """
     path = folder / name / "scheduler_config.json"
     config = claims.check_schedule(path)
-    try:
+    with libraries.told(f"{path}: no noise schedule can be built from it: "):
         found = [str(steps(config, sampler, 2)) for sampler in solver.SAMPLERS]
-    except Exception as error:  # of all kinds
-        raise EngineError(f"{path}: no noise schedule can be built from it: {first_line(error)}") from error
     if any("nan" in text or "inf" in text for text in found):
         raise EngineError(f"{path}: its noise levels are no numbers")
     return config
 
 
-def _noise_levels(config: dict[str, Any], *_: object) -> list[float]:
-    found: list[float] = DDPMScheduler.from_config(config).alphas_cumprod.double().sqrt().tolist()
-    return found
+def noise_levels(config: dict[str, Any]) -> torch.Tensor:
+    """`alphas_cumprod` of the configuration of a low-resolution scheduler."""
+    levels: torch.Tensor = DDPMScheduler.from_config(config).alphas_cumprod
+    return levels
+
+
+def default_levels() -> torch.Tensor:
+    """`Parts.noise_levels` of the x4 upscaler, for files without a configuration."""
+    return noise_levels(architecture.LOW_RES_SCHEDULER)[: architecture.MAX_NOISE_LEVEL + 1]
 
 
 def identity(folder: Path, half: bool, kind: str = "x4") -> str:
@@ -331,6 +349,11 @@ def load_vae(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) 
     return load_module(kind, folder, "vae", torch.float32, device)
 
 
+def _weights(folder: Path, part: str, half: bool) -> list[Path]:
+    names = weight_files(files_of(folder), part, half)
+    return [folder / name for name in names if name.endswith(".safetensors")]
+
+
 _LOADING = Lock()
 """Held while a library builds a module: it makes `dtype` the process's default meanwhile, and gives back what it found,
 which is another thread's where two overlap."""
@@ -339,12 +362,10 @@ which is another thread's where two overlap."""
 def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: torch.device) -> Any:
     """Load a module of a layout to its device; the fp16 variant where half precision is requested."""
     half = dtype in (torch.float16, torch.bfloat16)
-    files = files_of(folder)
-    weights = [folder / name for name in weight_files(files, part, half)]
-    claims.check_config(folder / part / "config.json", [path for path in weights if path.suffix == ".safetensors"])
+    claims.check_config(folder / part / "config.json", _weights(folder, part, half))
     options = {
         "subfolder": part,
-        "variant": variant(files, part, half),
+        "variant": variant(files_of(folder), part, half),
         "use_safetensors": True,
         "local_files_only": True,
     }
@@ -357,19 +378,3 @@ def load_module(kind: Any, folder: Path, part: str, dtype: torch.dtype, device: 
     if not isinstance(factor, int | float) or factor <= 0:
         raise EngineError(f"model {folder}: the scaling_factor of its {part} is {factor!r}, expected a number above 0")
     return module.to(device).eval().requires_grad_(False)
-
-
-def _fetch(repository: str, revision: str | None, half: bool, model: str, kind: str) -> Path:
-    """The folder in the hub's cache, downloaded unless it is complete: weights must not change during a long job."""
-    with suppress(LocalEntryNotFoundError):
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        if not LAYOUTS[kind].missing(files_of(folder)):
-            return folder
-    with _answering(model, repository):
-        files = files_on_hub(repository, revision)
-        missing = LAYOUTS[kind].missing(files)
-        if missing:
-            raise EngineError(f"model = {model!r}: {repository} on the hub lacks {', '.join(missing)}")
-        wanted = LAYOUTS[kind].deciding(files, half)
-        log.info("%s: fetching from the hub, once", repository)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))

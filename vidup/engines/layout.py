@@ -57,9 +57,8 @@ KINDS = {DISTILLED: "distilled"}
 
 def files_of(folder: Path) -> list[str]:
     """The files of a folder and of the folders in it, as the hub names them."""
-    return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()] + [
-        path.name for path in folder.glob("*.json")
-    ]
+    paths = (*folder.glob("*"), *folder.glob("*/*"))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 
 def weight_files(files: Iterable[str], part: str, half: bool) -> list[str]:

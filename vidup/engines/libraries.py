@@ -44,6 +44,17 @@ def imported(name: str) -> Any:
         ) from error
 
 
+@contextmanager
+def told(before: str, after: str = "") -> Iterator[None]:
+    """Turn errors of libraries, which are of all kinds, into an EngineError: their first line between these words."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{before}{first_line(error)}{after}") from error
+
+
 def set_aside() -> bool:
     """Hide torchvision from other libraries if it was built for another torch: they then do without it.
 

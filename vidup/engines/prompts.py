@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTokenizer
 
-from vidup.engines import HOMES, architecture, single_file
-from vidup.errors import EngineError, first_line
+from vidup.config import Settings
+from vidup.engines import HOMES, architecture, libraries, single_file
+from vidup.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,8 @@ Tokens = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 def tokens(folder: Path) -> Tokens:
     """The tokenizer of a layout; it warns of texts that are too long."""
-    try:
+    with libraries.told(f"model {folder}: its tokenizer cannot be loaded: "):
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
-    except Exception as error:  # transformers raises all kinds
-        raise EngineError(f"model {folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens}:
         raise EngineError(f"model {folder}: its tokenizer knows no word: its vocabulary is empty")
     length = tokenizer.model_max_length
@@ -70,7 +69,12 @@ def single_file_tokens(folder: str | None) -> Tokens:
 
 def _clip_tokenizer(folder: str | None) -> Any:
     names = ("vocab.json", "merges.txt")
-    try:
+    words = (
+        f"tokenizer = {folder!r}: cannot be loaded (",
+        "). A prompt with a single file needs CLIP's tokenizer: a folder with its vocab.json and merges.txt, as"
+        " --tokenizer FOLDER",
+    )
+    with libraries.told(*words):
         if folder is None:
             files = [hf_hub_download(HOMES["x4"], f"tokenizer/{name}", local_files_only=True) for name in names]
             home = Path(files[0]).parent
@@ -80,11 +84,6 @@ def _clip_tokenizer(folder: str | None) -> Any:
             if not (home / "tokenizer.json").is_file() and not all((home / name).is_file() for name in names):
                 raise FileNotFoundError(f"{folder} lacks {' or '.join(names)}")
         return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
-    except Exception as error:  # of all kinds
-        raise EngineError(
-            f"tokenizer = {folder!r}: cannot be loaded ({first_line(error)}). A prompt with a single file needs CLIP's"
-            " tokenizer: a folder with its vocab.json and merges.txt, as --tokenizer FOLDER"
-        ) from error
 
 
 def _check_words(name: str, tokenizer: Any, text: str, ids: Sequence[int]) -> None:
@@ -117,10 +116,8 @@ def check_known(ids: torch.Tensor, encoder: Any) -> None:
         )
 
 
-def embeddings(
-    encode: Tokens, encoder: Any, unet: Any, device: torch.device, prompt: str, negative_prompt: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the prompt and of the negative prompt, (1, tokens, width) each, in the UNet's dtype."""
+def embeddings(encode: Tokens, encoder: Any, unet: Any, device: torch.device, settings: Settings) -> torch.Tensor:
+    """Embeddings of the negative prompt and of the prompt, (2, tokens, width), in the UNet's dtype."""
     masked = getattr(encoder.config, "use_attention_mask", False)
 
     def embed(text: str) -> torch.Tensor:
@@ -130,4 +127,5 @@ def embeddings(
         return result.to(unet.dtype)
 
     with torch.inference_mode():
-        return embed(prompt), embed(negative_prompt)
+        positive, negative = embed(settings.prompt), embed(settings.negative_prompt)
+        return torch.cat([negative, positive])

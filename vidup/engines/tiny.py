@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,12 @@ import diffusers
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
-from vidup.engines import claims, hub, stops
+from vidup.engines import claims, hub, libraries, stops
 from vidup.engines.identity import fingerprint
-from vidup.errors import EngineError, first_line
-
-log = logging.getLogger(__name__)
+from vidup.engines.layout import files_of
+from vidup.errors import EngineError
 
 _FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
 
@@ -43,7 +39,7 @@ def load_tiny(
         EngineError: it is missing, is no AutoencoderTiny, or does not fit the model.
     """
     folder = _locate(name)
-    try:
+    with libraries.told(f"vae = {name!r}: cannot be loaded: "):
         kind = claims.check_config(folder / "config.json", [folder / _FILES[1]]).get("_class_name")
         if kind != "AutoencoderTiny":
             raise EngineError(f"vae = {name!r}: is a {kind}, no AutoencoderTiny")
@@ -53,10 +49,6 @@ def load_tiny(
             )
         if loading["missing_keys"]:  # which would have random values
             raise EngineError(f"vae = {name!r}: its weights lack {loading['missing_keys'][0]}")
-    except EngineError:
-        raise
-    except Exception as error:  # diffusers raises all kinds
-        raise EngineError(f"vae = {name!r}: cannot be loaded: {first_line(error)}") from error
     config = vae.config
     enlarges = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
     if (config.latent_channels, enlarges, config.out_channels) != (channels, scale, 3):
@@ -121,28 +113,17 @@ def _silent() -> Iterator[None]:
 def _locate(name: str) -> Path:
     folder = Path(name)
     if folder.is_dir():
-        lacking = [file for file in _FILES if not (folder / file).is_file()]
-        if lacking:
+        if lacking := _lacking(files_of(folder)):
             raise EngineError(f"vae = {name!r}: the folder lacks {', '.join(lacking)}")
         return folder
-    for offline in (True, False):
-        try:
-            if not offline:
-                hub.files_on_hub(name, None)
-            found = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
-            if all((found / file).is_file() for file in _FILES):
-                return found
-        except LocalEntryNotFoundError as error:
-            if not offline:
-                raise EngineError(_unreachable(name, error)) from error
-            log.info("%s: fetching from the hub, once", name)
-        except Exception as error:  # the hub's client raises all kinds
-            raise EngineError(_unreachable(name, error)) from error
-    raise EngineError(f"vae = {name!r}: the hub has no {' and '.join(_FILES)} of that name")
-
-
-def _unreachable(name: str, error: Exception) -> str:
-    return (
-        f"vae = {name!r}: is no folder, and cannot be had from the hub ({first_line(error)}); connect this machine"
-        " once, give a folder that holds it, or leave the setting out to decode with the model's own"
+    words = (
+        f"vae = {name!r}: is no folder, and cannot be had from the hub (",
+        "); connect this machine once, give a folder that holds it, or leave the setting out to decode with the"
+        " model's own",
     )
+    with libraries.told(*words):
+        return hub.fetched(name, None, _lacking, lambda _: _FILES, f"vae = {name!r}")
+
+
+def _lacking(files: list[str]) -> list[str]:
+    return [name for name in _FILES if name not in files]

@@ -6,17 +6,16 @@ counted. They are proportional to pixels and batch. Those of the decoder in band
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidup.engines import attention, single_file
+from vidup.engines import attention
 from vidup.engines.memory import LiveBytes
 from vidup.engines.unet import Unet
 from vidup.engines.vae import Decoder, Limits
@@ -31,50 +30,57 @@ def trace_unet(unet: Any, tokens: int, guided: bool) -> float:
     Args:
         unet: a `UNet2DConditionModel`, which is rebuilt from its configuration on the meta device.
     """
-    twin, batch, when, levels = _unet_twin(unet, tokens, _PROBE, _PROBE)
-    twin.text(1, guided)
+    evaluate = _evaluation(unet, tokens, _PROBE, _PROBE, guided)
     with torch.inference_mode(), LiveBytes() as live:
-        twin(batch, when, guided, levels)
+        evaluate()
     return float(live.peak) / _PROBE**2
 
 
 def unet_flops(unet: Any, tokens: int, height: int, width: int) -> int:
     """FLOP of one evaluation of one window with one text."""
-    twin, batch, when, levels = _unet_twin(unet, tokens, height, width)
+    evaluate = _evaluation(unet, tokens, height, width, False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(batch, when, False, levels)
+        evaluate()
     return int(counter.get_total_flops())
 
 
 def decoder_flops(decoder: Decoder, height: int, width: int, limits: Limits) -> int:
     """FLOP of decoding one frame of latents."""
-    twin, latents = _decoder_twin(decoder, height, width)
     with FlopCounterMode(display=False) as counter:
-        twin(latents, latents.device, limits)
+        _decoding(decoder, height, width, limits)()
     return int(counter.get_total_flops())
 
 
-def _unet_twin(
-    unet: Any, tokens: int, height: int, width: int
-) -> tuple[Unet, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same architecture on the meta device, with a batch, a time and noise levels for a call."""
-    dtype, meta = next(unet.parameters()).dtype, torch.device("meta")
-    with meta:
-        twin = type(unet).from_config(unet.config)
-    twin = torch.nn.Module.to(twin, dtype).eval().requires_grad_(False)
-    text = torch.empty(1, tokens, unet.config.cross_attention_dim, dtype=dtype, device=meta)
-    batch = torch.empty(1, unet.config.in_channels, height, width, dtype=dtype, device=meta)
-    time, levels = (torch.zeros(shape, dtype=torch.long, device=meta) for shape in ((), (1,)))
-    return Unet(twin, text, text, 2.0, meta), batch, time, levels
+def _evaluation(unet: Any, tokens: int, height: int, width: int, guided: bool) -> Callable[[], torch.Tensor]:
+    """An evaluation of one window by the same architecture on the meta device."""
+    dtype, config = next(unet.parameters()).dtype, unet.config
+    with torch.device("meta"):
+        texts = torch.empty(2, tokens, config.cross_attention_dim, dtype=dtype)
+        batch = torch.empty(1, config.in_channels, height, width, dtype=dtype)
+        time, level = (torch.zeros(shape, dtype=torch.long) for shape in ((), (1,)))
+        width_of_condition = config.time_cond_proj_dim
+        condition = None if width_of_condition is None else torch.empty(1, width_of_condition, dtype=dtype)
+    twin = Unet(_twin(unet), texts, 2.0, texts.device)
+    twin.text(1, guided)
+
+    def evaluate() -> torch.Tensor:
+        levels = torch.cat([level, level]) if guided else level
+        return twin(batch, time, guided, class_labels=levels, timestep_cond=condition)
+
+    return evaluate
 
 
-def _decoder_twin(decoder: Decoder, height: int, width: int) -> tuple[Decoder, torch.Tensor]:
-    dtype, meta = next(decoder.vae.parameters()).dtype, torch.device("meta")
-    with meta:
-        twin = type(decoder.vae).from_config(decoder.vae.config)
-    twin = torch.nn.Module.to(twin, dtype).eval().requires_grad_(False)
-    latents = torch.empty(1, decoder.vae.config.latent_channels, height, width, device=meta)
-    return Decoder(twin, decoder.windows), latents
+def _decoding(decoder: Decoder, height: int, width: int, limits: Limits) -> Callable[[], torch.Tensor]:
+    """The decoding of one frame of latents by the same architecture on the meta device."""
+    latents = torch.empty(1, decoder.vae.config.latent_channels, height, width, device="meta")
+    return partial(Decoder(_twin(decoder.vae), decoder.windows), latents, latents.device, limits)
+
+
+def _twin(module: Any) -> Any:
+    """The same architecture on the meta device."""
+    with torch.device("meta"):
+        twin = type(module).from_config(module.config)
+    return torch.nn.Module.to(twin, next(module.parameters()).dtype).eval().requires_grad_(False)
 
 
 def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.device, limits: Limits) -> float:
@@ -85,7 +91,10 @@ def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.devic
         device: where it will work; on some, attention stores scores.
     """
     if decoder.unknown or not isinstance(decoder.vae, AutoencoderKL):
-        return _trace_decoder(decoder, height, width, limits)
+        decode = _decoding(decoder, height, width, limits)
+        with LiveBytes() as live:
+            decode()
+        return float(live.peak)
     size = next(decoder.vae.parameters()).element_size()
     peak, lasting = 0.0, 0.0
     for layer in _layers(decoder.vae.decoder):
@@ -132,23 +141,3 @@ def _layers(decoder: Any) -> list[_LayerSize]:
             source, result = upsampler.conv.in_channels, upsampler.conv.out_channels
             found.append(_LayerSize(scale, source / 4 + result, result, max(source, result)))
     return found
-
-
-def _trace_decoder(decoder: Decoder, height: int, width: int, limits: Limits) -> float:
-    twin, latents = _decoder_twin(decoder, height, width)
-    with LiveBytes() as live:
-        twin(latents, latents.device, limits)
-    return float(live.peak)
-
-
-def text_bytes(place: Path, size: int) -> int:
-    """The bytes of the text encoder in a layout or a single file, with `size` bytes a number; 0 without one."""
-    files = [place] if place.is_file() else sorted((place / "text_encoder").glob("*.safetensors"))
-    prefix = single_file.TEXT if place.is_file() else ""
-    half = [path for path in files if ".fp16" in path.name]
-    total = 0
-    for path in [one for one in files if one not in half] or half:
-        with safe_open(str(path), "pt") as weights:
-            names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
-            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names) * size
-    return total

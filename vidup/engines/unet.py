@@ -19,8 +19,8 @@ class Unet:
     """Evaluates a UNet for batches of windows, with or without guidance.
 
     Args:
-        unet: a `UNet2DConditionModel` with a class embedding for the noise level; changed in place.
-        negative, positive: embeddings of the texts, (1, tokens, width).
+        unet: a `UNet2DConditionModel`; changed in place.
+        texts: embeddings of the negative prompt and of the prompt, (2, tokens, width).
         guidance_scale: the factor of classifier-free guidance.
         device: where it works; its weights may be elsewhere until then, see `Moved`.
         compiled: see `Compiled`.
@@ -29,21 +29,19 @@ class Unet:
     def __init__(
         self,
         unet: Any,
-        negative: torch.Tensor,
-        positive: torch.Tensor,
+        texts: torch.Tensor,
         guidance_scale: float,
         device: torch.device,
         compiled: str = "off",
     ) -> None:
         self.module, self.device = unet, device
-        texts = torch.cat([negative, positive])
         self._known = [texts] if fix_texts(unet, texts) else None
         self._settle(texts, guidance_scale)
         self.run = Compiled(unet, compiled, device, unet)
 
-    def with_texts(self, negative: torch.Tensor, positive: torch.Tensor, guidance_scale: float) -> Unet:
+    def with_texts(self, texts: torch.Tensor, guidance_scale: float) -> Unet:
         """The same model with other texts and another guidance scale; this one does not change."""
-        other, texts = copy.copy(self), torch.cat([negative, positive])
+        other = copy.copy(self)
         if self._known is not None and not any(torch.equal(texts, known) for known in self._known):
             with torch.inference_mode(False), torch.no_grad():
                 for one in self.module.modules():
@@ -60,27 +58,29 @@ class Unet:
         self._first = 2 * next((place for place, one in enumerate(known) if one is texts or torch.equal(one, texts)), 0)
         self.text = lru_cache(maxsize=8)(self._make_text)
 
-    def __call__(self, batch: torch.Tensor, time: torch.Tensor, guided: bool, levels: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, batch: torch.Tensor, time: torch.Tensor, guided: bool, **conditions: torch.Tensor | None
+    ) -> torch.Tensor:
         """The model's answer.
 
         Args:
             batch: (n, C, h, w) in the UNet's dtype.
             time: the timestep, one number on the device.
             guided: evaluate both texts, which costs twice as much as the positive one alone.
-            levels: the noise level of each window's input, int64 (n,).
+            conditions: other arguments of the UNet, (n, ...), or (2 * n, ...) if guided.
 
         Returns:
             float32 (n, latent channels, h, w).
         """
         text = self.text(len(batch), guided)
         if guided:
-            batch, levels = torch.cat([batch, batch]), torch.cat([levels, levels])
+            batch = torch.cat([batch, batch])
         answer: torch.Tensor = self.run(
             batch.contiguous(memory_format=self.run.memory_format),
             time,
             encoder_hidden_states=text,
-            class_labels=levels,
             return_dict=False,
+            **conditions,
         )[0].float()
         if guided:
             negative, positive = answer.chunk(2)
