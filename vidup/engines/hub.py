@@ -27,7 +27,7 @@ from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.folding import fold
 from vidup.engines.identity import fingerprint as fingerprint
 from vidup.engines.layout import KINDS, LAYOUTS, files_of, variant, weight_files
-from vidup.errors import EngineError
+from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -308,8 +308,10 @@ def schedule(folder: Path, name: str, steps: Callable[[dict[str, Any], str, int]
     """
     path = folder / name / "scheduler_config.json"
     config = claims.check_schedule(path)
-    with libraries.told(f"{path}: no noise schedule can be built from it: "):
+    try:
         found = [str(steps(config, sampler, 2)) for sampler in solver.SAMPLERS]
+    except Exception as error:  # of all kinds, and `solver`'s own, which does not name the file
+        raise EngineError(f"{path}: no noise schedule can be built from it: {first_line(error)}") from error
     if any("nan" in text or "inf" in text for text in found):
         raise EngineError(f"{path}: its noise levels are no numbers")
     return config
