@@ -79,11 +79,7 @@ def _meant(word: str, commands: Iterable[str]) -> str:
 
 
 def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
-    """The parser of ``vidup``; `command` of the namespace is the function that runs the command.
-
-    Args:
-        commands: name of a command -> the function that runs it.
-    """
+    """The parser of ``vidup``, whose namespace has the function of its `command`."""
     whole = _Parser(
         prog="vidup",
         description="Upscale video: every frame at its own time, the original sound untouched.",

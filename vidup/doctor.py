@@ -1,7 +1,4 @@
-"""Check whether this machine is ready: installed packages, devices, encoders, models, disk, limits.
-
-Nothing is changed or downloaded.
-"""
+"""Check whether this machine is ready: packages, devices, encoders, models, disk, limits. It changes nothing."""
 
 from __future__ import annotations
 

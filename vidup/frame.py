@@ -60,13 +60,11 @@ def layout(pix_fmt: str) -> Layout | None:
     match = _NAME.match(pix_fmt)
     if match is None or pix_fmt.endswith("be"):
         return None
-    family = re.sub("[aj]", "", match["family"]).removesuffix("p") if match["family"] != "gray" else "gray"
-    if family not in ("yuv", "gray", "gbr") or (family == "yuv") != bool(match["sampling"]):
+    family, bits = match["family"].rstrip("ajp"), int(match["bits"] or 8)
+    if (family == "yuv") != bool(match["sampling"]) or not 8 <= bits <= 16:
         return None
-    chroma = _SUBSAMPLING.get(match["sampling"], (1, 1)) if family == "yuv" else (1, 1)
-    bits = int(match["bits"] or 8)
-    alpha = family != "gray" and "a" in match["family"]
-    return Layout(family, bits, *chroma, alpha) if 8 <= bits <= 16 else None
+    chroma = _SUBSAMPLING.get(match["sampling"], (1, 1))
+    return Layout(family, bits, *chroma, alpha=family != "gray" and "a" in match["family"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -171,11 +171,7 @@ def as_options(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_option(config: type[Settings] | type[Runtime], name: str, text: str) -> Any:
-    """Read the value of a field of `config` as on the command line, unchecked.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Read the value of a field of `config` as on the command line, unchecked; raises ConfigError."""
     (spec,) = (spec for spec in fields(config) if spec.name == name)
     hint = hints(config)[name]
     kind = scalar(hint)

@@ -81,10 +81,7 @@ def folder_of(sources: Sequence[Path], output: str | None) -> Path | None:
 
 
 def check(sources: Sequence[Path], output: Path | None, settings: Settings, overwrite: bool) -> None:
-    """Check that all that is named exists, before anything is loaded.
-
-    Args:
-        output: a file; None where outputs have default names.
+    """Check that all that is named exists, before anything is loaded; the output is None where it has a default name.
 
     Raises:
         ConfigError, MediaError, EngineError: a file, a folder or a model is missing or unsuitable.
@@ -102,11 +99,7 @@ def check(sources: Sequence[Path], output: Path | None, settings: Settings, over
 
 
 def check_there(*sources: str | Path) -> None:
-    """Check that files exist.
-
-    Raises:
-        MediaError: one does not, or one of numbered pictures does not.
-    """
+    """Check that files exist, and of numbered pictures all; raises MediaError."""
     for source in map(Path, sources):
         if is_sequence(source):
             find(source)
@@ -117,16 +110,25 @@ def check_there(*sources: str | Path) -> None:
 
 
 def check_settings(settings: Settings) -> None:
-    """Check that the models and folders of the settings exist, or can exist on the hub.
-
-    Raises:
-        ConfigError, EngineError: one does not.
-    """
-    check_model(settings.model)
+    """Check that models and folders of settings exist, or can on the hub; raises ConfigError, EngineError."""
+    _check_model(settings.model)
     for part in ("vae", "tokenizer"):
         value = getattr(settings, part)
         if value is not None and not Path(value).exists() and (part == "tokenizer" or not re.fullmatch(_HUB_ID, value)):
             raise ConfigError(f"{part} = {value!r}: there is no such folder")
+
+
+def _check_model(model: str) -> None:
+    if model in MODELS or Path(model).exists():
+        return
+    if Path(model).suffix.lower() in WEIGHTS:
+        raise EngineError(f"model = {model!r}: there is no such file")
+    if not re.fullmatch(_HUB_ID, model):
+        near = difflib.get_close_matches(model, MODELS, 1)
+        raise EngineError(
+            f"model = {model!r}: is no engine of vidup's, no file or folder and no hub id (owner/name);"
+            + (f" did you mean {near[0]}?" if near else " vidup list shows the engines")
+        )
 
 
 def check_pair(source: Path, target: Path, overwrite: bool) -> None:
@@ -175,24 +177,6 @@ def _check_folder(folder: Path) -> None:
 def is_there(output: Path) -> bool:
     """Whether an output, or one of its pictures, exists."""
     return bool(existing(output)) if is_sequence(output) else output.is_file()
-
-
-def check_model(model: str) -> None:
-    """Check that a model is a name, a file, a folder, or can be a hub id.
-
-    Raises:
-        EngineError: it is not.
-    """
-    if model in MODELS or Path(model).exists():
-        return
-    if Path(model).suffix.lower() in WEIGHTS:
-        raise EngineError(f"model = {model!r}: there is no such file")
-    if not re.fullmatch(_HUB_ID, model):
-        near = difflib.get_close_matches(model, MODELS, 1)
-        raise EngineError(
-            f"model = {model!r}: is no engine of vidup's, no file or folder and no hub id (owner/name);"
-            + (f" did you mean {near[0]}?" if near else " vidup list shows the engines")
-        )
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -27,11 +27,7 @@ def preset_names() -> list[str]:
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The table in a TOML file, unchecked.
-
-    Raises:
-        ConfigError: it cannot be read, or is no TOML.
-    """
+    """The table in a TOML file, unchecked; raises ConfigError."""
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:  # opening a pipe would wait for its writer
@@ -42,12 +38,13 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def brought(model: Any) -> dict[str, Any]:
-    """The values of the preset for a model: the shipped preset whose key ``models`` contains its name."""
+    """The values of the preset for a model, see `_models`."""
     return _models().get(os.fspath(model), {}) if isinstance(model, (str, os.PathLike)) else {}
 
 
 @functools.cache
 def _models() -> dict[str, dict[str, Any]]:
+    """Name of a model -> the values of the shipped preset whose key ``models`` contains it."""
     found = {}
     for name in preset_names():
         table = read_table(folder() / f"{name}.toml")

@@ -32,12 +32,7 @@ def open_streams() -> None:
 
 
 def put(line: str) -> None:
-    """Write a line of data to standard output.
-
-    Raises:
-        MediaError: it cannot be written.
-        BrokenPipeError: the reader is gone.
-    """
+    """Write a line of data to standard output; raises MediaError, or BrokenPipeError if the reader is gone."""
     with _with_clear_errors():
         print(line)
 

@@ -41,7 +41,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def check(config: Any) -> None:
-    """Check the fields of a dataclass; numbers and paths of other libraries are converted to Python's types.
+    """Check the types and ranges of a dataclass's fields; numbers and paths of other libraries become Python's.
 
     Raises:
         ConfigError: a value has the wrong type or is out of its range.

@@ -77,23 +77,14 @@ def write(
 
 
 def write_of(output: Path, source: Film, result: Film, overwrite: bool, stop: Callable[[], bool]) -> None:
-    """Write the report of a result beside its input.
-
-    Raises:
-        ConfigError, MediaError: as `write`.
-        Stopped: `stop` returned true before the end.
-    """
+    """Write the report of a result beside its input; raises as `write`, and Stopped once `stop` returns true."""
     check(output, overwrite)
     name = result.info.path
     _save(output, _page(source, {name: result}, {name: faith.against_input(source, result, stop)}, _INPUT))
 
 
 def check(output: Path, overwrite: bool) -> None:
-    """Check that a report can be written, before anything is measured.
-
-    Raises:
-        ConfigError: it exists, its ending is wrong, or its folder does not exist.
-    """
+    """Check that a report can be written, before anything is measured; raises ConfigError."""
     if output.suffix.lower() not in _ENDINGS:
         raise ConfigError(f"{output}: a report is a page, whose name ends in .html")
     if output.is_dir() or (output.exists() and not overwrite):

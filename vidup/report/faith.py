@@ -52,9 +52,7 @@ class Faithfulness:
 def against_input(source: Film, result: Film, stop: Callable[[], bool] = lambda: False) -> Faithfulness:
     """Measure the frames of a result against those of its input that are shown at the same time.
 
-    Raises:
-        MediaError: a file cannot be read, or no frames coincide.
-        Stopped: `stop` returned true before the end.
+    Raises MediaError, and Stopped once `stop` returns true.
     """
     figures, missing = [], 0
     before: tuple[torch.Tensor, torch.Tensor] | None = None

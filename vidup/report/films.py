@@ -67,8 +67,7 @@ class Film:
     def pictures(self, low: int = 0, high: int | None = None) -> Generator[tuple[Fraction, torch.Tensor], None, None]:
         """The frames with the places `low` to `high`, each with its time: RGB, float32 (3, H, W) in [0, 1].
 
-        Raises:
-            MediaError: the file is damaged there.
+        Raises MediaError.
         """
         unit, every = self._schedule
         high = len(every) if high is None else min(high, len(every))
@@ -94,11 +93,7 @@ class Film:
 
 
 def film(path: str) -> Film:
-    """Open a whole video, without deinterlacing.
-
-    Raises:
-        MediaError: it is no media file, or cannot be read.
-    """
+    """Open a whole video, without deinterlacing; raises MediaError."""
     check_file(Path(path))
     found = Film(probe(path))
     if not found.times:

@@ -1,7 +1,4 @@
-"""The report's page: one HTML file with its style, script and pictures, which needs no network.
-
-It is made of `page.html`, `page.css` and `page.js` beside this file.
-"""
+"""The report's page: one HTML file, made of `page.html`, `page.css` and `page.js`, which needs no network."""
 
 from __future__ import annotations
 

@@ -44,14 +44,11 @@ class Films:
             return self._videos[key]
 
     def picture(self, path: Path, at: float, settings: vidup.Settings, exact: bool = False) -> Image.Image:
-        """The picture at a time, upright, 8 bits; the last one for a time after it.
+        """The picture at a time, upright, 8 bits; the last one for a time after it. Raises MediaError.
 
         Args:
             exact: convert colours by torch, as for a model. Only the thread that loads models may: diffusers changes
                 torch's default dtype for all threads while it loads.
-
-        Raises:
-            MediaError: the file cannot be read.
         """
         with self._few:
             if is_picture(path):

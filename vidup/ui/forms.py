@@ -71,9 +71,7 @@ def _changes(settings: vidup.Settings, plain: vidup.Settings) -> dict[str, Any]:
 def save(name: str, form: Form, folders: Folders, replace: bool) -> Path:
     """Write settings, with those of their own preset, as a preset into the first folder.
 
-    Raises:
-        ConfigError: the name is invalid or taken, or the file would not be read as it was meant.
-        MediaError: it cannot be written.
+    Raises ConfigError if the name is taken or invalid, or the file would not be read as it was meant; MediaError.
     """
     if not re.fullmatch(r"[\w][\w .+-]{0,60}", name) or name in vidup.Settings.presets():
         raise ConfigError(
@@ -122,15 +120,9 @@ class Form:
 
 
 def read(given: Any, folders: Folders) -> Form:
-    """Parse the values of a form.
+    """Parse the values of a form, by the names of their fields, and ``preset``; raises ConfigError, Refused.
 
-    Args:
-        given: values by the names of their fields, and ``preset``; strings are read as on the command line. None and an
-            empty string mean that it is not given.
-
-    Raises:
-        ConfigError: an unknown name, an invalid value.
-        Refused: a path outside the folders.
+    Strings are read as on the command line; None and an empty string mean that it is not given.
     """
     if not isinstance(given, Mapping):
         raise ConfigError("settings: expected an object of names and values")
@@ -158,11 +150,7 @@ def read(given: Any, folders: Folders) -> Form:
 
 
 def _located(value: str, folders: Folders) -> str:
-    """A model's name or hub id unchanged, or the absolute path of a file or folder.
-
-    Raises:
-        Refused: it lies outside the folders.
-    """
+    """A model's name or hub id unchanged, or the absolute path of a file or folder; raises Refused."""
     if value in vidup.Settings.models():
         return value
     path, inside = Path(value), folders.roots[0] / value

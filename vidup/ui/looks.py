@@ -150,15 +150,3 @@ def as_json(found: Plan, form: forms.Form, estimate: float | None, more: bool) -
         "still": info is None,
         "more": more,
     }
-
-
-def estimate(found: Plan, seconds: float | None, whole: bool) -> float | None:
-    """How long a file takes, in seconds; None if unknown.
-
-    Args:
-        seconds: of a frame.
-        whole: they are of a frame that was computed as a whole, of which a run carries a part.
-    """
-    if seconds is None:
-        return None
-    return round(seconds * found.frames * (found.computed if whole and found.computed is not None else 1), 2)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -14,6 +14,9 @@ import vidup
 from vidup.errors import ConfigError
 from vidup.ui.films import Films, is_picture
 from vidup.ui.forms import Form
+
+if TYPE_CHECKING:
+    from vidup.job.outlook import Plan
 
 SECONDS = 2.0
 """Of a moving preview."""
@@ -70,13 +73,17 @@ class Preview:
         """Whether it was cancelled or abandoned."""
         return self.cancelled or time.monotonic() - self.asked > _ABANDONED
 
+    def estimate(self, found: Plan) -> float | None:
+        """How long a run of the file takes, in seconds, by its plan; None if unknown."""
+        if self.seconds_a_frame is None:
+            return None
+        # A single frame is computed as a whole, while a run carries a part of it.
+        computed = found.computed if self.kind == "frame" and found.computed is not None else 1
+        return round(self.seconds_a_frame * found.frames * computed, 2)
+
 
 class Maker:
-    """Makes previews, one at a time.
-
-    Args:
-        stop: as for `Upscaler`.
-    """
+    """Makes previews, one at a time; `stop` is that of `Upscaler`."""
 
     def __init__(self, films: Films, stop: Callable[[], bool]) -> None:
         self._films, self._stop = films, stop

@@ -15,11 +15,7 @@ from vidup.errors import MediaError
 
 
 def state() -> Path:
-    """The state folder by the platform's convention, created if missing.
-
-    Raises:
-        MediaError: it cannot be created.
-    """
+    """The state folder by the platform's convention, created if missing; raises MediaError."""
     given = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(given):  # noqa: PTH117  # the XDG specification: relative paths are ignored
         home = Path(given)
@@ -37,9 +33,8 @@ def made(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise MediaError(
-            f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME to another folder"
-        ) from None
+        reason = f"{error.strerror}; set XDG_STATE_HOME to another folder"
+        raise MediaError(f"{folder}: cannot be created: {reason}") from None
     return folder
 
 

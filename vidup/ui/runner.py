@@ -80,11 +80,7 @@ def _begin(runs: Runs, waiting: Run) -> None:
 
 
 def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> None:
-    """Wait for a run's process, stop it if that is requested, and record its end.
-
-    Args:
-        process: None if another runner started it.
-    """
+    """Wait for a run's process, None if another runner started it; stop it if requested, and record its end."""
     asked, times = 0.0, 0
     while process is None or process.poll() is None:
         now = read_run(run.folder)
@@ -119,10 +115,9 @@ def _ask(run: Run, times: int) -> None:
 
 
 def _settle(run: Run, code: int | None, asked: bool) -> None:
-    """Record the end of a run's process; called with the lock held.
+    """Record the end of a run's process, with the lock held; its exit code is None if unknown.
 
     Args:
-        code: its exit code; None if unknown.
         asked: whether this runner stopped it.
     """
     now = read_run(run.folder)

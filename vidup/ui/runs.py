@@ -75,11 +75,7 @@ class Run:
 
 
 class Runs:
-    """The runs of a user.
-
-    Args:
-        folder: must exist.
-    """
+    """The runs of a user, in a folder, which must exist."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,14 +94,9 @@ class Runs:
         return FileLock(self.folder / "runner.lock", timeout=0)
 
     def add(self, command: Sequence[str], source: Path, output: Path) -> str:
-        """Queue a run.
+        """Queue a run; returns its id.
 
-        Returns:
-            Its id.
-
-        Raises:
-            Refused: an unfinished run has the same output, or there are too many.
-            MediaError: it cannot be written.
+        Raises Refused if an unfinished run has the same output, or there are too many; MediaError.
         """
         with self.locked():
             known = self.all()

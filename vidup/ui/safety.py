@@ -30,18 +30,12 @@ _SENT = {
 _ONWARD = '<!doctype html><meta http-equiv="refresh" content="0; url=/"><a href="/">vidup</a>'
 _BODIES = {"/api/upload": "application/octet-stream"}
 """The content type of requests other than GET; another site cannot send it without a CORS preflight."""
-
-
 _MOST_ENTRIES = 10_000
 """Entries of a folder that are listed."""
 
 
 class Refused(VidupError):
-    """A request that is refused.
-
-    Args:
-        status: the HTTP status.
-    """
+    """A request that is refused, with its HTTP status."""
 
     def __init__(self, message: str, status: int = 403) -> None:
         super().__init__(message)
@@ -130,11 +124,7 @@ def refusal(message: str, status: int) -> JSONResponse:
 
 
 class Folders:
-    """The folders that the server may use; nothing outside of them is read or written.
-
-    Raises:
-        ConfigError: one does not exist, or is not a folder.
-    """
+    """The folders that the server may use; nothing outside of them is read or written. Raises ConfigError."""
 
     def __init__(self, folders: Sequence[str | os.PathLike[str]]) -> None:
         self.roots: list[Path] = []
@@ -146,11 +136,7 @@ class Folders:
                 self.roots.append(path)
 
     def within(self, path: str) -> Path:
-        """Resolve a path with all links; a relative one is relative to the first folder.
-
-        Raises:
-            Refused: it lies outside the folders, or is no path.
-        """
+        """Resolve a path with all links, relative to the first folder; raises Refused if it lies outside of all."""
         if not isinstance(path, str) or not path or "\0" in path:
             raise Refused(f"{path!r}: is no path", 400)
         try:
@@ -199,11 +185,7 @@ def _mode(path: Path) -> int:
 
 
 def listing(folders: Folders, path: Path, videos: Iterable[str]) -> dict[str, object]:
-    """List a folder without hidden files.
-
-    Args:
-        videos: endings of files that can be upscaled.
-    """
+    """List a folder without hidden files; `videos` are the endings of files that can be upscaled."""
     inside, files, endings = [], [], set(videos)
     try:
         entries = sorted(path.iterdir(), key=lambda entry: entry.name.lower())

@@ -18,7 +18,7 @@ from vidup.errors import ConfigError, VidupError
 from vidup.paths import VIDEOS
 from vidup.ui import forms, places, runs
 from vidup.ui.films import PICTURES, Films, Newest, jpeg
-from vidup.ui.looks import Looks, as_json, estimate
+from vidup.ui.looks import Looks, as_json
 from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
 from vidup.ui.requests import Answer, Given, from_body, from_query, number, upload
@@ -58,8 +58,7 @@ class Server:
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
         (found, more), last = self.looks.plan(source, form, output), self.previews.last_of(source, form)
-        known = estimate(found, last.seconds_a_frame, last.kind == "frame") if last is not None else None
-        return as_json(found, form, known, more)
+        return as_json(found, form, None if last is None else last.estimate(found), more)
 
     def frame(self, query: Given) -> Answer:
         """A frame of the source."""
@@ -81,7 +80,7 @@ class Server:
         return {
             "id": one.id, "state": one.state, "done": one.done, "line": one.line, "error": one.error or None,
             "seconds_a_frame": one.seconds_a_frame,
-            "estimate": self._estimate(one) if one.seconds_a_frame is not None else None,
+            "estimate": self._estimate(one) if done else None,
             "before": f"{address}/{before}" if done else None,
             "after": f"{address}/{after}" if done else None,
             "width": one.size[0], "height": one.size[1], "fps": round(one.rate, 3),
@@ -161,8 +160,7 @@ class Server:
     def _estimate(self, one: Preview) -> float | None:
         """How long the whole film takes, by this preview."""
         with suppress(VidupError, OSError):  # the film may be gone
-            found, _ = self.looks.plan(one.source, one.form, None)
-            return estimate(found, one.seconds_a_frame, one.kind == "frame")
+            return one.estimate(self.looks.plan(one.source, one.form, None)[0])
         return None
 
     def _asked(self, body: Given) -> tuple[Path, forms.Form]:

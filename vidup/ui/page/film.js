@@ -5,7 +5,7 @@ import { grouped, lasting, lastOf } from "./words.js";
 import { chosen, choose, given, onChange } from "./chosen.js";
 import { View } from "./view.js";
 import { Stage, picture, zooming } from "./stage.js";
-import { Preview, nameOf, withPresets } from "./preview.js";
+import { Preview, nameOf } from "./preview.js";
 import { InStep } from "./moving.js";
 import { Strip } from "./strip.js";
 import { Sheet } from "./sheet.js";
@@ -30,7 +30,6 @@ export class Film {
   /** `lost` is called with a line where the film cannot be read, `ran` with the id of a new run. */
   constructor(start, { lost, ran }) {
     this.lost = lost;
-    withPresets(start.presets);
     this.view = new View();
     this.stage = new Stage({ view: this.view });
     this.player = new InStep();
@@ -40,8 +39,8 @@ export class Film {
       show: (result, settings) => this.#showFrame(result, settings), turned: (preview) => this.#stateOf(preview) });
     this.moving = new Preview({ kind: "moving", ready, doing: "Preview two seconds",
       show: (result, settings) => this.#showMoving(result, settings), turned: (preview) => this.#stateOf(preview) });
-    this.sheet = new Sheet({ start, view: this.view, ready });
     this.presets = new Presets(start.presets);
+    this.sheet = new Sheet({ folders: start.folders, view: this.view, ready });
     this.settings = new Settings(start);
     this.delivery = new Delivery({ ran, saved: () => this.#again(), refused: () => this.#ask() });
     this.#lay();
@@ -237,8 +236,6 @@ export class Film {
     try {
       const { presets } = await server.start();
       this.presets.set(presets);
-      this.settings.presets = presets;
-      withPresets(presets);
     } catch { /* it is there after a reload */ }
   }
 }

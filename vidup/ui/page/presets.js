@@ -16,24 +16,28 @@ const GOOD_FOR = {
 
 const ORDER = ["mini", "fast", "balanced"];
 
+/** All presets, in the order in which they are shown: those that matter first, one's own, the others. */
+export let presets = [];
+export const presetNamed = (name) => presets.find((each) => each.name === name);
+
 /** Cards for all presets, the three that matter first. */
 export class Presets {
-  constructor(presets) {
+  constructor(known) {
     this.element = make("fieldset.presets", {}, make("legend", {}, "Preset"));
-    this.set(presets);
+    this.set(known);
     onChange(["preset", "settings"], () => this.mark());
   }
 
-  set(presets) {
-    this.presets = ordered(presets);
-    this.cards = this.presets.map(({ name, line }) => {
+  set(known) {
+    presets = [...known].sort((a, b) => place(a.name) - place(b.name));
+    const cards = presets.map(({ name, line }) => {
       const input = make("input", { type: "radio", name: "preset", value: name, onchange: () => this.#take(name) });
       return make("label.preset", { title: name in GOOD_FOR ? line : name }, input, make("span.what", {},
         make("strong", {}, lastOf(name).replace(/\.toml$/, "")), make("span", {}, GOOD_FOR[name] ?? line)));
     });
-    const more = this.cards.splice(ORDER.length);
+    const more = cards.splice(ORDER.length);
     this.rest = make("details.rest", {}, make("summary", {}, `${more.length} more`), make("div", {}, more));
-    this.element.replaceChildren(this.element.firstChild, ...this.cards, ...(more.length ? [this.rest] : []));
+    this.element.replaceChildren(this.element.firstChild, ...cards, ...(more.length ? [this.rest] : []));
     this.mark();
   }
 
@@ -52,9 +56,6 @@ export class Presets {
 }
 
 const place = (name) => (ORDER.includes(name) ? ORDER.indexOf(name) : name in GOOD_FOR ? 10 : 5);
-
-/** Presets in the order in which they are shown: those that matter first, one's own, the others. */
-export const ordered = (presets) => [...presets].sort((a, b) => place(a.name) - place(b.name));
 
 /** A form that saves what is chosen as a preset of one's own. */
 export function saving(save) {

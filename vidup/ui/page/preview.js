@@ -3,16 +3,13 @@
 import { make, button, write } from "./elements.js";
 import { aFrame, lasting, lastOf } from "./words.js";
 import { chosen, given } from "./chosen.js";
+import { presetNamed } from "./presets.js";
 import * as server from "./server.js";
 
 const made = new Map(); // what is done, by what was asked for
-const costs = new Map(); // seconds a frame and estimate, by film and settings
+const costs = new Map(); // the same, by film and settings
 const QUICK_MODELS = ["mini", "nearest", "bilinear", "bicubic", "lanczos"];
 const QUICK = 8; // seconds a frame that nobody minds to wait for
-
-let presets = [];
-/** Let previews know what the presets are. */
-export const withPresets = (known) => { presets = known; };
 
 /** What settings are called in a few words: "mini", "mini, changed". */
 export function nameOf(settings) {
@@ -23,8 +20,7 @@ export function nameOf(settings) {
 
 /** The model that settings mean. */
 function modelOf(settings) {
-  const preset = presets.find((each) => each.name === settings.preset);
-  return settings.model ?? preset?.settings.model ?? "x4";
+  return settings.model ?? presetNamed(settings.preset)?.settings.model ?? "x4";
 }
 
 const costKey = (input, settings) => JSON.stringify([input, settings]);
@@ -101,7 +97,7 @@ export class Preview {
     try {
       const result = await server.preview(request, work.signal, (state) => this.#set("running", state));
       made.set(key, result);
-      costs.set(costKey(request.input, request.settings), { seconds_a_frame: result.seconds_a_frame, estimate: result.estimate });
+      costs.set(costKey(request.input, request.settings), result);
       if (!work.signal.aborted) await this.#finish(result, key);
     } catch (fault) {
       if (!work.signal.aborted) this.#set(fault.name === "AbortError" ? (this.result ? "old" : "idle") : "failed", { error: fault.message });

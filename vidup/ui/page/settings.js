@@ -3,6 +3,7 @@
 import { make, button, faultLine, named, tell, write } from "./elements.js";
 import { spoken } from "./words.js";
 import { chosen, choose, onChange } from "./chosen.js";
+import { presetNamed } from "./presets.js";
 
 const shownOf = (value) => (value === null || value === undefined ? "" : typeof value === "object"
   ? Object.entries(value).map(([key, each]) => `${key}=${each}`).join(" ") : String(value));
@@ -10,8 +11,7 @@ const shownOf = (value) => (value === null || value === undefined ? "" : typeof 
 export class Settings {
   #fields = new Map();
 
-  constructor({ fields, models, presets }) {
-    this.presets = presets;
+  constructor({ fields, models }) {
     const first = fields.filter((field) => field.first).slice(0, 10);
     const groups = new Map();
     for (const field of fields) if (!first.includes(field)) groups.set(field.group, [...(groups.get(field.group) ?? []), field]);
@@ -33,8 +33,7 @@ export class Settings {
 
   /** What a field is where nothing is set: the preset's, or the default. */
   #default(field) {
-    const preset = this.presets.find((each) => each.name === chosen.preset);
-    return preset?.settings[field.name] ?? field.default;
+    return presetNamed(chosen.preset)?.settings[field.name] ?? field.default;
   }
 
   #field(field) {

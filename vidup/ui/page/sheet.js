@@ -4,7 +4,7 @@ import { make, button, write } from "./elements.js";
 import { chosen, choose, given, onChange } from "./chosen.js";
 import { Stage, picture } from "./stage.js";
 import { Preview, nameOf } from "./preview.js";
-import { ordered } from "./presets.js";
+import { presets } from "./presets.js";
 import * as server from "./server.js";
 
 /** Settings that a preset decides: beside others they are those others' own. */
@@ -16,11 +16,10 @@ const shared = () => Object.fromEntries(Object.entries(chosen.settings).filter((
 export class Sheet {
   #tiles = new Map();
 
-  constructor({ start, view, ready }) {
-    this.view = view;
-    this.ready = ready;
-    this.presets = start.presets;
-    this.folders = start.folders;
+  shown = false;
+
+  constructor({ folders, view, ready }) {
+    Object.assign(this, { folders, view, ready });
     this.choices = make("div.chips", { role: "group", "aria-label": "What stands side by side" });
     this.checkpoint = make("input", {
       type: "text", value: chosen.checkpoint, placeholder: "path of a .safetensors or .pth", id: "checkpoint", list: "weights", autocomplete: "off", spellcheck: "false", onchange: () => this.#weights(this.checkpoint.value.trim()),
@@ -31,8 +30,6 @@ export class Sheet {
     onChange(["sheet", "checkpoint", "preset", "settings"], () => this.shown && this.#fill());
     onChange(["at", "input"], () => this.shown && this.clear());
   }
-
-  shown = false;
 
   /** Whether the sheet is looked at; what is at work is cancelled where it is not. */
   turn(on) {
@@ -80,7 +77,7 @@ export class Sheet {
 
   #offered() {
     const offered = [["bicubic", () => ({ model: "bicubic", ...shared() })]];
-    for (const { name } of ordered(this.presets)) offered.push([name, () => ({ preset: name, ...shared() })]);
+    for (const { name } of presets) offered.push([name, () => ({ preset: name, ...shared() })]);
     if (chosen.checkpoint) offered.push([chosen.checkpoint, () => ({ model: chosen.checkpoint, ...shared() })]);
     const now = JSON.stringify(given());
     if (!offered.some(([, settings]) => JSON.stringify(settings()) === now)) offered.push(["yours", given]);
