@@ -323,7 +323,6 @@ def full(path: Path, data: bytes) -> None:
 
 class TestDisk:
     def test_need(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        need_disk(tmp_path / "not" / "there" / "yet", 1)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 * 2**30, 0, 3 * 2**29))
         need_disk(tmp_path, 3 * 2**29)
         with pytest.raises(MediaError, match=r"about 2\.00 GiB are needed and 1\.50 GiB are free"):

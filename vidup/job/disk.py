@@ -89,12 +89,9 @@ def followed(output: Path) -> Path:
     """
     if not output.is_symlink():
         return output
-    try:
-        target = Path(os.path.realpath(output))
-        if target.is_symlink():
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    except OSError as error:
-        raise ConfigError(f"{output}: is a link that leads nowhere: {error.strerror or error}") from None
+    target = Path(os.path.realpath(output))
+    if target.is_symlink():
+        raise ConfigError(f"{output}: is a link that leads nowhere: {os.strerror(errno.ELOOP)}")
     log.info("%s: is a link: %s is written", output, target)
     return target
 
@@ -124,9 +121,6 @@ def open_plain(path: Path, mode: str) -> BinaryIO:
 
 def put_in_place(whole: Path, output: Path, overwrite: bool) -> None:
     """Move a finished file into place atomically.
-
-    Args:
-        overwrite: replace an existing file.
 
     Raises:
         ConfigError: a file has appeared there, and must not be replaced.
@@ -191,22 +185,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def need_disk(folder: Path, bytes_needed: int) -> None:
-    """Check that there is free space for a job.
-
-    Args:
-        folder: a folder on the disk in question; need not exist.
+    """Check that so much is free on a folder's disk.
 
     Raises:
         MediaError: less is free.
     """
-    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
     try:
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise MediaError(f"{place}: its free space cannot be read: {error.strerror or error}") from error
+        raise MediaError(f"{folder}: its free space cannot be read: {error.strerror or error}") from error
     if free < bytes_needed:
         raise MediaError(
-            f"{place}: about {bytes_needed / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free;"
+            f"{folder}: about {bytes_needed / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free;"
             " make room, or choose an output on another disk"
         )
 

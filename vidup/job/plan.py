@@ -9,6 +9,7 @@ from typing import Any
 
 from vidup import engines
 from vidup.config import Runtime, Settings
+from vidup.errors import ConfigError
 from vidup.frame import Frame, MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
@@ -159,10 +160,12 @@ NOT_IN_PART = "nothing of it lies in the part that is kept"
 """The reason of a stream that has no packet in the requested part."""
 
 
-def lost(job: Job) -> list[str]:
-    """The streams that would be left out although the settings do not request it, in words."""
-    return [
+def refuse_losses(job: Job) -> None:
+    """Raise a `ConfigError` that names the streams that would be left out although the settings do not request it."""
+    lost = [
         f"stream {stream.index} ({stream.name}) would be left out: {stream.reason}"
         for stream in job.streams
         if stream.action == "drop" and stream.reason not in (REQUESTED, NOT_IN_PART)
     ]
+    if lost:
+        raise ConfigError(f"{job.info.path}: strict: {'; '.join(lost)}")

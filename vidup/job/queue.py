@@ -93,8 +93,8 @@ def begin(
     _take(target, source, taken)  # not before: a file that is no video, such as subtitles, has no output
     for line in describe.describe(job):
         log.info("%s", line)
-    if runtime.strict and plan.lost(job):
-        raise ConfigError(f"{source}: strict: {'; '.join(plan.lost(job))}")
+    if runtime.strict:
+        plan.refuse_losses(job)
     tracker.expect(len(job.times), 0, outcome.output)
     yield None
     tracker.enter("loading", outcome.output)
@@ -123,8 +123,8 @@ def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Run
         *(job.output, size / 2**30, plan.host_memory(job) / 2**30),
     )
     job = rehearse.rehearse(job, store.folder)
-    if runtime.strict and plan.lost(job):
-        raise ConfigError(f"{job.info.path}: strict: {'; '.join(plan.lost(job))}")
+    if runtime.strict:
+        plan.refuse_losses(job)
     store.close()  # until its turn: the number of a process's open files is limited
     return Work(job, outcome, store, segments, {segment.index for segment in segments})
 
@@ -235,8 +235,7 @@ def _take_result(work: Work, task: Task, result: Done | VidupError, tracker: Tra
     work.compared += result.compared
     tracker.count(result.computed, result.pixels)
     with failing(work.outcome, tracker):
-        if work.store.choice != asdict(result.choice):
-            work.store.save_choice(asdict(result.choice))
+        work.store.save_choice(asdict(result.choice))
         if not work.left:
             _deliver(work, tracker, runtime)
 

@@ -81,13 +81,11 @@ def plan_segments(
 class Store:
     """A job's folder, opened to begin or to resume the job; locked while it is open.
 
-    A job can be resumed with the same recipe. Only ``mtime_ns`` may differ: a copied or touched file is the same
-    input.
-
     Args:
-        folder: the folder, which is created if it does not exist; its parent has to exist.
+        folder: is created if it does not exist; its parent has to exist.
         recipe: all that decides the result, as values for JSON: ``input`` (of `fingerprint_file`), ``settings``,
-            ``engine``, ``version``.
+            ``engine``, ``version``. It has to be that of the resumed job, but for ``mtime_ns``: a copied or touched
+            file is the same input.
         restart: delete what was done.
         allowed: whether a stored choice is possible; else the record is damaged.
 
@@ -134,10 +132,11 @@ class Store:
         """The stored choice of batch and tiles; empty before `save_choice`."""
         return dict(self._record["choice"])
 
-    def save_choice(self, choice: Mapping[str, Any]) -> None:
+    def save_choice(self, choice: dict[str, Any]) -> None:
         """Store the choice of batch and tiles, as values for JSON, so that a resumed job repeats it."""
-        self._record["choice"] = json.loads(json.dumps(choice))
-        self._write()
+        if choice != self._record["choice"]:
+            self._record["choice"] = choice
+            self._write()
 
     def save_result(self, whole: Path) -> None:
         """Store the fingerprint of the result before it is moved into place, so that a later run recognizes it."""
@@ -209,7 +208,7 @@ def was_delivered(folder: Path, output: Path) -> bool:
                 _remove(folder / _LOCK)
                 folder.rmdir()
             return False
-        known = (_load(folder) or {}).get("delivery")
+        known = _load(folder).get("delivery")
         if isinstance(known, dict):
             found = fingerprint_file(output)
             return all(found[key] == known.get(key) for key in ("size", "sha256"))
@@ -228,15 +227,9 @@ def _enter(folder: Path) -> BinaryIO:
             raise ResumeError(
                 f"{folder}: is no folder of a job, and is not empty ({foreign[0]}); move it, or choose another output"
             )
-        _check_plain(folder / _LOCK)
-        lock = _take_lock(folder)
-        try:
-            for path in _own(folder):
-                _check_plain(path)
-        except BaseException:
-            lock.close()
-            raise
-        return lock
+        for path in _own(folder):
+            _check_plain(path)
+        return _take_lock(folder)
     except FileExistsError:
         raise MediaError(f"{folder}: cannot be used: is no folder; move it, or choose another output") from None
     except OSError as error:
@@ -250,19 +243,19 @@ def _check_plain(path: Path) -> None:
             raise ResumeError(f"{path}: is a link, a folder or a pipe, expected a file of the job; move it")
 
 
-def _load(folder: Path) -> dict[str, Any] | None:
-    """The record in a folder, unchecked; None where there is none that can be read."""
+def _load(folder: Path) -> dict[str, Any]:
+    """The record in a folder, unchecked; empty where there is none that can be read."""
     try:
         with open_plain(folder / _RECORD, "rb") as file:
             known = json.loads(file.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
-        return None
-    return known if isinstance(known, dict) else None
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _read(folder: Path, allowed: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
     """The record in a folder; None where there is no valid one, and no segment that needs it."""
-    known = _load(folder) or {}
+    known = _load(folder)
     choice = known.get("choice")
     if isinstance(known.get("fingerprint"), dict) and isinstance(choice, dict) and (not choice or allowed(choice)):
         return known

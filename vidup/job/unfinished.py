@@ -6,7 +6,6 @@ is carried from the last. Planes after those are ignored, and overwritten.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -14,10 +13,13 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from safetensors.torch import load, save
 
 from vidup.engines.relay import Carried
@@ -35,8 +37,8 @@ _SLOW = 1.0  # frames are kept where the first one takes so many seconds
 _EVERY = 30.0  # seconds between two writes of what is carried
 _PLANES, _MADE = ".planes", ".made"
 
-_Form = list[tuple[str, tuple[int, int]]]
-"""The dtype and the shape of each plane."""
+_Form = list[list[int]]
+"""The height, the width and the bytes of a sample of each plane."""
 
 
 def kept(job: Job, segment: Segment) -> int:
@@ -88,12 +90,10 @@ def upscaled(
         if done or (upscaler.engine.invents and time.monotonic() - began > _SLOW):
             keeper = _Keeper(segment, upscaler, done)
         try:
-            frame: Frame | None = first
-            while frame is not None:
+            for frame in chain([first], results):
                 if keeper is not None:
                     keeper.add(frame)
                 yield frame, True
-                frame = next(results, None)
         except BaseException:
             if keeper is not None:
                 keeper.save()
@@ -117,7 +117,7 @@ class _Keeper:
         """Write the planes of a finished frame."""
         if self._given_up:
             return
-        self._form = [(plane.dtype.name, plane.shape) for plane in frame.planes]
+        self._form = [[*plane.shape, plane.itemsize] for plane in frame.planes]
         try:
             if self._file is None:
                 self._file = open_plain(self._segment.with_suffix(_PLANES), "r+b" if self._done else "wb")
@@ -153,8 +153,9 @@ class _Keeper:
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
-        about = {"count": carried.frames, "computed": carried.computed, "total": carried.total, "form": self._form}
-        write_atomically(self._segment.with_suffix(_MADE), save(carried.results, {"vidup": json.dumps(about)}))
+        counts = torch.tensor([carried.frames, carried.computed, carried.total])
+        data = save({**carried.results, "counts": counts, "form": torch.tensor(self._form)})
+        write_atomically(self._segment.with_suffix(_MADE), data)
         self._taken, self._written = None, time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
@@ -170,18 +171,14 @@ def _read(segment: Path) -> tuple[Carried, _Form] | None:
     if not path.is_file() or not planes.is_file():
         return None
     try:
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["vidup"])
-        form: _Form = [(str(dtype), (int(height), int(width))) for dtype, (height, width) in about["form"]]
-        carried = Carried(int(about["count"]), load(data), int(about["computed"]), int(about["total"]))
-        whole = planes.stat().st_size >= carried.frames * sum(
-            np.dtype(dtype).itemsize * h * w for dtype, (h, w) in form
-        )
+        tensors = load(path.read_bytes())
+        form: _Form = tensors.pop("form").tolist()
+        count, computed, total = tensors.pop("counts").tolist()
+        whole = planes.stat().st_size >= count * sum(map(prod, form))
     except Exception as error:  # the readers raise all kinds for a damaged file
         log.warning("%s: is damaged: its segment is recomputed: %s", path, first_line(error))
         return None
-    return (carried, form) if whole and carried.frames > 0 else None
+    return (Carried(count, tensors, computed, total), form) if whole and count > 0 else None
 
 
 def _planes(segment: Path, sources: Iterable[Frame], form: _Form, wanted: tuple[str, Color, Turn]) -> Iterator[Frame]:
@@ -189,7 +186,7 @@ def _planes(segment: Path, sources: Iterable[Frame], form: _Form, wanted: tuple[
     with open_plain(segment.with_suffix(_PLANES), "rb") as file:
         for source in sources:
             planes = tuple(
-                np.frombuffer(file.read(np.dtype(dtype).itemsize * h * w), dtype).reshape(h, w)
-                for dtype, (h, w) in form
+                np.frombuffer(file.read(height * width * size), f"u{size}").reshape(height, width)
+                for height, width, size in form
             )
             yield replace(source, planes=planes, pix_fmt=wanted[0], color=wanted[1])
