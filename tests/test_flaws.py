@@ -119,6 +119,16 @@ def test_bands_are_found_and_a_gradient_is_not() -> None:
         assert flaws.banding(codes([clean])) < 0.02
 
 
+def test_bands_are_smoothed_alike_where_only_some_pixels_are_and_where_all_are() -> None:
+    sky = np.linspace(60, 90, 96)[None, :] + np.zeros((64, 1))
+    rgb = torch.from_numpy(np.stack([sky // 2 * 2, sky // 3 * 3, sky])[None]).float().repeat(2, 1, 1, 1) / 255
+    rgb[1] = rgb[1].flip(-1) + 0.1
+    where = flaws.bands(flaws.luma(rgb) * 255)[:, None]
+    assert 0.2 < where.float().mean() < 1
+    smooth = flaws.unbanded(rgb)
+    assert torch.equal(smooth, torch.where(where, flaws._everywhere(rgb), rgb)) and not torch.equal(smooth, rgb)
+
+
 @pytest.mark.parametrize("step", [3, 4, 6])
 def test_the_anchor_does_not_pull_bands_back(step: int) -> None:
     """Beside them a hard edge and a texture stay as they are."""

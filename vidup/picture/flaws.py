@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from statistics import fmean, median
 
 import torch
 from torch.nn import functional
 
+from vidup.picture import temporal
 from vidup.picture.metrics import luma
 
 SIDE = 8
@@ -34,8 +36,9 @@ _BAND = 1.75, 8.0
 """Least and largest step between two bands, in codes; steps of 1 are those of 8 bits, and invisible."""
 _STAIR = 64
 """How far in pixels the next step of a gradient is looked for."""
-_AROUND = 2, 4, 6, 8
-"""How far in pixels what bands become is looked for."""
+_FAR = 8
+_PLACES = [place for far in range(2, _FAR + 1, 2) for place in product((-far, 0, far), repeat=2)]
+"""Rows and columns, from a pixel in bands, where what it becomes is looked for."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,8 @@ def bands(codes: torch.Tensor) -> torch.Tensor:
     # Bands are long; a short step is a detail.
     long = found & (_count(_count(found, 7).transpose(-1, -2), 7).transpose(-1, -2) > 14)
     near = _count(_count(long, 16).transpose(-1, -2) > 0, 16).transpose(-1, -2) > 0
-    smooth = functional.max_pool2d(-_range(codes, 3), 3, 1, 1)[:, 0] >= -0.75
+    spread = temporal.most(codes, 3) + temporal.most(-codes, 3)
+    smooth = temporal.most(-spread, 3) >= -0.75
     return near & smooth
 
 
@@ -250,17 +254,37 @@ def unbanded(rgb: torch.Tensor) -> torch.Tensor:
     where = bands(luma(rgb) * 255)[:, None]
     if _is_empty(where):
         return rgb
-    (height, width), most = rgb.shape[-2:], max(_AROUND)
-    padded = functional.pad(rgb, [most] * 4, mode="replicate")
-    total, count = rgb.clone(), torch.ones_like(rgb[:, :1])
-    for far in _AROUND:
-        for down, across in product((-far, 0, far), repeat=2):
-            top, left = most + down, most + across
-            other = padded[..., top : top + height, left : left + width]
-            near = ((other - rgb).abs().amax(1, keepdim=True) < _BAND[1] / 255).to(rgb)
-            total += near * other
-            count += near
-    return torch.where(where, total / count, rgb)
+    # Mostly few pixels are chosen, but to find which would wait for a device.
+    return _chosen(rgb, where) if rgb.device.type == "cpu" else torch.where(where, _everywhere(rgb), rgb)
+
+
+def _everywhere(rgb: torch.Tensor) -> torch.Tensor:
+    """What all pixels become in `unbanded`."""
+    height, width = rgb.shape[-2:]
+    padded = functional.pad(rgb, [_FAR] * 4, mode="replicate")
+    rows = (padded[..., _FAR + down : _FAR + down + height, :] for down, _ in _PLACES)
+    columns = (_FAR + across for _, across in _PLACES)
+    return _smoothed(rgb, (row[..., first : first + width] for row, first in zip(rows, columns, strict=True)))
+
+
+def _chosen(rgb: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """The pictures with what only the pixels become that `where`, (T, 1, h, w), chooses."""
+    pixels = functional.pad(rgb, [_FAR] * 4, mode="replicate").transpose(0, 1).flatten(1)
+    chosen, wide = functional.pad(where, [_FAR] * 4).flatten().nonzero()[:, 0], rgb.shape[-1] + 2 * _FAR
+    others = (pixels[None, :, chosen + down * wide + across] for down, across in _PLACES)
+    result = rgb.clone()
+    result.transpose(0, 1)[:, where[:, 0]] = _smoothed(pixels[None, :, chosen], others)[0]
+    return result
+
+
+def _smoothed(own: torch.Tensor, others: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The mean of pixels, (T, 3, ...), and of those around them that are nearly as bright."""
+    total, count = own.clone(), torch.ones_like(own[:, :1])
+    for other in others:
+        near = ((other - own).abs_().amax(1, keepdim=True) < _BAND[1] / 255).to(own)
+        total.addcmul_(near, other)
+        count += near
+    return total / count
 
 
 def _is_empty(mask: torch.Tensor) -> bool:
@@ -275,12 +299,6 @@ def _count(planes: torch.Tensor, reach: int) -> torch.Tensor:
     return sums[..., 2 * reach + 1 :] - sums[..., : -2 * reach - 1]
 
 
-def _range(codes: torch.Tensor, side: int) -> torch.Tensor:
-    """Maximum minus minimum of the square around each pixel, (T, 1, h, w)."""
-    planes = codes[:, None]
-    return functional.max_pool2d(planes, side, 1, side // 2) + functional.max_pool2d(-planes, side, 1, side // 2)
-
-
 def _steps(codes: torch.Tensor) -> torch.Tensor:
     """Where along a line five even pixels are followed, within three, by five others, a little brighter or darker.
 
@@ -289,8 +307,9 @@ def _steps(codes: torch.Tensor) -> torch.Tensor:
     found = torch.zeros_like(codes, dtype=torch.bool)
     if codes.shape[-1] < 13:
         return found
-    brightest, darkest = (functional.max_pool2d(one[:, None], (1, 5), 1)[:, 0] for one in (codes, -codes))
-    even = brightest + darkest <= 0.75
+    fives = [codes[..., first : codes.shape[-1] - 4 + first] for first in range(5)]
+    brightest, darkest = reduce(torch.maximum, fives), reduce(torch.minimum, fives)
+    even = brightest - darkest <= 0.75
     higher = brightest[..., 8:] - brightest[..., :-8]
     least, most = _BAND
     for apart in (higher, -higher):
