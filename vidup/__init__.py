@@ -33,7 +33,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         interpolate, checkpoint, x2, x4     the families of models
         flow, relay                         optical flow; what is carried from frame to frame
     media/                              PyAV
-        sequences, frames, linear           numbered pictures; PyAV's frames; the light of OpenEXR
+        sequences, frames                   numbered pictures; PyAV's frames
         animation_input                     GIF, APNG, WebP and AVIF, read
         containers, codecs                  a record for each output container, and for each encoder
         vp9_alpha                           the transparency of VP9

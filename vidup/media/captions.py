@@ -15,8 +15,7 @@ _CARRIERS = ("h264", "hevc", "av1")
 _HEAD = b"\xb5\x00\x31GA94\x03"
 _SEI = {"h264": b"\x06", "hevc": b"\x4e\x01"}
 """The header of a NAL unit with an SEI message that stands before a picture."""
-_CONSTRUCT = 3
-"""Bytes of one caption data construct; a frame has at most 31."""
+_CONSTRUCT, _MOST = 3, 31  # bytes of a caption data construct; how many a frame has at most
 
 
 def carries(codec: str) -> bool:
@@ -36,7 +35,7 @@ def with_captions(data: bytes, codec: str, constructs: bytes) -> bytes:
         data: of H.264 and H.265 with start codes (Annex B), of AV1 as OBUs with sizes.
         codec: an encoder's name.
     """
-    count = min(31, len(constructs) // _CONSTRUCT)
+    count = min(_MOST, len(constructs) // _CONSTRUCT)
     if not count:
         return data
     message = _HEAD + bytes([0x40 | count, 0xFF]) + constructs[: _CONSTRUCT * count] + b"\xff"

@@ -32,25 +32,25 @@ class Container:
     """``pictures``: a file for each frame, or an animation, and nothing else."""
     tick: Fraction | None
     """Seconds in one unit of all times; None where each stream has its own time base."""
-    below_zero: Literal["hidden", "shifted"]
-    """What happens to times below zero: players hide such pictures, or the muxer shifts all streams."""
     codec: str
     """The default video encoder."""
     deep_codec: str
     """The default for pictures of more than 8 bits: few players outside of computers play H.264 of 10 bits."""
-    text: str
+    below_zero: Literal["hidden", "shifted"] = "hidden"
+    """What happens to times below zero: players hide such pictures, or the muxer shifts all streams."""
+    text: str = ""
     """The encoder for subtitles whose format it cannot store."""
-    sound: str
+    sound: str = ""
     """The encoder for audio whose format it cannot store."""
-    lossless_sound: str
+    lossless_sound: str = ""
     """The same, for audio that was compressed without loss, or not at all."""
-    cover: Literal["stream", "attachment"] | None
+    cover: Literal["stream", "attachment"] | None = None
     """How a cover picture is stored; None where it cannot be."""
-    data: bool
+    data: bool = False
     """Whether it can store attachments, such as fonts, and data streams."""
-    keeps_aspect: bool
+    keeps_aspect: bool = False
     """Whether it stores a pixel aspect ratio that players obey; else only that of some codecs is kept."""
-    options: Mapping[str, str] = field(default_factory=lambda: {"fflags": "+bitexact"})
+    options: Mapping[str, str] = field(default_factory=dict)
     """Options of its muxer; those of the user replace them."""
     languages: Mapping[str, str] = field(default_factory=dict)
     """Codes of ISO 639-2 that its muxer does not know -> the code of the same language that it knows."""
@@ -158,10 +158,9 @@ class Container:
             return {} if self.family == "pictures" else dict(tags)
         every = "use_metadata_tags" in self.tag_options(tags).get("movflags", "")
         with io.BytesIO() as file:
-            options = {"fflags": "+bitexact", **({"movflags": "use_metadata_tags"} if every else {})}
-            with av.open(
-                file, "w", format=self.name, container_options=options, metadata_errors="surrogateescape"
-            ) as target:
+            options = {"fflags": "+bitexact"} | ({"movflags": "use_metadata_tags"} if every else {})
+            kind: dict[str, Any] = {"format": self.name, "metadata_errors": "surrogateescape"}
+            with av.open(file, "w", container_options=options, **kind) as target:
                 stream = target.add_stream("mpeg4", rate=25)
                 stream.codec_context.width = stream.codec_context.height = 16
                 target.metadata.update(tags)
@@ -216,14 +215,12 @@ MP4 = Container(
     endings=(".mp4", ".m4v"),
     family="mov",
     tick=None,
-    below_zero="hidden",
     codec="libx264",
     deep_codec="libx265",
     text="mov_text",
     sound="aac",
     lossless_sound="alac",
     cover="stream",
-    data=False,
     keeps_aspect=True,
     # No version or random ids: the same job writes the same bytes. The index comes before the pictures, so that a
     # player on a web page can begin.
@@ -236,15 +233,15 @@ MATROSKA = Container(
     endings=(".mkv",),
     family="matroska",
     tick=_MILLISECOND,
-    below_zero="shifted",
     codec="libx264",
     deep_codec="libx264",
+    below_zero="shifted",
     text="subrip",
     sound="flac",
     lossless_sound="flac",
     cover="attachment",
     data=True,
-    keeps_aspect=False,
+    options={"fflags": "+bitexact"},
 )
 WEBM = replace(
     MATROSKA,
@@ -271,11 +268,11 @@ STILLS_READ = {".gif", ".avif"}
 ANIMATIONS = {".gif", ".apng"}
 """Endings of animated pictures; some of the formats of still images may be animated, too."""
 
-_ANIMATED = {".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)} | dict.fromkeys(
-    (".png", ".apng"), ("APNG", _MILLISECOND)
-)
+_ANIMATED = {
+    **{".gif": ("GIF", 10 * _MILLISECOND), ".webp": ("WebP", _MILLISECOND)},
+    **dict.fromkeys((".png", ".apng"), ("APNG", _MILLISECOND)),
+}
 """Ending of an animation that can be written -> its container's name, and its unit of times."""
-
 
 WRITTEN = CONTAINERS.keys() | _ANIMATED.keys()
 """Endings of the files that videos can be written to."""
@@ -317,11 +314,15 @@ def container_of(output: Path) -> Container:
     Raises:
         ConfigError: the ending is not known.
     """
-    if is_sequence(output):
-        return _pictures(output)
     ending = output.suffix.lower()
+    if is_sequence(output):
+        codec = sequences.WRITTEN.get(ending)
+        if codec is None:
+            raise ConfigError(f"{output}: cannot write such pictures; take {', '.join(sequences.WRITTEN)}")
+        return Container("pictures", (output.suffix,), "pictures", None, codec, codec)
     if ending in _ANIMATED:
-        return _of_pictures(*_ANIMATED[ending], ending, "png")
+        name, tick = _ANIMATED[ending]
+        return Container(name, (ending,), "pictures", tick, "png", "png")
     container = CONTAINERS.get(ending)
     if container is None:
         raise ConfigError(
@@ -329,20 +330,6 @@ def container_of(output: Path) -> Container:
             f" choose a name that ends in {', '.join([*CONTAINERS, *sorted(ANIMATIONS), '.webp'])}"
         )
     return container
-
-
-def _pictures(output: Path) -> Container:
-    codec = sequences.WRITTEN.get(output.suffix.lower())
-    if codec is None:
-        raise ConfigError(f"{output}: cannot write such pictures; take {', '.join(sequences.WRITTEN)}")
-    return _of_pictures("pictures", None, output.suffix, codec)
-
-
-def _of_pictures(name: str, tick: Fraction | None, ending: str, codec: str) -> Container:
-    return Container(
-        name=name, endings=(ending,), family="pictures", tick=tick, below_zero="hidden", codec=codec,
-        deep_codec=codec, text="", sound="", lossless_sound="", cover=None, data=False, keeps_aspect=False, options={},
-    )  # fmt: skip
 
 
 def family(formats: str) -> str:

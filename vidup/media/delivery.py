@@ -136,16 +136,11 @@ def _part(settings: Settings, info: MediaInfo) -> Trim:
 
 def _cut(info: MediaInfo, moment: Fraction) -> Fraction:
     """Where a part begins or ends: with the next frame, if that is near; else at the moment, within a frame."""
-    following = _next_frame(info, moment)
+    place = bisect_left(info.pts, -(-moment // info.time_base))
+    following = (info.pts[place] if place < len(info.pts) else info.end) * info.time_base
     if following - moment <= _SOON or moment < info.pts[0] * info.time_base:
         return following
     return -(-moment // info.time_base) * info.time_base
-
-
-def _next_frame(info: MediaInfo, moment: Fraction) -> Fraction:
-    """The time of the first frame that begins at a moment or later, in seconds; the video's end where there is none."""
-    place = bisect_left(info.pts, -(-moment // info.time_base))
-    return (info.pts[place] if place < len(info.pts) else info.end) * info.time_base
 
 
 def _ticks(info: MediaInfo, trim: Trim | None) -> tuple[int | None, int | None]:

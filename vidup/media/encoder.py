@@ -19,10 +19,11 @@ import av
 from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Color, Frame, HdrMetadata, Layout, MediaInfo, layout
-from vidup.media import frames, linear
+from vidup.media import frames
 from vidup.media.codecs import DEFAULTS, PICTURES, Defaults
 from vidup.media.containers import Container, video_format
 from vidup.media.decoding import planar
+from vidup.media.opening import reason
 from vidup.media.options import encoder_options
 from vidup.media.trial import objections
 from vidup.picture import color
@@ -38,7 +39,6 @@ _FINEST = 1_000_000
 _FRAME_FLAGS = (
     av.codec.context.Flags.frame_duration | av.codec.context.Flags.global_header | av.codec.context.Flags.closed_gop
 )
-
 
 _KEEP_RGB = ("ffv1", *PICTURES)  # encoders whose files are for further work: RGB and gray are not converted
 
@@ -140,11 +140,7 @@ def _default_codec(container: Container, pix_fmt: str) -> str:
 
 
 def _check_options(encoding: Encoding, given: dict[str, str]) -> None:
-    """Check that the encoder opens, and obeys each of the options that the user gave.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Check that the encoder opens, and obeys each of the options that the user gave."""
     codec = encoding.codec
     objected = objections(codec, encoding.options, encoding.width, encoding.height, encoding.pix_fmt) if given else []
     if objected:
@@ -173,11 +169,7 @@ def _decided(context: Any) -> tuple[Any, ...]:
 
 
 def _find(codec: str) -> Any:
-    """The PyAV codec of a video encoder, by its name.
-
-    Raises:
-        ConfigError: there is none, it encodes no video, or this machine lacks the hardware for it.
-    """
+    """The PyAV codec of a video encoder, by its name; an error where this machine cannot open it."""
     try:
         encoder = av.Codec(codec, "w")
     except ValueError:
@@ -270,7 +262,7 @@ def same_priority() -> Iterator[None]:
 def to_av(frame: Frame, encoding: Encoding) -> Any:
     """A PyAV frame with copies of the planes, its times in the encoding's time base."""
     pix_fmt, unit = encoding.pix_fmt, frame.time_base / encoding.time_base
-    result = linear.encodable(frame, pix_fmt) if encoding.codec == "exr" else _in_format(frame, pix_fmt)
+    result = frames.linear(frame, pix_fmt) if encoding.codec == "exr" else _in_format(frame, pix_fmt)
     result.pts, result.duration = int(frame.pts * unit), round(frame.duration * unit)
     result.time_base = encoding.time_base
     frames.tag(result, encoding.color)
@@ -285,16 +277,11 @@ def _in_format(frame: Frame, pix_fmt: str) -> Any:
 
 
 def _nearest(source: str, offered: list[str], codec: str, alpha: bool) -> str:
-    """The pixel format, of those that an encoder offers, that loses least of `source`; of equals that which adds least.
-
-    Args:
-        alpha: whether transparency is kept.
-    """
+    """The offered pixel format that loses least of `source`; of equals that which adds least."""
     wanted = layout(source)
     assert wanted is not None
-    kept = codec in _KEEP_RGB or wanted.family == "yuv"
     transparent = wanted.alpha and alpha
-    if not kept:  # RGB and gray are delivered as what players play: 4:2:0
+    if codec not in _KEEP_RGB and wanted.family != "yuv":  # RGB and gray are delivered as what players play: 4:2:0
         wanted = Layout("yuv", wanted.bits, 2, 2)
 
     def loss(name: str) -> tuple[bool, bool, int, int, int, int]:
@@ -306,18 +293,15 @@ def _nearest(source: str, offered: list[str], codec: str, alpha: bool) -> str:
         finer = max(0, wanted.chroma_x - have.chroma_x) + max(0, wanted.chroma_y - have.chroma_y)
         return transparent and not have.alpha, have.family != wanted.family, fewer, coarser, more, finer
 
+    def is_usable(name: str) -> bool:
+        components = av.VideoFormat(name).components
+        is_plain = not (name.startswith("yuvj") or "f16" in name or "f32" in name)
+        # Two components are gray with transparency, which is not planar.
+        return is_plain and len(components) != 2 and (transparent or not components[-1].is_alpha)
+
     if codec == "exr":
         return "gbrapf32le" if transparent else "gbrpf32le"
-    usable = [
-        name
-        for name in offered
-        if not name.startswith("yuvj")
-        and "f16" not in name
-        and "f32" not in name
-        and (transparent or not av.VideoFormat(name).components[-1].is_alpha)
-        and len(av.VideoFormat(name).components) != 2  # gray with transparency, which is not planar
-    ]
-    return min(usable, key=loss) if usable else "yuv420p"
+    return min(filter(is_usable, offered), key=loss, default="yuv420p")
 
 
 def _output_color(info: MediaInfo, settings: Settings, target: str, codec: str) -> Color:
@@ -349,8 +333,9 @@ def _shown(options: dict[str, str]) -> str:
 
 
 def _cause(error: Exception) -> str:
+    """What the encoder wrote to FFmpeg's log, or else the error's message."""
     log = getattr(error, "log", None)
-    return str(log[2]).strip() if log else str(getattr(error, "strerror", None) or error)
+    return str(log[2]).strip() if log else reason(error)
 
 
 def available() -> dict[str, str]:

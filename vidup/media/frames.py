@@ -1,4 +1,8 @@
-"""PyAV frames and `Frame`s: one made from the other."""
+"""PyAV frames and `Frame`s: one made from the other.
+
+The linear light of OpenEXR is converted by the sRGB curve (IEC 61966-2-1) when it is read, and back when it is written:
+models expect pictures as displays show them. Light above 1 is clipped.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidup.frame import Color, Frame
+
+EXR_OPTIONS = {"apply_trc": "iec61966_2_1"}
+"""Options with which FFmpeg's decoder of OpenEXR applies the sRGB curve."""
 
 
 def frame_of(picture: Any, pix_fmt: str, color: Color, times: tuple[int, int, Fraction] | None = None) -> Frame:
@@ -42,6 +49,18 @@ def filled(planes: Sequence[NDArray[Any]], pix_fmt: str) -> Any:
         bits = result.format.components[-1].bits
         np.frombuffer(plane, np.uint8 if bits == 8 else np.uint16)[:] = (1 << bits) - 1
     return result
+
+
+def linear(frame: Frame, pix_fmt: str) -> Any:
+    """A PyAV frame of linear floats, made from a frame of RGB in 16 bits; transparency is not changed.
+
+    Args:
+        pix_fmt: ``gbrpf32le``, or ``gbrapf32le``, which is opaque where the frame has no transparency.
+    """
+    opaque = np.full(frame.planes[0].shape, 65535, np.uint16)
+    shown = [codes.astype(np.float32) / 65535 for codes in (*frame.planes, opaque)]
+    light = [np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype("<f4") for x in shown[:3]]
+    return filled([*light, *shown[3:]], pix_fmt)
 
 
 def tag(picture: Any, color: Color) -> None:

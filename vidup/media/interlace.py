@@ -105,12 +105,12 @@ def deinterlaced(
     """
     graph = None
     waiting: deque[Any] = deque()  # source frames whose pictures have not been yielded yet
-    step = 0
+    apart = 0
     fields = 2 if mode == "field" else 1
     for frame in chain(frames, [None]):
         if frame is not None:
             if waiting:
-                step = frame.pts - waiting[-1].pts
+                apart = frame.pts - waiting[-1].pts
             if Fraction(frame.time_base).denominator * fields > _FINEST:
                 raise MediaError("its times are too fine to be halved: choose --deinterlace frame")
             graph = graph or _bwdif(frame, mode, field_order)
@@ -121,7 +121,7 @@ def deinterlaced(
         pictures = pulled(graph)
         for first in pictures:
             source = waiting.popleft()
-            later = waiting[0].pts if waiting else end if end is not None else source.pts + (step or source.duration)
+            later = waiting[0].pts if waiting else end if end is not None else source.pts + (apart or source.duration)
             times = [source.pts] if mode == "frame" else [2 * source.pts, source.pts + later]
             for picture, pts, until in zip(
                 (first, *islice(pictures, fields - 1)), times, [*times[1:], fields * later], strict=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -21,8 +20,6 @@ from vidup.media.encoder import Encoding, open_context
 from vidup.media.opening import open_input
 from vidup.media.packets import Trim
 from vidup.media.segment import av_packets, read_segment
-
-log = logging.getLogger(__name__)
 
 
 def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequence[Path], folder: Path) -> list[int]:
@@ -159,8 +156,8 @@ def _decode_times(order: list[int]) -> list[int]:
     shown = sorted(order)
     rank = {pts: index for index, pts in enumerate(shown)}
     delay = max(0, max((index - rank[pts] for index, pts in enumerate(order)), default=0))
-    step = shown[1] - shown[0] if len(shown) > 1 else 1
-    ahead = [shown[0] - (delay - index) * step for index in range(min(delay, len(shown)))]
+    apart = shown[1] - shown[0] if len(shown) > 1 else 1
+    ahead = [shown[0] - (delay - index) * apart for index in range(min(delay, len(shown)))]
     return ahead + shown[: len(shown) - len(ahead)]
 
 

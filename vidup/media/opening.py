@@ -15,7 +15,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.media import animation_input, vp9_alpha
-from vidup.media.linear import DECODER_OPTIONS
+from vidup.media.frames import EXR_OPTIONS
 from vidup.media.origins import Origin, on_one_clock
 from vidup.media.origins import find as find_clocks
 from vidup.media.sequences import find, is_sequence
@@ -152,7 +152,7 @@ def video_context(stream: Any, **options: str) -> Any:
         context = av.CodecContext.create(decoder, "r")
         context.extradata = stream.codec_context.extradata
     if not context.is_open:
-        own = DECODER_OPTIONS if context.name == "exr" else {}
+        own = EXR_OPTIONS if context.name == "exr" else {}
         context.options = {**context.options, "max_pixels": str(MOST_PIXELS), **own, **options}
     return context
 

@@ -48,13 +48,7 @@ def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None, ste
 
 
 def _check_mastering(options: Mapping[str, str]) -> None:
-    """Check the syntax of a mastering display in an encoder's list of parameters.
-
-    SVT-AV1 may hang where it is wrong, and x265 silently ignores it.
-
-    Raises:
-        ConfigError: the syntax is wrong.
-    """
+    """Check the syntax of a mastering display: SVT-AV1 may hang where it is wrong, and x265 silently ignores it."""
     for name, parameters in options.items():
         for key, value in re.findall(r"(?:^|:)(master(?:ing)?[-_]display)=((?:\\.|[^:\\])*)", parameters):
             if _MASTERING.fullmatch(value.replace("\\", "").strip("'")) is None and value != "undef":
@@ -67,9 +61,6 @@ def _rate_options(codec: str, crf: float | None, bitrate: int | None) -> dict[st
     Args:
         crf: None: the encoder's default, or none where there is a bitrate.
         bitrate: bits a second.
-
-    Raises:
-        ConfigError: the encoder has no such rate control, or the quality is out of its range.
     """
     defaults = DEFAULTS.get(codec, Defaults(None))
     if crf is not None and defaults.crf is None and codec in DEFAULTS:
@@ -89,11 +80,7 @@ def _rate_options(codec: str, crf: float | None, bitrate: int | None) -> dict[st
 
 
 def _own_rate_control(codec: str, options: Mapping[str, str]) -> list[str]:
-    """The user's options that choose an encoder's rate control.
-
-    Raises:
-        ConfigError: one of them is ignored by the encoder.
-    """
+    """The user's options that choose an encoder's rate control; an error where the encoder would ignore one."""
     defaults = DEFAULTS.get(codec)
     if defaults is None:
         return []

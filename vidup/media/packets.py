@@ -159,11 +159,8 @@ def _length(packet: Any, last: tuple[int, int] | None) -> int:
 def _follow(packet: Any, before: int, length: int) -> bool:
     """Move an audio packet that is not later than the one `before` it to the end of that.
 
-    Live streams and FLV give one time to packets that were sent together, which mp4 cannot store. A packet that is
-    more than a second early is not changed.
-
-    Returns:
-        Whether it was moved.
+    Live streams and FLV give one time to packets that were sent together, which mp4 cannot store. False where it is
+    more than a second early, and not changed.
     """
     if packet.dts > before or (before - packet.dts) * packet.time_base > 1:
         return False

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import struct
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import chain
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
@@ -20,18 +19,13 @@ from vidup.frame import Frame
 from vidup.media import vp9_alpha
 from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
-from vidup.media.linear import DECODER_OPTIONS
+from vidup.media.frames import EXR_OPTIONS
 from vidup.media.opening import set_threads
-
-log = logging.getLogger(__name__)
-
 
 _MAGIC = b"vidup segment 2\n"  # those of version 1 had not been proved
 _PACKET = struct.Struct("<qqIB")  # pts, duration, size, flags
 _SECOND = 2  # a flag, as 1 is that of a key frame: the data begin with the length and the picture of transparency
 _CHECKSUM = struct.Struct("<QI")  # number of packets, CRC-32 of all before
-
-
 _DECODERS = {"av1": "libdav1d"}
 """Format -> decoder, where it does not have the format's name: FFmpeg's own decoder of AV1 needs a GPU."""
 
@@ -89,10 +83,8 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> None
     # Encoders change or lose durations, and round times that are too fine for them: by the time that the encoder got
     # for a frame, its packet gets the frame's own time and duration back.
     waiting: dict[int, tuple[int, int, bytes]] = {}
-    encoded = 0
 
     def write_packets(packets: list[Any]) -> None:
-        nonlocal encoded
         for packet in packets:
             if packet.pts not in waiting:
                 raise MediaError(f"{encoding.codec} gave a picture for a time that no frame has ({packet.pts})")
@@ -102,7 +94,6 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> None
             if second:
                 data = len(second).to_bytes(4, "little") + second + data
             write(_PACKET.pack(pts, duration, len(data), packet.is_keyframe | (_SECOND if second else 0)) + data)
-            encoded += 1
 
     extradata = context.extradata or b""
     head = json.dumps({"extradata": extradata.hex(), "tag": context.codec_tag}).encode()
@@ -118,8 +109,8 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> None
         write_packets(context.encode(picture))
         count += 1
     write_packets(context.encode(None))
-    if waiting or encoded != count:
-        raise MediaError(f"{encoding.codec} took {count} frames and gave {encoded} pictures")
+    if waiting:
+        raise MediaError(f"{encoding.codec} took {count} frames and gave {count - len(waiting)} pictures")
     file.write(_CHECKSUM.pack(count, checksum))
 
 
@@ -161,22 +152,23 @@ def av_packets(path: Path, encoding: Encoding) -> Iterator[Any]:
     Raises:
         MediaError: as `read_segment`.
     """
-    stored: Iterable[Packet] = read_segment(path)
-    pairs: Iterator[Any] = iter(())
+    stored, again = tee(read_segment(path))
+    results: Iterator[Any] = (_in_memory_of_ffmpeg(packet.data) for packet in again)
     if encoding.alpha_apart:
-        stored = list(stored)
-        pairs = vp9_alpha.packets((packet.data, packet.second) for packet in stored)
-    for packet in stored:
-        if encoding.alpha_apart:
-            result = next(pairs)
-        else:
-            # In memory of FFmpeg's: memory of Python's is freed under the interpreter's lock, for which the decoder's
-            # threads would wait while the thread that closes the decoder holds the lock and waits for them.
-            result = av.Packet(len(packet.data))
-            result.update(packet.data)
+        results = vp9_alpha.packets((packet.data, packet.second) for packet in again)
+    for packet, result in zip(stored, results, strict=True):
         result.pts, result.duration, result.time_base = packet.pts, packet.duration, encoding.time_base
         result.is_keyframe = packet.key  # without it FFmpeg adds a PNG to the picture before
         yield result
+
+
+def _in_memory_of_ffmpeg(data: bytes) -> Any:
+    """A PyAV packet. Memory of Python's is freed under the interpreter's lock, for which the decoder's threads would
+    wait while the thread that closes the decoder holds the lock and waits for them.
+    """
+    result = av.Packet(len(data))
+    result.update(data)
+    return result
 
 
 def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]:
@@ -192,7 +184,7 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
     decoder = vp9_alpha.DECODERS[name] if encoding.alpha_apart else _DECODERS.get(name, name)
     context: Any = av.CodecContext.create(decoder, "r")
     context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
-    context.options = dict(DECODER_OPTIONS) if name == "exr" else {}
+    context.options = dict(EXR_OPTIONS) if name == "exr" else {}
     context.extradata, context.codec_tag = bytes.fromhex(head["extradata"]) or None, head["tag"]
     set_threads(context)
     shown = 0

@@ -76,11 +76,7 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, wan
 
 
 def _conversions(stream: Any, info: MediaInfo, container: Container, plan: StreamPlan) -> Iterator[StreamPlan]:
-    """The conversions of a stream that work, the best first; a plan to drop it where it cannot be decoded.
-
-    Args:
-        plan: with the reason for the conversion.
-    """
+    """The conversions of a stream that work, the best first; a plan to drop it where it cannot be decoded."""
     for encoder, layout, lost in conversion.converters(stream, container):
         converted = replace(plan, action="convert", reason=plan.reason + lost, encoder=encoder, layout=layout)
         works = _rehearse(info, stream, converted, container)

@@ -262,11 +262,7 @@ class Table:
 
 
 def _video_stream(container: Any, path: str | Path, empty: set[int]) -> Any:
-    """The stream that a player shows: by disposition, of the streams that have packets and can be decoded.
-
-    Args:
-        empty: indexes of streams without packets.
-    """
+    """The stream that a player shows: by disposition, of those that can be decoded and are not `empty` of packets."""
     attached = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & attached]
     if not streams:

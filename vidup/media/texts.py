@@ -53,18 +53,15 @@ def readable(packet: Any) -> Any:
 
     Some programs put text files into Matroska or mp4 without regard to their encoding.
     """
-    data = bytes(packet)
-    if packet.stream.codec_context.name == "mov_text":  # the length of the text in two bytes, the text, its style
-        end = 2 + int.from_bytes(data[:2], "big")
-        words, rest = data[2:end], data[end:]
-        read = _utf8(words)
-        data = len(read).to_bytes(2, "big") + read + rest
-    else:
-        words, read = data, _utf8(data)
-        data = read
+    words, rest = bytes(packet), b""
+    is_mov = packet.stream.codec_context.name == "mov_text"  # the length of the text in two bytes, the text, its style
+    if is_mov:
+        end = 2 + int.from_bytes(words[:2], "big")
+        words, rest = words[2:end], words[end:]
+    read = _utf8(words)
     if read == words:
         return packet
-    result = av.Packet(data)
+    result = av.Packet((len(read).to_bytes(2, "big") if is_mov else b"") + read + rest)
     result.stream, result.time_base = packet.stream, packet.time_base
     result.pts, result.dts, result.duration = packet.pts, packet.dts, packet.duration
     return result

@@ -64,9 +64,8 @@ class Head:
         Raises:
             ConfigError: y4m does not support the pixel format.
         """
-        if pix_fmt == self.pix_fmt:
-            return replace(self, width=width, height=height)
-        return replace(self, width=width, height=height, pix_fmt=pix_fmt, chroma=chroma_of(pix_fmt))
+        chroma = self.chroma if pix_fmt == self.pix_fmt else chroma_of(pix_fmt)
+        return replace(self, width=width, height=height, pix_fmt=pix_fmt, chroma=chroma)
 
 
 def chroma_of(pix_fmt: str) -> str:
