@@ -261,7 +261,7 @@ def test_encoders_without_constant_quality_say_so(codec: str):
 def test_encoders_go_by_all_that_they_are_given_by_default(codec: str):
     if codec in encoder.available():
         options = encoder_options(codec, Settings(codec=codec), HDR10)
-        assert objections(codec, options, 256, 256, chosen(codec, (256, 256)).pix_fmt) == []
+        assert objections(codec, tuple(options.items()), 256, 256, chosen(codec, (256, 256)).pix_fmt) == []
 
 
 def test_an_encoder_that_hangs_or_dies_takes_nothing_along(monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from vidup.errors import ConfigError, MediaError
 from vidup.media import animation_input, decoding
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding
+from vidup.media.opening import reason
 from vidup.media.segment import read_segment
 
 _MOST_BYTES = 4 << 30  # of all pictures
@@ -88,7 +89,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
         if kind == "WebP" and transparent:
             animation_input.mark_transparent(output)
     except (OSError, ValueError) as error:
-        raise MediaError(f"{output}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise MediaError(f"{output}: cannot be written: {reason(error)}") from error
     return order
 
 

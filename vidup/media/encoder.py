@@ -18,7 +18,7 @@ import av
 
 from vidup.config import Settings
 from vidup.errors import ConfigError
-from vidup.frame import Color, Frame, HdrMetadata, Layout, MediaInfo, layout
+from vidup.frame import Color, Frame, Layout, MediaInfo, layout
 from vidup.media import frames
 from vidup.media.codecs import DEFAULTS, PICTURES, Defaults
 from vidup.media.containers import Container, video_format
@@ -57,8 +57,6 @@ class Encoding:
     """Average frames a second: for the encoder's rate control, never for timing."""
     color: Color
     sample_aspect_ratio: Fraction
-    hdr: HdrMetadata | None = None
-    """The source's; among the options, too, where the encoder has one for it."""
 
     @property
     def alpha_apart(self) -> bool:
@@ -117,7 +115,6 @@ def choose_encoding(settings: Settings, info: MediaInfo, width: int, height: int
         rate=info.rate,
         color=_output_color(info, settings, planar(pix_fmt), codec),
         sample_aspect_ratio=info.sample_aspect_ratio,
-        hdr=info.hdr,
     )
     _check_options(encoding, settings.encoder_options)
     if not container.holds(codec):
@@ -142,8 +139,8 @@ def _default_codec(container: Container, pix_fmt: str) -> str:
 def _check_options(encoding: Encoding, given: dict[str, str]) -> None:
     """Check that the encoder opens, and obeys each of the options that the user gave."""
     codec = encoding.codec
-    objected = objections(codec, encoding.options, encoding.width, encoding.height, encoding.pix_fmt) if given else []
-    if objected:
+    picture = encoding.width, encoding.height, encoding.pix_fmt
+    if given and (objected := objections(codec, tuple(encoding.options.items()), *picture)):
         raise ConfigError(
             f"{codec} refuses {encoding.width}x{encoding.height} {encoding.pix_fmt} with {_shown(given)}:"
             f" {'; '.join(objected)} (see ffmpeg -h encoder={codec})"

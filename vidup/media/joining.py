@@ -17,7 +17,7 @@ from vidup.media import animation_output, conversion_cache, streams
 from vidup.media.containers import Container, video_format
 from vidup.media.delivery import Delivery
 from vidup.media.encoder import Encoding, open_context
-from vidup.media.opening import open_input
+from vidup.media.opening import open_input, reason
 from vidup.media.packets import Trim
 from vidup.media.segment import av_packets, read_segment
 
@@ -75,7 +75,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
                 target.mux(packet)
             target.close()
         except av.error.FFmpegError as error:
-            raise MediaError(f"{output}: cannot be written: {error.strerror or error}") from error
+            raise MediaError(f"{output}: cannot be written: {reason(error)}") from error
         finally:
             if target is not None:
                 with suppress(av.error.FFmpegError):

@@ -34,7 +34,7 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
     matrices = DEFAULTS.get(encoding.codec, Defaults(None)).matrices
     if matrices is not None and info.color.matrix not in matrices and tagged != written and source.family == "yuv":
         lost.append(f"the colour matrix {tagged} becomes {written}: {encoding.codec} has no tag for the first")
-    if encoding.hdr is not None and hdr_params(encoding.codec, encoding.hdr) is None:
+    if info.hdr is not None and hdr_params(encoding.codec, info.hdr) is None:
         lost.append(f"HDR10 mastering data is not kept by {encoding.codec}: take libx265, libsvtav1 or libx264")
     return lost
 

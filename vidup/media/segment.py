@@ -20,7 +20,7 @@ from vidup.media import vp9_alpha
 from vidup.media.captions import carries, with_captions
 from vidup.media.encoder import Encoding, open_context, to_av
 from vidup.media.frames import EXR_OPTIONS
-from vidup.media.opening import set_threads
+from vidup.media.opening import reason, set_threads
 
 _MAGIC = b"vidup segment 2\n"  # those of version 1 had not been proved
 _PACKET = struct.Struct("<qqIB")  # pts, duration, size, flags
@@ -66,7 +66,7 @@ def encode_segment(
         part.replace(path)
         return proof
     except OSError as error:
-        raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise MediaError(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -192,7 +192,7 @@ def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]
         try:
             pictures = context.decode(packet)
         except av.error.FFmpegError as error:
-            raise MediaError(f"its picture {shown} cannot be decoded: {error.strerror or error}") from error
+            raise MediaError(f"its picture {shown} cannot be decoded: {reason(error)}") from error
         for picture in pictures:
             if picture.is_corrupt:
                 raise MediaError(f"its picture {shown} is damaged")

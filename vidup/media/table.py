@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.media.boxes import missing_bytes
+from vidup.media.containers import is_cover
 from vidup.media.opening import MOST_PIXELS, clock, codec_name, find_origins, open_input, tolerant_demux
 from vidup.media.reading import decode_stream
 from vidup.media.timing import fill, usual_interval
@@ -72,8 +73,7 @@ class Table:
         shown: dict[int, int] = {}
         corrupt: list[int] = []
         total = reached = 0
-        ends: dict[int, int] = {}  # of each stream's last packet, in the stream's units
-        units: dict[int, Fraction] = {}
+        ends: dict[int, tuple[int, Fraction]] = {}  # of each stream: when its last packet ends, and the unit of that
         is_rising = True
         for packet in tolerant_demux(container, None, self.damaged):
             unit = packet.time_base
@@ -81,8 +81,8 @@ class Table:
                 continue  # a flush packet
             begins = packet.pts if packet.pts is not None else packet.dts
             if begins is not None:
-                end, index = begins + (packet.duration or 0), packet.stream_index
-                ends[index], units[index] = max(ends.get(index, 0), end), unit
+                end = max(ends.get(packet.stream_index, (0,))[0], begins + (packet.duration or 0))
+                ends[packet.stream_index] = end, unit
             if packet.stream is not stream:
                 continue
             total += 1
@@ -102,7 +102,7 @@ class Table:
                 self.decode_times.append(packet.dts)
         if total == 0:
             return False
-        last = max((end * units[index] for index, end in ends.items()), default=Fraction(0))
+        last = max((end * unit for end, unit in ends.values()), default=Fraction(0))
         if shown:
             self.pts = sorted(shown)
             self.end = self.pts[-1] + shown[self.pts[-1]]
@@ -188,11 +188,12 @@ class Table:
         """Compare the first decoded frames with the table: they must have its times, without a gap between them."""
         if self.timing != "packets":
             return
-        first = frames[0].pts
-        if not _agree(frames, self.pts):
+        times = [frame.pts for frame in frames]
+        lost = 0 if times[0] is None else bisect_left(self.pts, times[0])
+        if self.pts[lost : lost + len(times)] != times:
             self.decode()
-        elif lost := bisect_left(self.pts, first):
-            self.notes.append(f"its first {lost} frames (to {clock(first, self.unit)}) cannot be decoded: left out")
+        elif lost:
+            self.notes.append(f"its first {lost} frames (to {clock(times[0], self.unit)}) cannot be decoded: left out")
             del self.pts[:lost]
 
     def settle(self, rate: Fraction) -> None:
@@ -263,8 +264,7 @@ class Table:
 
 def _video_stream(container: Any, path: str | Path, empty: set[int]) -> Any:
     """The stream that a player shows: by disposition, of those that can be decoded and are not `empty` of packets."""
-    attached = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & attached]
+    streams = [s for s in container.streams.video if not is_cover(s)]
     if not streams:
         kinds = ", ".join(f"{s.type} {codec_name(s)}" for s in container.streams) or "nothing"
         raise MediaError(f"{path}: has no video stream (it holds {kinds})")
@@ -289,12 +289,3 @@ def _is_reordered(times: list[int]) -> bool:
     """Whether times are distinct, and each at most 16 places from its place in rising order, as reordering allows."""
     places = {time: place for place, time in enumerate(sorted(times))}
     return len(places) == len(times) and all(abs(places[time] - index) <= 16 for index, time in enumerate(times))
-
-
-def _agree(frames: list[Any], pts: list[int]) -> bool:
-    """Whether the first frames have the times of packets, without a gap between them."""
-    times = [frame.pts for frame in frames]
-    if None in times or times[0] not in pts:
-        return False
-    begin = bisect_left(pts, times[0])
-    return list(islice(pts, begin, begin + len(times))) == times

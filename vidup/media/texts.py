@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from vidup.media.opening import clock
+from vidup.media.opening import clock, reason
 from vidup.media.packets import LONGEST_TEXT
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def decoded(packets: Iterable[Any], name: str) -> Iterator[Shown]:
         try:
             texts = packet.stream.codec_context.decode2(plain)
         except av.error.FFmpegError as error:
-            log.warning("%s: %s is left out: it cannot be read: %s", name, where, error.strerror or error)
+            log.warning("%s: %s is left out: it cannot be read: %s", name, where, reason(error))
             continue
         lines = tuple(bytes(text.ass) for text in texts or ())
         if not lines:

@@ -11,7 +11,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -24,13 +23,9 @@ _PATIENCE = 60  # seconds
 _IGNORED = re.compile(r"error parsing|unknown option|invalid value|unable to parse|ignored", re.IGNORECASE)
 
 
-def objections(codec: str, options: Mapping[str, str], width: int, height: int, pix_fmt: str) -> list[str]:
-    """An encoder's objections to its options, a line each: why it does not open, or which of them it would ignore."""
-    return list(_objections(codec, tuple(options.items()), width, height, pix_fmt))
-
-
 @cache
-def _objections(codec: str, options: tuple[tuple[str, str], ...], width: int, height: int, pix_fmt: str) -> list[str]:
+def objections(codec: str, options: tuple[tuple[str, str], ...], width: int, height: int, pix_fmt: str) -> list[str]:
+    """An encoder's objections to its options, a line each: why it does not open, or which of them it would ignore."""
     given = json.dumps([codec, dict(options), width, height, pix_fmt])
     command = [sys.executable, "-P", __file__]
     try:

@@ -81,7 +81,8 @@ def check_facts(
         wanted = joining.chapters(source, delivery.trim)
         with findings.of("chapters"):
             _check_chapters(output, wanted, written.chapters(), shift)
-        _check_tags(output, "the file", source.metadata, written.metadata, delivery, findings)
+        arriving = delivery.container.arriving(source.metadata)
+        _check_tags(output, "the file", arriving, written.metadata, delivery, findings)
         video = written.streams[made.video_index]
         original = source.streams[delivery.info.video_index]
         expected = streams.tags(original, delivery.container, encoded=True)
@@ -118,26 +119,24 @@ def _flags(stream: Any, delivery: Delivery) -> list[Any]:
 
 
 def _check_tags(
-    output: Path, what: str, before: dict[str, str], after: dict[str, str], delivery: Delivery, findings: Findings
+    output: Path, what: str, tags: dict[str, str], after: dict[str, str], delivery: Delivery, findings: Findings
 ) -> None:
-    """Check the tags of the source that both families of containers know, and languages that the output can store."""
-    lower = {key.lower(): value for key, value in after.items()}
+    """Check the tags that both families of containers know, and languages that the output can store."""
+    found = {key.lower(): value for key, value in after.items()}
     container, families = delivery.container, {containers.family(delivery.info.container), delivery.container.family}
-    arriving = {key.lower(): value for key, value in container.arriving(before).items()} if what == "the file" else None
-    for key, value in before.items():
-        name = key.lower()
-        if name == "title" and container.family == "mov" and arriving is None:
-            name = "name"
+    is_track = container.family == "mov" and what != "the file"  # of its tags mov stores the title, as name
+    for key, value in tags.items():
+        name = "name" if is_track and key.lower() == "title" else key.lower()
         if name.startswith(containers.OWN_TAGS) or value == "und":
             continue
-        unsaid = bool(container.languages) and name not in lower
-        if name == "language" and "mov" in families and (unsaid or not re.fullmatch("[a-z]{3}", value)):
+        if name == "language":
+            is_unsaid = bool(container.languages) and name not in found
+            if "mov" in families and (is_unsaid or not re.fullmatch("[a-z]{3}", value)):
+                continue
+        elif len(families) > 1 or (is_track and name != "name"):
             continue
-        listed = name in arriving if arriving is not None else container.family != "mov" or name == "name"
-        expected = arriving.get(name) if arriving is not None else value
-        known = (len(families) == 1 and listed) or name == "language"
         with findings.of(f"tag {key} of {what}"):
-            if known and lower.get(name) != expected:
+            if found.get(name) != value:
                 raise VerifyError(
-                    f"{output}: the tag {key} of {what} is {lower.get(name)!r:.80}, expected {expected!r:.80}"
+                    f"{output}: the tag {key} of {what} is {found.get(name)!r:.80}, expected {value!r:.80}"
                 )
