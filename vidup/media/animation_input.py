@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
@@ -25,16 +24,6 @@ _ANIMATED, _TRANSPARENT = 2, 16  # flags of WebP
 _HEADS = re.compile(rb"GIF8[79]a|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp(avi[fs]|m(if|sf)1)", re.DOTALL)
 """How such files begin. For any other Pillow would load all of its readers."""
 _DEFAULT_DURATION = 100  # milliseconds, for which players show a picture whose duration is 0
-
-
-@dataclass(frozen=True)
-class Animation:
-    """What a file states about its pictures."""
-
-    durations: tuple[int, ...]
-    """Of each picture, in milliseconds."""
-    plays: int
-    """How often the animation plays; 0 is without end."""
 
 
 def is_animation(path: str | Path) -> bool:
@@ -57,18 +46,10 @@ def plays(path: str | Path) -> int:
     if not is_animation(path):
         return 0
     with _opened(Path(path)) as image:
-        return _plays(image)
-
-
-def read(path: Path) -> Animation:
-    """Read durations and loop count of an animation or a single picture; this decodes all pictures.
-
-    Raises:
-        MediaError: the file is damaged.
-    """
-    with _opened(path) as image:
-        plays = _plays(image)
-    return Animation(tuple(duration(picture) for picture in pictures(path)), plays)
+        loop = image.info.get("loop")
+        if image.format == "GIF":  # counts repetitions, and has no count if it plays once
+            return 1 if loop is None else loop + 1 if loop else 0
+        return int(loop or 0)
 
 
 def pictures(path: Path) -> Iterator[Image.Image]:
@@ -87,10 +68,7 @@ def pictures(path: Path) -> Iterator[Image.Image]:
 
 
 def kind_of(path: Path) -> str | None:
-    """``webp`` or ``avif`` if a file is an animation that FFmpeg cannot read or reads without its transparency.
-
-    Returns:
-        None for all other files.
+    """``webp`` or ``avif`` if a file is an animation that FFmpeg cannot read, or reads as opaque; else None.
 
     Raises:
         MediaError: the file's head is damaged.
@@ -178,11 +156,3 @@ def _opened(path: Path) -> Any:
             return Image.open(BytesIO(head[:20] + bytes([head[20] | _TRANSPARENT]) + file.read()), formats=_READ)
     except Exception as error:
         raise MediaError(f"{path}: is no picture, or is damaged: {first_line(error)}") from None
-
-
-def _plays(image: Image.Image) -> int:
-    """A GIF counts repetitions, and has no count if it plays once."""
-    loop = image.info.get("loop")
-    if image.format == "GIF":
-        return 1 if loop is None else loop + 1 if loop else 0
-    return int(loop or 0)

@@ -28,11 +28,7 @@ _SAMPLED = 256  # pixels a side of the reduced picture that a palette is compute
 
 
 def check(delivery: Delivery, encoding: Encoding) -> None:
-    """Check that the container can hold the animation.
-
-    Raises:
-        ConfigError: its pictures are too large, too many or shown for too long.
-    """
+    """Check that the container can hold the animation: a ConfigError where its pictures are too large, many or long."""
     kind, size = delivery.container.name, f"{encoding.width}x{encoding.height}"
     largest = 16_383 if kind == "WebP" else 65_535
     if max(encoding.width, encoding.height) > largest:
@@ -58,11 +54,7 @@ def notes(delivery: Delivery) -> Iterator[str]:
 
 
 def durations(delivery: Delivery, times: Sequence[int]) -> list[int]:
-    """How long each picture is shown, in milliseconds; begins are rounded, so that errors do not add up.
-
-    Args:
-        times: when pictures are shown, in `delivery.unit`.
-    """
+    """Milliseconds for which pictures with these times, in `delivery.unit`, are shown: roundings do not add up."""
     _, lengths = decoding.schedule(delivery.info, delivery.settings, *delivery.span)
     tick = delivery.container.tick or Fraction(1)
     ends = [*times, times[-1] + lengths[times[-1] + delivery.offset]]

@@ -18,13 +18,12 @@ Part = tuple[int, int]
 def shown_size(path: Path, family: str, track: int, size: tuple[int, int]) -> tuple[int, int] | None:
     """The (width, height) in pixels to which a container cuts a video: clean aperture, or Matroska's PixelCrop.
 
+    None where all of the picture is shown, or the file states nothing.
+
     Args:
         family: ``mov`` or ``matroska``; other files are not read.
         track: the number of the track in the file.
         size: (width, height) of the coded pictures.
-
-    Returns:
-        None where all of the picture is shown, or the file states nothing.
     """
     try:
         with path.open("rb") as file:

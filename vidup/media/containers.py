@@ -173,11 +173,7 @@ class Container:
                 return dict(written.metadata)
 
     def shows_aspect(self, codec: str) -> bool:
-        """Whether the pixel aspect ratio is kept: by the container, or in the encoded pictures of some codecs.
-
-        Args:
-            codec: the name of an encoder or of a format.
-        """
+        """Whether the pixel aspect ratio is kept: by the container, or in the encoded pictures of some codecs."""
         return self.keeps_aspect or video_format(codec) in ("h264", "hevc")
 
 
@@ -295,7 +291,9 @@ def check_ending(source: Path, output: Path) -> None:
     if is_picture(source, output):
         return
     ending = output.suffix.lower()
-    if ending in STILLS and not is_sequence(output) and (ending not in _ANIMATED or not _is_moving(source, ending)):
+    # A .png that is made from a video holds one picture.
+    is_moving = ending == ".webp" or (ending in _ANIMATED and animation_input.is_animation(source))
+    if ending in STILLS and not is_sequence(output) and not is_moving:
         raise ConfigError(
             f"{output}: holds one picture, and {source} has several; take .mp4, .mkv, .gif, .apng or .webp, or"
             f" {output.stem}_%05d{ending if ending in sequences.WRITTEN else '.png'} for a file of each picture"
@@ -303,17 +301,8 @@ def check_ending(source: Path, output: Path) -> None:
     container_of(output)
 
 
-def _is_moving(source: Path, ending: str) -> bool:
-    """Whether an ending of still images means an animation; a .png made from a video does not."""
-    return ending == ".webp" or animation_input.is_animation(source)
-
-
 def container_of(output: Path) -> Container:
-    """The container of a file with this name, by its ending.
-
-    Raises:
-        ConfigError: the ending is not known.
-    """
+    """The container of a file with this name, by its ending; a ConfigError where that is not known."""
     ending = output.suffix.lower()
     if is_sequence(output):
         codec = sequences.WRITTEN.get(ending)
@@ -333,10 +322,6 @@ def container_of(output: Path) -> Container:
 
 
 def family(formats: str) -> str:
-    """The family of an input's container: ``mov``, ``matroska``, or else the demuxer's name.
-
-    Args:
-        formats: the demuxer's name, such as ``mov,mp4,m4a,3gp,3g2,mj2``.
-    """
+    """The family of a demuxer, such as ``mov,mp4,m4a,3gp,3g2,mj2``: ``mov``, ``matroska``, or else its own name."""
     names = set(formats.split(","))
     return next((container.family for container in CONTAINERS.values() if container.name in names), formats)

@@ -25,10 +25,7 @@ def path_of(folder: Path, plan: StreamPlan) -> Path:
 
 
 def convert(delivery: Delivery, plan: StreamPlan, folder: Path) -> bool:
-    """Convert a stream into its file, unless that exists.
-
-    Returns:
-        Whether the stream holds anything.
+    """Convert a stream into its file, unless that exists; returns whether the stream holds anything.
 
     Raises:
         MediaError: it cannot be converted, or the file cannot be written.

@@ -117,14 +117,11 @@ def schedule(
 def part_around(
     info: MediaInfo, unit: Fraction, first: int, last: int, within: tuple[int | None, int | None]
 ) -> tuple[int, int | None]:
-    """The part of the source to decode for the frames that `schedule` has between two times.
+    """Begin and end, in `info.time_base`, of the part to decode for the frames that `schedule` has between two times.
 
     Args:
         first, last: times of a schedule, whose unit is `unit` seconds.
         within: the part that the schedule covers.
-
-    Returns:
-        Begin and end of a part, in `info.time_base`.
     """
     fields = int(info.time_base / unit)
     begin, end = info.pts[max(0, bisect_right(info.pts, first // fields) - 1)], within[1]
@@ -208,11 +205,7 @@ def _is_own(picture: Any, info: MediaInfo) -> bool:
 
 
 def planar(pix_fmt: str) -> str:
-    """The planar format of a `Frame` that keeps a pixel format's colours and transparency.
-
-    Raises:
-        MediaError: FFmpeg does not know the pixel format.
-    """
+    """The planar format that keeps a pixel format's colours and transparency; a MediaError if FFmpeg has no such."""
     if layout(pix_fmt) is not None:
         return pix_fmt
     try:

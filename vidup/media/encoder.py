@@ -201,11 +201,7 @@ def _hardware_refusal(codec: str) -> str | None:
 
 
 def open_context(context: Any, encoding: Encoding) -> Any:
-    """Set up and open a PyAV codec context.
-
-    Raises:
-        ConfigError: the encoder refuses.
-    """
+    """Set up and open a PyAV codec context; a ConfigError where the encoder refuses."""
     context = _set_up(context, encoding)
     context.options = dict(encoding.options)
     if encoding.codec == "libsvtav1":

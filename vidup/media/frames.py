@@ -22,11 +22,7 @@ EXR_OPTIONS = {"apply_trc": "iec61966_2_1"}
 
 
 def frame_of(picture: Any, pix_fmt: str, color: Color, times: tuple[int, int, Fraction] | None = None) -> Frame:
-    """A frame whose planes share the memory of a PyAV frame of a planar format.
-
-    Args:
-        times: time, duration and their unit; None takes the picture's.
-    """
+    """A frame that shares the planes of a PyAV frame of a planar format, at these times (with unit) or its own."""
     planes: Any = tuple(np.from_dlpack(plane) for plane in picture.planes)
     return Frame(planes, pix_fmt, color, *(times or (picture.pts, picture.duration, picture.time_base)))
 

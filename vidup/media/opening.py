@@ -103,11 +103,7 @@ def _still_format(path: Path) -> str | None:
 
 
 def check_file(path: str | Path) -> None:
-    """Check that a path names a regular file that is not empty; opening a pipe would wait for a writer.
-
-    Raises:
-        MediaError: the file is missing, is no regular file, or is empty.
-    """
+    """Raise a MediaError unless a path names a regular file that is not empty: opening a pipe would wait for a writer."""
     if is_sequence(path):
         find(Path(path))
         return

@@ -136,11 +136,7 @@ def _stream_info(stream: Any) -> StreamInfo:
 
 
 def at_rate(info: MediaInfo, fps: float | None) -> MediaInfo:
-    """The facts of a file without times, whose frames are shown at a given rate.
-
-    Raises:
-        ConfigError: the file states when each frame is shown.
-    """
+    """The facts of a file whose frames are shown at a given rate; a ConfigError where it states their times itself."""
     if fps is None:
         return info
     if info.container != "image2" and info.timing != "made":

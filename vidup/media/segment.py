@@ -115,11 +115,7 @@ def _encode(frames: Iterable[Frame], encoding: Encoding, file: BinaryIO) -> None
 
 
 def read_segment(path: Path) -> Iterator[Packet]:
-    """The packets of a segment, in the order of decoding.
-
-    Raises:
-        MediaError: the file is damaged, which may be found only at its end.
-    """
+    """The packets of a segment, in the order of decoding; a MediaError, perhaps only at the end, if it is damaged."""
     with path.open("rb") as file:
         checksum, left, count = 0, path.stat().st_size - _CHECKSUM.size, 0
 
@@ -147,11 +143,7 @@ def read_segment(path: Path) -> Iterator[Packet]:
 
 
 def av_packets(path: Path, encoding: Encoding) -> Iterator[Any]:
-    """The packets of a segment as PyAV packets, each with its time and duration, in the order of decoding.
-
-    Raises:
-        MediaError: as `read_segment`.
-    """
+    """As `read_segment`, PyAV packets, each with its time and duration."""
     stored, again = tee(read_segment(path))
     results: Iterator[Any] = (_in_memory_of_ffmpeg(packet.data) for packet in again)
     if encoding.alpha_apart:
@@ -172,11 +164,7 @@ def _in_memory_of_ffmpeg(data: bytes) -> Any:
 
 
 def decode_segment(path: Path, encoding: Encoding) -> Generator[Any, None, None]:
-    """The decoded pictures of a segment as PyAV frames, in the order of their times in the encoding's time base.
-
-    Raises:
-        MediaError: the file is damaged, or one of its pictures is.
-    """
+    """The pictures of a segment as PyAV frames, rising, in the encoding's time base; a MediaError if one is damaged."""
     with path.open("rb") as file:
         file.seek(len(_MAGIC))
         head = json.loads(file.read(int.from_bytes(file.read(4), "little")))

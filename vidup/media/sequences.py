@@ -93,11 +93,7 @@ def existing(pattern: Path) -> list[int]:
 
 
 def find(pattern: Path) -> Numbered:
-    """Find the pictures of a pattern.
-
-    Raises:
-        MediaError: there are none, or some between them are missing.
-    """
+    """Find the pictures of a pattern; a MediaError where there are none, or some between them are missing."""
     numbers = existing(pattern)
     if not numbers:
         raise MediaError(f"{pattern}: there are no such pictures ({name(pattern, 1).name} and so on)")

@@ -78,9 +78,5 @@ def stereo_mode(frame: Any) -> str:
 
 
 def lost(info: MediaInfo, carried: Collection[str]) -> list[str]:
-    """Names of the kinds of side data that the output lacks.
-
-    Args:
-        carried: kinds that it keeps.
-    """
+    """Names of the kinds of side data that an output which keeps those `carried` lacks."""
     return [_WORDS[kind] for kind in info.side_data if kind in _WORDS and kind not in carried]

@@ -89,11 +89,7 @@ def _conversions(stream: Any, info: MediaInfo, container: Container, plan: Strea
 
 
 def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str) -> StreamPlan:
-    """What is done with a stream whose plan does not work: the next conversion is tried, or it is left out.
-
-    Args:
-        fault: what is wrong, in words.
-    """
+    """What is done with a stream whose plan has a fault, in words: the next conversion is tried, or it is left out."""
     with open_input(info.path, whole=info.unlisted) as source:
         others = _conversions(source.streams[plan.index], info, container, replace(plan, reason=fault))
         if plan.action == "convert":
@@ -141,13 +137,10 @@ def start_options(container: Container, sources: Iterable[Any], unit: Fraction =
 def add_streams(
     target: Any, source: Any, container: Container, plans: Sequence[StreamPlan], converted: Mapping[int, Any]
 ) -> dict[int, Any]:
-    """Add all but the upscaled stream to an output.
+    """Add all but the upscaled stream to an output; returns index in the source -> stream of the output.
 
     Args:
         converted: index in the source -> the open file with the converted stream.
-
-    Returns:
-        Index in the source -> stream of the output.
     """
     streams = {}
     for plan in plans:

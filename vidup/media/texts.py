@@ -89,11 +89,7 @@ def words(packet: Any) -> str:
 
 
 def decoded(packets: Iterable[Any], name: str) -> Iterator[Shown]:
-    """The texts of a stream's packets; one that cannot be read is left out with a warning.
-
-    Args:
-        name: of the stream, for messages.
-    """
+    """The texts of the packets of a stream with this name; one that cannot be read is left out with a warning."""
     recoded = 0
     for packet in packets:
         time = packet.pts if packet.pts is not None else packet.dts
@@ -131,11 +127,7 @@ def apart(texts: Iterable[Shown]) -> Iterator[Shown]:
 
 
 def encoded(text: Shown, context: Any) -> Any:
-    """A packet of a text, its times in `TICK`.
-
-    Raises:
-        av.error.FFmpegError: the encoder refuses it.
-    """
+    """A packet of a text, its times in `TICK`; FFmpeg's error where the encoder refuses it."""
     head, first = _parted(text.what[0])
     line = head + first + b"".join(rb"\N{\r}" + _parted(other)[1] for other in text.what[1:])
     begin, end = round(text.begin / TICK), round(text.end / TICK)

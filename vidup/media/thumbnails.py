@@ -42,23 +42,22 @@ def thumbnails(
     """
     scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name would be looked up for each frame
     matrix = color.matrix if color.matrix in _SCALER_MATRICES else _BT601  # the scaler refuses some tags of frames
-    kinds: dict[str, _Kind] = {}
     for frame in frames:
-        name = frame.format.name
-        if (kind := kinds.get(name)) is None:
-            kind = kinds[name] = _kind(frame.format, color)
+        pixels = frame.format
+        is_rgb = pixels.is_rgb or pixels.has_palette
+        is_ycgco = color.matrix == YCGCO and not is_rgb and len(pixels.components) >= 3
         # Packed pixels are one plane to take, at half of the time of a tiny picture, and the same bits where the size
         # changes; where it does not, the scaler converts some formats more coarsely.
-        is_packed = not kind.ycgco and (frame.width, frame.height) != (width, height)
+        is_packed = not is_ycgco and (frame.width, frame.height) != (width, height)
         small: Any = scaler.reformat(
             frame,
             width,
             height,
-            "yuv444p16le" if kind.ycgco else "rgb48le" if is_packed else "gbrp16le",
+            "yuv444p16le" if is_ycgco else "rgb48le" if is_packed else "gbrp16le",
             src_colorspace=matrix,
             dst_colorspace=matrix,
             interpolation=area | _EVERY_COLUMN if is_packed else area,
-            src_color_range=_FULL if kind.is_full else 1,
+            src_color_range=_FULL if is_rgb or color.full_range else 1,
             dst_color_range=_FULL,
             threads=1,
         )
@@ -66,36 +65,18 @@ def thumbnails(
         if is_packed:
             pixels = planes[0][:, : 3 * width].reshape(height, width, 3)
             picture = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        elif kind.ycgco:
+        elif is_ycgco:
             picture = _from_ycgco(*(plane[:, :width] for plane in planes))
         else:  # the planes are green, blue, red
             picture = np.empty((3, height, width), np.uint16)
             picture[1], picture[2], picture[0] = (plane[:, :width] for plane in planes)
-        picture = _expanded(picture) if kind.is_limited else picture
+        if not color.full_range and pixels.name.startswith(("gray", "ya", "yuvj")):
+            picture = _expanded(picture)  # the scaler reads these as full range, whatever is set
         if alpha:
             small = scaler.reformat(frame, width, height, "gbrap16le", interpolation=area, threads=1)
             opacity = np.frombuffer(small.planes[3], np.uint16).reshape(height, -1)[:, :width]
             picture = np.concatenate([picture, opacity[None]])
         yield Thumbnail(frame.pts, picture)
-
-
-class _Kind(NamedTuple):
-    """How the scaler is to convert one pixel format."""
-
-    ycgco: bool
-    is_full: bool
-    """The range is passed to the scaler as full."""
-    is_limited: bool
-    """The range is limited, but the scaler reads this format as full range, whatever is set."""
-
-
-def _kind(pixels: Any, color: Color) -> _Kind:
-    is_rgb = pixels.is_rgb or pixels.has_palette
-    return _Kind(
-        color.matrix == YCGCO and not is_rgb and len(pixels.components) >= 3,
-        is_rgb or color.full_range,
-        not color.full_range and pixels.name.startswith(("gray", "ya", "yuvj")),
-    )
 
 
 def _from_ycgco(*planes: NDArray[np.uint16]) -> NDArray[np.uint16]:

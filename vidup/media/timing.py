@@ -24,43 +24,35 @@ def fill(times: Sequence[int | None], durations: Sequence[int], usual: int) -> l
     known = _rising(times)
     if not known:
         return [0, *accumulate(lasting[:-1])][: len(times)]
-    first = known[0]
-    begin = _time(times, first)
+    first, begin = known[0]
     filled = [begin - sum(lasting[place:first]) for place in range(first)] + [begin]
-    for before, after in pairwise(known):
-        start, end = _time(times, before), _time(times, after)
+    for (before, start), (after, end) in pairwise(known):
         reached = list(accumulate(lasting[before:after]))
         if reached[-1] > end - start:
             reached = [(end - start) * count // len(reached) for count in range(1, len(reached) + 1)]
         filled += [start + passed for passed in reached[:-1]] + [end]
-    last = known[-1]
-    return filled + [filled[last] + passed for passed in accumulate(lasting[last:-1])]
+    last, time = known[-1]
+    return filled + [time + passed for passed in accumulate(lasting[last:-1])]
 
 
-def _rising(times: Sequence[int | None]) -> list[int]:
-    """The places of the longest sequence of known times that rise by at least 1 a place; the earliest such sequence."""
+def _rising(times: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Place and time of the longest sequence of known times that rise by at least 1 a place; the earliest of such."""
     # That is the longest sequence in which time minus place does not fall, found by patience sorting from the end on.
     # Of equal times the first counts, so that the next is filled in after it.
     first = {time: place for place, time in reversed(list(enumerate(times))) if time is not None}
     tops: list[int] = []
-    places: list[int] = []
-    after: dict[int, int | None] = {}
+    ends: list[tuple[int, int]] = []
+    after: dict[tuple[int, int], tuple[int, int] | None] = {}
     for time, place in sorted(first.items(), key=lambda item: -item[1]):
         depth = bisect_right(tops, place - time)
-        after[place] = places[depth - 1] if depth else None
-        tops[depth : depth + 1], places[depth : depth + 1] = [place - time], [place]
-    chain: list[int] = []
-    following = places[-1] if places else None
+        after[place, time] = ends[depth - 1] if depth else None
+        tops[depth : depth + 1], ends[depth : depth + 1] = [place - time], [(place, time)]
+    chain: list[tuple[int, int]] = []
+    following = ends[-1] if ends else None
     while following is not None:
         chain.append(following)
         following = after[following]
     return chain
-
-
-def _time(times: Sequence[int | None], place: int) -> int:
-    time = times[place]
-    assert time is not None
-    return time
 
 
 def usual_interval(times: Sequence[int | None]) -> int:

@@ -59,21 +59,13 @@ class Head:
         ).encode()
 
     def enlarged(self, width: int, height: int, pix_fmt: str) -> Head:
-        """The head of an upscaled stream.
-
-        Raises:
-            ConfigError: y4m does not support the pixel format.
-        """
+        """The head of an upscaled stream; a ConfigError where y4m does not support the pixel format."""
         chroma = self.chroma if pix_fmt == self.pix_fmt else chroma_of(pix_fmt)
         return replace(self, width=width, height=height, pix_fmt=pix_fmt, chroma=chroma)
 
 
 def chroma_of(pix_fmt: str) -> str:
-    """The value of the head's ``C`` for a pixel format.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The value of the head's ``C`` for a pixel format; a ConfigError where there is none."""
     found = next((chroma for chroma, name in _FORMATS.items() if name == pix_fmt), None)
     if found is None:
         raise ConfigError(f"pix_fmt = {pix_fmt!r}: y4m holds {', '.join(FORMATS)}")
@@ -93,11 +85,7 @@ def nearest(pix_fmt: str) -> str:
 
 
 def read_head(stream: BinaryIO) -> Head:
-    """Read the first line.
-
-    Raises:
-        MediaError: it is no head of Y4M, or has impossible values.
-    """
+    """Read the first line; a MediaError where it is no head of Y4M, or has impossible values."""
     line = stream.readline(_MOST_BYTES)
     words = line.decode("ascii", "replace").split()
     if not line.endswith(b"\n") or words[:1] != [_MAGIC]:

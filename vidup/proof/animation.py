@@ -23,34 +23,27 @@ def check(output: Path, delivery: Delivery, times: Sequence[int]) -> None:
 
     Args:
         times: when its pictures are shown, in `delivery.unit`.
-
-    Raises:
-        VerifyError: names the first difference.
     """
-    made = _read(output)
+    made = _durations(output)
     expected = animation_output.durations(delivery, times)
-    begins, found = ([0, *accumulate(one)] for one in (expected, made.durations))
-    if len(made.durations) == 1:  # all are equal: it is a still picture
+    begins, found = ([0, *accumulate(one)] for one in (expected, made))
+    if len(made) == 1:  # all are equal: it is a still picture
         return
     if found[-1] != begins[-1] or not set(found) <= set(begins):
         amiss = next((begin for begin in found if begin not in begins), found[-1])
         raise VerifyError(
-            f"{output}: shows {len(made.durations)} pictures in {found[-1]} ms, expected {len(expected)} in"
+            f"{output}: shows {len(made)} pictures in {found[-1]} ms, expected {len(expected)} in"
             f" {begins[-1]} ms; the first that differs is at {amiss} ms"
         )
-    plays = animation_input.plays(delivery.info.path)
-    if made.plays != plays:
-        raise VerifyError(f"{output}: is shown {made.plays} times (0 is without end), expected {plays}")
+    found_plays, plays = animation_input.plays(output), animation_input.plays(delivery.info.path)
+    if found_plays != plays:
+        raise VerifyError(f"{output}: is shown {found_plays} times (0 is without end), expected {plays}")
 
 
 def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segments: Sequence[Path]) -> None:
-    """Check that an animation shows the segments' pictures at their times.
-
-    Raises:
-        VerifyError: names the first picture that differs.
-    """
+    """Check that an animation shows the segments' pictures at their times, `times` as for `check`."""
     ends = list(accumulate(animation_output.durations(delivery, times)))
-    is_still = len(_read(output).durations) == 1  # all of its pictures are equal
+    is_still = len(_durations(output)) == 1  # all of its pictures are equal
     shown, until, small = animation_input.pictures(output), 0, np.zeros(0)
     for index, (picture, end) in enumerate(zip(animation_output.of(segments), ends, strict=True)):
         if end > until:
@@ -64,9 +57,10 @@ def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segme
             raise VerifyError(f"{output}: its picture {index} is not what was made (differs by {away:.1f} of 255)")
 
 
-def _read(output: Path) -> animation_input.Animation:
+def _durations(output: Path) -> list[int]:
+    """How long each picture of an animation is shown, in milliseconds."""
     try:
-        return animation_input.read(output)
+        return [animation_input.duration(picture) for picture in animation_input.pictures(output)]
     except (MediaError, OSError) as error:
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
 

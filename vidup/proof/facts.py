@@ -18,11 +18,7 @@ from vidup.proof.findings import Findings
 
 
 def check_size(output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None) -> None:
-    """Check the size of the pictures.
-
-    Args:
-        encoding: None allows any enlargement of the source's size.
-    """
+    """Check the size of the pictures; without an encoding, any enlargement of the source's is right."""
     height, width = delivery.input_size
     found, factor = f"{made.width}x{made.height}", max(made.height / height, made.width / width)
     if encoding is not None:

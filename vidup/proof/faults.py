@@ -39,12 +39,7 @@ class Fault(NamedTuple):
 
 
 def faults(found: Likeness, first: int, seconds: NDArray[np.float64]) -> Iterator[Fault]:
-    """The faults of consecutive pictures.
-
-    Args:
-        first: the number of the first picture.
-        seconds: when each is shown.
-    """
+    """The faults of consecutive pictures: `first` is the number of the first, `seconds` when each is shown."""
     usual = _usual(found)
     limit = np.max([
         np.full_like(usual, _LEAST),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -17,9 +17,6 @@ from vidup.media.segment import read_segment
 from vidup.proof.tracks import units_by_length, units_by_start_code
 
 log = logging.getLogger(__name__)
-
-Units = Callable[[bytes], list[bytes]]
-"""Splits a packet into the units that muxers keep."""
 
 _PARAMETER_SETS = (32, 33, 34)  # of H.265
 _DROPPED_OBUS = (2, 8, 15)  # of AV1, by muxers: temporal delimiters, tile lists, padding
@@ -37,8 +34,8 @@ def has_packets_of(segments: Sequence[Path], output: Path, made: MediaInfo, enco
     ours = chain.from_iterable(read_segment(segment) for segment in segments)
     for index, (packet, found) in enumerate(zip_longest(ours, _packets(output, made))):
         if packet is not None and found is not None:
-            data, second, units = found
-            same = data == packet.data or units(data) == _units(made.codec, b"")(packet.data)
+            data, second, extradata = found
+            same = data == packet.data or _units(made.codec, extradata, data) == _units(made.codec, b"", packet.data)
             if same and second == packet.second:
                 continue
         words = f"packet {index} of its video is not its segment's"
@@ -49,32 +46,30 @@ def has_packets_of(segments: Sequence[Path], output: Path, made: MediaInfo, enco
     return True
 
 
-def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, bytes, Units]]:
-    """Each packet's picture, the second picture beside it, and how its units are found."""
+def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Each packet's picture, the second picture beside it, and the extradata of the stream."""
     with open_input(output) as container:
         stream = container.streams[made.video_index]
-        units = _units(made.codec, stream.codec_context.extradata or b"")
+        extradata = bytes(stream.codec_context.extradata or b"")
         for packet in container.demux(stream):
             if packet.size:
-                yield bytes(packet), vp9_alpha.of(packet), units
+                yield bytes(packet), vp9_alpha.of(packet), extradata
 
 
-def _units(codec: str, extradata: bytes) -> Units:
-    """How packets of a codec are split into units, in a file with this extradata."""
-    if codec == "hevc":  # the muxer of mov and mp4 keeps parameter sets only in the extradata, as hvc1 requires
-        every = _nal_units(codec, extradata)
-        return lambda data: [unit for unit in every(data) if unit and unit[0] >> 1 & 63 not in _PARAMETER_SETS]
-    if codec == "h264":
-        return _nal_units(codec, extradata)
-    return _obus if codec in ("av1", "libdav1d") else lambda data: [data]
-
-
-def _nal_units(codec: str, extradata: bytes) -> Units:
+def _units(codec: str, extradata: bytes, data: bytes) -> list[bytes]:
+    """The units of a packet that muxers keep, in a file with this extradata."""
+    if codec in ("av1", "libdav1d"):
+        return _obus(data)
+    if codec not in ("h264", "hevc"):
+        return [data]
     # ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1: extradata that begin with a version mean that units have lengths.
     if extradata[:1] == b"\1":
-        length = (extradata[4 if codec == "h264" else 21] & 3) + 1
-        return lambda data: units_by_length(data, length)
-    return units_by_start_code
+        units = units_by_length(data, (extradata[4 if codec == "h264" else 21] & 3) + 1)
+    else:
+        units = units_by_start_code(data)
+    if codec == "hevc":  # the muxer of mov and mp4 keeps parameter sets only in the extradata, as hvc1 requires
+        units = [unit for unit in units if unit and unit[0] >> 1 & 63 not in _PARAMETER_SETS]
+    return units
 
 
 def _obus(data: bytes) -> list[bytes]:
