@@ -53,11 +53,7 @@ def plays(path: str | Path) -> int:
 
 
 def pictures(path: Path) -> Iterator[Image.Image]:
-    """Each picture as it is shown, with what remains of those before it. It is the same object each time.
-
-    Raises:
-        MediaError: the file is damaged.
-    """
+    """Each picture as it is shown, with what remains of those before it; it is the same object each time."""
     with _opened(path) as image:
         try:
             for picture in ImageSequence.Iterator(image):

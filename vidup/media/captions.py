@@ -29,12 +29,7 @@ def read_captions(picture: Any) -> bytes:
 
 
 def with_captions(data: bytes, codec: str, constructs: bytes) -> bytes:
-    """An encoded picture with the message that holds its captions.
-
-    Args:
-        data: of H.264 and H.265 with start codes (Annex B), of AV1 as OBUs with sizes.
-        codec: an encoder's name.
-    """
+    """An encoded picture (H.264 and H.265 with start codes, AV1 as OBUs) with the message that holds its captions."""
     count = min(_MOST, len(constructs) // _CONSTRUCT)
     if not count:
         return data

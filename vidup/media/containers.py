@@ -283,11 +283,7 @@ def is_picture(source: Path, output: Path) -> bool:
 
 
 def check_ending(source: Path, output: Path) -> None:
-    """Check the ending of the output's name.
-
-    Raises:
-        ConfigError: such a file cannot be written, or holds a single picture, and the source has several.
-    """
+    """Check the output's ending: a ConfigError if it cannot be written, or holds one picture and the source several."""
     if is_picture(source, output):
         return
     ending = output.suffix.lower()

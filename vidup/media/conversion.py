@@ -83,12 +83,9 @@ def _sound_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:
 
 def _plain_layout(given: Channels) -> str:
     """The nearest layout that encoders know: with rear instead of side speakers, and with a known order."""
-    plain = {"5.1(side)": "5.1", "5.0(side)": "5.0", "7.1(wide)": "7.1", "quad(side)": "quad"}
-    name = given.layout
-    if "channels" in name:
-        usual = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-        name = usual.get(given.number, name)
-    return plain.get(name, name)
+    usual = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+    name = usual.get(given.number, given.layout) if "channels" in given.layout else given.layout
+    return {"5.1(side)": "5.1", "5.0(side)": "5.0", "7.1(wide)": "7.1", "quad(side)": "quad"}.get(name, name)
 
 
 def _text_encoder(target: Any, stream: Any, plan: StreamPlan) -> Any:

@@ -103,7 +103,7 @@ def _still_format(path: Path) -> str | None:
 
 
 def check_file(path: str | Path) -> None:
-    """Raise a MediaError unless a path names a regular file that is not empty: opening a pipe would wait for a writer."""
+    """Raise a MediaError unless a path names a regular file with content: opening a pipe would wait for a writer."""
     if is_sequence(path):
         find(Path(path))
         return

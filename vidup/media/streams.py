@@ -262,11 +262,7 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
 
 
 def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, str]:
-    """A stream's tags, named as the output's muxer expects.
-
-    Args:
-        encoded: the stream is re-encoded: tags that describe the input's encoding are left out.
-    """
+    """A stream's tags, named as the output's muxer expects; if `encoded`, without those on the input's encoding."""
     stale = _OF_THE_ENCODING if encoded else ()
     kept = {key: value for key, value in stream.metadata.items() if not key.lower().startswith(stale)}
     if "name" in kept:  # mov's demuxer calls name what its muxer calls title

@@ -123,11 +123,7 @@ class Table:
         return True
 
     def decode(self, moved: bool = False) -> None:
-        """Decode the whole file, and take the times from the frames.
-
-        Args:
-            moved: the times differ from those in the file, so that frames cannot be sought by them.
-        """
+        """Decode the whole file, and take the times from the frames; if `moved`, frames cannot be sought by them."""
         troubles: list[str] = []
         frames = self._decoded(False, troubles)
         if len(frames) != self.count or troubles:
@@ -197,11 +193,7 @@ class Table:
             del self.pts[:lost]
 
     def settle(self, rate: Fraction) -> None:
-        """Determine the rate, and when the last frame ends.
-
-        Args:
-            rate: frames a second that the file states, used where there are no times.
-        """
+        """Determine the rate, and when the last frame ends; without times, from the rate that the file states."""
         if self.timing == "made" and self.pts == list(range(len(self.pts))):
             interval = max(1, round(1 / rate / self.unit))
             self.pts = [index * interval for index in range(len(self.pts))]

@@ -10,7 +10,6 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, overload
 
 from vidup.config import Given, Settings, settings_of
@@ -46,11 +45,7 @@ class Video(Sequence[Frame]):
     """
 
     def __init__(
-        self,
-        info: MediaInfo,
-        settings: Settings,
-        readers: Readers | None = None,
-        places: range | None = None,
+        self, info: MediaInfo, settings: Settings, readers: Readers | None = None, places: range | None = None
     ) -> None:
         self.info = info
         """What is in the file."""
@@ -125,9 +120,7 @@ class Video(Sequence[Frame]):
     def __enter__(self) -> Video:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -138,11 +131,7 @@ class Video(Sequence[Frame]):
 
 
 def from_av(picture: Any) -> Frame:
-    """A frame with copies of the planes of a PyAV frame, in the nearest planar format.
-
-    Raises:
-        MediaError: the pixel format cannot be converted.
-    """
+    """As `Frame.from_av`, in the nearest planar format."""
     pix_fmt = decoding.planar(picture.format.name)
     color = resolve(probing.color_of(picture), pix_fmt, picture.width, picture.height)
     planes = picture if picture.format.name == pix_fmt else picture.reformat(format=pix_fmt)
@@ -152,7 +141,7 @@ def from_av(picture: Any) -> Frame:
 
 
 def to_av(frame: Frame) -> Any:
-    """A PyAV frame with copies of the planes of a frame."""
+    """As `Frame.to_av`."""
     result = frames.filled(frame.planes, frame.pix_fmt)
     result.pts, result.duration, result.time_base = frame.pts, frame.duration, frame.time_base
     frames.tag(result, frame.color)

@@ -68,11 +68,7 @@ def _check_color(output: Path, made: MediaInfo, color: Color, info: MediaInfo) -
 def check_facts(
     output: Path, made: MediaInfo, delivery: Delivery, shift: Fraction, places: dict[int, int], findings: Findings
 ) -> int:
-    """Check chapters, tags and dispositions; returns the number of chapters.
-
-    Args:
-        places: index of a stream in the source -> its index in the output.
-    """
+    """Check chapters, tags and flags of streams, index in the source -> output; returns the number of chapters."""
     with open_input(delivery.info.path, whole=delivery.info.unlisted) as source, open_input(output) as written:
         wanted = joining.chapters(source, delivery.trim)
         with findings.of("chapters"):
