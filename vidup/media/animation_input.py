@@ -64,11 +64,7 @@ def pictures(path: Path) -> Iterator[Image.Image]:
 
 
 def kind_of(path: Path) -> str | None:
-    """``webp`` or ``avif`` if a file is an animation that FFmpeg cannot read, or reads as opaque; else None.
-
-    Raises:
-        MediaError: the file's head is damaged.
-    """
+    """``webp`` or ``avif`` if a file is an animation that FFmpeg cannot read, or reads as opaque; else None."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -28,11 +28,7 @@ def frame_of(picture: Any, pix_fmt: str, color: Color, times: tuple[int, int, Fr
 
 
 def filled(planes: Sequence[NDArray[Any]], pix_fmt: str) -> Any:
-    """A PyAV frame with copies of planes.
-
-    Args:
-        pix_fmt: the planes' format, one with a plane of transparency more, or one with the samples in the high bits.
-    """
+    """A PyAV frame with copies of planes, in their format, or one with transparency, or with samples in the high bits."""
     height, width = planes[0].shape
     result = av.VideoFrame(width, height, pix_fmt)
     shift = 16 - result.format.components[0].bits if pix_fmt.endswith("msble") else 0
@@ -48,11 +44,7 @@ def filled(planes: Sequence[NDArray[Any]], pix_fmt: str) -> Any:
 
 
 def linear(frame: Frame, pix_fmt: str) -> Any:
-    """A PyAV frame of linear floats, made from a frame of RGB in 16 bits; transparency is not changed.
-
-    Args:
-        pix_fmt: ``gbrpf32le``, or ``gbrapf32le``, which is opaque where the frame has no transparency.
-    """
+    """A PyAV frame of linear floats, ``gbrpf32le`` or ``gbrapf32le``, from RGB of 16 bits; opacity is not changed."""
     opaque = np.full(frame.planes[0].shape, 65535, np.uint16)
     shown = [codes.astype(np.float32) / 65535 for codes in (*frame.planes, opaque)]
     light = [np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4).astype("<f4") for x in shown[:3]]

@@ -130,11 +130,7 @@ def is_small(width: int, height: int) -> bool:
 
 
 def set_threads(context: Any, exact: bool = False) -> None:
-    """Let a decoder that is not yet open use threads, where that saves time.
-
-    Args:
-        exact: an error affects no other frame: frames are decoded one after another.
-    """
+    """Let a decoder that is not open yet use threads; `exact`: only within a frame: an error affects no other."""
     if is_small(context.width, context.height):
         context.thread_type, context.thread_count = "SLICE", 1
     else:

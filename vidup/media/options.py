@@ -18,11 +18,7 @@ _LISTED_RATE = re.compile(r"(?:^|:)(crf|qp|bitrate|rc|tbr|lossless)=")
 
 
 def encoder_options(codec: str, settings: Settings, hdr: HdrMetadata | None, stereo_mode: str = "") -> dict[str, str]:
-    """The options of an encoder: our defaults, the rate control, and the user's options.
-
-    Raises:
-        ConfigError: options contradict each other, or the encoder would ignore one.
-    """
+    """An encoder's options: our defaults, rate control, the user's; a ConfigError if they clash, or one is ignored."""
     defaults = DEFAULTS.get(codec, Defaults(None))
     given = settings.encoder_options
     _check_mastering(given)

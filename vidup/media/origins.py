@@ -29,13 +29,10 @@ class _Part:
 
 
 def find(packets: Iterable[Any]) -> tuple[Origin, ...]:
-    """The places at which the clock of a file restarts; most files have none.
+    """The places at which the clock of a file, given by all its packets, restarts; most files have none.
 
     Within a part, the decode times of audio and video rise. The stream of a part that lasts longest is followed by the
     next part without a gap.
-
-    Args:
-        packets: all of the file.
     """
     parts, part_of = [_Part(0)], dict[int, int]()
     last: dict[int, Fraction] = {}

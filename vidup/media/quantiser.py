@@ -97,12 +97,7 @@ def frame_quantiser_step(frame: av.VideoFrame) -> float | None:
 
 
 def packet_quantiser_step(codec: str, data: bytes) -> float | None:
-    """Quantiser step in codes of 0 to 255, from the bytes of a packet; None if it does not state it.
-
-    Args:
-        codec: FFmpeg's name of the decoder.
-        data: of a packet, after the decoder's extradata.
-    """
+    """Quantiser step in codes of 0 to 255 that a packet, after the decoder's extradata, states; None if it does not."""
     if codec == "mjpeg":
         with suppress(Exception), Image.open(BytesIO(data), formats=("JPEG",)) as image:  # Pillow raises anything
             return jpeg_quantiser_step(getattr(image, "quantization", {}).values())

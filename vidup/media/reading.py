@@ -28,11 +28,7 @@ KEPT, KEPT_BYTES = 16, 2**27
 
 
 def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
-    """Decode the frames of a video stream; an error is passed to `damaged`, as by `tolerant_demux`.
-
-    Args:
-        exact: an error affects no other frame: frames are decoded one after another.
-    """
+    """Decode a video stream; an error is passed to `damaged`, as by `tolerant_demux`; `exact` as for `set_threads`."""
     yield from decode_packets(stream, tolerant_demux(container, stream, damaged), damaged, exact)
 
 
@@ -159,9 +155,7 @@ class _Reader:
 def timed_frames(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
     """Decoded frames from the place `low` in `info.pts` on or a little before it, each with its time.
 
-    Args:
-        warn: called with a description of what cannot be read or decoded.
-        exact: as for `decode_stream`.
+    What cannot be read or decoded is described to `warn`; `exact` as for `set_threads`.
     """
     if info.timing == "packets":
         yield from _sought(info, low, warn, exact)
@@ -199,11 +193,7 @@ def _sought(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool)
 def _from_entry(
     info: MediaInfo, entry: int, place: int, warn: Callable[[str], None], exact: bool
 ) -> Generator[Any, None, int | None]:
-    """Decode frames from an entry on, and yield those from `place` on.
-
-    Returns:
-        The place from which decoding has to be tried again, further back; None at the end.
-    """
+    """Decode from an entry on, and yield frames from `place` on; returns for which place to try again, or None."""
     troubles: list[str] = []  # reported once it is clear that the place where decoding began is not the cause
     with open_input(info.path) as container:
         stream = container.streams[info.video_index]

@@ -121,10 +121,6 @@ def pattern_of(paths: Iterable[Path]) -> Path | None:
 
 
 def numbers_of(source: Path, first: int, count: int) -> Sequence[int]:
-    """The numbers of an output's pictures: those of the input's pictures where it is a sequence, else from 1 on.
-
-    Args:
-        first: the place of the output's first frame in the input.
-    """
+    """The numbers of an output's pictures: the input's from its place `first` on, if it is a sequence; else from 1."""
     begin = find(source).first + first if is_sequence(source) else 1
     return range(begin, begin + count)

@@ -117,12 +117,7 @@ def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Contain
 
 
 def start_options(container: Container, sources: Iterable[Any], unit: Fraction = Fraction(1)) -> dict[str, str]:
-    """Options of a muxer with which the start times of streams are exact.
-
-    Args:
-        sources: the streams of the input.
-        unit: the time base of the upscaled video.
-    """
+    """Options of a muxer with which the start times of the input's streams, and of video with this unit, are exact."""
     if container.below_zero == "shifted":
         return {"avoid_negative_ts": "disabled"}  # times below 0 are shifted by the join, with the chapters
     # Start times are stored in units of the movie's time scale, 1000 a second by default.

@@ -43,9 +43,9 @@ def thumbnails(
     scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name would be looked up for each frame
     matrix = color.matrix if color.matrix in _SCALER_MATRICES else _BT601  # the scaler refuses some tags of frames
     for frame in frames:
-        pixels = frame.format
-        is_rgb = pixels.is_rgb or pixels.has_palette
-        is_ycgco = color.matrix == YCGCO and not is_rgb and len(pixels.components) >= 3
+        kind = frame.format
+        is_rgb = kind.is_rgb or kind.has_palette
+        is_ycgco = color.matrix == YCGCO and not is_rgb and len(kind.components) >= 3
         # Packed pixels are one plane to take, at half of the time of a tiny picture, and the same bits where the size
         # changes; where it does not, the scaler converts some formats more coarsely.
         is_packed = not is_ycgco and (frame.width, frame.height) != (width, height)
@@ -70,7 +70,7 @@ def thumbnails(
         else:  # the planes are green, blue, red
             picture = np.empty((3, height, width), np.uint16)
             picture[1], picture[2], picture[0] = (plane[:, :width] for plane in planes)
-        if not color.full_range and pixels.name.startswith(("gray", "ya", "yuvj")):
+        if not color.full_range and kind.name.startswith(("gray", "ya", "yuvj")):
             picture = _expanded(picture)  # the scaler reads these as full range, whatever is set
         if alpha:
             small = scaler.reformat(frame, width, height, "gbrap16le", interpolation=area, threads=1)

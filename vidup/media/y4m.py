@@ -108,14 +108,7 @@ def read_head(stream: BinaryIO) -> Head:
 
 
 def read_frames(stream: BinaryIO, head: Head, color: Color) -> Iterator[Frame]:
-    """Read all frames; each lasts until the next.
-
-    Args:
-        color: what the planes mean.
-
-    Raises:
-        MediaError: the stream ends within a frame, or holds something else.
-    """
+    """Read all frames; each lasts until the next. A MediaError where the stream ends within one, or is damaged."""
     kind = layout(head.pix_fmt)
     assert kind is not None
     dtype = np.dtype("u1" if kind.bits == 8 else "<u2")

@@ -138,11 +138,7 @@ def _compare(
     readers: Readers | None,
     alpha: bool,
 ) -> Compared:
-    """Compare pictures of the output with their frames of the source and the neighbours of those.
-
-    Args:
-        span: the places in `times` of the pictures: low <= place < high.
-    """
+    """Compare pictures of the output, at the places `span` of `times`, with the source's there and beside them."""
     low, high = span
     tolerant = delivery.settings.tolerate_errors
     fine = 0.0
