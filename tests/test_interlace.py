@@ -86,10 +86,10 @@ def test_fields_become_the_moments_that_they_were(top_first: bool):
     assert psnr(luma_of(wrong[8]), moment(8)) < psnr(luma_of(pictures[8]), moment(8)) - 8
 
 
-@pytest.mark.parametrize("order", ["tt", "bt", "bb", "tb"])
+@pytest.mark.parametrize("order", ["tt", "bb"])
 def test_frames_keep_their_times(order: str):
     times = [7, 1007, 5008, 5009, 9000, 9500, 20_000]
-    top_first = order in ("tt", "bt")
+    top_first = order == "tt"
     pictures = list(deinterlaced(film(top_first, times), "frame", order, end=20_700))
     assert [picture.pts for picture in pictures] == times
     assert {picture.time_base for picture in pictures} == {UNIT}

@@ -235,7 +235,7 @@ class MediaInfo:
     display_matrix: tuple[int, ...] | None
     """The nine integers of the display matrix; None without one."""
     field_order: str
-    """``progressive``, or which field is shown first: ``tt`` and ``bb`` (also ``tb``, ``bt``, as in ffmpeg)."""
+    """``progressive``, or which field is shown first: ``tt`` or ``bb``."""
     hdr: HdrMetadata | None
     dynamic_hdr: tuple[str, ...]
     """Kinds of HDR metadata that change from frame to frame, such as ``Dolby Vision``; they cannot be kept."""

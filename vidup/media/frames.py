@@ -28,7 +28,7 @@ def frame_of(picture: Any, pix_fmt: str, color: Color, times: tuple[int, int, Fr
 
 
 def filled(planes: Sequence[NDArray[Any]], pix_fmt: str) -> Any:
-    """A PyAV frame with copies of planes, in their format, or one with transparency, or with samples in the high bits."""
+    """A PyAV frame with copies of planes, in their format, one with transparency, or with samples in the high bits."""
     height, width = planes[0].shape
     result = av.VideoFrame(width, height, pix_fmt)
     shift = 16 - result.format.components[0].bits if pix_fmt.endswith("msble") else 0

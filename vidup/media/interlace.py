@@ -14,9 +14,9 @@ import av
 from vidup.errors import MediaError
 from vidup.media.frames import pulled
 
-# FFmpeg's AVFieldOrder: the first letter is the field that is coded first, the second that which is shown first.
-_FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
-_SHOWN_FIRST = {"tt": "tff", "bt": "tff", "bb": "bff", "tb": "bff"}
+# FFmpeg's AVFieldOrder, by the field that is shown first: 4 and 5 are those in which the other one is coded first.
+_FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "bb", 5: "tt"}
+_PARITIES = {"tt": "tff", "bb": "bff"}
 
 # Codecs whose frames may be interlaced without a flag, and the least height of a picture for which that is checked.
 _MAY_BE_INTERLACED = {
@@ -76,7 +76,7 @@ def detect(stream: Any, frames: Iterable[Any], elsewhere: Callable[[], Iterable[
         return "progressive"
     if codec == "dvvideo" and seen[0].height <= 576:
         return "bb"  # all DV of standard definition, whatever the container says
-    return {"tff": "tt", "bff": "bb"}[_SHOWN_FIRST.get(tagged, "tff")]
+    return "bb" if tagged == "bb" else "tt"
 
 
 def deinterlaced(
@@ -134,7 +134,7 @@ def deinterlaced(
 
 
 def _bwdif(frame: Any, mode: str, field_order: str) -> Any:
-    name, parity = frame.format.name, _SHOWN_FIRST.get(field_order, "auto")
+    name, parity = frame.format.name, _PARITIES[field_order]
     if name not in _FILTERED:
         raise MediaError(f"interlaced {name} cannot be deinterlaced: choose --deinterlace off")
     try:

@@ -210,7 +210,7 @@ def _shift(packet: Any, trim: Trim) -> bool:
 
 
 def common(unit: Fraction, moment: Fraction) -> Fraction:
-    """The longest time base in which both are whole, so that no shifted time is rounded; `unit` if FFmpeg has no such."""
+    """The longest time base in which both are whole, so that no shifted time is rounded; `unit` where none is."""
     scale = unit.denominator * moment.denominator
     both = Fraction(math.gcd(unit.numerator * moment.denominator, moment.numerator * unit.denominator), scale)
     return both if max(both.numerator, both.denominator) < 2**31 and unit / both < 2**20 else unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -228,25 +228,18 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
             moved by one unit.
     """
     last: dict[int, int] = {}
-    factors: dict[int, tuple[Fraction, int, int, int]] = {}  # time -> (time * times + plus) / by, for each stream
+    known: dict[int, tuple[Fraction, Callable[[int], int], Callable[[int], int]]] = {}
     for packet in packets:
         index = packet.stream.index
-        if index not in factors:
+        if index not in known:
             unit = packet.stream.time_base
-            # Rounded once, in the output's units, as a unit of the source may be as long as a frame. In integers, which
-            # are many times faster than fractions: a film has hundreds of thousands of packets.
-            scale, late = packet.time_base / unit, shift / unit
-            factors[index] = (
-                unit,
-                2 * scale.numerator * late.denominator,
-                2 * late.numerator * scale.denominator,
-                2 * scale.denominator * late.denominator,
-            )
-        unit, times, plus, by = factors[index]
-        half = by // 2
-        begins = None if packet.pts is None else (packet.pts * times + plus + half) // by
-        decoded = None if packet.dts is None else (packet.dts * times + plus + half) // by
-        packet.duration = ((packet.duration or 0) * times + half) // by
+            # Rounded once, in the output's units, as a unit of the source may be as long as a frame.
+            scale = packet.time_base / unit
+            known[index] = unit, _rounded(scale, shift / unit), _rounded(scale, Fraction(0))
+        unit, shifted, scaled = known[index]
+        begins = None if packet.pts is None else shifted(packet.pts)
+        decoded = None if packet.dts is None else shifted(packet.dts)
+        packet.duration = scaled(packet.duration or 0)
         if rising and decoded is not None and index in last and decoded <= last[index]:
             decoded = last[index] + 1
             begins = None if begins is None else max(begins, decoded)
@@ -254,6 +247,14 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
             last[index] = decoded
         packet.pts, packet.dts, packet.time_base = begins, decoded, unit
         yield packet
+
+
+def _rounded(scale: Fraction, offset: Fraction) -> Callable[[int], int]:
+    """The function ``value * scale + offset``, rounded half up; integers are many times faster than fractions."""
+    by = 2 * scale.denominator * offset.denominator
+    times = 2 * scale.numerator * offset.denominator
+    plus = 2 * offset.numerator * scale.denominator + by // 2
+    return lambda value: (value * times + plus) // by
 
 
 def tags(stream: Any, container: Container, encoded: bool = False) -> dict[str, str]:

@@ -90,7 +90,7 @@ class Video(Sequence[Frame]):
 
     def __iter__(self) -> Iterator[Frame]:
         places = self._places
-        if not places or self._each > 1 or list(places) != list(range(places[0], places[-1] + 1)):
+        if not places or self._each > 1 or places.step != 1:
             return super().__iter__()
         behind = places[-1] + 1
         return self._decoded(self.info.pts[places[0]], self.info.pts[behind] if behind < len(self.info.pts) else None)
