@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
@@ -23,7 +23,6 @@ from vidup.media.reading import Readers, timed_frames
 from vidup.picture.color import resolve
 
 log = logging.getLogger(__name__)
-
 
 _LEAD_IN = 2  # frames before a part that deinterlacing needs
 
@@ -53,8 +52,7 @@ def decode(
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     with closing(pictures(info, begin, end, settings, readers)) as read:
         for picture in read:
-            (converted,) = _in_planes([picture], info)
-            frame = frames.frame_of(converted, planar(info.pix_fmt), color)
+            frame = frames.frame_of(_in_planes(picture, info), planar(info.pix_fmt), color)
             captions = read_captions(picture)
             yield replace(frame, captions=captions) if captions and _is_own(picture, info) else frame
 
@@ -78,7 +76,7 @@ def pictures(
         if deinterlacing:
             mode: Literal["frame", "field"] = "field" if settings.deinterlace == "field" else "frame"
             until = info.end if high == len(info.pts) else None
-            read = interlace.deinterlaced(_in_planes(read, info), mode, info.field_order, until)
+            read = interlace.deinterlaced((_in_planes(frame, info) for frame in found), mode, info.field_order, until)
         for picture in read:
             time = picture.pts
             if time in shown:
@@ -183,19 +181,16 @@ def _pictures(
         report_missing(info.pts[place])
 
 
-def _in_planes(pictures: Iterable[Any], info: MediaInfo) -> Iterator[Any]:
-    """Frames in the planar format of the video, all of the size that the file states."""
+def _in_planes(picture: Any, info: MediaInfo) -> Any:
+    """A PyAV frame in the planar format of the video, of the size that the file states."""
     pix_fmt = planar(info.pix_fmt)
-    for picture in pictures:
-        is_sized = (picture.width, picture.height) == (info.width, info.height)
-        if picture.format.name == pix_fmt and is_sized:
-            yield picture
-            continue
-        times = picture.pts, picture.duration, picture.time_base
-        scaler = "BILINEAR" if is_sized else "BICUBIC"
-        picture = picture.reformat(info.width, info.height, pix_fmt, interpolation=scaler)
-        picture.pts, picture.duration, picture.time_base = times
-        yield picture
+    is_sized = (picture.width, picture.height) == (info.width, info.height)
+    if picture.format.name == pix_fmt and is_sized:
+        return picture
+    scaler = "BILINEAR" if is_sized else "BICUBIC"
+    result = picture.reformat(info.width, info.height, pix_fmt, interpolation=scaler)
+    result.pts, result.duration, result.time_base = picture.pts, picture.duration, picture.time_base
+    return result
 
 
 def _is_own(picture: Any, info: MediaInfo) -> bool:

@@ -22,7 +22,6 @@ from vidup.media.sequences import find, is_sequence
 
 log = logging.getLogger(__name__)
 
-
 MOST_PIXELS = 2**27
 """The most pixels of a frame; a file that claims more is refused before memory is allocated for it."""
 
