@@ -122,7 +122,7 @@ def _converted(job: Job, folder: Path) -> Job:
                 if conversion_cache.convert(job, plan, folder):
                     break
                 if not _lies_in_part(job, plan):
-                    part = replace(plan, action="drop", reason=NOT_IN_PART, encoder="", layout="")
+                    part = plan.dropped(NOT_IN_PART)
                     job = replace(job, streams=tuple(part if each is plan else each for each in job.streams))
                     break
                 fault = "nothing of it can be decoded"

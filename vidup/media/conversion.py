@@ -42,6 +42,10 @@ class StreamPlan:
     layout: str = ""
     """The channel layout of converted audio."""
 
+    def dropped(self, reason: str) -> StreamPlan:
+        """The plan to leave the stream out instead."""
+        return StreamPlan(self.index, self.name, self.kind, "drop", reason)
+
 
 def converters(stream: Any, container: Container) -> Iterator[tuple[str, str, str]]:
     """The possible conversions of a stream, the best first: encoder, channel layout, and what is lost, in words."""

@@ -57,7 +57,7 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
                 untimed.append(frame)
                 continue
             if end is None and time is not None:
-                end = max(time - _seconds(untimed), min(time, first or time))
+                end = max(time - sum(map(_length, untimed)), min(time, first or time))
             for ready in (*untimed, frame):
                 end = _place(ready, time if ready is frame else None, end)
                 if trim is None or _shift(ready, trim):
@@ -73,8 +73,9 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
         log.warning("stream %d (%s): %d of %d packets cannot be decoded: silence there", index, name, damaged, total)
 
 
-def _seconds(frames: Iterable[Any]) -> Fraction:
-    return sum((Fraction(frame.samples, frame.sample_rate) for frame in frames), Fraction(0))
+def _length(frame: Any) -> Fraction:
+    """The seconds that a frame lasts."""
+    return Fraction(frame.samples, frame.sample_rate)
 
 
 def _place(frame: Any, time: Fraction | None, end: Fraction | None) -> Fraction:
@@ -84,12 +85,12 @@ def _place(frame: Any, time: Fraction | None, end: Fraction | None) -> Fraction:
     assert time is not None
     frame.time_base = Fraction(1, frame.sample_rate)
     frame.pts = round(time * frame.sample_rate)
-    return time + Fraction(frame.samples, frame.sample_rate)
+    return time + _length(frame)
 
 
 def _shift(frame: Any, trim: Trim) -> bool:
     begin = frame.pts * frame.time_base
-    if begin + Fraction(frame.samples, frame.sample_rate) <= trim.begin or begin >= trim.end:
+    if begin + _length(frame) <= trim.begin or begin >= trim.end:
         return False
     frame.pts -= round(trim.begin * frame.sample_rate)
     return True
@@ -167,9 +168,9 @@ def heard(info: MediaInfo, index: int, name: str, trim: Trim | None) -> Heard | 
     audible = frame_length = Fraction(0)
     with open_input(info.path, whole=info.unlisted) as source:
         for frame in decoded(source, index, name, trim):
-            length = Fraction(frame.samples, frame.sample_rate)
-            begin = frame.pts * frame.time_base if begin is None else begin
-            end = frame.pts * frame.time_base + length
+            length, time = _length(frame), frame.pts * frame.time_base
+            begin = time if begin is None else begin
+            end = time + length
             audible += length * _audible(frame)
             frame_length = max(frame_length, length)
     if begin is None or end is None:

@@ -48,8 +48,8 @@ def _plan(stream: Any, info: MediaInfo, container: Container, trimmed: bool, wan
     known = info.streams[stream.index]
     name = f"{known.kind} {known.codec}" + (f" ({known.language})" if known.language else "")
 
-    def plan(action: Any, reason: str = "", encoder: str = "") -> StreamPlan:
-        return StreamPlan(stream.index, name, known.kind, action, reason, encoder)
+    def plan(action: Any, reason: str = "") -> StreamPlan:
+        return StreamPlan(stream.index, name, known.kind, action, reason)
 
     if stream.index == info.video_index:
         return plan("upscale")
@@ -81,8 +81,7 @@ def _conversions(stream: Any, info: MediaInfo, container: Container, plan: Strea
         converted = replace(plan, action="convert", reason=plan.reason + lost, encoder=encoder, layout=layout)
         works = _rehearse(info, stream, converted, container)
         if works is None:
-            why = f"{plan.reason}, and nothing of it can be decoded"
-            yield replace(plan, action="drop", reason=why, encoder="", layout="")
+            yield plan.dropped(f"{plan.reason}, and nothing of it can be decoded")
             return
         if works:
             yield converted
@@ -95,8 +94,7 @@ def instead(info: MediaInfo, container: Container, plan: StreamPlan, fault: str)
         if plan.action == "convert":
             others = dropwhile(lambda other: (other.encoder, other.layout) != (plan.encoder, plan.layout), others)
             next(others, None)
-        left_out = replace(plan, action="drop", reason=fault, encoder="", layout="")
-        return left_out if plan.kind == "attachment" else next(others, left_out)
+        return plan.dropped(fault) if plan.kind == "attachment" else next(others, plan.dropped(fault))
 
 
 def _rehearse(info: MediaInfo, stream: Any, plan: StreamPlan, container: Container) -> bool | None:
