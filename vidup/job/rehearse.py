@@ -22,7 +22,7 @@ from vidup.media import animation_output, conversion_cache, decoding, joining, s
 from vidup.media.conversion import StreamPlan
 from vidup.media.decoding import planar
 from vidup.media.opening import open_input
-from vidup.media.packets import kept_packets, tolerance
+from vidup.media.packets import kept_packets
 from vidup.media.segment import encode_segment
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _converted(job: Job, folder: Path) -> Job:
 
 def _lies_in_part(job: Job, plan: StreamPlan) -> bool:
     with open_input(job.info.path, whole=job.info.unlisted) as source:
-        packets = kept_packets(source, [plan.index], job.trim, tolerance(job.info))
+        packets = kept_packets(source, job.info, [plan.index], job.trim)
         return next(packets, None) is not None
 
 

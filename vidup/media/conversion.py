@@ -17,7 +17,7 @@ from vidup.frame import MediaInfo
 from vidup.media import sound, texts
 from vidup.media.containers import Container
 from vidup.media.opening import Channels, channels, open_input
-from vidup.media.packets import Trim, kept_packets, tolerance
+from vidup.media.packets import Trim, kept_packets
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _converted_sound(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim 
 def _converted_text(info: MediaInfo, plan: StreamPlan, stream: Any, trim: Trim | None) -> Generator[Any, None, None]:
     name = f"stream {plan.index} ({plan.name})"
     with open_input(info.path, whole=info.unlisted) as source:
-        packets = kept_packets(source, [plan.index], trim, tolerance(info, log.warning))
+        packets = kept_packets(source, info, [plan.index], trim, log.warning)
         shown = texts.ended(texts.decoded(packets, name))
         for text in texts.apart(shown) if plan.encoder == "mov_text" else shown:
             try:

@@ -146,9 +146,9 @@ def _pictures(
             troubles.append(what)
             log.warning("%s: %s", info.path, what)
 
-    def report_missing(time: int) -> None:
+    def report_missing() -> None:
         why = f" ({troubles[-1]})" if troubles else ""
-        what = f"its frame at {clock(time, info.time_base)} cannot be decoded{why}"
+        what = f"its frame at {clock(info.pts[place], info.time_base)} cannot be decoded{why}"
         if not settings.tolerate_errors:
             raise MediaError(f"{info.path}: {what}; --tolerate-errors upscales what can be decoded")
         log.warning("%s: %s", info.path, what)
@@ -162,7 +162,7 @@ def _pictures(
             if frame.pts < info.pts[place]:
                 continue  # before the part
             if frame.pts != info.pts[place]:
-                report_missing(info.pts[place])
+                report_missing()
                 place = bisect_left(info.pts, frame.pts)
                 if place >= high:
                     return
@@ -178,7 +178,7 @@ def _pictures(
                 resized = True
             yield frame
     if place < high:
-        report_missing(info.pts[place])
+        report_missing()
 
 
 def _in_planes(picture: Any, info: MediaInfo) -> Any:

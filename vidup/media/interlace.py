@@ -80,10 +80,7 @@ def detect(stream: Any, frames: Iterable[Any], elsewhere: Callable[[], Iterable[
 
 
 def deinterlaced(
-    frames: Iterable[Any],
-    mode: Literal["frame", "field"],
-    field_order: str,
-    end: int | None = None,
+    frames: Iterable[Any], mode: Literal["frame", "field"], field_order: str, end: int | None = None
 ) -> Generator[Any, None, None]:
     """Deinterlace frames.
 

@@ -34,31 +34,28 @@ class Trim:
 
 
 def kept_packets(
-    source: Any,
-    indices: Sequence[int],
-    trim: Trim | None,
-    damaged: Callable[[str], None] | None = None,
-    mended: Callable[[str], None] = log.debug,
+    source: Any, info: MediaInfo, indices: Sequence[int], trim: Trim | None, report: Callable[..., None] = log.debug
 ) -> Iterator[Any]:
     """The packets of some streams of an open input that overlap `trim`, their times counted from its begin.
 
     Args:
-        damaged: called with a description of damage; if it returns, the packet is left out. None: damage is an error.
-        mended: called once a stream where audio packets had the time of another and were moved.
+        report: logs damage that is left out, and, once a stream, that audio packets had the time of another and were
+            moved.
 
     Raises:
-        MediaError: the input is damaged, and there is no `damaged`.
+        MediaError: the input is damaged, and was read without tolerance for errors.
     """
     if not indices:
         return
 
-    def refuse(what: str) -> None:
-        raise MediaError(f"{source.name.removeprefix('file:')}: {what}; --tolerate-errors leaves out what is damaged")
+    def damaged(what: str) -> None:
+        if not info.tolerant:
+            raise MediaError(f"{info.path}: {what}; --tolerate-errors leaves out what is damaged")
+        report("%s: %s: left out", info.path, what)
 
-    report, last = damaged or refuse, dict[int, tuple[int, int]]()
-    spread, waiting = set[int](), dict[int, Any]()
+    last, spread, waiting = dict[int, tuple[int, int]](), set[int](), dict[int, Any]()
     transport = source.format.name == "mpegts"
-    packets = tolerant_demux(source, [source.streams[index] for index in indices], report)
+    packets = tolerant_demux(source, [source.streams[index] for index in indices], damaged)
     for packet in packets if trim is None else _shown_at(packets, trim.begin):
         if not packet.size:
             continue
@@ -75,14 +72,14 @@ def kept_packets(
                 packet.duration = _length(packet, last.get(index))
             if kind == "audio" and index in last and _follow(packet, *last[index]) and index not in spread:
                 spread.add(index)
-                mended(f"stream {index}: packets at one time, as at {clock(packet.pts, packet.time_base)},"
-                       " follow each other by their lengths")  # fmt: skip
+                when = clock(packet.pts, packet.time_base)
+                report("stream %d: packets at one time, as at %s, follow each other by their lengths", index, when)
             if packet.dts < last.get(index, (packet.dts,))[0] or (packet.pts is not None and packet.pts < packet.dts):
-                report(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is out of order")
+                damaged(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is out of order")
                 continue
             last[index] = packet.dts, packet.duration or 0
         if transport and kind == "audio" and not _has_valid_adts(packet):
-            report(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is damaged")
+            damaged(f"stream {index}: its packet at {clock(packet.pts, packet.time_base)} is damaged")
             continue
         if is_long and trim is not None and packet.dts is not None and packet.dts * packet.time_base < trim.begin:
             waiting[index] = packet  # only the next one shows whether it reaches into the part
@@ -176,11 +173,6 @@ def _has_valid_adts(packet: Any) -> bool:
     if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 15 > 12:
         return False
     return bool(int.from_bytes(head[3:6], "big") >> 5 & 0x1FFF <= packet.size)
-
-
-def tolerance(info: MediaInfo, report: Callable[..., None] = log.debug) -> Callable[[str], None] | None:
-    """The argument `damaged` of `kept_packets`: None where the input was read without tolerance for errors."""
-    return (lambda what: report("%s: %s: left out", info.path, what)) if info.tolerant else None
 
 
 def _shift(packet: Any, trim: Trim) -> bool:

@@ -21,7 +21,7 @@ from vidup.media import conversion, selection
 from vidup.media.containers import Container, is_cover
 from vidup.media.conversion import StreamPlan
 from vidup.media.opening import channels, open_input
-from vidup.media.packets import Trim, kept_packets, tolerance
+from vidup.media.packets import Trim, kept_packets
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def copied_packets(
 ) -> Iterator[Any]:
     """The packets of some streams of the input, in file order, each assigned to its stream of the output."""
     with open_input(info.path, whole=info.unlisted) as source:
-        for packet in kept_packets(source, indices, trim, tolerance(info, log.warning), log.warning):
+        for packet in kept_packets(source, info, indices, trim, log.warning):
             packet.stream = streams[packet.stream.index]
             yield packet
 
@@ -197,7 +197,7 @@ def below_zero(info: MediaInfo, plans: Sequence[StreamPlan], trim: Trim | None) 
     below = Fraction(0)
     with open_input(info.path, whole=info.unlisted) as source:
         seen = set()
-        for packet in kept_packets(source, sorted(indices), trim, tolerance(info)):
+        for packet in kept_packets(source, info, sorted(indices), trim):
             if packet.pts is not None:
                 time = packet.pts * packet.time_base
                 below = max(below, -time - _padding(packet.stream))

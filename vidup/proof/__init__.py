@@ -161,12 +161,7 @@ def _all_but_pictures(
 
 
 def _receipt(
-    output: Path,
-    made: MediaInfo,
-    delivery: Delivery,
-    times: Sequence[int],
-    kept: Kept,
-    compared: pictures.Compared,
+    output: Path, made: MediaInfo, delivery: Delivery, times: Sequence[int], kept: Kept, compared: pictures.Compared
 ) -> Receipt:
     return Receipt(
         source=Path(delivery.info.path),

@@ -12,7 +12,7 @@ from typing import Any
 from vidup.frame import MediaInfo
 from vidup.media import texts
 from vidup.media.opening import open_input
-from vidup.media.packets import Trim, kept_packets, tolerance
+from vidup.media.packets import Trim, kept_packets
 
 _START = b"\0\0\1"
 
@@ -81,6 +81,6 @@ def tracks(info: MediaInfo, indices: Sequence[int], trim: Trim | None) -> dict[i
             stream = container.streams[index]
             codec = stream.codec_context.name if stream.codec_context else ""
             tracks[index] = Track(stream.time_base, codec, stream.time_base)
-        for packet in kept_packets(container, indices, trim, tolerance(info)):
+        for packet in kept_packets(container, info, indices, trim):
             tracks[packet.stream.index].add(packet)
     return tracks
