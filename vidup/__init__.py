@@ -55,7 +55,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
     paths                               which files a command means, and whether they can be used
     upscaler                            pictures in, larger pictures out
     proof/                              re-read what was written, and prove it
-        findings, tracks                    what is found wrong; fingerprints of streams
+        findings, tracks                    what is found wrong; digests of streams
         packets, facts                      the other streams; size, colour, chapters, tags
         likeness, faults, animation         how like pictures are; which are broken; animations read back
         joined, pictures                    a joined file against its segments; each picture against its source

@@ -56,7 +56,7 @@ class Video(Sequence[Frame]):
 
     @cached_property
     def quantiser(self) -> float | None:
-        """Step of the quantiser that the file was encoded with, in codes of 255; None where nobody knows.
+        """Quantiser step that the file was encoded with, in codes of 255; None where nobody knows.
 
         A job reads it from its input; for pictures that are given one by one it is ``Settings.quantiser``. Found out by
         decoding some frames.

@@ -1,4 +1,4 @@
-"""Fingerprints of the packets of a file's streams."""
+"""Digests of the packets of a file's streams."""
 
 from __future__ import annotations
 
