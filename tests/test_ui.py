@@ -557,7 +557,7 @@ def test_a_full_disk_loses_no_run_and_starts_none(acted: Any, tmp_path: Path, mo
         raise vidup.MediaError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "write", full)
+        patched.setattr(runs, "write", full)
         with pytest.raises(vidup.MediaError):
             runner.main(tmp_path)
     assert at(name)()["state"] == "waiting" and not (known.folder / name / "events").exists()

@@ -65,7 +65,7 @@ class Comparison:
     missing: int
     """The number of frames of either video without a frame of the other at that time."""
     change_between_equal: float | None
-    """Largest change, in 8-bit steps, between neighbouring frames where the truth's are equal; None without such."""
+    """Largest change, in codes of 255, between neighbouring frames where the truth's are equal; None without such."""
 
     def mean(self) -> FrameFigures:
         """The mean of each figure over the frames that have it."""

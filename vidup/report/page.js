@@ -83,9 +83,9 @@ for (const figure of document.querySelectorAll(".plot")) {
   chart.addEventListener("pointermove", point);
   chart.addEventListener("pointerdown", point);
   chart.addEventListener("keydown", (event) => {
-    const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
-    if (!(event.key in steps)) return;
+    const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
+    if (!(event.key in moves)) return;
     event.preventDefault();
-    read(curves[0].at[Math.min(curves[0].at.length - 1, Math.max(0, at + steps[event.key]))]);
+    read(curves[0].at[Math.min(curves[0].at.length - 1, Math.max(0, at + moves[event.key]))]);
   });
 }

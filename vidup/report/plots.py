@@ -43,10 +43,10 @@ class _Point:
 
 def _points(curve: Curve) -> list[_Point]:
     """The points of a curve, at most `POINTS`."""
-    step = -(-len(curve.times) // POINTS)
+    stride = -(-len(curve.times) // POINTS)
     found = []
-    for first in range(0, len(curve.times), step):
-        known = [value for value in curve.values[first : first + step] if value is not None]
+    for first in range(0, len(curve.times), stride):
+        known = [value for value in curve.values[first : first + stride] if value is not None]
         finite = [value for value in known if isfinite(value)]
         mean = fmean(finite) if finite else known[0] if known else None
         low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
@@ -58,10 +58,10 @@ def ticks(low: float, high: float) -> list[float]:
     """Round numbers from one at or below `low` to one at or above `high`."""
     raw = ((high - low) or abs(high) or 1.0) / _TICKS
     power = 10.0 ** floor(log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    first = floor(low / step + 1e-9)
-    last = max(first + 1, ceil(high / step - 1e-9))
-    return [place * step for place in range(first, last + 1)]
+    apart = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = floor(low / apart + 1e-9)
+    last = max(first + 1, ceil(high / apart - 1e-9))
+    return [place * apart for place in range(first, last + 1)]
 
 
 def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: Sequence[tuple[float, str]]) -> str:
@@ -145,8 +145,9 @@ def _band(run: Sequence[tuple[float, float, float]]) -> str:
     return f"M{there}" + "".join(f"L{x} {low}" for x, low, _ in reversed(run)) + "Z"
 
 
-def _decimals(step: float) -> int:
-    return max(0, -floor(log10(step) + 1e-9) + (1 if round(step / 10 ** floor(log10(step)), 6) == 2.5 else 0))
+def _decimals(apart: float) -> int:
+    """The decimals of ticks that are so far apart."""
+    return max(0, -floor(log10(apart) + 1e-9) + (1 if round(apart / 10 ** floor(log10(apart)), 6) == 2.5 else 0))
 
 
 def _seconds(time: float) -> str:

@@ -67,7 +67,6 @@ class Films:
             return shown.rotate(video.info.rotation, expand=True)  # counter-clockwise, as a player turns it
 
     def close(self) -> None:
-        """Close all files."""
         with self._lock:
             while self._videos:
                 self._videos.popitem()[1].close()

@@ -102,7 +102,6 @@ class Looks:
             return self._pool.submit(_plan, source, output, settings, runtime, False).result()
 
     def close(self) -> None:
-        """Stop planning."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         _FILMS.close()
 

@@ -152,10 +152,10 @@ class Maker:
         if settings.model in _PLAIN:
             return "auto"
         if is_picture(preview.source):
-            step = vidup.plan(preview.source, settings=settings).table.get("footage", {}).get("quantiser")
+            found = vidup.plan(preview.source, settings=settings).table.get("footage", {}).get("quantiser")
         else:
-            step = self._films.video(preview.source, settings).quantiser
-        return "auto" if step is None else step
+            found = self._films.video(preview.source, settings).quantiser
+        return "auto" if found is None else found
 
     def _upscale(self, preview: Preview, settings: vidup.Settings, source: Path, after: Path) -> vidup.Upscaler:
         """Upscale a file with the loaded model, if it is the same; otherwise that is unloaded first."""

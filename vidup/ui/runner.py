@@ -19,7 +19,7 @@ from filelock import Timeout
 
 from vidup.terminal import STOP_SIGNALS
 from vidup.ui import places
-from vidup.ui.runs import Run, Runs, last_event, read_run, start, tail, write
+from vidup.ui.runs import Run, Runs, last_event, read_run, start, tail
 
 _LOOK = 0.25  # seconds
 _PATIENCE = 20.0
@@ -59,8 +59,7 @@ def _begin(runs: Runs, waiting: Run) -> None:
         run = read_run(waiting.folder)
         if run is None or run.state != "waiting":
             return
-        record = run.folder / "process.json"
-        write(record, {"pid": -1, "began": 0})  # fails if the disk is full, before anything is started
+        run.change(process=(-1, 0))  # fails if the disk is full, before anything is started
         command = [sys.executable, "-P", "-m", "vidup", *run.command, "--progress", "json"]
         command += ["--watch", str(run.folder / "newest")]
         if (run.folder / "events").exists():
@@ -69,8 +68,7 @@ def _begin(runs: Runs, waiting: Run) -> None:
         with (run.folder / "events").open("ab") as events, (run.folder / "errors").open("ab") as errors:
             process = start(command, events, errors)
         try:
-            pid, began = places.identity(process.pid)
-            write(record, {"pid": pid, "began": began})
+            run.change(process=places.identity(process.pid))
         except psutil.NoSuchProcess:  # it has ended already
             pass
         except BaseException:
@@ -86,7 +84,7 @@ def _watch(runs: Runs, run: Run, process: subprocess.Popen[bytes] | None) -> Non
         now = read_run(run.folder)
         if now is None and process is not None:  # its folder was removed by hand
             process.terminate()
-        elif now is None or (process is None and now.process is None):
+        elif now is None or (process is None and not now.is_alive):
             break
         elif now.wish != "run" and (times == 0 or time.monotonic() - asked > _PATIENCE):
             asked, times = time.monotonic(), times + 1
@@ -128,13 +126,13 @@ def _settle(run: Run, code: int | None, asked: bool) -> None:
         return
     event = last_event(run.folder / "events")
     if event.get("state") == "done":
-        write(run.folder / "end.json", {"state": "done", "error": ""})
+        now.change(process=None, ended="done")
     elif event.get("state") == "failed" or not (asked or now.wish == "pause" or code in (None, *_INTERRUPTED)):
-        write(run.folder / "end.json", {"state": "failed", "error": _why(now, event, code)})
+        now.change(process=None, ended="failed", error=_why(now, event, code))
     elif now.wish == "run" and not asked and code in _INTERRUPTED:  # stopped by somebody else
-        write(run.folder / "wish.json", {"wish": "pause", "since": now.since})
-    # Otherwise it is paused, or it is still queued: it ended together with its runner, as in a reboot.
-    (run.folder / "process.json").unlink(missing_ok=True)
+        now.change(process=None, wish="pause")
+    else:  # paused, or still queued: it ended together with its runner, as in a reboot
+        now.change(process=None)
 
 
 def _why(run: Run, event: dict[str, object], code: int | None) -> str:

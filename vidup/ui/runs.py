@@ -1,8 +1,7 @@
 """The queue of runs, in a folder shared by servers and the runner.
 
-A run is a folder with ``run.json`` (the command), ``wish.json`` (the user's last request), ``process.json`` while its
-process exists, ``end.json`` after it has ended, and the process's output: ``events``, ``errors``, ``newest/``. Each
-JSON file is replaced atomically. Whoever changes the state of a run holds the queue's lock from reading to writing.
+A run is a folder with ``run.json``, the fields of a `Run`, and its process's output: ``events``, ``errors``,
+``newest/``. Whoever changes a run holds the queue's lock from reading to writing; the file is replaced atomically.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ State = Literal["waiting", "running", "paused", "done", "failed"]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as read from its folder."""
+    """A run, as its file has it."""
 
     folder: Path
     command: tuple[str, ...]
@@ -51,12 +50,13 @@ class Run:
     input: Path
     output: Path
     wish: Literal["run", "pause", "forget"]
+    """The user's last request."""
     since: int
     """When that was requested, in nanoseconds: the order of the queue."""
-    process: tuple[int, int] | None
-    """As `places.identity` returns it; None if it has ended."""
-    end: dict[str, Any] | None
-    """``state`` and ``error`` of the process that ended last."""
+    process: tuple[int, int] | None = None
+    """As `places.identity` returns it, until its end is recorded."""
+    ended: Literal["done", "failed"] | None = None
+    error: str = ""
 
     @property
     def id(self) -> str:
@@ -64,14 +64,22 @@ class Run:
         return self.folder.name
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its process is running."""
+        return self.process is not None and places.is_alive(*self.process)
+
+    @property
     def state(self) -> State:
-        """Derived from the files."""
-        if self.process is not None:
+        """What it does, or how it ended."""
+        if self.is_alive:
             return "running"
-        if self.end is not None:
-            ended: State = self.end["state"]
-            return ended
-        return "paused" if self.wish == "pause" else "waiting"
+        return self.ended or ("paused" if self.wish == "pause" else "waiting")
+
+    def change(self, **changes: Any) -> None:
+        """Write its file, with changes, with the lock held; raises MediaError."""
+        content = vars(self) | changes
+        del content["folder"]
+        write(self.folder / "run.json", content)
 
 
 class Runs:
@@ -109,10 +117,8 @@ class Runs:
                 raise Refused(f"{output}: is the output of a run already; remove that one, or give another name", 409)
             now = time.time_ns()
             folder = places.made(self.folder / f"{now:020}-{secrets.token_hex(4)}")
-            facts = {"command": list(command), "input": str(source), "output": str(output)}
             try:
-                write(folder / "wish.json", {"wish": "run", "since": now})
-                write(folder / "run.json", facts)  # the last: before it there is no run
+                Run(folder, tuple(command), source, output, "run", now).change()
             except MediaError:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -142,7 +148,7 @@ class Runs:
         with self.locked():
             run = self.find(name)
             if run.state in ("waiting", "running"):
-                write(run.folder / "wish.json", {"wish": "pause", "since": run.since})
+                run.change(wish="pause")
 
     def resume(self, name: str) -> None:
         """Queue a paused or failed run again, at the end; it resumes."""
@@ -150,15 +156,14 @@ class Runs:
             run = self.find(name)
             is_stopping = run.state == "running" and run.wish == "pause"
             if run.state in ("paused", "failed") or is_stopping:
-                write(run.folder / "wish.json", {"wish": "run", "since": time.time_ns()})
-                (run.folder / "end.json").unlink(missing_ok=True)
+                run.change(wish="run", since=time.time_ns(), ended=None, error="")
 
     def forget(self, name: str) -> None:
         """Stop a run and remove it from the list; its output and job folder are kept."""
         with self.locked():
             run = self.find(name)
-            write(run.folder / "wish.json", {"wish": "forget", "since": run.since})
-            if run.process is None:
+            run.change(wish="forget")
+            if not run.is_alive:
                 shutil.rmtree(run.folder, ignore_errors=True)
 
     def next(self) -> Run | None:
@@ -168,7 +173,7 @@ class Runs:
 
     def unsettled(self) -> list[Run]:
         """Runs whose process was started and its end not recorded yet, forgotten ones included."""
-        return [run for run in self._every() if (run.folder / "process.json").exists()]
+        return [run for run in self._every() if run.process is not None]
 
     def wake(self) -> None:
         """Start a runner if there is work and none is running."""
@@ -187,17 +192,12 @@ class Runs:
 
 def read_run(folder: Path) -> Run | None:
     """A run, also a forgotten one; None if it is incomplete or was removed."""
-    facts, wish = read(folder / "run.json"), read(folder / "wish.json")
-    process, end = read(folder / "process.json"), read(folder / "end.json")
-    if facts is None or wish is None:
-        return None
     try:
-        of = (int(process["pid"]), int(process["began"])) if process is not None else None
-        return Run(
-            folder, tuple(map(str, facts["command"])), Path(facts["input"]), Path(facts["output"]), wish["wish"],
-            int(wish["since"]), of if of is not None and places.is_alive(*of) else None, end,
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        found |= {name: Path(found[name]) for name in ("input", "output")}
+        found |= {name: found[name] and tuple(found[name]) for name in ("command", "process")}
+        return Run(folder, **found)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -215,7 +215,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "id": run.id, "input": str(run.input), "output": str(run.output), "state": state,
         "share": round(min(share, 1.0), 4), "frames": frames, "of": of,
         "rate": event.get("fps") if going else None, "time_left": event.get("eta") if going else None,
-        "diffused": event.get("computed"), "line": _line(run, event), "error": (run.end or {}).get("error") or None,
+        "diffused": event.get("computed"), "line": _line(run, event), "error": run.error or None,
         "receipt": _receipt(event) if state == "done" else [],
     }  # fmt: skip
 
@@ -264,7 +264,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
-            json.dump(content, file)
+            json.dump(content, file, default=str)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -272,15 +272,6 @@ def write(path: Path, content: dict[str, Any]) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise MediaError(f"{path}: cannot be written: {error.strerror}; make room, then try again") from None
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """Read a file of `write`; None if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def start(command: Sequence[str], output: Any, errors: Any) -> subprocess.Popen[bytes]:

@@ -29,7 +29,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 class Server:
-    """The handlers of all routes, and what they share."""
+    """The handlers of all routes, named as in `routes`, and what they share."""
 
     def __init__(self, folders: Folders, apart: bool) -> None:
         self.folders, self.films = folders, Films()
@@ -49,31 +49,26 @@ class Server:
         }
 
     def folder(self, query: Given) -> Answer:
-        """The list of a folder."""
         path = self.folders.folder(query.get("path") or str(self.folders.roots[0]))
         return listing(self.folders, path, [*VIDEOS, *PICTURES])
 
     def look(self, body: Given) -> Answer:
-        """The plan for a file."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
         (found, more), last = self.looks.plan(source, form, output), self.previews.last_of(source, form)
         return as_json(found, form, None if last is None else last.estimate(found), more)
 
     def frame(self, query: Given) -> Answer:
-        """A frame of the source."""
         source = self.folders.file(query.get("input", ""))
         at, height = number(query, "at"), int(number(query, "height")) or None
         picture = jpeg(self.films.picture(source, at, vidup.Settings()), height)
         return Response(picture, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     def preview(self, body: Given) -> Answer:
-        """Queue a preview."""
         source, form = self._asked(body)
         return {"id": self.previews.begin(source, number(body, "at"), form, body.get("kind", "frame"))}
 
     def preview_state(self, query: Given) -> Answer:
-        """The state of a preview."""
         one = self.previews.find(query["id"])
         before, after = ("before.png", "after.png") if one.kind == "frame" else ("before.mp4", "after.mp4")
         address, done = f"/api/preview/{one.id}", one.state == "done"
@@ -87,14 +82,12 @@ class Server:
         }  # fmt: skip
 
     def preview_file(self, query: Given) -> Answer:
-        """A file of a preview."""
         path = self.previews.find(query["id"]).folder / query["name"]
         if query["name"] not in ("before.png", "after.png", "before.mp4", "after.mp4") or not path.is_file():
             raise Refused(f"{query['name']}: there is no such file", 404)
         return FileResponse(path, headers={"cache-control": "private, max-age=3600"})
 
     def preview_end(self, query: Given) -> Answer:
-        """Cancel a preview."""
         self.previews.cancel(query["id"])
         return {}
 
@@ -104,7 +97,6 @@ class Server:
         return {"path": str(forms.save(str(body.get("name", "")), form, self.folders, bool(body.get("replace"))))}
 
     def run(self, body: Given) -> Answer:
-        """Queue a run."""
         source, form = self._asked(body)
         output = self.folders.output(body["output"]) if body.get("output") else None
         # Invalid settings are refused now rather than when it starts, and a default name that links to the outside.
@@ -137,7 +129,6 @@ class Server:
         return Response(picture, media_type="image/jpeg")
 
     def run_change(self, body: Given) -> Answer:
-        """Pause or resume a run."""
         change = {"pause": self.runs.pause, "resume": self.runs.resume}.get(body["change"])
         if change is None:
             raise Refused("there is no such page", 404)
@@ -146,7 +137,6 @@ class Server:
         return {}
 
     def run_end(self, query: Given) -> Answer:
-        """Stop a run and remove it from the list."""
         self.runs.forget(query["id"])
         self.runs.wake()
         return {}
@@ -167,7 +157,6 @@ class Server:
         return self.folders.file(body.get("input", "")), forms.read(body.get("settings", {}), self.folders)
 
     def routes(self) -> list[Route | Mount]:
-        """All of them."""
         return [
             Route("/api/start", from_query(self.start)),
             Route("/api/folder", from_query(self.folder)),
@@ -188,7 +177,6 @@ class Server:
         ]
 
     def close(self) -> None:
-        """Release everything."""
         self.previews.close()
         self.looks.close()
         self.films.close()

@@ -17,8 +17,8 @@ export class InStep {
     this.time = make("output.time", {}, "0:00.00");
     this.speed = segments("Speed", [[1, "1×"], [0.5, "½×"], [0.25, "¼×"]], (speed) => this.#pace(speed));
     this.bar = make("div.transport.player", {}, this.toggle,
-      button("", () => this.step(-1), { image: "back", label: "One frame back", kind: "quiet" }),
-      button("", () => this.step(1), { image: "on", label: "One frame on", kind: "quiet" }),
+      button("", () => this.move(-1), { image: "back", label: "One frame back", kind: "quiet" }),
+      button("", () => this.move(1), { image: "on", label: "One frame on", kind: "quiet" }),
       this.seek, this.time, this.speed);
     this.speed.mark(1);
     this.#pace(1);
@@ -50,7 +50,7 @@ export class InStep {
     else if (this.#films.length) this.#show(this.#frame());
   }
 
-  step(by) {
+  move(by) {
     this.play(false);
     this.#show((this.#frame() + by + this.#frames) % this.#frames);
   }

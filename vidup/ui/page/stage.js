@@ -1,7 +1,7 @@
 // Two pictures, or two films, one over the other, with a divider between them; zoomed and moved as a view says.
 
 import { make, icon, segments } from "./elements.js";
-import { ZOOMS, stepped } from "./view.js";
+import { ZOOMS, nextZoom } from "./view.js";
 
 /**
  * A stage for what is before and what is after.
@@ -127,8 +127,8 @@ export class Stage {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button")) return;
     const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
     if (event.key in moves && (event.shiftKey || !this.divided)) this.view.pan(...moves[event.key], this.element.clientWidth, this.element.clientHeight);
-    else if (event.key === "+" || event.key === "=") this.#zoom(stepped(this.view, 1));
-    else if (event.key === "-") this.#zoom(stepped(this.view, -1));
+    else if (event.key === "+" || event.key === "=") this.#zoom(nextZoom(this.view, 1));
+    else if (event.key === "-") this.#zoom(nextZoom(this.view, -1));
     else if (event.key === "0") this.#zoom(0);
     else if (event.key === "1") this.#zoom(1);
     else return;

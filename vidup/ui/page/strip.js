@@ -18,8 +18,8 @@ export class Strip {
     this.seek = make("input", { type: "range", min: "0", value: 0, step: "any", "aria-label": "Time of the frame" });
     this.time = make("input.time", { type: "text", "aria-label": "Time of the frame, such as 1:05.5", autocomplete: "off", spellcheck: "false" });
     this.element = make("div.strip", {}, this.frames, make("div.transport", {},
-      button("", () => this.#step(-1), { image: "back", label: "One frame back", kind: "quiet" }),
-      button("", () => this.#step(1), { image: "on", label: "One frame on", kind: "quiet" }),
+      button("", () => this.#move(-1), { image: "back", label: "One frame back", kind: "quiet" }),
+      button("", () => this.#move(1), { image: "on", label: "One frame on", kind: "quiet" }),
       this.seek, this.time, this.length = make("span.dim.length")));
     this.seek.addEventListener("input", () => {
       this.time.value = clock(Number(this.seek.value));
@@ -32,11 +32,11 @@ export class Strip {
       else this.#take(at);
     });
     this.frames.addEventListener("keydown", (event) => {
-      const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
-      if (!(event.key in steps)) return;
+      const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+      if (!(event.key in moves)) return;
       event.preventDefault();
       const now = this.#frames.findIndex((each) => each.getAttribute("aria-selected") === "true");
-      const next = Math.min(this.#frames.length - 1, Math.max(0, now + steps[event.key]));
+      const next = Math.min(this.#frames.length - 1, Math.max(0, now + moves[event.key]));
       this.#take(Number(this.#frames[next].dataset.at));
     });
     new ResizeObserver(() => this.#fill()).observe(this.frames);
@@ -90,7 +90,7 @@ export class Strip {
     this.mark();
   }
 
-  #step(by) {
+  #move(by) {
     this.#take((Math.round((chosen.at ?? 0) * this.#rate) + by) / this.#rate);
   }
 }

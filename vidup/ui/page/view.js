@@ -64,9 +64,9 @@ export class View {
 
 export const ZOOMS = [1, 2, 4, 8];
 
-/** The zoom that is one step larger (`by` 1) or smaller (-1) than that of a view; 0 is the whole picture. */
-export function stepped(view, by) {
-  const steps = [0, ...ZOOMS];
-  const at = steps.indexOf(view.zoom);
-  return steps[Math.min(steps.length - 1, Math.max(0, (at < 0 ? 1 : at) + by))];
+/** The next larger zoom (`by` 1) or the next smaller (-1) than that of a view; 0 is the whole picture. */
+export function nextZoom(view, by) {
+  const zooms = [0, ...ZOOMS];
+  const at = zooms.indexOf(view.zoom);
+  return zooms[Math.min(zooms.length - 1, Math.max(0, (at < 0 ? 1 : at) + by))];
 }
