@@ -60,11 +60,15 @@ def check(config: Any) -> None:
             raise ConfigError(f"{spec.name} = {shown(value)}: expected {low} to {high}")
 
 
+def changes(config: Any, plain: Any) -> dict[str, Any]:
+    """The fields of a dataclass in which it differs from another."""
+    given = {spec.name: getattr(config, spec.name) for spec in fields(config)}
+    return {name: value for name, value in given.items() if value != getattr(plain, name)}
+
+
 def differing(config: Any) -> str:
     """A dataclass as the call that makes it, without what has its default."""
-    plain, names = type(config)(), [spec.name for spec in fields(config)]
-    given = [(name, getattr(config, name)) for name in names if getattr(config, name) != getattr(plain, name)]
-    words = [f"{name}={value!r}" for name, value in given]
+    words = [f"{name}={value!r}" for name, value in changes(config, type(config)()).items()]
     return f"{type(config).__name__}({', '.join(words)})"
 
 

@@ -18,7 +18,7 @@ import vidup
 from vidup import options
 from vidup.errors import ConfigError, MediaError, VidupError
 from vidup.ui.safety import Folders
-from vidup.values import hints, scalar, words
+from vidup.values import changes, hints, scalar, words
 
 _CONFIGS = (vidup.Settings, vidup.Runtime)
 _NOT_HERE = ("overwrite", "watch")
@@ -64,8 +64,7 @@ def _preset(name: str, settings: vidup.Settings) -> dict[str, Any]:
 
 
 def _changes(settings: vidup.Settings, plain: vidup.Settings) -> dict[str, Any]:
-    given = {spec.name: getattr(settings, spec.name) for spec in fields(settings)}
-    return {name: value for name, value in given.items() if value != getattr(plain, name) and value is not None}
+    return {name: value for name, value in changes(settings, plain).items() if value is not None}
 
 
 def save(name: str, form: Form, folders: Folders, replace: bool) -> Path:
@@ -80,8 +79,9 @@ def save(name: str, form: Form, folders: Folders, replace: bool) -> Path:
     path = folders.within(f"{name.removesuffix('.toml')}.toml")
     if path.exists() and not replace:
         raise ConfigError(f"{path}: exists; replace it, or give another name")
-    changes = _changes(form.settings, vidup.Settings(model=form.settings.model))
-    lines = [f"{key} = {_toml(value)}\n" for key, value in {"model": form.settings.model, **changes}.items()]
+    model = form.settings.model
+    values = {"model": model, **_changes(form.settings, vidup.Settings(model=model))}
+    lines = [f"{key} = {_toml(value)}\n" for key, value in values.items()]
     part = path.with_name(f".{secrets.token_hex(8)}.toml")
     try:
         part.write_text("".join(lines), encoding="utf-8")

@@ -63,7 +63,7 @@ class Looks:
         """The plan for a file, and whether the slow part is still missing; raises as `vidup.plan`."""
         facts, settings, runtime = source.stat(), form.settings, form.runtime
         file = source, facts.st_mtime_ns, facts.st_size
-        key = *file, settings, repr((settings.encoder_options, settings.muxer_options)), runtime, output
+        key = *file, settings, runtime, output
         found = self._plans.get(key) or self._planned(source, output, settings, runtime)
         with self._lock:
             self._plans[key] = found

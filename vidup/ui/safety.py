@@ -164,17 +164,6 @@ class Folders:
             raise MediaError(f"{found}: is a pipe or a device; choose a file")
         return found
 
-    def output(self, path: str) -> Path:
-        """The path of a file to write, in an existing folder; raises as `within`, and ConfigError."""
-        found = self.within(path)
-        if found.is_dir():
-            raise ConfigError(f"{found}: is a folder; give a file name for the output")
-        if found.exists() and not found.is_file():
-            raise ConfigError(f"{found}: is a pipe or a device; give a file name for the output")
-        if not found.parent.is_dir():
-            raise ConfigError(f"{found.parent}: there is no such folder for the output; make it first")
-        return found
-
 
 def _mode(path: Path) -> int:
     try:

@@ -14,8 +14,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import vidup
-from vidup.errors import ConfigError, VidupError
-from vidup.paths import VIDEOS
+from vidup.errors import VidupError
+from vidup.paths import VIDEOS, check_pair
 from vidup.ui import forms, places, runs
 from vidup.ui.films import PICTURES, Films, Newest, jpeg
 from vidup.ui.looks import Looks, as_json
@@ -54,7 +54,7 @@ class Server:
 
     def look(self, body: Given) -> Answer:
         source, form = self._asked(body)
-        output = self.folders.output(body["output"]) if body.get("output") else None
+        output = self._output(body["output"], source) if body.get("output") else None
         (found, more), last = self.looks.plan(source, form, output), self.previews.last_of(source, form)
         return as_json(found, form, None if last is None else last.estimate(found), more)
 
@@ -98,11 +98,9 @@ class Server:
 
     def run(self, body: Given) -> Answer:
         source, form = self._asked(body)
-        output = self.folders.output(body["output"]) if body.get("output") else None
+        output = self._output(body["output"], source) if body.get("output") else None
         # Invalid settings are refused now rather than when it starts, and a default name that links to the outside.
-        output = self.folders.output(str(self.looks.plan(source, form, output)[0].output))
-        if output == source:
-            raise ConfigError(f"{output}: is the input; give the output another name")
+        output = self._output(str(self.looks.plan(source, form, output)[0].output), source)
         if output.exists() and not body.get("replace"):
             raise Refused(f"{output}: exists; replace it, or give another name", 409)
         name = self.runs.add(form.arguments(source, output, bool(body.get("replace"))), source, output)
@@ -155,6 +153,12 @@ class Server:
 
     def _asked(self, body: Given) -> tuple[Path, forms.Form]:
         return self.folders.file(body.get("input", "")), forms.read(body.get("settings", {}), self.folders)
+
+    def _output(self, path: str, source: Path) -> Path:
+        """An output in the folders, which can be written."""
+        output = self.folders.within(path)
+        check_pair(source, output, overwrite=True)
+        return output
 
     def routes(self) -> list[Route | Mount]:
         return [

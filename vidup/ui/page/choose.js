@@ -6,9 +6,6 @@ import { chosen, chooseFilm, forget, recent } from "./chosen.js";
 import { thumbnail } from "./thumbnails.js";
 import * as server from "./server.js";
 
-const PICTURES = /\.(png|jpe?g|webp|tiff?|bmp|gif|avif)$/i;
-const MANY = 12; // pictures that are shown among films
-
 const STEPS = [
   ["Choose a film", "A video or a picture, of this machine."],
   ["Look at it", "One frame, two seconds, or several presets side by side."],
@@ -84,14 +81,12 @@ export function chooseView(element, start, done) {
   function rows(found) {
     const join = (name) => `${found.path.replace(/[\\/]$/, "")}/${name}`;
     const films = found.files.filter((each) => each.video);
-    const pictures = found.files.filter((each) => !each.video && PICTURES.test(each.name));
-    const others = found.files.length - films.length - pictures.length;
+    const others = found.files.length - films.length + found.left;
     const pick = (each) => make("li", {}, make("button.row.pick", { type: "button", onclick: () => take(join(each.name)) },
       thumbnail(join(each.name), 1), make("span.name", {}, each.name), make("span.dim", {}, bytes(each.size))));
-    const few = pictures.length <= MANY;
     const items = [
       ...found.folders.map((name) => make("li", {}, button(name, () => go(join(name)), { kind: "row", image: "folder" }))),
-      ...[...films, ...(few ? pictures : [])].map(pick),
+      ...films.map(pick),
     ];
     return [
       make("div.place", {},
@@ -100,7 +95,6 @@ export function chooseView(element, start, done) {
         start.folders.length > 1 ? make("select", { "aria-label": "Folder", onchange: (event) => go(event.target.value) },
           start.folders.map((each) => make("option", { value: each, selected: found.path.startsWith(each) }, each))) : null),
       items.length ? make("ul", {}, items) : make("p.empty", {}, "No film in this folder."),
-      few ? null : make("details.many", {}, make("summary", {}, `${pictures.length} pictures`), make("ul", {}, pictures.slice(0, 20 * MANY).map(pick))),
       others ? make("p.dim.rest", {}, `${others} other ${others === 1 ? "file" : "files"} not shown`) : null,
     ].filter(Boolean);
   }
