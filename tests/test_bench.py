@@ -16,7 +16,7 @@ from vidup import bench
 from vidup.bench.stopwatch import Measured
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, load, tracing
-from vidup.engines.vae import Decoder, limits
+from vidup.engines.vae import Vae, limits
 from vidup.errors import ConfigError
 
 MODEL = {"to RGB", "UNet", "VAE", "the engine's rest, anchor, size", "to planes", "encode"}
@@ -163,10 +163,10 @@ def test_flops_are_those_of_a_run() -> None:
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
 
     vae = architecture.random_vae(torch.device("cpu"), torch.float32, 8)
-    decoder = Decoder(vae)
+    decode = Vae(vae)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        decoder(torch.zeros(1, 4, 24, 32), torch.device("cpu"), limits(torch.device("meta")))
-    assert tracing.decoder_flops(decoder, 24, 32, limits(torch.device("meta"))) == counter.get_total_flops()
+        decode(torch.zeros(1, 4, 24, 32), torch.device("cpu"), limits(torch.device("meta")))
+    assert tracing.vae_flops(decode, 24, 32, limits(torch.device("meta"))) == counter.get_total_flops()
 
 
 def test_made_up_frames_move_and_repeat() -> None:

@@ -38,7 +38,7 @@ from vidup.engines.memory import (
 )
 from vidup.engines.planner import Planner
 from vidup.engines.tracing import trace_unet
-from vidup.engines.vae import Decoder, Limits
+from vidup.engines.vae import Limits, Vae
 from vidup.engines.x4 import DiffusionX4, random_parts
 from vidup.job.crew import OnRay
 from vidup.picture import color
@@ -147,7 +147,7 @@ class TestBudget:
             runtime = Runtime(device="cpu", max_memory="8G")
             return Planner(needs, plain.settings, runtime).memory(choice, 64, 64)
 
-        working, decoding = taken(decoded=0.0, decoder=None), taken(frame=0.0, window=0.0)
+        working, decoding = taken(decoded=0.0, decoding=None), taken(frame=0.0, window=0.0)
         assert taken() == max(working, decoding) > min(working, decoding) > 0
         graphs = reserved("cuda", graphs=True) / reserved("cuda", graphs=False)
         assert taken(compiled=True) == pytest.approx(graphs * working + decoding, rel=1e-6)
@@ -189,17 +189,17 @@ def test_the_decoder_keeps_less_before_a_frame_is_cut(
     one, clip = engine(steps=1), torch.rand(1, 3, 48, 80, generator=torch.Generator().manual_seed(0))
     expected = one(clip)
     assert one.choose(48, 80) == Choice(1, 0, 4)
-    decode = Decoder.__call__
+    decode = Vae.__call__
 
-    def short(self: Decoder, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
+    def short(self: Vae, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
         if limits.keep > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(self, latents, device, limits)
 
-    monkeypatch.setattr(Decoder, "__call__", short)
+    monkeypatch.setattr(Vae, "__call__", short)
     torch.testing.assert_close(one(clip), expected, atol=1e-4, rtol=0)
     assert one.choose(48, 80) == Choice(1, 0, 2)
-    assert "memory ran out: from here on 1 at a time, whole frames, and the decoder keeps less" in caplog.text
+    assert "memory ran out: from here on 1 at a time, whole frames, and the VAE keeps less" in caplog.text
 
 
 @pytest.mark.gpu

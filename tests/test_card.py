@@ -19,7 +19,6 @@ from vidup.engines.card import (
     allocator,
     card,
     choose_device,
-    decoder_format,
     memory_format,
     precisions,
     wider,
@@ -27,7 +26,7 @@ from vidup.engines.card import (
 from vidup.engines.compiling import compiles
 from vidup.engines.memory import keep_to_limit, may_take, memory_limit, reserved
 from vidup.engines.planner import Planner
-from vidup.engines.vae import Decoder, check
+from vidup.engines.vae import Vae, check
 from vidup.errors import EngineError
 
 GIGA = 2**30
@@ -74,7 +73,6 @@ def test_how_pictures_lie_in_memory() -> None:
     last, plain = torch.channels_last, torch.contiguous_format
     assert [memory_format(facts.kind, False) for facts in ALL] == [plain, plain, plain, plain, last]
     assert [memory_format(facts.kind, True) for facts in ALL] == [last, last, last, plain, last]
-    assert [decoder_format(facts.kind) for facts in ALL] == [last, last, last, plain, last]
 
 
 def test_what_is_compiled() -> None:
@@ -170,9 +168,9 @@ def test_a_library_without_room_for_its_workspace_is_out_of_memory(words: str) -
 
 
 def test_a_device_that_decodes_wrongly_is_found_at_load(tiny_x4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, host = loaded(Settings(model=str(tiny_x4), steps=1)).engine.decoder, torch.device("cpu")
-    assert isinstance(decoder, Decoder)
-    check(decoder, host)
+    vae, host = loaded(Settings(model=str(tiny_x4), steps=1)).engine.vae, torch.device("cpu")
+    assert isinstance(vae, Vae)
+    check(vae, host)
     convolve, wrong = torch.nn.functional.conv2d, iter((True,))
 
     def once_wrong(x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
@@ -181,7 +179,7 @@ def test_a_device_that_decodes_wrongly_is_found_at_load(tiny_x4: Path, monkeypat
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", once_wrong)
     with pytest.raises(EngineError, match=r"^device = 'cpu': decodes a small picture wrongly .*--device cpu$"):
-        check(decoder, host)
+        check(vae, host)
 
 
 def test_the_facts_of_this_machine() -> None:

@@ -17,7 +17,7 @@ from vidup.engines import architecture
 from vidup.engines.attention import _WIDEST, attend, is_windowed, windows
 from vidup.engines.folding import fold
 from vidup.engines.memory import LiveBytes
-from vidup.engines.vae import Decoder, Limits, limits
+from vidup.engines.vae import Limits, Vae, limits
 
 CPU = torch.device("cpu")
 SIZES = [(1, 1, 1), (2, 9, 17), (3, 24, 8), (1, 33, 20)]
@@ -70,7 +70,7 @@ def test_bands_of_any_size_give_the_whole_frames_decode(
     count: int, height: int, width: int, attention: bool, band: int
 ) -> None:
     vae, z = autoencoder(mid_block_add_attention=attention), latents(count, height, width)
-    result = Decoder(vae)(z, CPU, Limits(band, band))
+    result = Vae(vae)(z, CPU, Limits(band, band))
     assert result.shape == (count, 3, 4 * height, 4 * width) and result.dtype == torch.float32
     torch.testing.assert_close(result, whole(vae, z), atol=1e-4, rtol=0)
 
@@ -89,7 +89,7 @@ def test_bands_of_any_size_give_the_whole_frames_decode(
 @pytest.mark.parametrize("band", [30_000, 2**30])
 def test_other_widths_and_depths_and_layers_that_are_not_kept(options: dict[str, Any], keep: int, band: int) -> None:
     vae, z = autoencoder(**options), latents(1, 13, 18)
-    known = Decoder(vae)
+    known = Vae(vae)
     assert known.unknown == ""
     torch.testing.assert_close(known(z, CPU, Limits(band, 10_000, keep)), whole(vae, z), atol=1e-4, rtol=0)
 
@@ -97,7 +97,7 @@ def test_other_widths_and_depths_and_layers_that_are_not_kept(options: dict[str,
 def test_the_latents_and_the_weights_are_left_as_they_were() -> None:
     vae, z = autoencoder(), latents(1, 8, 8)
     before = z.clone(), {name: value.clone() for name, value in vae.state_dict().items()}
-    Decoder(vae)(z, CPU, limits(CPU))
+    Vae(vae)(z, CPU, limits(CPU))
     assert torch.equal(z, before[0])
     assert all(torch.equal(value, before[1][name]) for name, value in vae.state_dict().items())
 
@@ -105,7 +105,7 @@ def test_the_latents_and_the_weights_are_left_as_they_were() -> None:
 def test_bfloat16_is_near_float32() -> None:
     vae, z = autoencoder(), latents(1, 24, 24)
     expected = whole(vae, z)
-    result = Decoder(vae.bfloat16())(z, CPU, Limits(20_000, 20_000))
+    result = Vae(vae.bfloat16())(z, CPU, Limits(20_000, 20_000))
     assert result.dtype == torch.float32
     assert (result - expected).square().mean() / expected.var() < 1e-3
 
@@ -115,7 +115,7 @@ def test_windows_cover_the_frame_and_are_exact_where_it_is_no_larger(monkeypatch
     monkeypatch.setattr("vidup.engines.attention.WINDOW", 8)
     small, large = latents(1, 16, 11), latents(1, 21, 43)
     torch.testing.assert_close(
-        Decoder(vae, windows="windowed")(small, CPU, limits(CPU)), whole(vae, small), atol=1e-4, rtol=0
+        Vae(vae, windows="windowed")(small, CPU, limits(CPU)), whole(vae, small), atol=1e-4, rtol=0
     )
     seen = torch.zeros(21, 43)
     for inner, outer in windows(21, 43):
@@ -124,9 +124,9 @@ def test_windows_cover_the_frame_and_are_exact_where_it_is_no_larger(monkeypatch
         covered[outer] = 1
         assert covered[inner].all() and covered.sum() == 16 * 16
     assert (seen == 1).all()
-    exact, windowed = whole(vae, large), Decoder(vae, windows="windowed")(large, CPU, limits(CPU))
+    exact, windowed = whole(vae, large), Vae(vae, windows="windowed")(large, CPU, limits(CPU))
     assert 0 < (windowed - exact).square().mean() < 0.1 * exact.var()
-    again = Decoder(vae, windows="windowed")(large, CPU, Limits(20_000, 3_000))
+    again = Vae(vae, windows="windowed")(large, CPU, Limits(20_000, 3_000))
     torch.testing.assert_close(windowed, again, atol=1e-4, rtol=0)
 
 
@@ -134,8 +134,8 @@ def test_windows_cover_the_frame_and_are_exact_where_it_is_no_larger(monkeypatch
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 9), (64, 13)])
 def test_the_tiny_decoder_in_bands(band: int, height: int, width: int) -> None:
     vae, z = tiny(), latents(2, height, width)
-    assert Decoder(vae).unknown == ""
-    torch.testing.assert_close(Decoder(vae)(z, CPU, Limits(band, band)), whole(vae, z), atol=1e-5, rtol=0)
+    assert Vae(vae).unknown == ""
+    torch.testing.assert_close(Vae(vae)(z, CPU, Limits(band, band)), whole(vae, z), atol=1e-5, rtol=0)
 
 
 def _other_activation(vae: Any) -> None:
@@ -170,7 +170,7 @@ def test_a_structure_that_is_not_known_is_decoded_whole_and_told(
     vae, z = autoencoder(), latents(2, 9, 12)
     change(vae)
     with caplog.at_level(logging.WARNING, "vidup"):
-        other = Decoder(vae)
+        other = Vae(vae)
     assert part in other.unknown and part in caplog.text
     each = torch.cat([whole(vae, one[None]) for one in z])
     assert torch.equal(other(z, CPU, Limits(1, 1)), each)
@@ -179,7 +179,7 @@ def test_a_structure_that_is_not_known_is_decoded_whole_and_told(
 def test_matrix_products_for_wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_WIDEST, "cpu", 0)
     vae, z = autoencoder(), latents(1, 15, 22)
-    torch.testing.assert_close(Decoder(vae)(z, CPU, Limits(30_000, 10_000)), whole(vae, z), atol=1e-4, rtol=0)
+    torch.testing.assert_close(Vae(vae)(z, CPU, Limits(30_000, 10_000)), whole(vae, z), atol=1e-4, rtol=0)
 
 
 def test_little_is_alive_at_once() -> None:
@@ -190,7 +190,7 @@ def test_little_is_alive_at_once() -> None:
     peaks = {}
     for keep in (4, 2, 1):
         with LiveBytes() as ours:
-            Decoder(vae)(z, CPU, Limits(2**17, 2**17, keep))
+            Vae(vae)(z, CPU, Limits(2**17, 2**17, keep))
         peaks[keep] = ours.peak
     layers = (32 + 16) * 256 * 256 * 4
     assert layers <= peaks[4] < 1.25 * layers < 0.65 * stock.peak
@@ -229,7 +229,7 @@ class TestFolding:
             plain, folded = (grown(autoencoder(**options), 30) for _ in range(2))
             assert fold(folded)
             assert torch.equal(whole(plain, z), whole(folded, z))
-            assert torch.equal(Decoder(plain)(z, CPU, limits(CPU)), Decoder(folded)(z, CPU, limits(CPU)))
+            assert torch.equal(Vae(plain)(z, CPU, limits(CPU)), Vae(folded)(z, CPU, limits(CPU)))
             with torch.inference_mode():
                 picture = whole(plain, z)
                 one, other = (vae.encode(picture).latent_dist.parameters for vae in (plain, folded))
@@ -247,7 +247,7 @@ class TestFolding:
         ):  # fmt: skip
             one = nn.Module.to(copy.deepcopy(vae), dtype)
             assert not folded or fold(one)
-            picture = Decoder(one)(z, CPU, limits(CPU))
+            picture = Vae(one)(z, CPU, limits(CPU))
             found[name] = float(10 * torch.log10(expected.var() / (picture - expected).square().mean()))
         assert math.isnan(found["as it is"])
         assert found["folded"] > found["bfloat16"] + 10

@@ -199,7 +199,7 @@ class TestCompiling:
         for pixels, pays in ((int(compiling.WORTH / flops), False), (int(compiling.WORTH / flops) + 2, True)):
             one.expect(pixels)
             assert one.compiles is one.planner.needs.compiled is pays
-        assert one.engine.decoder.functions.activate is not scale_shift_silu
+        assert one.engine.vae.functions.activate is not scale_shift_silu
         assert pytest.approx(500) == compiling.WORTH / (20 * compiling.X4_FLOPS * 480 * 270)
 
     def test_the_same_job_has_the_same_kernels(self) -> None:
@@ -221,12 +221,12 @@ class TestCompiling:
         one = engine(steps=1).engine
         latents = torch.randn(1, 4, 24, 40, generator=torch.Generator().manual_seed(0))
         for size, bands in ((latents, 2**30), (latents, 2**13), (latents[..., :16, :24], 2**14)):
-            one.decoder.functions = type(one.decoder.functions)()
-            expected = one.decoder(size, CPU, Limits(bands, bands))
-            one.decoder.compile()
-            assert torch.equal(one.decoder(size, CPU, Limits(bands, bands)), expected)
+            one.vae.functions = type(one.vae.functions)()
+            expected = one.vae(size, CPU, Limits(bands, bands))
+            one.vae.compile()
+            assert torch.equal(one.vae(size, CPU, Limits(bands, bands)), expected)
             before = len(graphs)
-            one.decoder(size + 1, CPU, Limits(bands, bands))
+            one.vae(size + 1, CPU, Limits(bands, bands))
             assert 0 < before == len(graphs) <= 16
 
     def test_a_small_function_that_cannot_be_compiled_is_left_as_it_is(
@@ -347,7 +347,7 @@ class TestTinyDecoder:
             expected = vae.decode(latents).sample
         from vidup.engines.vae import limits
 
-        torch.testing.assert_close(other.engine.decoder(latents, CPU, limits(CPU)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(other.engine.vae(latents, CPU, limits(CPU)), expected, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize(
         ("options", "said"),

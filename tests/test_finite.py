@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from vidup import Frame, Runtime, Settings, Upscaler
 from vidup.engines import architecture
 from vidup.engines.finite import clamped, is_finite
-from vidup.engines.vae import Decoder
+from vidup.engines.vae import Vae
 from vidup.errors import EngineError
 from vidup.frame import Color
 
@@ -74,16 +74,16 @@ def test_what_carries_goes_back_to_before_the_clip_that_failed(
     upscaler = loaded(settings)
     wide = upscaler.engine.wider
     assert wide is not None and wide.dtype == torch.float32 and wide.wider is None
-    decode, calls = Decoder.__call__, list[int]()
+    decode, calls = Vae.__call__, list[int]()
 
-    def failing(self: Decoder, *arguments: Any) -> torch.Tensor:
+    def failing(self: Vae, *arguments: Any) -> torch.Tensor:
         picture = decode(self, *arguments)
-        if self is wide.decoder:
+        if self is wide.vae:
             return picture
         calls.append(1)
         return picture.fill_(float("inf")) if len(calls) == 2 else picture
 
-    monkeypatch.setattr(Decoder, "__call__", failing)
+    monkeypatch.setattr(Vae, "__call__", failing)
     found = [one.planes[0] for one in upscaler.frames(frames(3))]
     assert upscaler.computed[1] == 3 * 24 * 32 and len(calls) == 3
     assert [len(np.unique(one)) > 1 for one in found]

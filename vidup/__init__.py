@@ -13,7 +13,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         interop, roundtrip                  pictures of NumPy, torch, Pillow; from any picture to RGB, and back
         temporal, flicker                   warping along the motion, and trust; what flickers
         flaws, footage                      what footage is like, in figures; the anchor that leaves that out
-    engines/                            what makes the picture; the protocol and the catalogue of models
+    engines/                            what makes the picture; the base of engines, the catalogue of models
         stops, unused                       checks whether to stop; settings without effect
         libraries, identity, claims         imports of models' libraries; fingerprints of weights; checks of files
         architecture, single_file           the x4 model: its configuration, its weights in one file

@@ -18,7 +18,7 @@ import torch
 from vidup import Runtime, Settings
 from vidup.engines import architecture, with_carried, x4
 from vidup.engines.planner import Planner
-from vidup.engines.vae import Decoder
+from vidup.engines.vae import Vae
 
 CUDA, META = torch.device("cuda"), torch.device("meta")
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,7 +35,7 @@ def planned(width: int, height: int, prompt: str, compiled: str, options: dict[s
     runtime = Runtime(**{"max_memory": "140G", "compile": compiled, **options})
     unet, vae = architecture.random_unet(META, torch.float16), architecture.random_vae(META, torch.float16)
     texts = architecture.TOKENS, 2 * architecture.TEXT_PARAMETERS
-    needs = x4.needs(CUDA, unet, Decoder(vae), texts, bool(prompt), compiled == "on")
+    needs = x4.needs(CUDA, unet, Vae(vae), texts, bool(prompt), compiled == "on")
     planner = Planner(with_carried(needs, Settings(), 4), Settings(), runtime)
     choice = planner.choose(height, width)
     shape = f"tiles of {choice.tile}" if choice.tile else f"{choice.batch} at a time"

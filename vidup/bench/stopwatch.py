@@ -201,10 +201,10 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | 
 
 @contextmanager
 def _watched(engine: Any, clock: Clock) -> Iterator[None]:
-    """Reset the peak of memory; time the UNet and the decoder of an engine that has them."""
+    """Reset the peak of memory; time the UNet and the VAE of an engine that has them."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
-    names = {"UNet": "unet", "VAE": "decoder"}
+    names = {"UNet": "unet", "VAE": "vae"}
     parts = {stage: getattr(engine, name, None) for stage, name in names.items()}
     if not all(map(callable, parts.values())):
         yield

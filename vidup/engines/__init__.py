@@ -1,13 +1,14 @@
-"""The `Engine` protocol, the catalogue of models, and `enlarge`, which pads and crops for all engines."""
+"""The `Engine` class, the catalogue of models, and `enlarge`, which pads and crops for all engines."""
 
 from __future__ import annotations
 
 import logging
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -155,7 +156,7 @@ class Choice:
     tile: int
     """The largest side of a tile in input pixels; 0 is the whole frame."""
     keep: int = 8
-    """The largest scale, against the latents, whose layers the decoder keeps; 8 is all. See `vae.Limits`."""
+    """The largest scale, against the latents, whose layers the VAE keeps; 8 is all. See `vae.Limits`."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,10 @@ class Needs:
     """Bytes at the peak for each input pixel of a window; 0 for engines whose frames are never cut."""
     decoded: float = 0.0
     """Bytes for each input pixel of a frame while frames are decoded, one after the other."""
-    decoder: Callable[[int, int, int], float] | None = None
+    decoding: Callable[[int, int, int], float] | None = None
     """Bytes at the peak of decoding a frame of (height, width), keeping layers up to a scale."""
     keeps: tuple[int, ...] = (8,)
-    """The scales that the decoder can keep, from large to small."""
+    """The scales up to which the VAE can keep layers, from large to small."""
     weights: tuple[int, int] = (0, 0)
     """Bytes of the weights for windows, and of those for decoding."""
     loading: int = 0
@@ -191,41 +192,33 @@ class Needs:
     """Whether the first clip compiles the model; CUDA graphs then keep their memory while frames are decoded."""
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Enlarges clips of RGB pictures, without any state. `load` creates it, `enlarge` calls it."""
 
-    @property
-    def scale(self) -> float:
-        """The factor of enlargement; an integer for models."""
+    scale: float
+    """The factor of enlargement; an integer for models."""
+    multiple: int
+    """Sides and places of the clips that it gets are multiples of this."""
+    invents: bool
+    """Whether it adds details that the input does not have, so that the anchor is useful."""
+    device: torch.device
+    """The device of clips and results."""
+    dtype: torch.dtype
+    """The precision in which it computes."""
+    identity: str
+    """Fingerprint of the weights, and of all else of the model that decides pixels."""
 
     @property
-    def multiple(self) -> int:
-        """Sides and places of the clips that it gets are multiples of this."""
-
-    @property
-    def invents(self) -> bool:
-        """Whether it adds details that the input does not have, so that the anchor is useful."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device of clips and results."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision in which it computes."""
+    @abstractmethod
+    def needs(self) -> Needs:
+        """The memory that it takes, measured on first access."""
 
     @property
     def wider(self) -> Engine | None:
         """The same model in a precision with more range, loaded on first access; None if it has float32's range."""
+        return None
 
-    @property
-    def identity(self) -> str:
-        """Fingerprint of the weights, and of all else of the model that decides pixels."""
-
-    @property
-    def needs(self) -> Needs:
-        """The memory that it takes, measured on first access."""
-
+    @abstractmethod
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         """Enlarge a clip.
 
@@ -240,14 +233,16 @@ class Engine(Protocol):
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int | None, float]:
         """FLOP for one frame, None where they are not counted; and the UNet's evaluations of one window and text."""
+        return None, 0.0
 
-    def expect(self, pixels: int) -> None:
+    def expect(self, pixels: int) -> None:  # noqa: B027
         """Announce the pixels of all coming input: a model may be compiled for that many, see `compiling`."""
 
+    @abstractmethod
     def lend(self, settings: Settings) -> Engine | None:
         """An engine for other settings that shares the weights; None where other weights have to be loaded."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free compiled code and its memory; another call compiles again."""
 
 

@@ -106,19 +106,16 @@ def wider(dtype: torch.dtype, facts: Card) -> Literal["bfloat16", "float32"] | N
     return "bfloat16" if facts.kind == "cuda" and facts.bfloat16 else "float32"
 
 
-def memory_format(kind: str, compiled: bool) -> torch.memory_format:
-    """The memory format of a UNet's tensors.
+def memory_format(kind: str, norms_keep_it: bool) -> torch.memory_format:
+    """The memory format for convolutions.
 
-    Channels last is faster for the CPU's convolutions. On CUDA, uncompiled, group norm would convert each tensor back.
-    On MPS convolutions with channels last have silently been wrong.
+    Channels last is faster, but on MPS convolutions with it have silently been wrong.
+
+    Args:
+        norms_keep_it: on CUDA, torch's uncompiled group norm would convert each tensor back.
     """
-    wanted = kind == "cpu" or (compiled and kind != "mps")
+    wanted = kind == "cpu" or (norms_keep_it and kind != "mps")
     return torch.channels_last if wanted else torch.contiguous_format
-
-
-def decoder_format(kind: str) -> torch.memory_format:
-    """The memory format of bands of rows in a decoder; see `memory_format`."""
-    return torch.contiguous_format if kind == "mps" else torch.channels_last
 
 
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"  # torch 2.9 warns of the name, and ignores this setting under its new one

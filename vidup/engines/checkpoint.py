@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, claims, libraries, windows
+from vidup.engines import Choice, Engine, Needs, Place, claims, libraries, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.finite import clamped, in_wider
 from vidup.engines.identity import fingerprint
@@ -33,17 +33,9 @@ _PROBES = (16, 24, 64)  # sides in pixels of the pictures with which memory is m
 _LIKE = 0.01  # the relative difference of the bytes a pixel, below which larger pictures are not measured
 
 
-def load(settings: Settings, runtime: Runtime, device: torch.device) -> Checkpoint:
-    """The model in the settings' file."""
-    return Checkpoint(settings, runtime, device)
-
-
 def identity(settings: Settings, half: bool) -> str:
     """Fingerprint of the file."""
-    path = Path(settings.model)
-    if not path.is_file():
-        raise EngineError(f"model = {settings.model!r}: there is no such file")
-    return fingerprint([path])
+    return fingerprint([_stamp(Path(settings.model))[0]])
 
 
 def scale(settings: Settings) -> int:
@@ -80,7 +72,7 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: 
     return Checkpoint(settings, runtime, device).needs if device.type == "cpu" else None
 
 
-class Checkpoint:
+class Checkpoint(Engine):
     """A model of one pass. Pictures in and out are RGB, clamped to [0, 1]."""
 
     def __init__(self, settings: Settings, runtime: Runtime, device: torch.device) -> None:
@@ -108,7 +100,6 @@ class Checkpoint:
         self._settle(settings)
 
     def lend(self, settings: Settings) -> Checkpoint:
-        """See `Engine.lend`."""
         other = copy.copy(self)
         other.__dict__.pop("wider", None)
         other._settle(settings)
@@ -120,7 +111,7 @@ class Checkpoint:
 
     @cached_property
     def needs(self) -> Needs:
-        """See `Engine.needs`; measured with small pictures."""
+        """Measured with small pictures."""
         return Needs(
             self.device,
             frame=12.0 * 2 + 16 * self.scale**2,  # the clip, clamped; its enlargement and the weights of tiles
@@ -131,17 +122,12 @@ class Checkpoint:
             compiled=self.run.active,
         )
 
-    def expect(self, pixels: int) -> None:
-        """Do nothing: it is compiled only if that is requested."""
-
     @cached_property
     def wider(self) -> Checkpoint | None:
-        """See `Engine.wider`."""
         found: Checkpoint | None = in_wider(self, offload=False, bfloat16=self.model.supports_bfloat16)
         return found
 
     def close(self) -> None:
-        """See `Engine.close`."""
         self.run.release()
 
     @torch.inference_mode()
@@ -220,6 +206,9 @@ class Checkpoint:
         return found * _SCRATCH
 
 
+load = Checkpoint
+
+
 def _describe(path: Path) -> Any:
     """Read a model, as spandrel's description, on the CPU."""
     try:
@@ -231,22 +220,18 @@ def _describe(path: Path) -> Any:
         ) from None
     found = _state(path)
     claims.check_weights(path, found)
-    try:
+    with libraries.told(f"model = {str(path)!r}: cannot be loaded: "), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the code of some architectures
         weights = spandrel.canonicalize_state_dict(found)
         claims.check_weights(path, weights)
         if any(name.startswith(claims.DIFFUSION) for name in weights):
             raise EngineError(f"model = {str(path)!r}: is a Stable Diffusion model; take it as .safetensors")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the code of some architectures
+        try:
             model = spandrel.ModelLoader().load_from_state_dict(weights)
-    except EngineError:
-        raise
-    except spandrel.UnsupportedModelError:
-        raise EngineError(
-            f"model = {str(path)!r}: holds no architecture that spandrel {spandrel.__version__} knows"
-        ) from None
-    except Exception as error:  # of all kinds
-        raise EngineError(f"model = {str(path)!r}: cannot be loaded: {first_line(error)}") from error
+        except spandrel.UnsupportedModelError:
+            raise EngineError(
+                f"model = {str(path)!r}: holds no architecture that spandrel {spandrel.__version__} knows"
+            ) from None
     if not isinstance(model, spandrel.ImageModelDescriptor) or model.purpose == "FaceSR":
         kind = {"Inpainting": "fills holes in pictures", "FaceSR": "is for faces alone"}.get(model.purpose, "")
         raise EngineError(

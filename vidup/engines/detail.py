@@ -76,10 +76,6 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
         # The basis is orthonormal, so its transpose inverts it; a 1x1 convolution applies it at every place.
         return F.conv2d(values, (self.basis / self.std).T[:, :, None, None])
 
-    def base(self, low_res: torch.Tensor) -> torch.Tensor:
-        """The enlargement to which decoded detail is added: (N, 3, h, w) float in [-1, 1] to (N, 3, 4h, 4w)."""
-        return up(low_res)
-
     def decode(self, z: torch.Tensor, return_dict: bool = False, **_: Any) -> tuple[torch.Tensor]:
         """Detail from latents, without the low frequencies.
 

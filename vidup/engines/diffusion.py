@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -12,13 +13,13 @@ from typing import Self
 import torch
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, hub, solver, tracing, windows
+from vidup.engines import Choice, Engine, Needs, Place, hub, solver, tracing, windows
 from vidup.engines.card import card, precisions
 from vidup.engines.compiling import compiles
 from vidup.engines.finite import in_wider
 from vidup.engines.hub import Parts
 from vidup.engines.unet import Moved, Unet, at_work
-from vidup.engines.vae import Decoder, check, limits
+from vidup.engines.vae import Vae, check, limits
 from vidup.picture import noise, tiling
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ LOW_RES, LATENTS = 0, 1
 """Streams of noise, as for `noise.field`."""
 
 
-class Diffusion:
+class Diffusion(Engine):
     """An engine with a UNet and a VAE.
 
     Args:
@@ -49,21 +50,22 @@ class Diffusion:
         self.dtype, vae_dtype = precisions(settings.dtype, card(device), settings.model in hub.SHIPPED)
         home = torch.device("cpu") if runtime.offload else device  # where weights are while they are not used
         self.parts = parts = self._load(settings, home, vae_dtype) if parts is None else parts
-        self.vae, self.identity = parts.vae, parts.identity
+        self.identity = parts.identity
         wish = compiles(runtime.compile, card(device), runtime.offload)
         self.unet = Unet(parts.unet, parts.texts, settings.guidance_scale, device, wish)
-        self.decoder = Decoder(parts.vae, settings.vae_attention, device)
+        self.vae = Vae(parts.vae, settings.vae_attention, device)
         if self.unet.run.active:
-            self.decoder.compile()
+            self.vae.compile()
         modules = (parts.unet, parts.vae)
         self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
         if device.type == "mps":
             with at_work(self._vae_moves):
-                check(self.decoder, device)
+                check(self.vae, device)
         self._settle(settings)
 
+    @abstractmethod
     def _load(self, settings: Settings, home: torch.device, vae_dtype: torch.dtype) -> Parts:
-        raise NotImplementedError
+        """Load the model to `home`."""
 
     def _settle(self, settings: Settings) -> None:
         """Set all that depends on the settings; a subclass sets `steps` before."""
@@ -99,39 +101,37 @@ class Diffusion:
 
     @property
     def needs(self) -> Needs:
-        """See `Engine.needs`."""
         return replace(self._needs, compiled=self.unet.run.active)
 
-    @cached_property
+    @property
+    @abstractmethod
     def _needs(self) -> Needs:
-        raise NotImplementedError
+        """`needs` while it is not compiled."""
 
     def expect(self, pixels: int) -> None:
-        """See `Engine.expect`."""
         if self.unet.run.weighs:
             flops = self._unet_flops(64, 64) / 64**2 * (self.scale / self.factor) ** 2
             if self.unet.run.expect(pixels * self.evaluations * flops):
-                self.decoder.compile()
+                self.vae.compile()
 
     def _unet_flops(self, height: int, width: int) -> int:
         return tracing.unet_flops(self.unet.module, self.parts.texts.shape[1], height, width)
 
     @cached_property
     def wider(self) -> Self | None:
-        """See `Engine.wider`; its weights are on the device only while it works."""
+        """Its weights are on the device only while it works."""
         return None if self.parts.folder is None else in_wider(self, offload=True)
 
     def close(self) -> None:
-        """See `Engine.close`."""
         self.unet.run.release()
 
     def flops(self, height: int, width: int, choice: Choice) -> tuple[int, float]:
-        """FLOP of the UNet and the decoder for one frame, and evaluations of one window with one text."""
+        """FLOP of the UNet and the VAE for one frame, and evaluations of one window with one text."""
         tiles = self._cut(choice, height, width).scaled(self.scale, self.factor)
         once = self._unet_flops(tiles.tile_height, tiles.tile_width)
         evaluations = len(tiles.origins) * self.evaluations
         # With the few bands of the meta device: rows that bands share are not counted twice.
-        decoding = tracing.decoder_flops(self.decoder, tiles.height, tiles.width, limits(torch.device("meta")))
+        decoding = tracing.vae_flops(self.vae, tiles.height, tiles.width, limits(torch.device("meta")))
         return evaluations * once + decoding, float(evaluations)
 
     def _sample(
@@ -162,8 +162,9 @@ class Diffusion:
 
     def _decode(self, latents: torch.Tensor, choice: Choice) -> torch.Tensor:
         """Pictures around [-1, 1]."""
+        scaled = latents / self.vae.module.config.scaling_factor
         with at_work(self._vae_moves):
-            return self.decoder(latents / self.vae.config.scaling_factor, self.device, limits(self.device, choice.keep))
+            return self.vae(scaled, self.device, limits(self.device, choice.keep))
 
     def _make_tiles(self, choice: Choice, height: int, width: int) -> tiling.Tiles:
         tiles = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)

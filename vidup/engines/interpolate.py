@@ -10,14 +10,14 @@ from PIL import Image
 from torch.nn import functional
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place
+from vidup.engines import Choice, Engine, Needs, Place
 from vidup.engines.unused import warn_unused
 
 log = logging.getLogger(__name__)
 
 
 def load(settings: Settings, runtime: Runtime, device: torch.device) -> Interpolation:
-    """The baseline with the settings' name; warns of settings without effect."""
+    """Create it; warns of settings without effect."""
     warn_unused(
         settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
     )
@@ -41,33 +41,24 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: 
     return Interpolation(settings.model, scale(settings), device).needs
 
 
-class Interpolation:
+class Interpolation(Engine):
     """Resampling without a model. Values beyond [0, 1], and overshoot, are clipped only by the last conversion."""
 
     multiple = 1
     invents = False
-    wider = None
     dtype = torch.float32
 
     def __init__(self, method: str, scale: float, device: torch.device) -> None:
         self.method, self.scale, self.device = method, scale, device
         self.identity = method
+
+    @property
+    def needs(self) -> Needs:
         # A clip and its enlargement as float32 RGB, and a copy of each.
-        self.needs = Needs(device, frame=2 * 12 * (1 + scale**2), batch=4)
+        return Needs(self.device, frame=2 * 12 * (1 + self.scale**2), batch=4)
 
     def lend(self, settings: Settings) -> Interpolation:
-        """See `Engine.lend`."""
         return Interpolation(self.method, scale(settings), self.device)
-
-    def flops(self, height: int, width: int, choice: Choice) -> tuple[None, float]:
-        """See `Engine.flops`; they are not counted."""
-        return None, 0.0
-
-    def expect(self, pixels: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
         size = (round(clip.shape[-2] * self.scale), round(clip.shape[-1] * self.scale))

@@ -1,4 +1,4 @@
-"""The choice of batch, tiles and what the decoder keeps, so that a frame fits the device's memory."""
+"""The choice of batch, tiles and what the VAE keeps, so that a frame fits the device's memory."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Planner:
             "memory ran out: from here on %d at a time, %s%s",
             choice.batch,
             f"in tiles of {choice.tile}" if choice.tile else "whole frames",
-            ", and the decoder keeps less" if choice.keep < before.keep else "",
+            ", and the VAE keeps less" if choice.keep < before.keep else "",
         )
         return choice
 
@@ -138,7 +138,7 @@ class Planner:
         if self.runtime.offload:
             return round(max(first + each * working, second + each * max(decoding, carried)))
         taken = each * max(working, decoding)
-        if needs.compiled and kind == "cuda":  # graphs keep their memory while the decoder works
+        if needs.compiled and kind == "cuda":  # graphs keep their memory while frames are decoded
             taken = reserved(kind, graphs=True) * (self._working(choice, tiles) + self._windows(height, width))
             taken += each * decoding
         return first + second + round(max(needs.loading, taken))
@@ -183,7 +183,7 @@ class Planner:
         return [size for size in _BATCHES if size <= most]
 
     def _keeps(self, choice: Choice, height: int, width: int) -> list[int]:
-        """Scales that take less and less; where tiles had to be, the decoder takes no more than they do."""
+        """Scales that take less and less; where tiles had to be, decoding takes no more than they do."""
         tiles = self.cut(choice, height, width)
         taken = {keep: self._decoding(replace(choice, keep=keep), tiles) for keep in self.needs.keeps}
         falling = [keep for keep, size in taken.items() if size <= min(taken[k] for k in taken if k >= keep)]
@@ -204,6 +204,5 @@ class Planner:
     def _decoding(self, choice: Choice, tiles: tiling.Tiles) -> float:
         pictures = choice.batch + (choice.batch > 1)  # the one that is being made is not yet among the others
         pictures_bytes = pictures * tiles.height * tiles.width * self.needs.decoded
-        return pictures_bytes + (
-            self.needs.decoder(tiles.height, tiles.width, choice.keep) if self.needs.decoder else 0
-        )
+        decode = self.needs.decoding
+        return pictures_bytes + (decode(tiles.height, tiles.width, choice.keep) if decode else 0)

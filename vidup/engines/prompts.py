@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ Tokens = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 
 def tokens(folder: Path) -> Tokens:
-    """The tokenizer of a layout; it warns of texts that are too long."""
+    """The tokenizer of a layout."""
     with libraries.told(f"model {folder}: its tokenizer cannot be loaded: "):
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", local_files_only=True)
     if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens}:
@@ -35,14 +35,7 @@ def tokens(folder: Path) -> Tokens:
             f"model {folder}: model_max_length = {length} of its tokenizer: expected {architecture.TOKENS}"
         )
 
-    def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = tokenizer(text).input_ids
-        _check_words(f"model {folder}: its tokenizer", tokenizer, text, ids)
-        _warn_if_cut(len(ids), length)
-        found = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return found.input_ids, found.attention_mask
-
-    return encode
+    return _encoder(tokenizer, f"model {folder}: its tokenizer", length)
 
 
 def single_file_tokens(folder: str | None) -> Tokens:
@@ -50,19 +43,35 @@ def single_file_tokens(folder: str | None) -> Tokens:
     start, end, length = single_file.START, single_file.END, architecture.TOKENS
 
     def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = [start, end]
-        if text:
-            tokenizer = _clip_tokenizer(folder)
-            whole = tokenizer(text).input_ids
-            _check_words(f"tokenizer = {folder!r}:", tokenizer, text, whole)
-            _warn_if_cut(len(whole), length)
-            ids = tokenizer(text, max_length=length, truncation=True).input_ids
-            if ids[0] != start or ids[-1] != end:
-                raise EngineError(
-                    f"tokenizer = {folder!r}: is not CLIP's: a text must begin with {start}, end with {end}"
-                )
-        padding = [0] * (length - len(ids))
-        return torch.tensor([ids + padding]), torch.tensor([[1] * len(ids) + padding])
+        if not text:
+            ids = torch.zeros(1, length, dtype=torch.long)
+            ids[0, :2] = torch.tensor([start, end])
+            return ids, (ids > 0).long()
+        ids, mask = _encoder(_clip_tokenizer(folder), f"tokenizer = {folder!r}:", length)(text)
+        if ids[0, 0] != start or ids[0, mask.sum() - 1] != end:
+            raise EngineError(f"tokenizer = {folder!r}: is not CLIP's: a text must begin with {start}, end with {end}")
+        return ids * mask, mask
+
+    return encode
+
+
+def _encoder(tokenizer: Any, name: str, length: int) -> Tokens:
+    """A tokenizer as a function; it warns of texts that are too long, or not known.
+
+    Raises:
+        EngineError: it knows no word of the text.
+    """
+
+    def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = tokenizer(text).input_ids
+        if text.strip() and not set(ids) - {*tokenizer.all_special_ids}:
+            raise EngineError(f"{name} knows no word of {text!r:.60}")
+        if tokenizer.unk_token_id in ids[1:-1]:
+            log.warning("%s does not know all of %.60r: what it does not know is left out", name, text)
+        if len(ids) > length:
+            log.warning("the prompt is longer than the %d tokens that the model reads: its end is left out", length)
+        found = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return found.input_ids, found.attention_mask
 
     return encode
 
@@ -84,23 +93,6 @@ def _clip_tokenizer(folder: str | None) -> Any:
             if not (home / "tokenizer.json").is_file() and not all((home / name).is_file() for name in names):
                 raise FileNotFoundError(f"{folder} lacks {' or '.join(names)}")
         return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
-
-
-def _check_words(name: str, tokenizer: Any, text: str, ids: Sequence[int]) -> None:
-    """Check that the tokenizer knows the words of a text, and warn if it does not know all.
-
-    Raises:
-        EngineError: it knows none.
-    """
-    if text.strip() and not set(ids) - {*tokenizer.all_special_ids}:
-        raise EngineError(f"{name} knows no word of {text!r:.60}")
-    if tokenizer.unk_token_id in ids[1:-1]:
-        log.warning("%s does not know all of %.60r: what it does not know is left out", name, text)
-
-
-def _warn_if_cut(found: int, length: int) -> None:
-    if found > length:
-        log.warning("the prompt is longer than the %d tokens that the model reads: its end is left out", length)
 
 
 def check_known(ids: torch.Tensor, encoder: Any) -> None:

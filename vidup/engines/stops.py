@@ -35,8 +35,7 @@ class Raised(BaseException):
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
     """Add a watch for the work of this thread in the block."""
-    before = _watches.get()
-    token = _watches.set((*before, watch))
+    token = _watches.set((*_watches.get(), watch))
     try:
         yield
     finally:
@@ -45,11 +44,7 @@ def watched(watch: Watch) -> Iterator[None]:
 
 def check() -> None:
     """Call all watches; raises `Raised` to stop the work."""
-    for watch in _watches.get():
-        try:
-            watch.check()
-        except BaseException as error:
-            raise Raised(error) from None
+    _tell(lambda watch: watch.check())
 
 
 def checked(item: T) -> T:
@@ -60,8 +55,12 @@ def checked(item: T) -> T:
 
 def step(done: int, count: int) -> None:
     """Report a picture's finished steps to all watches; raises as `check`."""
+    _tell(lambda watch: watch.step(done, count))
+
+
+def _tell(call: Callable[[Watch], None]) -> None:
     for watch in _watches.get():
         try:
-            watch.step(done, count)
+            call(watch)
         except BaseException as error:
             raise Raised(error) from None

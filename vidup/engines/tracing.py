@@ -1,7 +1,7 @@
-"""The bytes at the peak, and the FLOP, of a UNet and a decoder, found without using a device's memory.
+"""The bytes at the peak, and the FLOP, of a UNet and a VAE, found without using a device's memory.
 
 A UNet is run once on torch's meta device, which takes a quarter of a second and no memory, while live bytes are
-counted. They are proportional to pixels and batch. Those of the decoder in bands are computed from its widths.
+counted. They are proportional to pixels and batch. Those of a VAE that decodes in bands are computed from its widths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidup.engines import attention
 from vidup.engines.memory import LiveBytes
 from vidup.engines.unet import Unet
-from vidup.engines.vae import Decoder, Limits
+from vidup.engines.vae import Limits, Vae
 
 _LAZY = 2  # bands that are alive at once where rows are recomputed
 _PROBE = 64  # side of the picture that is traced
@@ -44,10 +44,10 @@ def unet_flops(unet: Any, tokens: int, height: int, width: int) -> int:
     return int(counter.get_total_flops())
 
 
-def decoder_flops(decoder: Decoder, height: int, width: int, limits: Limits) -> int:
+def vae_flops(vae: Vae, height: int, width: int, limits: Limits) -> int:
     """FLOP of decoding one frame of latents."""
     with FlopCounterMode(display=False) as counter:
-        _decoding(decoder, height, width, limits)()
+        _decoding(vae, height, width, limits)()
     return int(counter.get_total_flops())
 
 
@@ -70,10 +70,10 @@ def _evaluation(unet: Any, tokens: int, height: int, width: int, guided: bool) -
     return evaluate
 
 
-def _decoding(decoder: Decoder, height: int, width: int, limits: Limits) -> Callable[[], torch.Tensor]:
+def _decoding(vae: Vae, height: int, width: int, limits: Limits) -> Callable[[], torch.Tensor]:
     """The decoding of one frame of latents by the same architecture on the meta device."""
-    latents = torch.empty(1, decoder.vae.config.latent_channels, height, width, device="meta")
-    return partial(Decoder(_twin(decoder.vae), decoder.windows), latents, latents.device, limits)
+    latents = torch.empty(1, vae.module.config.latent_channels, height, width, device="meta")
+    return partial(Vae(_twin(vae.module), vae.windows), latents, latents.device, limits)
 
 
 def _twin(module: Any) -> Any:
@@ -83,21 +83,21 @@ def _twin(module: Any) -> Any:
     return torch.nn.Module.to(twin, next(module.parameters()).dtype).eval().requires_grad_(False)
 
 
-def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.device, limits: Limits) -> float:
+def vae_bytes(vae: Vae, height: int, width: int, device: torch.device, limits: Limits) -> float:
     """Live bytes at the peak of decoding one frame of latents, without its picture.
 
     Args:
         height, width: of the latents.
         device: where it will work; on some, attention stores scores.
     """
-    if decoder.unknown or not isinstance(decoder.vae, AutoencoderKL):
-        decode = _decoding(decoder, height, width, limits)
+    if vae.unknown or not isinstance(vae.module, AutoencoderKL):
+        decode = _decoding(vae, height, width, limits)
         with LiveBytes() as live:
             decode()
         return float(live.peak)
-    size = next(decoder.vae.parameters()).element_size()
+    size = next(vae.module.parameters()).element_size()
     peak, lasting = 0.0, 0.0
-    for layer in _layers(decoder.vae.decoder):
+    for layer in _layers(vae.module.decoder):
         tall, wide = height * layer.scale, width * layer.scale
         rows = min(tall, max(1, limits.band // (4 * layer.wide * wide)) + 2)
         # A band in float32 while it is normed, then in the model's precision, and the result of the convolution.
@@ -107,7 +107,7 @@ def decoder_bytes(decoder: Decoder, height: int, width: int, device: torch.devic
             peak = max(peak, layer.kept * size * tall * wide + band)
         else:  # with rows of the layers between the last that is kept and this one
             peak = max(peak, lasting + _LAZY * band)
-    for middle in decoder.vae.decoder.mid_block.attentions:
+    for middle in vae.module.decoder.mid_block.attentions:
         if middle is None:
             continue
         channels, pixels = middle.to_q.out_features, height * width

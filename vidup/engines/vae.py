@@ -1,4 +1,4 @@
-"""The VAE's decoder for frames of any size: exact, in bands of rows, with bounded memory.
+"""Decode the latents of frames of any size: exact, in bands of rows, with bounded memory.
 
 diffusers decodes a whole frame with several copies of its widest tensors and with an attention that takes the square
 of the frame, or in tiles that differ at their borders. Here each layer is computed for the whole frame, in bands of
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from vidup.engines import attention, stops
-from vidup.engines.card import decoder_format
+from vidup.engines.card import memory_format
 from vidup.engines.compiling import compiled_or_not
 from vidup.engines.structure import unknown_part
 from vidup.engines.tiny import decode_in_bands
@@ -57,27 +57,27 @@ def limits(device: torch.device, keep: int = 8) -> Limits:
     return Limits(256 * mebi // share, 512 * mebi // share, keep)
 
 
-class Decoder:
+class Vae:
     """Decodes latents with an `AutoencoderKL`, an `AutoencoderTiny`, or another module that has a `decode`.
 
     An `AutoencoderKL` or `AutoencoderTiny` with diffusers' structure decodes in bands; the result is that of its own
     `decode` of the whole frame within rounding. Others decode the whole frame at once by their own `decode`.
 
     Args:
-        vae: in the dtype in which it works; its modules may be moved between devices.
+        module: in the dtype in which it works; its parts may be moved between devices.
         windows: whether attention is windowed, which changes the result: the setting for `attention.is_windowed`.
         device: where it will work, for the memory format of its weights.
     """
 
-    def __init__(self, vae: Any, windows: str = "full", device: torch.device | None = None) -> None:
-        self.vae, self.windows = vae, windows
+    def __init__(self, module: Any, windows: str = "full", device: torch.device | None = None) -> None:
+        self.module, self.windows = module, windows
         self.functions = _Functions()
-        self.unknown = unknown_part(vae)
+        self.unknown = unknown_part(module)
         """The first part of an unsupported structure; empty where it decodes in bands."""
-        if isinstance(vae, AutoencoderKL) and not self.unknown:
+        if isinstance(module, AutoencoderKL) and not self.unknown:
             # The format of the bands, so that convolutions convert nothing.
-            vae.decoder.to(memory_format=decoder_format("cpu" if device is None else device.type))
-        if isinstance(vae, (AutoencoderKL, AutoencoderTiny)) and self.unknown:
+            module.decoder.to(memory_format=memory_format("cpu" if device is None else device.type, True))
+        if isinstance(module, (AutoencoderKL, AutoencoderTiny)) and self.unknown:
             log.warning("the VAE's %s is of a kind that vidup does not know: frames are decoded whole", self.unknown)
 
     def compile(self) -> None:
@@ -86,16 +86,16 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, latents: torch.Tensor, device: torch.device, limits: Limits) -> torch.Tensor:
-        """Decode frames, one after the other.
+        """Decode the latents of frames, one after the other.
 
         Args:
             latents: float (N, C, h, w), already divided by the VAE's scaling factor.
-            device: where the VAE is.
+            device: where the module is.
 
         Returns:
             float32 (N, 3, factor * h, factor * w) on `device`, nominally in [-1, 1].
         """
-        dtype = next(self.vae.parameters()).dtype
+        dtype = next(self.module.parameters()).dtype
         first = self._frame(latents[:1].to(device, dtype), limits)
         if len(latents) == 1:
             return first
@@ -107,15 +107,15 @@ class Decoder:
 
     def _frame(self, latent: torch.Tensor, limits: Limits) -> torch.Tensor:
         if self.unknown:
-            whole: torch.Tensor = self.vae.decode(latent, return_dict=False)[0].float()
+            whole: torch.Tensor = self.module.decode(latent, return_dict=False)[0].float()
             return whole
-        if isinstance(self.vae, AutoencoderTiny):
-            return decode_in_bands(self.vae, latent, limits.band)
+        if isinstance(self.module, AutoencoderTiny):
+            return decode_in_bands(self.module, latent, limits.band)
         windowed = attention.is_windowed(self.windows, *latent.shape[-2:])
-        return _Frame(self.vae, limits, windowed, self.functions).decode(latent)
+        return _Frame(self.module, limits, windowed, self.functions).decode(latent)
 
 
-def check(decoder: Decoder, device: torch.device) -> None:
+def check(vae: Vae, device: torch.device) -> None:
     """Check that a device decodes as the CPU does: on MPS convolutions have silently been wrong.
 
     Raises:
@@ -123,10 +123,10 @@ def check(decoder: Decoder, device: torch.device) -> None:
     """
     host = torch.device("cpu")
     seeded = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, decoder.vae.config.latent_channels, 8, 8, generator=seeded)
-    twin = nn.Module.to(copy.deepcopy(decoder.vae), host, torch.float32)
-    expected = Decoder(twin, decoder.windows)(latents, host, limits(host))
-    error = (decoder(latents, device, limits(device)).cpu() - expected).square().mean() / expected.var()
+    latents = torch.randn(1, vae.module.config.latent_channels, 8, 8, generator=seeded)
+    twin = nn.Module.to(copy.deepcopy(vae.module), host, torch.float32)
+    expected = Vae(twin, vae.windows)(latents, host, limits(host))
+    error = (vae(latents, device, limits(device)).cpu() - expected).square().mean() / expected.var()
     if not error < _APART:
         raise EngineError(
             f"device = {device.type!r}: decodes a small picture wrongly (error {error:.2g} of its variance, expected"
@@ -206,7 +206,7 @@ class _Frame:
                 scale *= 2
                 layer = _upsampled(upsampler.conv, layer)
                 if scale <= self.limits.keep:
-                    x = self._keep(layer, x.dtype)
+                    x = self._keep(layer, x)
                     layer = _kept(x)
         norm = self._statistics(decoder.conv_norm_out, layer)
         picture = latent.new_empty(1, decoder.conv_out.out_channels, layer.height, layer.width, dtype=torch.float32)
@@ -216,36 +216,30 @@ class _Frame:
 
     def _resnet(self, resnet: Any, x: torch.Tensor) -> torch.Tensor:
         """Apply a resnet to a layer that is kept; the result overwrites it unless it is wider."""
-        norm = self._statistics(resnet.norm1, _kept(x))
-        source = _kept(x)
-        inner = _Layer(
-            resnet.conv1.out_channels,
-            source.height,
-            source.width,
-            lambda first, last: self._convolve(resnet.conv1, source, norm, first, last),
-            x.shape[1],
-        )
-        hidden = self._keep(inner, x.dtype)
-        norm = self._statistics(resnet.norm2, _kept(hidden))
+        hidden = self._keep(self._first_half(resnet, _kept(x))[0], x)
+        inner = _kept(hidden)
+        norm = self._statistics(resnet.norm2, inner)
         channels = resnet.conv2.out_channels
         result = x[:, :channels] if channels <= x.shape[1] else _empty(x, channels, *x.shape[-2:])
-        for top, bottom in self._bands(_kept(hidden)):
-            band = self._convolve(resnet.conv2, _kept(hidden), norm, top, bottom)
+        for top, bottom in self._bands(inner):
+            band = self._convolve(resnet.conv2, inner, norm, top, bottom)
             result[..., top:bottom, :] = _joined(resnet, band, x[..., top:bottom, :])  # only these rows of x are read
         if channels < x.shape[1]:  # so that the wider tensor is freed
             return hidden.copy_(result) if hidden.shape == result.shape else result.clone()
         return result
 
+    def _first_half(self, resnet: Any, source: _Layer) -> tuple[_Layer, _Norm]:
+        """The result of a resnet's first convolution, and the norm before it."""
+        norm = self._statistics(resnet.norm1, source)
+
+        def rows(first: int, last: int) -> torch.Tensor:
+            return self._convolve(resnet.conv1, source, norm, first, last)
+
+        return _Layer(resnet.conv1.out_channels, source.height, source.width, rows, source.channels), norm
+
     def _lazy_resnet(self, resnet: Any, source: _Layer) -> _Layer:
         """A resnet whose rows are computed when they are needed; only the statistics of its norms are kept."""
-        outer = self._statistics(resnet.norm1, source)
-        inner = _Layer(
-            resnet.conv1.out_channels,
-            source.height,
-            source.width,
-            lambda first, last: self._convolve(resnet.conv1, source, outer, first, last),
-            source.channels,
-        )
+        inner, outer = self._first_half(resnet, source)
         norm = self._statistics(resnet.norm2, inner)
 
         def rows(first: int, last: int) -> torch.Tensor:
@@ -263,15 +257,11 @@ class _Frame:
         near = max(0, first - 1), min(layer.height, last + 1)
         return _conv_rows(conv, self.activate(layer.rows(*near), *norm), near[0] == first, near[1] == last)
 
-    def _keep(self, layer: _Layer, dtype: torch.dtype) -> torch.Tensor:
-        """Compute all rows of a layer."""
-        result: torch.Tensor | None = None
+    def _keep(self, layer: _Layer, like: torch.Tensor) -> torch.Tensor:
+        """Compute all rows of a layer, in the dtype and on the device of another."""
+        result = _empty(like, layer.channels, layer.height, layer.width)
         for top, bottom in self._bands(layer):
-            rows = layer.rows(top, bottom)
-            if result is None:
-                result = _empty(rows, layer.channels, layer.height, layer.width)
-            result[..., top:bottom, :] = rows
-        assert result is not None and result.dtype == dtype
+            result[..., top:bottom, :] = layer.rows(top, bottom)
         return result
 
     def _statistics(self, norm: nn.GroupNorm, layer: _Layer) -> _Norm:
@@ -326,8 +316,8 @@ class _Frame:
             ]
         for queries, others in regions:  # each pixel is a query once, so it can be overwritten
             seen = key[others], value[others]
-            step = min(portion, max(1, self.limits.scores // (4 * middle.heads * len(seen[0]))))
-            for where in map(stops.checked, torch.split(queries, step)):
+            count = min(portion, max(1, self.limits.scores // (4 * middle.heads * len(seen[0]))))
+            for where in map(stops.checked, torch.split(queries, count)):
                 answer = attention.attend(middle.to_q(normed(where)), *seen, middle.heads)
                 answer = middle.to_out[0](answer).add_(tokens[where])
                 tokens[where] = answer.div_(middle.rescale_output_factor)
@@ -372,7 +362,7 @@ def _upsampled(conv: nn.Conv2d, source: _Layer) -> _Layer:
 
 def _laid_out(rows: torch.Tensor) -> torch.Tensor:
     """Rows in the memory format for convolutions; a copy only on MPS."""
-    return rows.contiguous(memory_format=decoder_format(rows.device.type))
+    return rows.contiguous(memory_format=memory_format(rows.device.type, True))
 
 
 def _conv_rows(conv: nn.Conv2d, rows: torch.Tensor, at_top: bool, at_bottom: bool) -> torch.Tensor:

@@ -24,7 +24,7 @@ _SHAPES = ((0.15, 0.15), (0.25, 0.25), (0.25, 0.5), (0.5, 0.25), (0.5, 0.5), (0.
 Of seven and the whole frame these cover what moves in real footage with the fewest pixels: .38 of them where boxes that
 fit took .26, and three by three sides .44 to .46.
 """
-_STEP = 16  # pixels, of which their sides are multiples
+_MULTIPLE = 16  # pixels, of which their sides are multiples
 
 
 def shapes(height: int, width: int) -> list[tuple[int, int]]:
@@ -34,7 +34,7 @@ def shapes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _length(side: int, share: float) -> int:
-    return min(side, math.ceil(side * share / _STEP) * _STEP)
+    return min(side, math.ceil(side * share / _MULTIPLE) * _MULTIPLE)
 
 
 def fixed(box: Box, height: int, width: int) -> Box:
@@ -48,7 +48,7 @@ def fixed(box: Box, height: int, width: int) -> Box:
 
 
 def _begin(begin: int, end: int, length: int, side: int) -> int:
-    # In steps of 8, as boxes lie, so that the levels of a network combine the same pixels.
+    # At multiples of 8, as boxes lie, so that the levels of a network combine the same pixels.
     first = min(max(0, (begin + end - length) // 2) // 8 * 8, side - length)
     return min(first + 8, side - length) if first + length < end else first
 

@@ -55,7 +55,7 @@ class LatentX2(Diffusion):
         return load_parts(settings, home, self.dtype, vae_dtype)
 
     def lend(self, settings: Settings) -> LatentX2 | None:
-        """See `Engine.lend`; None for another prompt, which needs the text encoder."""
+        """None for another prompt, which needs the text encoder."""
         before = self.settings
         if any(getattr(settings, name) != getattr(before, name) for name in ("prompt", "negative_prompt")):
             return None
@@ -70,7 +70,7 @@ class LatentX2(Diffusion):
             raise EngineError(
                 f"tile = {settings.tile}: the x2 upscaler takes tiles of {2 * self.multiple} and more, or 0"
             )
-        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.factor = 2 ** (len(self.vae.module.config.block_out_channels) - 1)
         self.steps, self.start = solver.variance_exploding(self.parts.scheduler, settings.sampler, settings.steps)
         self._condition = lru_cache(maxsize=4)(self._make_condition)
         super()._settle(settings)
@@ -80,22 +80,22 @@ class LatentX2(Diffusion):
         """Estimated from the number of tensors of the widest stages that are alive at once."""
         unet = _UNET_TENSORS * self.unet.module.config.block_out_channels[0] * self.dtype.itemsize
         unet *= (2 if self.guided else 1) * (self.scale / self.factor) ** 2
-        encoder = _ENCODER_TENSORS * self.vae.config.block_out_channels[0] * self.vae.dtype.itemsize
+        encoder = _ENCODER_TENSORS * self.vae.module.config.block_out_channels[0] * self.vae.module.dtype.itemsize
         frame = 12.0 * 3 + 12 * self.scale**2  # the clip, in [-1, 1], its latents; the picture
 
         @lru_cache(maxsize=32)
         def decoding(height: int, width: int, keep: int) -> float:
             tall, wide = (self.scale * side // self.factor for side in (height, width))
-            return tracing.decoder_bytes(self.decoder, tall, wide, self.device, limits(self.device, keep))
+            return tracing.vae_bytes(self.vae, tall, wide, self.device, limits(self.device, keep))
 
         return Needs(
             self.device,
             frame=frame,
             window=max(unet, encoder),
             decoded=frame,
-            decoder=decoding,
+            decoding=decoding,
             keeps=(8, 4, 2, 1),
-            weights=(weight_bytes(self.unet.module), weight_bytes(self.vae)),
+            weights=(weight_bytes(self.unet.module), weight_bytes(self.vae.module)),
             loading=self.parts.text_bytes,
             multiple=self.multiple,
             batch=4 if self.device.type == "cuda" else 1,
@@ -129,8 +129,8 @@ class LatentX2(Diffusion):
 
     def _encode(self, batch: torch.Tensor) -> torch.Tensor:
         """The most likely latents of pictures in [-1, 1]; random samples would flicker."""
-        likely: torch.Tensor = self.vae.encode(batch.to(self.vae.dtype), return_dict=False)[0].mode()
-        return likely.float() * float(self.vae.config.scaling_factor)
+        likely: torch.Tensor = self.vae.module.encode(batch.to(self.vae.module.dtype), return_dict=False)[0].mode()
+        return likely.float() * float(self.vae.module.config.scaling_factor)
 
     def _make_condition(self, count: int, guided: bool) -> torch.Tensor:
         """Noise level with pooled text, for `count` windows; twice if guided."""

@@ -26,7 +26,7 @@ from vidup.engines.folding import fold
 from vidup.engines.hub import Parts, load_parts
 from vidup.engines.memory import weight_bytes
 from vidup.engines.unused import warn_unused
-from vidup.engines.vae import Decoder, limits
+from vidup.engines.vae import Vae, limits
 from vidup.errors import EngineError
 from vidup.picture import footage, noise
 
@@ -60,7 +60,7 @@ class DiffusionX4(Diffusion):
         return parts if vae is None else with_tiny(parts, vae, home, self.dtype)
 
     def lend(self, settings: Settings) -> DiffusionX4 | None:
-        """See `Engine.lend`; None for another prompt if the text encoder cannot be loaded separately."""
+        """None for another prompt if the text encoder cannot be loaded separately."""
         texts, folder, before = self.parts.texts, self.parts.folder, self.settings
         if (settings.prompt, settings.negative_prompt) != (before.prompt, before.negative_prompt):
             if folder is None or folder.is_file() or self.runtime.offload:
@@ -87,7 +87,7 @@ class DiffusionX4(Diffusion):
     def _needs(self) -> Needs:
         """The UNet is run on torch's meta device for them."""
         texts = self.parts.texts.shape[1], self.parts.text_bytes
-        return needs(self.device, self.unet.module, self.decoder, texts, self.guided, False)
+        return needs(self.device, self.unet.module, self.vae, texts, self.guided, False)
 
     @torch.inference_mode()
     def __call__(self, clip: torch.Tensor, place: Place, choice: Choice) -> torch.Tensor:
@@ -99,7 +99,7 @@ class DiffusionX4(Diffusion):
         signal = self.cumulative[levels].view(-1, 1, 1, 1)
         field = self._noise(LOW_RES, 3, height, width, place)
         noisy = signal.sqrt() * low_res + (1 - signal).sqrt() * field
-        channels = self.vae.config.latent_channels
+        channels = self.vae.module.config.latent_channels
         start = self._noise(LATENTS, channels, height, width, place).expand(count, -1, -1, -1)
         rows = windows.spread(levels, tiles, choice.batch)
 
@@ -110,7 +110,7 @@ class DiffusionX4(Diffusion):
         weights = self._weights(tiles, self.settings.tile_overlap)
         x0 = self._sample(start, noisy, tiles, weights, choice.batch, evaluator)
         picture = self._decode(x0, choice)
-        if getattr(self.vae.config, "residual", False):
+        if getattr(self.vae.module.config, "residual", False):
             picture += detail.up(low_res)
         return clamped(picture.div_(2).add_(0.5), self.dtype)
 
@@ -151,9 +151,7 @@ def random_parts(device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch
 _LOOP, _DECODED = 46, 18 + 3 * DiffusionX4.scale**2
 
 
-def needs(
-    device: torch.device, unet: Any, decoder: Decoder, texts: tuple[int, int], guided: bool, compiled: bool
-) -> Needs:
+def needs(device: torch.device, unet: Any, vae: Vae, texts: tuple[int, int], guided: bool, compiled: bool) -> Needs:
     """The needs of an x4 upscaler, whose modules may be on the meta device.
 
     Args:
@@ -162,16 +160,16 @@ def needs(
 
     @lru_cache(maxsize=32)
     def decoding(height: int, width: int, keep: int) -> float:
-        return tracing.decoder_bytes(decoder, height, width, device, limits(device, keep))
+        return tracing.vae_bytes(vae, height, width, device, limits(device, keep))
 
     return Needs(
         device,
         frame=4.0 * _LOOP,
         window=tracing.trace_unet(unet, texts[0], guided),
         decoded=4.0 * _DECODED,
-        decoder=decoding,
+        decoding=decoding,
         keeps=(4, 2, 1),
-        weights=(weight_bytes(unet), weight_bytes(decoder.vae)),
+        weights=(weight_bytes(unet), weight_bytes(vae.module)),
         loading=texts[1],
         multiple=DiffusionX4.multiple,
         batch=8 if device.type == "cuda" else 1,
@@ -196,7 +194,7 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: 
     facts = card(device)
     dtype, vae_dtype = precisions(settings.dtype, facts)
     meta = torch.device("meta")
-    decoder = Decoder(architecture.random_vae(meta, vae_dtype), settings.vae_attention)
+    vae = Vae(architecture.random_vae(meta, vae_dtype), settings.vae_attention)
     guided = settings.guidance_scale > 1 and settings.prompt != settings.negative_prompt
     evaluations = settings.steps + guided * sum(solver.interval(settings, settings.steps))
     work = pixels * evaluations * X4_FLOPS
@@ -204,7 +202,7 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: 
     return needs(
         device,
         architecture.random_unet(meta, dtype),
-        decoder,
+        vae,
         (architecture.TOKENS, architecture.TEXT_PARAMETERS * dtype.itemsize),
         guided,
         wish == "on" or (wish == "auto" and work >= WORTH),
