@@ -115,7 +115,7 @@ def test_flops_of_the_x2_upscaler_are_those_of_a_run(tiny_x2: Path) -> None:
         engine(clip, Place(height=128, width=256), choice)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as encoder:
         for _ in range(3):
-            engine.vae.encode(clip[..., :128])  # type: ignore[attr-defined]
+            engine.vae.module.encode(clip[..., :128])  # type: ignore[attr-defined]
     assert flops == pytest.approx(counter.get_total_flops() - encoder.get_total_flops(), rel=0.02)
 
 

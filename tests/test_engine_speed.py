@@ -299,10 +299,10 @@ class TestOffload:
     def test_the_picture_is_the_same_and_the_weights_stay_where_they_were(self, engine: Any) -> None:
         expected = enlarge(engine(), picture(2), PLACE)
         one = engine(Runtime(device="cpu", offload=True))
-        before = [parameter.data_ptr() for parameter in one.engine.vae.parameters()]
+        before = [parameter.data_ptr() for parameter in one.engine.vae.module.parameters()]
         assert torch.equal(enlarge(one, picture(2), PLACE), expected)
         assert torch.equal(enlarge(one, picture(2), PLACE), expected)
-        assert [parameter.data_ptr() for parameter in one.engine.vae.parameters()] == before
+        assert [parameter.data_ptr() for parameter in one.engine.vae.module.parameters()] == before
 
     def test_weights_come_only_for_the_work_and_in_inference_mode_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Moved, "bring", lambda self, kept: kept.clone())  # as on another device

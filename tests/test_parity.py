@@ -88,7 +88,7 @@ def test_the_vaes_scaling_factor_is_the_stock_pipelines_whatever_its_file_says(
     with pytest.warns(FutureWarning, match="scaling_factor"):
         stock = StableDiffusionUpscalePipeline.from_pretrained(folder)
     engine = loaded(Settings(model=str(folder), steps=1), Runtime(device="cpu")).engine
-    assert engine.vae.config.scaling_factor == stock.vae.config.scaling_factor == 0.08333
+    assert engine.vae.module.config.scaling_factor == stock.vae.config.scaling_factor == 0.08333
 
 
 @pytest.fixture(scope="module")
