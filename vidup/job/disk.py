@@ -43,15 +43,13 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
             size = facts.st_size
-            if size <= 2 * _EDGE + _SAMPLES * _SAMPLE:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(_EDGE))
-                for index in range(_SAMPLES):
-                    file.seek(_EDGE + (size - 2 * _EDGE - _SAMPLE) * index // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE))
-                file.seek(size - _EDGE)
-                digest.update(file.read(_EDGE))
+            pieces = [(0, size)]
+            if size > 2 * _EDGE + _SAMPLES * _SAMPLE:
+                between = (_EDGE + (size - 2 * _EDGE - _SAMPLE) * index // (_SAMPLES - 1) for index in range(_SAMPLES))
+                pieces = [(0, _EDGE), *((place, _SAMPLE) for place in between), (size - _EDGE, _EDGE)]
+            for place, length in pieces:
+                file.seek(place)
+                digest.update(file.read(length))
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror or error}") from error
     return {"size": size, "mtime_ns": facts.st_mtime_ns, "sha256": digest.hexdigest()}

@@ -161,10 +161,9 @@ def _of_file(path: Path, settings: Settings) -> _Source:
     pix_fmt = decoding.planar(info.pix_fmt)
     color = resolve(info.color, pix_fmt, info.width, info.height, settings.matrix, settings.range)
     turn = Turn.of(info.display_matrix)
-    doubled = len(planned.times) // (planned.high - planned.low)
     fitting = y4m.nearest(pix_fmt)
     head = y4m.Head(
-        info.width, info.height, info.rate * doubled, pix_fmt, y4m.chroma_of(fitting), color.full_range,
+        info.width, info.height, info.rate * planned.frames_each, pix_fmt, y4m.chroma_of(fitting), color.full_range,
         1 / info.sample_aspect_ratio if turn.transpose else info.sample_aspect_ratio,
     )  # fmt: skip
     frames = decoding.decode(info, *planned.span, settings)

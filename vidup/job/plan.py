@@ -34,11 +34,6 @@ class Job(Delivery):
     facts: dict[str, Any]
     """The input's fingerprint, from `disk.fingerprint_file` before all else."""
 
-    @property
-    def frames_each(self) -> int:
-        """How many frames of the output a frame of the input becomes: two where each of its fields is one."""
-        return len(self.times) // (self.high - self.low)
-
     def check_input(self) -> None:
         """Check that the input has not changed since the job was planned.
 

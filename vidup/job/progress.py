@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -79,20 +80,18 @@ class Tracker:
 
     def __init__(self, sink: Sink | None, files: int = 1) -> None:
         self._sink, self._output, self._left = sink, "", files
-        self._of_file: dict[str, tuple[int, int]] = {}  # output -> finished frames, all frames
-        self._frame = self._frames = self._before = 0
+        self._done, self._expected = Counter[str](), Counter[str]()  # frames, by output
+        self._failed = 0  # frames of failed files that will not come
         self._computed = self._pixels = self._step = self._steps = 0
         self._state: State = "loading"
         self._sent = 0.0
-        self._began, self._first = time.monotonic(), 0
+        self._began, self._before, self._first = time.monotonic(), 0, 0
 
     def expect(self, frames: int, done: int = 0, output: object = "") -> None:
         """Add frames of a job, and frames that an earlier run has finished."""
-        self._frames += frames
-        self._frame += done
+        self._expected[str(output)] += frames
+        self._done[str(output)] += done
         self._before += done
-        before = self._of_file.get(str(output), (0, 0))
-        self._of_file[str(output)] = before[0] + done, before[1] + frames
 
     def enter(self, state: State, output: object = None, first: int = 0) -> None:
         """Enter another state.
@@ -103,30 +102,29 @@ class Tracker:
         if output is not None:
             self._output = str(output)
         if state in ("compiling", "upscaling"):
-            self._began, self._before, self._first = time.monotonic(), self._frame, first
+            self._began, self._before, self._first = time.monotonic(), self._done.total(), first
         self._send(state)
 
     def advance(self, frames: int = 1, output: object = None) -> None:
         """Count upscaled frames; a negative number where some have to be upscaled again."""
         if output is not None:
             self._output = str(output)
-        self._frame += frames
-        done, expected = self._of_file.get(self._output, (0, 0))
-        self._of_file[self._output] = done + frames, expected
+        self._done[self._output] += frames
         self._step = self._steps = 0
         if self._first > 0:
             self._first -= frames
-            self._began, self._before = time.monotonic(), self._frame
+            self._began, self._before = time.monotonic(), self._done.total()
         self._send("upscaling")
 
     def end(self, output: object, error: BaseException | None = None, receipt: Receipt | None = None) -> None:
         """End a file, which is delivered or has failed; the missing frames of a failed one are no longer expected."""
         self._output = str(output)
-        done, frames = self._of_file.get(self._output, (0, 0))
-        if error is not None:
-            self._frames -= frames - done
         self._left -= 1
-        self._send("done" if error is None else "failed", "" if error is None else str(error), receipt)
+        if error is None:
+            self._send("done", receipt=receipt)
+        else:
+            self._failed += self._expected[self._output] - self._done[self._output]
+            self._send("failed", str(error))
 
     def step(self, done: int, count: int) -> None:
         """Count the finished steps of the current pictures."""
@@ -147,15 +145,14 @@ class Tracker:
         self._state, self._sent = state, time.monotonic()
         if self._sink is None:
             return
-        elapsed, fresh = time.monotonic() - self._began, self._frame - self._before
+        frame, frames = self._done.total(), self._expected.total() - self._failed
+        elapsed, fresh = time.monotonic() - self._began, frame - self._before
         fps = fresh / elapsed if fresh > 0 and elapsed > 0 and self._first <= 0 else 0.0
-        left = max(0, self._frames - self._frame)
-        eta = left / fps if fps and self._frames else None
+        eta = max(0, frames - frame) / fps if fps and frames else None
         share = round(self._computed / self._pixels, 3) if self._pixels else None
-        done, expected = self._of_file.get(self._output, (0, 0))
         event = Progress(
-            state, self._frame, self._frames, round(fps, 3), eta and round(eta, 1), self._output, share,
-            self._step, self._steps, done, expected, self._left, error, receipt,
+            state, frame, frames, round(fps, 3), eta and round(eta, 1), self._output, share, self._step, self._steps,
+            self._done[self._output], self._expected[self._output], self._left, error, receipt,
         )  # fmt: skip
         try:
             self._sink(event)

@@ -116,25 +116,24 @@ def _blank(job: Job, times: list[int]) -> list[Frame]:
 
 def _converted(job: Job, folder: Path) -> Job:
     """Convert streams as planned; where that fails, the next conversion is tried, or the stream is left out."""
-    for plan in job.streams:
-        while plan.action == "convert":
+    for stream in job.streams:
+        while stream.action == "convert":
+            other, fault = None, "nothing of it can be decoded"
             try:
-                if conversion_cache.convert(job, plan, folder):
+                if conversion_cache.convert(job, stream, folder):
                     break
-                if not _lies_in_part(job, plan):
-                    part = plan.dropped(NOT_IN_PART)
-                    job = replace(job, streams=tuple(part if each is plan else each for each in job.streams))
-                    break
-                fault = "nothing of it can be decoded"
+                if not _lies_in_part(job, stream):
+                    other = stream.dropped(NOT_IN_PART)
             except MediaError as error:
                 fault = str(error)
-            job, plan = _instead(job, plan, fault)
+            other = other or streams.instead(job.info, job.container, stream, fault)
+            job, stream = _with_other(job, stream, other), other
     return job
 
 
-def _lies_in_part(job: Job, plan: StreamPlan) -> bool:
+def _lies_in_part(job: Job, stream: StreamPlan) -> bool:
     with open_input(job.info.path, whole=job.info.unlisted) as source:
-        packets = kept_packets(source, job.info, [plan.index], job.trim)
+        packets = kept_packets(source, job.info, [stream.index], job.trim)
         return next(packets, None) is not None
 
 
@@ -148,12 +147,12 @@ def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], f
     except VerifyError as error:
         raise ConfigError(_refusal(job, error, whole)) from error
     except MediaError as error:
-        alone = [plan for plan in job.streams if plan.action in ("copy", "convert", "attach")]
+        alone = [stream for stream in job.streams if stream.action in ("copy", "convert", "attach")]
         if not alone:
             raise ConfigError(_refusal(job, error, whole)) from error
-        faults = {f"stream {plan.index}": str(error).replace(f"{whole}: ", "") for plan in alone}
+        faults = {f"stream {stream.index}": str(error).replace(f"{whole}: ", "") for stream in alone}
         if len(alone) > 1:  # find out which stream it is
-            each = [_faults(replace(job, streams=(plan,)), folder, times)[0] for plan in alone]
+            each = [_faults(replace(job, streams=(stream,)), folder, times)[0] for stream in alone]
             return {subject: fault for found in each for subject, fault in found.items()} or faults, 0.0
         _faults(replace(job, streams=()), folder, times)  # raises if even the pictures alone cannot be written
         return faults, 0.0
@@ -167,9 +166,10 @@ def _refusal(job: Job, error: Exception, whole: Path) -> str:
 
 
 def _worked_around(job: Job, subject: str, fault: str) -> Job:
-    plan = next((plan for plan in job.streams if subject == f"stream {plan.index}"), None)
-    if plan is not None:
-        return _instead(job, plan, fault.removeprefix(f"stream {plan.index} ({plan.name}): "))[0]
+    stream = next((stream for stream in job.streams if subject == f"stream {stream.index}"), None)
+    if stream is not None:
+        fault = fault.removeprefix(f"stream {stream.index} ({stream.name}): ")
+        return _with_other(job, stream, streams.instead(job.info, job.container, stream, fault))
     if subject.startswith(_ACCEPTABLE):
         log.warning("%s: %s cannot store it: %s", job.output, job.container, fault)
         return replace(job, accepted=job.accepted | {subject})
@@ -177,15 +177,14 @@ def _worked_around(job: Job, subject: str, fault: str) -> Job:
     raise ConfigError(f"{job.output}: {job.container} cannot store it: {fault}{hint}")
 
 
-def _instead(job: Job, plan: StreamPlan, fault: str) -> tuple[Job, StreamPlan]:
-    other = streams.instead(job.info, job.container, plan, fault)
-    return replace(job, streams=tuple(other if each is plan else each for each in job.streams)), other
+def _with_other(job: Job, stream: StreamPlan, other: StreamPlan) -> Job:
+    return replace(job, streams=tuple(other if each is stream else each for each in job.streams))
 
 
 def _log_changes(planned: Job, job: Job, shift: float) -> None:
-    for before, plan in zip(planned.streams, job.streams, strict=True):
-        if plan != before:
-            becomes = "left out" if plan.action == "drop" else f"converted to {plan.encoder}"
-            log.warning("%s: stream %d (%s) is %s: %s", job.output, plan.index, plan.name, becomes, plan.reason)
+    for before, stream in zip(planned.streams, job.streams, strict=True):
+        if stream != before:
+            becomes = "left out" if stream.action == "drop" else f"converted to {stream.encoder}"
+            log.warning("%s: stream %d (%s) is %s: %s", job.output, stream.index, stream.name, becomes, stream.reason)
     if shift:
         log.info("note: all streams begin %.3f s later: %s has no time below 0", shift, job.container)

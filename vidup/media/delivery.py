@@ -46,6 +46,11 @@ class Delivery:
         return 0 if self.trim is None else round(self.trim.begin / self.unit)
 
     @property
+    def frames_each(self) -> int:
+        """How many frames of the output a frame of the input becomes: two where each of its fields is one."""
+        return len(self.times) // (self.high - self.low)
+
+    @property
     def span(self) -> tuple[int | None, int | None]:
         """Begin and end of the kept part in `info.time_base`, as arguments of `decoding.decode`."""
         return _ticks(self.info, self.trim)
