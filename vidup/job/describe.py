@@ -94,11 +94,7 @@ def _kept_side_data(job: Job) -> set[str]:
 
 
 def facts(job: Job, device: int | None, seen: Foreseen | None = None) -> Iterator[tuple[str, str]]:
-    """What is in a file and what it will become, as (head, text) pairs; for other streams see `streams`.
-
-    Args:
-        device: as `plan.device_memory` returns it.
-    """
+    """What is in a file and what it will become, as (head, text) pairs; `device` is the job's `plan.device_memory`."""
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
     light = "full" if info.color.full_range else "limited"

@@ -56,11 +56,7 @@ def fingerprint_file(path: Path) -> dict[str, Any]:
 
 
 def check_unchanged(path: Path, known: dict[str, Any]) -> None:
-    """Check that a file has the fingerprint that `fingerprint_file` read.
-
-    Raises:
-        MediaError: it is gone, or its size or content has changed.
-    """
+    """Raise a `MediaError` if a file is gone, or its size or content is not that of an earlier `fingerprint_file`."""
     now = fingerprint_file(path)
     changes = [key for key in ("size", "sha256") if now[key] != known[key]]
     if changes:
@@ -80,11 +76,7 @@ def shortened(text: str) -> str:
 
 
 def followed(output: Path) -> Path:
-    """The file that an output's path leads to: the target of a link, as in editors, which need not exist.
-
-    Raises:
-        ConfigError: links lead in a circle.
-    """
+    """The file that an output's path leads to: the target of a link, as in editors, which need not exist."""
     if not output.is_symlink():
         return output
     target = Path(os.path.realpath(output))
@@ -158,11 +150,7 @@ def _move_to_new(whole: Path, output: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, it has the old content or the new.
-
-    Raises:
-        OSError: it cannot be written; it has the old content.
-    """
+    """Write a file so that, whatever happens, it has the old content or the new."""
     part = path.with_name(path.name + ".part")
     with open_plain(part, "wb") as file:
         file.write(data)
@@ -183,11 +171,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def need_disk(folder: Path, bytes_needed: int) -> None:
-    """Check that so much is free on a folder's disk.
-
-    Raises:
-        MediaError: less is free.
-    """
+    """Raise a `MediaError` if less is free on a folder's disk."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -201,12 +185,9 @@ def need_disk(folder: Path, bytes_needed: int) -> None:
 
 @contextmanager
 def disk_full_named(folder: Path) -> Iterator[None]:
-    """Turn the system's "no space left", and a `MediaError` that it caused, into one that says what to do.
+    """Turn the system's "no space left", and a `MediaError` that it caused, into a `MediaError` that says what to do.
 
     Causes do not pickle: on Ray this has to be used in the worker's process.
-
-    Raises:
-        MediaError: the disk, or the user's share of it, is full.
     """
     try:
         yield

@@ -26,10 +26,7 @@ class NewestPicture:
     """Writes ``before.jpg`` and ``after.jpg``, upright, with the frame's time as comment.
 
     Each file is complete at any moment; two with the same comment belong together. After an error in writing the job
-    goes on without them.
-
-    Args:
-        folder: is created if missing; None writes nothing.
+    goes on without them. The folder is created if missing; None writes nothing.
     """
 
     def __init__(self, folder: str | None, job: Job) -> None:

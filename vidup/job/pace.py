@@ -74,10 +74,8 @@ def encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
 def seconds_left(job: Job, upscaler: Upscaler, frames: int, computed: float | None = None) -> float | None:
     """Estimate the seconds that so many frames of the input take; None where that is not worth the time.
 
-    Decoding and encoding run in parallel with the engine: the slowest of the three decides.
-
-    Args:
-        computed: the share of pixels that is computed, see `relay_share.foresee`; None: all.
+    Decoding and encoding run in parallel with the engine: the slowest of the three decides. `computed` is the share of
+    pixels that is computed, see `relay_share.foresee`; None: all.
     """
     batch = upscaler.choose(*job.input_size).batch
     if frames < _LEAST * batch:

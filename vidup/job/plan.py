@@ -35,11 +35,7 @@ class Job(Delivery):
     """The input's fingerprint, from `disk.fingerprint_file` before all else."""
 
     def check_input(self) -> None:
-        """Check that the input has not changed since the job was planned.
-
-        Raises:
-            MediaError: it is gone, or has changed.
-        """
+        """Raise a `MediaError` if the input is gone, or has changed since the job was planned."""
         check_unchanged(Path(self.info.path), self.facts)
 
 

@@ -377,11 +377,7 @@ def _made_from(job: Job, crew: Crew) -> dict[str, object]:
 
 
 def _is_delivered(outcome: Outcome, upscaler: Upscaler) -> bool:
-    """Whether the existing output is a complete upscaled version of the input.
-
-    Raises:
-        ConfigError: it is not, and must not be replaced.
-    """
+    """Whether the existing output is a complete upscaled version of the input; if not, it has to be replaceable."""
     try:
         if containers.is_picture(outcome.input, outcome.output):
             outcome.receipt = stills.verify(outcome.input, outcome.output, upscaler.settings)

@@ -51,9 +51,6 @@ def foresee(job: Job, most: int | None = None, fit: Fit | None = None) -> Forese
 
     Returns:
         None where all pixels are computed, there are fewer than two frames, or `most` is too small.
-
-    Raises:
-        MediaError: the frames cannot be decoded.
     """
     count = min(_FRAMES, job.high - job.low - 1)
     if most is not None:
@@ -69,15 +66,7 @@ def foresee(job: Job, most: int | None = None, fit: Fit | None = None) -> Forese
 def planned(
     frames: Iterable[Frame], settings: Settings, turn: Turn, number: int = 0, fit: Fit | None = None
 ) -> Foreseen | None:
-    """Estimate from consecutive frames, of which only the first is computed whole.
-
-    Args:
-        number: the number of the first frame in its file.
-        fit: see `relay.fitted`.
-
-    Returns:
-        None where there are fewer than two frames.
-    """
+    """Estimate from consecutive frames, at least two; the first, `number` in its file, is computed whole."""
     follower, host = Follower(number, settings.trust, settings.refresh), torch.device("cpu")
     shares = list[float]()
     last: Frame | None = None
@@ -98,13 +87,11 @@ def planned(
 
 
 def whole_frames(settings: Settings, frames: int, computed: float | None) -> float:
-    """The number of whole frames that are as much work for the engine as `frames` of a job.
+    """The number of whole frames that are as much work for the engine as `frames` of a job, of whose pixels a share is
+    computed (None: all).
 
     The lead-in frames of segments are counted, and two whole frames for each border between segments: the first lead-in
     frame, and the same frame in the segment before.
-
-    Args:
-        computed: the share of pixels that is computed; None: all.
     """
     if computed is None:
         return frames

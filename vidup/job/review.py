@@ -24,11 +24,7 @@ _LATER = "vidup compare INPUT OUTPUT -o REPORT.html makes one"
 
 
 def check(source: Path, target: Path, runtime: Runtime) -> None:
-    """Check that a requested report can be written, before anything is upscaled.
-
-    Raises:
-        ConfigError: it exists, and must not be replaced.
-    """
+    """Raise a `ConfigError` if a requested report exists and must not be replaced, before anything is upscaled."""
     if runtime.report and not _is_picture(source, target) and target.parent.is_dir():
         report.check(beside(target, ENDING), runtime.overwrite or runtime.skip_done)
 

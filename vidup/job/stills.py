@@ -104,11 +104,7 @@ def read(path: Path) -> Still:
 
 
 def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
-    """The facts of a still image, and of its output, as values for JSON.
-
-    Raises:
-        ConfigError, MediaError: as `read`.
-    """
+    """The facts of a still image, and of its output, as values for JSON; raises as `read`."""
     scale = engines.native_scale(settings)
     still = read(source)
     before, notes = (still.image.height, still.image.width), list(still.notes)

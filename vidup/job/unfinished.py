@@ -62,12 +62,9 @@ def upscaled(
     begin: tuple[int, tuple[int, int] | None],
     wanted: tuple[str, Color, Turn],
 ) -> Generator[tuple[Frame, bool], None, None]:
-    """The upscaled frames of a segment, and whether each is new; kept frames are read instead.
+    """The upscaled frames of a segment's file, and whether each is new; kept frames are read instead.
 
-    Args:
-        segment: the path of its file.
-        begin: arguments of `Upscaler.reset`.
-        wanted: arguments of `Upscaler.frames`.
+    `begin` are arguments of `Upscaler.reset`, `wanted` of `Upscaler.frames`.
     """
     carried, form = _read(segment) or (None, [])
     done, sources = carried.frames if carried else 0, list[Frame]()

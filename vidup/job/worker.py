@@ -168,8 +168,7 @@ def upscale_segment(
 ) -> Consumer[Frame]:
     """Decode, upscale, encode and prove a segment, on this machine as on a cluster.
 
-    Returns:
-        The encoder, after which the segment's file exists and is proved; its result is that of the proof.
+    Once the returned encoder has ended, the segment's file exists and is proved; its result is that of the proof.
     """
     newest = NewestPicture(upscaler.runtime.watch, job)
     times: list[int] = []  # of the frames that were decoded
