@@ -15,7 +15,7 @@ from vidup import Color, Frame, MediaError, Runtime, Settings, Upscaler
 from vidup.engines import LEAD_IN, Choice, Needs, Place, flow, windows, with_carried
 from vidup.engines.planner import Planner
 from vidup.engines.relay import HALO, Follower, Relay
-from vidup.job import relay_share
+from vidup.job import pace
 from vidup.media import decoding, probing
 from vidup.picture.geometry import Turn
 from vidup.picture.resample import anchor, resize
@@ -266,7 +266,7 @@ def test_how_much_will_be_computed_is_found_by_planning_alone(
     monkeypatch.setattr(Upscaler, "compiles", compiles)
     frames = pan(5)
     pictures = video([*frames, frames[-1]])
-    seen = relay_share.planned(pictures, upscaler.settings, Turn(), 7, windows.fixed if compiles else None)
+    seen = pace.planned(pictures, upscaler.settings, Turn(), 7, windows.fixed if compiles else None)
     upscaler.reset(7)
     assert len(list(upscaler.frames(pictures))) == 6
     computed, total = upscaler.computed
@@ -276,7 +276,7 @@ def test_how_much_will_be_computed_is_found_by_planning_alone(
 
 def test_of_a_still_shot_nothing_will_be_computed_and_of_noise_and_cuts_all():
     def share(frames: list[torch.Tensor]) -> float | None:
-        seen = relay_share.planned(video(frames), Settings.preset("mini"), Turn())
+        seen = pace.planned(video(frames), Settings.preset("mini"), Turn())
         return seen and seen.computed
 
     assert share(pan(1) * 5) == 0
@@ -287,9 +287,9 @@ def test_of_a_still_shot_nothing_will_be_computed_and_of_noise_and_cuts_all():
 
 def test_work_of_a_job_has_its_first_frames_and_those_at_borders():
     settings = Settings.preset("mini", segment_frames=10)
-    assert relay_share.whole_frames(settings, 25, None) == 25
-    assert relay_share.whole_frames(settings, 10, 0.5) == 1 + 0.5 * 9
-    assert relay_share.whole_frames(settings, 25, 0.5) == 5 + 0.5 * (20 + 2 * LEAD_IN)
+    assert pace.whole_frames(settings, 25, None) == 25
+    assert pace.whole_frames(settings, 10, 0.5) == 1 + 0.5 * 9
+    assert pace.whole_frames(settings, 25, 0.5) == 5 + 0.5 * (20 + 2 * LEAD_IN)
 
 
 def test_a_plan_says_how_much_will_be_computed(
@@ -301,22 +301,22 @@ def test_a_plan_says_how_much_will_be_computed(
     found = vidup.plan(source, settings="mini")
     assert found.computed == 0 == found.table["computed"]
     assert "about 0 % of the pixels will be computed, the rest is carried along the motion" in str(found)
-    monkeypatch.setattr(relay_share, "QUICK", 48 * 64 * 2)
+    monkeypatch.setattr(pace, "QUICK", 48 * 64 * 2)
     large = vidup.plan(source, settings="mini")
     assert large.computed is None and "vidup bench --input" in str(large)
 
     def fails(*given: object) -> object:
         raise MediaError("it is damaged")
 
-    monkeypatch.setattr(relay_share, "QUICK", 10**9)
+    monkeypatch.setattr(pace, "QUICK", 10**9)
     with monkeypatch.context() as patch:
-        patch.setattr("vidup.job.relay_share.decoding.decode", fails)
+        patch.setattr("vidup.job.pace.decoding.decode", fails)
         damaged = vidup.plan(source, settings="mini")
     assert damaged.computed is None and any("it is damaged" in note for note in damaged.notes)
     alone = vidup.plan(source, settings=Settings.preset("mini", temporal="off"))
     assert alone.computed is None and "  motion " not in str(alone)
-    assert not relay_share.is_carried(Settings.preset("mini", temporal="steady"))
-    assert not relay_share.is_carried(Settings(model="nearest"))
+    assert not pace.is_carried(Settings.preset("mini", temporal="steady"))
+    assert not pace.is_carried(Settings(model="nearest"))
 
 
 def test_off_takes_each_frame_alone():

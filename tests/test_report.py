@@ -24,7 +24,7 @@ from vidup import ConfigError, MediaError, Runtime, Settings, report
 from vidup.cli import main
 from vidup.comparison import compare
 from vidup.job import review
-from vidup.job.outcome import Outcome
+from vidup.job.progress import Outcome
 from vidup.report import choice, films, lines, plots
 from vidup.report.faith import FaithFigures
 from vidup.report.pictures import heat, views

@@ -66,13 +66,12 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         pictures, lines                     maps of differences, WebP; one line over time
         plots, page                         figures over time as SVG; the HTML (page.html, page.css, page.js)
     job/                                upscale(): the main path
-        progress, outcome                   progress events and their sinks; the outcome of each file
+        progress                            progress events and their sinks; the outcome of each file
         ray_cluster, on_ray, crew           Ray itself; workers on it; where the work is done
         disk, store                         atomic writes; a job's folder and segments
-        naming                              names of outputs
-        plan, relay_share                   all that is decided before the first frame; the share that relay computes
+        plan                                all that is decided before the first frame
+        pace                                the share that relay computes; how long a job will take
         describe                            a job in words
-        pace                                how long it will take
         newest_picture                      the newest result, written to files for watching a job
         unfinished                          the kept frames of an unfinished segment
         worker                              decode, upscale, encode and prove a segment

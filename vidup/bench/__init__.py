@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from vidup.bench.stopwatch import Estimate, Measured
     from vidup.engines.x4 import DiffusionX4
     from vidup.frame import Frame, MediaInfo
+    from vidup.job.pace import Foreseen
     from vidup.job.plan import Job
-    from vidup.job.relay_share import Foreseen
     from vidup.media.encoder import Encoding
     from vidup.upscaler import Upscaler
 
@@ -59,7 +59,7 @@ def report(arguments: argparse.Namespace) -> str:
     """Run the command; returns the text that it prints."""
     from vidup.bench.stopwatch import estimate, measure
     from vidup.engines import windows
-    from vidup.job import plan, relay_share
+    from vidup.job import pace, plan
     from vidup.upscaler import Upscaler
 
     typed = vars(arguments)
@@ -79,7 +79,7 @@ def report(arguments: argparse.Namespace) -> str:
             job, frames, decoding = _from_file(Path(arguments.input), settings, arguments.frames)
             upscaler.expect(plan.pixels(job))
             found = measure(upscaler, frames, job.encoding, decoding, job.turn)
-            seen = relay_share.foresee(job, fit=windows.fixed if upscaler.compiles else None)
+            seen = pace.foresee(job, fit=windows.fixed if upscaler.compiles else None)
             whole = estimate(job, upscaler, found, seen)
         else:
             upscaler.expect(2**62)  # as in a long film

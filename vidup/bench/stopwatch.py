@@ -12,8 +12,7 @@ import torch
 from torch.nn import functional
 
 from vidup.job import plan
-from vidup.job.pace import Clock, encoded, enlarged
-from vidup.job.relay_share import Foreseen, whole_frames
+from vidup.job.pace import Clock, Foreseen, encoded, enlarged, whole_frames
 from vidup.picture.geometry import Turn
 from vidup.prefetch import batched
 

@@ -11,10 +11,9 @@ from vidup.config import Given, Runtime
 from vidup.engines import stops
 from vidup.job import crew as crews
 from vidup.job import review
-from vidup.job.naming import default_output as default_output
-from vidup.job.outcome import Outcome as Outcome
-from vidup.job.outcome import failing
-from vidup.job.progress import Sink, SinkFailed, Tracker
+from vidup.job.plan import default_output as default_output
+from vidup.job.progress import Outcome as Outcome
+from vidup.job.progress import Sink, SinkFailed, Tracker, failing
 from vidup.job.queue import begin, run
 from vidup.proof import Receipt
 from vidup.upscaler import Upscaler

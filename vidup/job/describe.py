@@ -10,8 +10,8 @@ from typing import Any
 
 from vidup.engines import anchor_rounds, family, native_scale
 from vidup.engines.anchoring import quantiser
+from vidup.job.pace import Foreseen, is_carried
 from vidup.job.plan import Job, disk, host_memory
-from vidup.job.relay_share import Foreseen, is_carried
 from vidup.media import animation_input, animation_output, captions, losses, side_data
 from vidup.media.delivery import lost_tags
 from vidup.picture.flaws import Flaws

@@ -15,7 +15,7 @@ import torch
 from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
-from vidup.job import describe, naming, pace, rehearse, relay_share, stills
+from vidup.job import describe, pace, rehearse, stills
 from vidup.job import plan as plans
 from vidup.media import containers, decoding
 from vidup.media.quantiser import quantiser_step
@@ -92,7 +92,7 @@ def plan(
     settings, runtime = settings_of(settings), runtime or Runtime()
     known = input.info if isinstance(input, Video) else None
     source = Path(input.info.path if isinstance(input, Video) else input)
-    target = naming.default_output(source, settings) if output is None else Path(output)
+    target = plans.default_output(source, settings) if output is None else Path(output)
     if containers.is_picture(source, target):
         return _of_still(source, target, settings)
     job, more = plans.plan(source, target, settings, known), list[str]()
@@ -101,7 +101,7 @@ def plan(
     notes = [*describe.describe(job)[1:], *more]
     seen = None
     try:
-        seen = relay_share.foresee(job, relay_share.QUICK) if pictures else None
+        seen = pace.foresee(job, pace.QUICK) if pictures else None
     except MediaError as error:  # a note, because all else about the file is known
         notes.append(f"note: how many pixels will be computed is not known: {error}")
     computed, seconds = seen and seen.computed, None

@@ -14,13 +14,15 @@ from vidup.frame import Frame, MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
 from vidup.media import encoder, probing
-from vidup.media.containers import check_ending, container_of
+from vidup.media.animation_input import is_animation
+from vidup.media.containers import ANIMATIONS, CONTAINERS, MATROSKA, STILLS, check_ending, container_of
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, plan_delivery
 from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
 from vidup.media.quantiser import quantiser_step
 from vidup.media.reading import KEPT, KEPT_BYTES
+from vidup.media.sequences import WRITTEN, is_sequence
 from vidup.media.streams import REQUESTED
 from vidup.picture.geometry import output_size
 
@@ -43,6 +45,24 @@ def span(job: Job, segment: Segment) -> tuple[int, int]:
     """The places in `job.times` of a segment's frames: low <= place < high."""
     low = bisect_left(job.times, int(segment.begin * job.info.time_base / job.unit) - job.offset)
     return low, low + segment.frames * job.frames_each
+
+
+def default_output(source: Path, settings: Settings) -> Path:
+    """The default path of an output: beside the input, with its ending where possible, and the scale in the name."""
+    if settings.width and settings.height:
+        mark = f"_{settings.width}x{settings.height}"
+    elif settings.width or settings.height:
+        mark = f"_{settings.width}w" if settings.width else f"_{settings.height}p"
+    else:
+        mark = f"_x{settings.scale or engines.native_scale(settings):g}"
+    ending = source.suffix.lower()
+    if is_sequence(source):  # in a folder beside the input's, with the same numbers
+        folder = source.parent.resolve()
+        return folder.with_name(folder.name + mark) / (source.name if ending in WRITTEN else f"{source.stem}.png")
+    if ending == ".gif" and not is_animation(source):
+        ending = ".png"
+    kept = ending in {*CONTAINERS, *STILLS, *ANIMATIONS}
+    return source.with_name(source.stem + mark + (ending if kept else MATROSKA.endings[0]))
 
 
 def plan(source: Path, target: Path, settings: Settings, known: MediaInfo | None = None) -> Job:

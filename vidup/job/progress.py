@@ -1,4 +1,4 @@
-"""Progress events and their sinks: a bar, JSON lines, or a function of the caller's."""
+"""What is told of jobs: progress events and their sinks (a bar, JSON lines, a function), the outcome of each file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tqdm.auto import tqdm
 
+from vidup.errors import MediaError, Stopped, VidupError, system_words
 from vidup.proof import Receipt
 
 log = logging.getLogger(__name__)
@@ -158,6 +160,39 @@ class Tracker:
             self._sink(event)
         except Exception as error:
             raise SinkFailed(error) from None
+
+
+@dataclass
+class Outcome:
+    """The outcome for one input."""
+
+    input: Path
+    output: Path
+    error: VidupError | None = None
+    skipped: bool = False
+    """Whether the output was complete before, so that nothing was done."""
+    receipt: Receipt | None = None
+    """The result of the proof, where there is no error."""
+
+
+@contextmanager
+def failing(outcome: Outcome, tracker: Tracker) -> Iterator[None]:
+    """Record an error of vidup's, or of the system, as the outcome; other exceptions pass."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except VidupError as error:
+        fail(outcome, error, tracker)
+    except OSError as error:  # a folder that is gone, too many open files
+        fail(outcome, MediaError(system_words(error, outcome.output)), tracker)
+
+
+def fail(outcome: Outcome, error: VidupError, tracker: Tracker) -> None:
+    """Record the first error of a file, and report it."""
+    if outcome.error is None:
+        outcome.error = error
+        tracker.end(outcome.output, error)
 
 
 class Bar:

@@ -19,9 +19,8 @@ from vidup.errors import ConfigError, MediaError, VerifyError, VidupError
 from vidup.job import describe, numbered, pace, plan, rehearse, review, stills, unfinished
 from vidup.job.crew import Crew
 from vidup.job.disk import beside, disk_full_named, followed, need_disk, put_in_place
-from vidup.job.outcome import Outcome, fail, failing
 from vidup.job.plan import Job
-from vidup.job.progress import Tracker
+from vidup.job.progress import Outcome, Tracker, fail, failing
 from vidup.job.store import Segment, Store, plan_segments, was_delivered
 from vidup.job.verify import verify
 from vidup.job.worker import Done, Task, Worker

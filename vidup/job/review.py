@@ -11,7 +11,7 @@ from vidup.config import Runtime, Settings
 from vidup.errors import Stopped, VidupError
 from vidup.job import plan
 from vidup.job.disk import beside
-from vidup.job.outcome import Outcome
+from vidup.job.progress import Outcome
 from vidup.media import containers, probing
 from vidup.report.films import Film
 
