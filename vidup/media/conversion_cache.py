@@ -60,14 +60,12 @@ def _convert(path: Path, delivery: Delivery, plan: StreamPlan, stream: Any) -> b
                 late = max(0, math.ceil(-first.pts * first.time_base))
                 target.metadata["title"] = str(late)  # where `packets` finds it
             target.start_encoding()
-            rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
-            for packet in streams.placed(chain([first], packets), Fraction(late), rising):
-                target.mux(packet)
+            streams.mux(target, chain([first], packets), Fraction(late))
     return True
 
 
 def packets(kept: Any, stream: Any) -> Iterator[Any]:
-    """The packets of an open file of `keep`, assigned to a stream of the output, at their original times."""
+    """The packets of an open file of `convert`, assigned to a stream of the output, at their original times."""
     late = int(kept.metadata.get("title", 0))
     for packet in kept.demux(kept.streams[0]):
         if packet.size <= (2 if packet.stream.type == "subtitle" else 0):

@@ -70,9 +70,7 @@ def join(output: Path, delivery: Delivery, encoding: Encoding, segments: Sequenc
                 video.set_display_matrix(delivery.display_matrix)
             target.start_encoding()
             merged = heapq.merge(_video_packets(segments, encoding, video, order), *packets, key=_decode_time)
-            rising = not target.format.flags & av.format.Flags.ts_nonstrict.value
-            for packet in streams.placed(merged, shift, rising):
-                target.mux(packet)
+            streams.mux(target, merged, shift)
             target.close()
         except av.error.FFmpegError as error:
             raise MediaError(f"{output}: cannot be written: {reason(error)}") from error

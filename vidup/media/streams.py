@@ -218,13 +218,10 @@ def _padding(stream: Any) -> Fraction:
     return Fraction(samples, 48000)
 
 
-def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[Any]:
-    """Packets with times that are later by `shift` seconds, in the time base of their stream of the output.
-
-    Args:
-        rising: the muxer refuses two packets of a stream with one decode time, as in some live streams: the second is
-            moved by one unit.
-    """
+def mux(target: Any, packets: Iterable[Any], shift: Fraction) -> None:
+    """Write packets, later by `shift` seconds, in the time base of their stream of the output."""
+    # Most muxers refuse two packets of a stream with one decode time, as in some live streams: the second is moved.
+    is_strict = not target.format.flags & av.format.Flags.ts_nonstrict.value
     last: dict[int, int] = {}
     known: dict[int, tuple[Fraction, Callable[[int], int], Callable[[int], int]]] = {}
     for packet in packets:
@@ -238,13 +235,13 @@ def placed(packets: Iterable[Any], shift: Fraction, rising: bool) -> Iterator[An
         begins = None if packet.pts is None else shifted(packet.pts)
         decoded = None if packet.dts is None else shifted(packet.dts)
         packet.duration = scaled(packet.duration or 0)
-        if rising and decoded is not None and index in last and decoded <= last[index]:
-            decoded = last[index] + 1
-            begins = None if begins is None else max(begins, decoded)
         if decoded is not None:
+            if is_strict and decoded <= last.get(index, decoded - 1):
+                decoded = last[index] + 1
+                begins = None if begins is None else max(begins, decoded)
             last[index] = decoded
         packet.pts, packet.dts, packet.time_base = begins, decoded, unit
-        yield packet
+        target.mux(packet)
 
 
 def _rounded(scale: Fraction, offset: Fraction) -> Callable[[int], int]:
