@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +37,29 @@ def pattern(index: int, width: int, height: int) -> np.ndarray:
     green = 128 + 90 * np.cos(y / 7 - index / 6)
     blue = np.where(x + 2 * index > width / 2, 200, 40) + 15 * np.sin(x * 1.3) * np.sin(y * 1.1)
     return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8)
+
+
+_frozen = 0
+"""How many modules there were when what was in memory was last set aside."""
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_no_garbage() -> None:
+    """Each upscaler that is closed collects garbage, among all that torch and pytest hold, if it were not set aside:
+    most of the time of a small job."""
+    global _frozen
+    if len(sys.modules) > _frozen + 30:  # some are imported by the first test that needs them
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unflushed() -> Iterator[None]:
+    """No test pulls the plug: what is written need not be on the disk before the next one, however slow that is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)  # of one that is open, as ever
+        yield
 
 
 @pytest.fixture(autouse=True)

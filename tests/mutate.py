@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -179,6 +180,7 @@ def _work(seed: int, sources: list[Path], folder: Path, memory: int) -> None:
 
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory * 2**20,) * 2)
+    gc.freeze()  # else each mutant ends with a search for garbage in all that torch holds
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         number, tolerate = json.loads(line)

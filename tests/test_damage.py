@@ -54,13 +54,24 @@ def refusal(path: Path, settings: Settings = NEAREST) -> str:
 # Mutants
 
 
-def test_mutants(clips: dict[str, Path]):
-    """Whatever is wrong with a file: a verified delivery, or one line."""
-    numbers = range(100, 112 + len(clips))
-    results = list(mutate.try_all(numbers, 7, list(clips.values()), seconds=60))
+def test_mutants(clips: dict[str, Path], tmp_path: Path):
+    """Whatever is wrong with a clip, a picture, a model or a stopped job: a verified delivery, or one line."""
+    kinds = {
+        "model": mutants.make_models(tmp_path),
+        "job": mutants.make_jobs(tmp_path),
+        "picture": mutants.make_pictures(tmp_path),
+        "clip": list(clips.values()),
+    }
+    sources = [source for some in kinds.values() for source in some]
+    results = list(mutate.try_all(range(len(sources)), 5, sources, seconds=60))
     assert [result for result in results if result.wrong] == []
-    assert {result.clip for result in results} == set(clips) and len(results) == 2 * len(numbers)
-    outcomes = {mode: Counter(one.outcome for one in results if one.tolerate is mode) for mode in (False, True)}
+    assert len(results) == 2 * len(sources)
+    for kind, some in kinds.items():
+        mine = [results.pop(0) for _ in range(2 * len(some))]
+        assert [result.clip for result in mine] == [source.name for source in some for _ in range(2)]
+        assert "delivered" in {result.outcome for result in mine}, kind
+        outcomes = {mode: Counter(one.outcome for one in mine if one.tolerate is mode) for mode in (False, True)}
+    # Of the clips, the last:
     assert outcomes[True]["delivered"] > outcomes[False]["delivered"] > 10
 
 
@@ -70,16 +81,6 @@ def test_a_mutant_follows_from_its_number(clips: dict[str, Path]):
     assert first == again
     assert sum(one.data != one.source.read_bytes() for one in first) > 35
     assert {name for one in first for name in one.change.split("+")} >= {"bits", "cut", "field", "number"}
-
-
-@pytest.mark.parametrize(
-    ("make", "count"), [(mutants.make_pictures, 20), (mutants.make_models, 4), (mutants.make_jobs, 3)]
-)
-def test_mutants_of_other_kinds(make: Callable[[Path], list[Path]], count: int, tmp_path: Path):
-    """Pictures, models and stopped jobs: a result that is right, or one line."""
-    results = list(mutate.try_all(range(count), 5, make(tmp_path), seconds=60))
-    assert [result for result in results if result.wrong] == []
-    assert len(results) == 2 * count and "delivered" in {result.outcome for result in results}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGSTOP")
@@ -209,30 +210,36 @@ MEASURE = """
 import json, resource, sys, time
 import vidup, vidup.job
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-vidup.upscale(sys.argv[2], sys.argv[3], vidup.Settings(model="nearest", scale=2))
-before, begin, outcome = peak(), time.monotonic(), "delivered"
-try:
-    vidup.upscale(sys.argv[1], sys.argv[4], vidup.Settings(model="nearest", scale=2))
-except vidup.VidupError as error:
-    outcome = str(error)
-print(json.dumps([outcome, peak() - before, time.monotonic() - begin]))
+settings, told = vidup.Settings(model="nearest", scale=2), []
+vidup.upscale(sys.argv[1], sys.argv[2], settings)
+for path in sys.argv[4:]:
+    before, begin, outcome = peak(), time.monotonic(), "delivered"
+    try:
+        vidup.upscale(path, sys.argv[3], settings, runtime=vidup.Runtime(overwrite=True))
+    except vidup.VidupError as error:
+        outcome = str(error)
+    told.append([outcome, peak() - before, time.monotonic() - begin])
+print(json.dumps(told))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no ru_maxrss")
-@pytest.mark.parametrize("kind", ["png", "mp4", "mkv"])
-def test_a_gigantic_claim_does_not_take_memory(clips: dict[str, Path], tmp_path: Path, kind: str):
-    path = tmp_path / f"huge.{kind}"
-    make = {"mp4": huge_mp4, "mkv": huge_mkv}
-    path.write_bytes(make[kind](clips[f"h264.{kind}"].read_bytes()) if kind in make else huge_png(50_000, 50_000))
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, path, clips["h264.mp4"], tmp_path / "small.mkv", tmp_path / "out.mkv"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    outcome, grown, seconds = json.loads(done.stdout)
+def test_gigantic_claims_do_not_take_memory(clips: dict[str, Path], tmp_path: Path):
+    claims = {
+        "huge.png": huge_png(50_000, 50_000),
+        "huge.mp4": huge_mp4(clips["h264.mp4"].read_bytes()),
+        "huge.mkv": huge_mkv(clips["h264.mkv"].read_bytes()),
+    }
+    for name, data in claims.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [clips["h264.mp4"], tmp_path / "small.mkv", tmp_path / "out.mkv", *(tmp_path / name for name in claims)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert len(told) == len(claims)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    assert grown * unit < 200 * 2**20 and seconds < 10
-    assert re.search("delivered|pixels|cannot be|damaged at its head", outcome)
+    assert sum(grown for _, grown, _ in told) * unit < 200 * 2**20  # of the peak, by all of them
+    for outcome, _, seconds in told:
+        assert re.search("delivered|pixels|cannot be|damaged at its head", outcome) and seconds < 10
 
 
 # Names
@@ -257,7 +264,7 @@ def test_file_names(
     Path(name).write_bytes(clips["h264.mp4"].read_bytes())
     assert vidup.upscale(name, f"out {name}", NEAREST).output == Path(f"out {name}")
     assert probing.probe(f"out {name}").frames == 12
-    assert main(["probe", "--", name]) == 0
+    assert main(["probe", "--model", "nearest", "--", name]) == 0
     Path(name).write_bytes(b"nothing")
     with pytest.raises(MediaError) as caught:
         vidup.upscale(name, f"again {name}", NEAREST)
