@@ -160,7 +160,7 @@ def _page(
         [f"{beside.name.capitalize()}: {first.info.path}, {facts}.", *_remarks(first)],
         beside.figures,
         [Row(names[path], _about(results[path], one), one.mean(), one.frames) for path, one in measured.items()],
-        [(one, views(one.time)) for one in choice.choose(frames, *beside.ranks)],
+        [(time, why, views(time)) for time, why in choice.choose(frames, *beside.ranks).items()],
         beside.maps,
         lines.lines(first, named, choice.most_flickering(frames), beside.shown),
         first.stretch,

@@ -11,7 +11,6 @@ from string import Template
 from typing import Any
 
 import vidup
-from vidup.report.choice import Chosen
 from vidup.report.figures import Figure, written
 from vidup.report.lines import Lines
 from vidup.report.pictures import View
@@ -43,7 +42,8 @@ class Page:
     """Paragraphs that describe what is compared."""
     figures: Sequence[Figure]
     rows: Sequence[Row]
-    chosen: Sequence[tuple[Chosen, Sequence[View]]]
+    chosen: Sequence[tuple[float, str, Sequence[View]]]
+    """(time, why, pictures) of each frame that is shown."""
     maps: str
     """A sentence that explains the maps among the pictures."""
     lines: Lines | None
@@ -120,11 +120,10 @@ def _frames(page: Page) -> Iterator[str]:
         '<p class="dim">The divider follows the pointer, a finger, and the arrow keys once a picture is chosen. '
         f'{escape(page.maps)} <span class="ramp" role="img" aria-label="from black to pale yellow"></span></p>'
     )
-    for number, (chosen, views) in enumerate(page.chosen):
-        why = escape(", ".join(chosen.why).capitalize())
-        yield f'<section id="frame-{number}"><h3>{why}, at {chosen.time:.3f} s</h3>'
+    for number, (time, why, views) in enumerate(page.chosen):
+        yield f'<section id="frame-{number}"><h3>{escape(why.capitalize())}, at {time:.3f} s</h3>'
         for row in page.rows:
-            if frame := next((frame for frame in row.frames if frame.time == chosen.time), None):
+            if frame := next((frame for frame in row.frames if frame.time == time), None):
                 yield f'<p class="dim">{escape(f"{row.name}: {_in_words(page.figures, frame)}")}</p>'
         for view in views:
             yield _slider(view, page.stretch)
@@ -169,7 +168,7 @@ def _plots(page: Page, curves: Sequence[Sequence[Curve]]) -> Iterator[str]:
         f" the frames above.{' A point is the mean of several frames, and a band their range.' if longer else ''}</p>"
     )
     yield '<div class="plots">'
-    marks = [(chosen.time, ", ".join(chosen.why)) for chosen, _ in page.chosen]
+    marks = [time for time, _, _ in page.chosen]
     for number, (figure, each) in enumerate(zip(page.plotted, curves, strict=True)):
         unit = f" <small>{escape(figure.unit)}</small>" if figure.unit else ""
         yield plot(number, f"<b>{escape(figure.title)}</b>{unit}", each, figure.digits, marks)

@@ -64,13 +64,13 @@ def ticks(low: float, high: float) -> list[float]:
     return [place * apart for place in range(first, last + 1)]
 
 
-def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: Sequence[tuple[float, str]]) -> str:
+def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: Sequence[float]) -> str:
     """A plot as HTML, with a line for each curve.
 
     Args:
         number: the number of the plot on its page.
         title: the figure's title and unit, as HTML.
-        marks: times that are marked, and their names.
+        marks: times that are marked.
     """
     drawn = [(curve, _points(curve)) for curve in curves]
     finite = [p for _, points in drawn for p in points if p.mean is not None and isfinite(p.mean)]
@@ -85,7 +85,7 @@ def plot(number: int, title: str, curves: Sequence[Curve], digits: int, marks: S
         return round((1 - max(0.0, min(1.0, share))) * HEIGHT, 1)
 
     shapes = [f'<path class="grid" d="M0 {y(tick)}H{WIDTH}"/>' for tick in heights]
-    shapes += [f'<path class="mark" d="M{x(time)} 0V{HEIGHT}"/>' for time, _ in marks if begin <= time <= end]
+    shapes += [f'<path class="mark" d="M{x(time)} 0V{HEIGHT}"/>' for time in marks if begin <= time <= end]
     for curve, points in drawn:
         shape = "".join(_band([(x(p.time), y(p.low), y(p.high)) for p in run]) for run in _runs(points))
         if len(points) < len(curve.times) and shape:
