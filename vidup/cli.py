@@ -274,11 +274,11 @@ def _put_figures(result: Comparison | Faithfulness) -> None:
 
 
 _COLUMNS = {
-    **{"psnr": (" PSNR dB", 3), "ssim": ("    SSIM", 4), "gmsd": ("    GMSD", 4)},
-    **{"faithfulness": ("faithful dB", 3), "invented": (" invented", 3), "gradient_energy": ("  energy", 3)},
-    **{"warp_error": ("  E*warp", 3), "warp_error_bicubic": (" bicubic", 3), "warp_error_truth": ("   truth", 3)},
-    **{"flow_distance": ("     tOF", 3), "still_deviation": ("   still", 3)},
-}
+    "psnr": (" PSNR dB", 3), "ssim": ("    SSIM", 4), "gmsd": ("    GMSD", 4),
+    "faithfulness": ("faithful dB", 3), "invented": (" invented", 3), "gradient_energy": ("  energy", 3),
+    "warp_error": ("  E*warp", 3), "warp_error_bicubic": (" bicubic", 3), "warp_error_truth": ("   truth", 3),
+    "flow_distance": ("     tOF", 3), "still_deviation": ("   still", 3),
+}  # fmt: skip
 """Name of a figure -> the head of its column, as wide as that, and its digits."""
 
 
@@ -299,7 +299,7 @@ def _list(arguments: argparse.Namespace) -> int:
         "engines": models(),
         "presets": {name: preset_line(Settings.preset(name)) for name in preset_names()},
         "encoders": available(),
-        "devices": {name: "" for name in devices()},
+        "devices": dict.fromkeys(devices(), ""),
     }
     if arguments.what is not None:
         table = {arguments.what: table[arguments.what]}

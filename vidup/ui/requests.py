@@ -113,6 +113,8 @@ async def _receive(request: Request, folders: Folders) -> Answer:
         await run_in_threadpool(_place, part, path)
     except ClientDisconnect:
         raise Refused("the upload was broken off", 400) from None
+    except FileExistsError:
+        raise Refused(f"{path}: exists; choose it there, or rename the file", 409) from None
     except OSError as error:
         line = f"{error.filename or 'upload'}: cannot be written: {error.strerror or error}"
         raise Refused(line, 507) from None
@@ -142,14 +144,11 @@ def _check_room(path: Path, size: int, left: int) -> None:
 
 
 def _place(part: Path, path: Path) -> None:
-    """Rename a file without replacing another."""
+    """Rename a file without replacing another; raises FileExistsError."""
     try:
-        try:
-            os.link(part, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            path.open("xb").close()
-            part.replace(path)
+        os.link(part, path)
     except FileExistsError:
-        raise Refused(f"{path}: exists; choose it there, or rename the file", 409) from None
+        raise
+    except OSError:  # a file system without links
+        path.open("xb").close()
+        part.replace(path)
