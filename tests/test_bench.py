@@ -26,10 +26,10 @@ MODEL = {"to RGB", "UNet", "VAE", "the engine's rest, anchor, size", "to planes"
 def run() -> Callable[..., Any]:
     """The command, and what it prints."""
     parser = argparse.ArgumentParser()
-    bench.add_command(parser.add_subparsers())
+    bench.add_arguments(parser)
 
     def call(*words: str) -> Any:
-        arguments = parser.parse_args(["bench", "--device", "cpu", *words])
+        arguments = parser.parse_args(["--device", "cpu", *words])
         text = bench.report(arguments)
         return json.loads(text) if "--json" in words else text
 

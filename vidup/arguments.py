@@ -88,22 +88,17 @@ def parser(commands: Mapping[str, Callable[[argparse.Namespace], int]]) -> argpa
     whole.add_argument("--version", action="version", version=f"vidup {vidup.__version__}")
     adding = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, run in commands.items():
-        command = _ADD[name](adding)
+        add, line, description = _COMMANDS[name]
+        command = adding.add_parser(name, help=line, description=description)
+        add(command)
         command.add_argument("-v", "--verbose", action="store_true", help="log more, and show tracebacks")
         command.set_defaults(command=run, quiet=False)
     adding.add_parser("help", help="show the options of a command: vidup help upscale")
     return whole
 
 
-def _add_upscale(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "upscale",
-        help="upscale videos or still images",
-        usage="vidup upscale INPUT [INPUT ...] [-o OUTPUT] [options]",
-        description=(
-            "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name."
-        ),
-    )
+def _add_upscale(command: argparse.ArgumentParser) -> None:
+    command.usage = "vidup upscale INPUT [INPUT ...] [-o OUTPUT] [options]"
     command.add_argument(
         "inputs",
         nargs="+",
@@ -128,48 +123,26 @@ def _add_upscale(commands: Any) -> argparse.ArgumentParser:
     )
     what.add_argument("--dry-run", action="store_true", help="show what would be done, as probe does, and do nothing")
     what.add_argument("-q", "--quiet", action="store_true", help="no bar, and of the log warnings and errors alone")
-    return command
 
 
-def _add_probe(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "probe",
-        help="show what is in a file, and what would become of it",
-        usage="vidup probe INPUT [-o OUTPUT] [options]",
-        description="Show what is in a file, and what would become of each stream with these settings.",
-    )
+def _add_probe(command: argparse.ArgumentParser) -> None:
+    command.usage = "vidup probe INPUT [-o OUTPUT] [options]"
     command.add_argument("input", metavar="INPUT")
     command.add_argument("-o", "--output", metavar="PATH", help="the output that is planned")
     command.add_argument("-p", "--preset", metavar="NAME", help=_presets())
     command.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(command, Settings, Runtime, only=[*(spec.name for spec in fields(Settings)), *_OF_MEMORY])
-    return command
 
 
-def _add_verify(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "verify",
-        help="prove that an upscaled file holds all that its source holds",
-        description="Prove that an upscaled file, whoever made it, holds all that its source holds: every frame at its"
-        " time and with its picture, every packet of sound, subtitles, chapters, tags. Prints a receipt.",
-    )
+def _add_verify(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", metavar="SOURCE")
     command.add_argument("output", metavar="OUTPUT")
     command.add_argument("--fast", action="store_true", help="compare samples of the pictures instead of all")
     command.add_argument("--json", action="store_true", help="print the receipt, or the error, as one JSON object")
     add_options(command, Settings, only=DELIVERY)
-    return command
 
 
-def _add_compare(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="measure videos against the truth, or show them beside their input",
-        description="Measure videos against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient"
-        " energy (1 is the truth's); flicker: E*warp in squared codes of 255, along the truth's motion, beside that of"
-        " bicubic (made from the truth, 4 times smaller) and of the truth itself (the flow's error), tOF in pixels, and"
-        " the deviation over time, in codes, where the truth stands still; the change between equal frames.",
-    )
+def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("truth", metavar="TRUTH", help="with -o also the input that the others were made of")
     command.add_argument("others", nargs="+", metavar="OTHER")
     command.add_argument(
@@ -177,46 +150,24 @@ def _add_compare(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("-y", "--overwrite", action="store_true", help="replace the page if it exists")
     command.add_argument("--json", action="store_true", help="print one JSON object, with every frame")
-    return command
 
 
-def _add_list(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "list",
-        help="list engines, presets, encoders and devices",
-        description="List engines, presets, encoders and devices.",
-    )
+def _add_list(command: argparse.ArgumentParser) -> None:
     command.add_argument("what", nargs="?", choices=("engines", "presets", "encoders", "devices"))
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    return command
 
 
-def _add_doctor(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "doctor",
-        help="check whether this machine is ready",
-        description="Look at what is installed and fits, at devices, encoders, models, disk. Nothing is changed or"
-        " fetched. The exit code is 1 where there is a problem, 0 else.",
-    )
+def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    return command
 
 
-def _add_ui(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "ui",
-        help="open a page to choose, preview, compare and run",
-        description="Serve a page on this machine, and open it in the browser: choose a file, look at what a preset"
-        " makes of it, run it, watch it. Runs outlive the page and its server. Nothing outside of the folders is read"
-        ' or written. Needs pip install "vidup[ui]".',
-    )
+def _add_ui(command: argparse.ArgumentParser) -> None:
     command.add_argument("folders", nargs="*", metavar="FOLDER", help="what the page may use (default: the current)")
     command.add_argument("--port", type=_port, default=7860, help="the next free one is taken (default: 7860)")
     command.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets others in the network in, with the token (default: 127.0.0.1)"
     )
     command.add_argument("--no-browser", action="store_true", help="print the address alone")
-    return command
 
 
 def _port(text: str) -> int:
@@ -229,13 +180,54 @@ def _presets() -> str:
     return f"{', '.join(preset_names())}, or the path of a .toml"
 
 
-_ADD: dict[str, Callable[[Any], argparse.ArgumentParser]] = {
-    "upscale": _add_upscale,
-    "probe": _add_probe,
-    "verify": _add_verify,
-    "compare": _add_compare,
-    "bench": bench.add_command,
-    "list": _add_list,
-    "doctor": _add_doctor,
-    "ui": _add_ui,
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
+    "upscale": (
+        _add_upscale,
+        "upscale videos or still images",
+        "Upscale videos or still images. Without -o the output stands beside the input, with _x4 in its name.",
+    ),
+    "probe": (
+        _add_probe,
+        "show what is in a file, and what would become of it",
+        "Show what is in a file, and what would become of each stream with these settings.",
+    ),
+    "verify": (
+        _add_verify,
+        "prove that an upscaled file holds all that its source holds",
+        "Prove that an upscaled file, whoever made it, holds all that its source holds: every frame at its time and"
+        " with its picture, every packet of sound, subtitles, chapters, tags. Prints a receipt.",
+    ),
+    "compare": (
+        _add_compare,
+        "measure videos against the truth, or show them beside their input",
+        "Measure videos against the truth, frame by frame: PSNR, SSIM, GMSD (lower is better), gradient energy (1 is"
+        " the truth's); flicker: E*warp in squared codes of 255, along the truth's motion, beside that of bicubic (made"
+        " from the truth, 4 times smaller) and of the truth itself (the flow's error), tOF in pixels, and the deviation"
+        " over time, in codes, where the truth stands still; the change between equal frames.",
+    ),
+    "bench": (
+        bench.add_arguments,
+        "measure this machine, or estimate how long a file takes",
+        "Time every stage of a frame's way with these settings: seconds, memory, FLOP/s. With --input, on frames of"
+        " that file, and estimate how long it takes as a whole, how much memory and how much disk.",
+    ),
+    "list": (
+        _add_list,
+        "list engines, presets, encoders and devices",
+        "List engines, presets, encoders and devices.",
+    ),
+    "doctor": (
+        _add_doctor,
+        "check whether this machine is ready",
+        "Look at what is installed and fits, at devices, encoders, models, disk. Nothing is changed or fetched. The"
+        " exit code is 1 where there is a problem, 0 else.",
+    ),
+    "ui": (
+        _add_ui,
+        "open a page to choose, preview, compare and run",
+        "Serve a page on this machine, and open it in the browser: choose a file, look at what a preset makes of it,"
+        " run it, watch it. Runs outlive the page and its server. Nothing outside of the folders is read or written."
+        ' Needs pip install "vidup[ui]".',
+    ),
 }
+"""Name of a command -> what adds its options, its line in the help, and its description."""

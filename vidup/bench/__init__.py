@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vidup.config import Runtime, Settings
 from vidup.errors import ConfigError
@@ -30,14 +30,8 @@ _PLACES = 3  # of a film, from which frames are taken
 _DECODED = 24  # frames at each place with which decoding is timed
 
 
-def add_command(commands: Any) -> argparse.ArgumentParser:
-    """The command ``bench``; its namespace's `command` runs it."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "bench",
-        help="measure this machine, or estimate how long a file takes",
-        description="Time every stage of a frame's way with these settings: seconds, memory, FLOP/s. With --input,"
-        " on frames of that file, and estimate how long it takes as a whole, how much memory and how much disk.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command ``bench``."""
     parser.add_argument("--input", metavar="FILE", help="a video; made-up frames where not given")
     parser.add_argument("--frame-size", default="480x270", metavar="WxH", help="of made-up frames (default: 480x270)")
     parser.add_argument("--frames", type=int, default=4, metavar="INT", help="how many are timed (default: 4)")
@@ -52,7 +46,6 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(parser, Settings, Runtime)
-    return parser
 
 
 def report(arguments: argparse.Namespace) -> str:
