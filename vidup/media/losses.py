@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vidup.frame import MediaInfo, layout
 from vidup.media import side_data
-from vidup.media.codecs import DEFAULTS, LEVELS, Defaults
+from vidup.media.codecs import DEFAULTS, Defaults
 from vidup.media.decoding import planar
 from vidup.media.encoder import Encoding
 from vidup.media.hdr import hdr_params
@@ -41,7 +41,7 @@ def loses(info: MediaInfo, encoding: Encoding) -> list[str]:
 
 def limits(encoding: Encoding) -> list[str]:
     """The limits of its format's highest level that the encoding exceeds, in words."""
-    level = LEVELS.get(encoding.codec)
+    level = DEFAULTS.get(encoding.codec, Defaults(None)).level
     if level is None:
         return []
     width, height = (-(-side // level.block) * level.block for side in (encoding.width, encoding.height))

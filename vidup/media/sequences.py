@@ -79,17 +79,13 @@ def _parts(pattern: Path) -> tuple[str, re.Match[str], str]:
 
 def existing(pattern: Path) -> list[int]:
     """The numbers of the pictures that exist, rising."""
-    before, place, after = _parts(pattern)
-    least = int(place[1] or 0)
     if not pattern.parent.is_dir():
         return []
-    found = []
-    for path in pattern.parent.iterdir():
-        digits = path.name[len(before) : len(path.name) - len(after) or None]
-        is_number = digits.isascii() and digits.isdigit() and digits == f"{int(digits):0{least}d}"
-        if is_number and path.name == before + digits + after:
-            found.append(int(digits))
-    return sorted(found)
+    before, _, after = _parts(pattern)
+    fitting = re.compile(f"{re.escape(before)}([0-9]{{1,18}}){re.escape(after)}")
+    names = {path.name for path in pattern.parent.iterdir()}
+    numbers = {int(match[1]) for each in names if (match := fitting.fullmatch(each))}
+    return sorted(number for number in numbers if name(pattern, number).name in names)  # with as many zeros
 
 
 def find(pattern: Path) -> Numbered:
