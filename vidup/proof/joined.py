@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -32,28 +32,22 @@ def has_packets_of(segments: Sequence[Path], output: Path, made: MediaInfo, enco
         VerifyError: they differ, and no muxer is known to change them.
     """
     ours = chain.from_iterable(read_segment(segment) for segment in segments)
-    for index, (packet, found) in enumerate(zip_longest(ours, _packets(output, made))):
-        if packet is not None and found is not None:
-            data, second, extradata = found
-            same = data == packet.data or _units(made.codec, extradata, data) == _units(made.codec, b"", packet.data)
-            if same and second == packet.second:
-                continue
-        words = f"packet {index} of its video is not its segment's"
-        if encoding.codec in DEFAULTS:
-            raise VerifyError(f"{output}: {words}")
-        log.warning("%s: %s, as %s may be rewritten: all pictures are decoded again", output, words, encoding.codec)
-        return False
-    return True
-
-
-def _packets(output: Path, made: MediaInfo) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Each packet's picture, the second picture beside it, and the extradata of the stream."""
     with open_input(output) as container:
         stream = container.streams[made.video_index]
         extradata = bytes(stream.codec_context.extradata or b"")
-        for packet in container.demux(stream):
-            if packet.size:
-                yield bytes(packet), vp9_alpha.of(packet), extradata
+        written = (packet for packet in container.demux(stream) if packet.size)
+        for index, (packet, found) in enumerate(zip_longest(ours, written)):
+            if packet is not None and found is not None:
+                data, codec = bytes(found), made.codec
+                same = data == packet.data or _units(codec, extradata, data) == _units(codec, b"", packet.data)
+                if same and vp9_alpha.of(found) == packet.second:
+                    continue
+            words = f"packet {index} of its video is not its segment's"
+            if encoding.codec in DEFAULTS:
+                raise VerifyError(f"{output}: {words}")
+            log.warning("%s: %s, as %s may be rewritten: all pictures are decoded again", output, words, encoding.codec)
+            return False
+    return True
 
 
 def _units(codec: str, extradata: bytes, data: bytes) -> list[bytes]:
