@@ -1,6 +1,7 @@
 """Compressed and noisy input: how far it is from clean, what is asked of the model then, and what the anchor holds."""
 
 import io
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,11 @@ from vidup.job.describe import CLEAN, describe
 from vidup.job.piping import upscale_piped
 from vidup.job.plan import plan
 from vidup.job.progress import Tracker
+from vidup.media import quantiser
+from vidup.media.compression import quantiser_step
+from vidup.media.decoding import decode
 from vidup.media.probing import probe
-from vidup.media.quantiser import jpeg_quantiser_step, packet_quantiser_step, qp_quantiser_step, quantiser_step
+from vidup.media.quantiser import jpeg_quantiser_step
 from vidup.mini.degrade import CODECS, MARGIN, as_footage, compressed, distance, reduced
 from vidup.mini.measure import HELD_OUT
 from vidup.mini.pictures import picture
@@ -84,7 +88,7 @@ def test_the_estimate_of_noise_is_within_a_code(sigma: float) -> None:
     for index in range(4):
         gray = rng.standard_normal((48, 64, 1)) * sigma
         noisy = np.clip(np.round(64 + 0.5 * small(index) + gray), 0, 255).astype(np.uint8)
-        found.append(float(footage.distance(tensor(noisy), 0.0)))
+        found.append(float(footage.distance(tensor(noisy), [0.0])))
     assert np.mean(found) == pytest.approx(sigma, abs=1.0)
 
 
@@ -94,7 +98,7 @@ def test_the_estimate_of_compression_follows_the_truth() -> None:
     for crf in (17, 27, 37):
         frames, step = compressed(clip, "libx264", crf)
         true.append(distance(frames[2], clip[2]))
-        found.append(float(footage.distance(tensor(frames[2]), step)))
+        found.append(float(footage.distance(tensor(frames[2]), [step])))
     assert found == sorted(found) and found[0] < 0.6 * found[2]
     assert np.mean(found) == pytest.approx(np.mean(true), rel=0.5)
 
@@ -102,18 +106,18 @@ def test_the_estimate_of_compression_follows_the_truth() -> None:
 def test_the_estimate_is_of_each_place() -> None:
     frame = np.full((64, 96, 3), 120.0)
     frame[:, 48:] += 8 * np.random.default_rng(0).standard_normal((64, 48, 1))
-    codes = footage.error(tensor(np.round(frame).astype(np.uint8)), 0.0)[0, 0]
+    codes = footage.error(tensor(np.round(frame).astype(np.uint8)), [0.0])[0, 0]
     assert codes.shape == (64, 96)
     assert codes[:, :36].mean() < 1 and codes[:, 60:].mean() == pytest.approx(8, abs=1.5)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 5), (2, 33)])
 def test_any_size_has_an_estimate(height: int, width: int) -> None:
-    assert footage.error(torch.rand(2, 3, height, width), 8.0).shape == (2, 1, height, width)
+    assert footage.error(torch.rand(2, 3, height, width), [8.0, 0.0]).shape == (2, 1, height, width)
 
 
 def test_what_is_flat_and_clean_is_said_to_be() -> None:
-    assert float(footage.distance(torch.full((1, 3, 40, 40), 0.3), 0.0)) < 0.7
+    assert float(footage.distance(torch.full((1, 3, 40, 40), 0.3), [])) < 0.7
 
 
 def test_the_anchor_leaves_noise_out_and_takes_colours_in() -> None:
@@ -122,7 +126,7 @@ def test_the_anchor_leaves_noise_out_and_takes_colours_in() -> None:
     noisy = (clean + noise).clamp(0, 1)
     truth = resize(clean, (192, 256))
     shifted = truth + torch.tensor([0.1, -0.05, 0.0]).view(1, 3, 1, 1)  # right but for its colours
-    followed, pulled = footage.held(shifted, noisy, 5, 0.0), anchor(shifted, noisy, 5)
+    followed, pulled = footage.held(shifted, noisy, 5, []), anchor(shifted, noisy, 5)
     inside = (..., slice(32, -32), slice(32, -32))
     assert (followed - truth)[inside].mean((0, 2, 3)).abs().max() < 0.01
     assert psnr(luma(followed)[inside], luma(truth)[inside]) > psnr(luma(pulled)[inside], luma(truth)[inside]) + 3
@@ -132,10 +136,10 @@ def test_the_anchor_holds_to_a_clean_input() -> None:
     clean = tensor(small(2))
     blurred = resize(resize(clean, (24, 32)), (192, 256))
     back = [
-        psnr(resize(hold(blurred, clean, 5), (48, 64)), clean) for hold in (partial(footage.held, step=0.0), anchor)
+        psnr(resize(hold(blurred, clean, 5), (48, 64)), clean) for hold in (partial(footage.held, steps=[]), anchor)
     ]
     assert back[0] > 50
-    assert torch.equal(footage.held(blurred, clean, 0, 9.0), blurred)
+    assert torch.equal(footage.held(blurred, clean, 0, [9.0]), blurred)
 
 
 def test_levels_rise_with_the_distance() -> None:
@@ -153,7 +157,7 @@ class TestNoiseLevel:
     def test_each_picture_has_what_it_asks_for_in_any_company(self) -> None:
         flat = torch.full((1, 3, 16, 24), 0.5)
         noisy = flat + 0.06 * torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
-        level = int(levels_for(footage.distance(noisy, 0.0), LEVELS))
+        level = int(levels_for(footage.distance(noisy, []), LEVELS))
         assert level > 2
         with self.mini() as follows, self.mini(noise_level=0) as own, self.mini(noise_level=level) as fixed:
             both = follows(torch.cat([flat, noisy]))
@@ -197,18 +201,12 @@ class TestQuantiser:
             found.append(quantiser_step(probe(path)))
         assert 1 < found[0] < 14 and 25 < found[1] < 150
 
-    @pytest.mark.parametrize("ending", ["mkv", "hevc"])
-    def test_what_x265_writes_of_itself_is_read(self, ending: str, tmp_path: Path) -> None:
-        """In the head of the file, and before the first picture of a bare stream."""
-        write(tmp_path / f"a.{ending}", "libx265", {"x265-params": "crf=29:log-level=none"})
-        assert quantiser_step(probe(tmp_path / f"a.{ending}")) == pytest.approx(qp_quantiser_step(33), abs=0.01)
-
     def test_it_is_estimated_where_nobody_says_it(self, tmp_path: Path) -> None:
         found = []
         for crf in (16, 34):
-            write(tmp_path / "a.mkv", "libx265", {"x265-params": f"crf={crf}:info=0:log-level=none"})
+            write(tmp_path / "a.mkv", "libx265", {"x265-params": f"crf={crf}:log-level=none"})
             found.append(quantiser_step(probe(tmp_path / "a.mkv")))
-        assert 1 < found[0] < 16 and 25 < found[1] < 150
+        assert 1 < found[0] < 12 and 20 < found[1] < 60
 
     def test_of_what_is_lossless_blocks_tell_it(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "ffv1", {})
@@ -222,6 +220,9 @@ class TestQuantiser:
             target.mux(stream.encode())
         step = quantiser_step(probe(tmp_path / "c.mkv"))
         assert step is not None and 15 < step < 80
+        assert vidup.open(tmp_path / "c.mkv")[1].quantiser == step
+        for model, wanted in (("mini", step), ("bicubic", "auto")):
+            assert plan(tmp_path / "c.mkv", tmp_path / "d.mkv", Settings(model=model)).settings.quantiser == wanted
 
     def test_of_a_picture_that_was_a_jpeg_blocks_tell_it(self, tmp_path: Path) -> None:
         image = Image.fromarray(picture(HELD_OUT + 90, 192))
@@ -238,14 +239,11 @@ class TestQuantiser:
         for quality in (30, 75, 95):
             stream = io.BytesIO()
             Image.fromarray(small(0)).save(stream, "JPEG", quality=quality)
-            found[quality] = packet_quantiser_step("mjpeg", stream.getvalue())
+            found[quality] = quantiser._of_jpeg(stream.getvalue())
             tables = Image.open(stream).quantization  # type: ignore[attr-defined]
             assert found[quality] == pytest.approx(jpeg_quantiser_step(tables.values()))
         assert 20 < found[30] < 35 and 8 < found[75] < 15 and 2 < found[95] < 6
-        assert (
-            packet_quantiser_step("mjpeg", b"") is None
-            and packet_quantiser_step("mjpeg", stream.getvalue()[:40]) is None
-        )
+        assert quantiser._of_jpeg(b"") is None and quantiser._of_jpeg(stream.getvalue()[:40]) is None
 
     def test_a_jpeg_is_made_for_it(self, tmp_path: Path) -> None:
         source, target = tmp_path / "a.jpg", tmp_path / "b.png"
@@ -264,17 +262,75 @@ class TestQuantiser:
     def test_frames_of_a_video_are_made_for_it(self, temporal: str, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "libx264", BAD["libx264"], (48, 64), 3)
         video = vidup.open(tmp_path / "a.mkv")
+        untold = [replace(frame, quantiser=None) for frame in video]
         with loaded(Settings(model="mini", temporal=temporal)) as upscaler:
-            told = upscaler.replace(quantiser=video.quantiser)
-            made = [[one.planes[0] for one in own.frames(of)] for own, of in (
-                (upscaler, video), (upscaler, video[:]), (told, list(video)), (upscaler, list(video)))]  # fmt: skip
+            told = upscaler.replace(quantiser=video[0].quantiser)
+            made = [list(own.frames(of)) for own, of in (
+                (upscaler, video), (upscaler, video[:]), (told, untold), (upscaler, untold))]  # fmt: skip
             assert upscaler.computed[1] == (3 * 48 * 64 if temporal == "relay" else 0)
-        assert np.array_equal(made[0], made[2]) and np.array_equal(made[1], made[2])
-        assert not np.array_equal(made[2], made[3])
+        assert all(frame.quantiser is None for frame in made[0])  # the results are not what was encoded
+        bright = [[one.planes[0] for one in frames] for frames in made]
+        assert np.array_equal(bright[0], bright[2]) and np.array_equal(bright[1], bright[2])
+        assert not np.array_equal(bright[2], bright[3])
+
+    def test_each_part_of_a_film_is_made_for_its_own(self, tmp_path: Path) -> None:
+        """Of one whose second half was compressed hard, and wherever decoding begins."""
+        alone = list[float | None]()
+        for name, crf in (("good", 8), ("bad", 40)):
+            write(tmp_path / f"{name}.ts", "libx264", {"crf": str(crf)}, (48, 64), 4)
+            alone += [frame.quantiser for frame in vidup.open(tmp_path / f"{name}.ts")]
+        (tmp_path / "a.ts").write_bytes(b"".join((tmp_path / f"{name}.ts").read_bytes() for name in ("good", "bad")))
+        video = vidup.open(tmp_path / "a.ts")
+        steps = [frame.quantiser for frame in video]
+        assert steps == alone and max(steps[:4]) < CLEAN and min(steps[4:]) > 30
+        assert [vidup.open(tmp_path / "a.ts")[place].quantiser for place in (2, 5, 7)] == [steps[2], steps[5], steps[7]]
+        for temporal in ("off", "steady"):
+            with loaded(Settings(model="mini", temporal=temporal)) as upscaler:
+                made, good, bad = (
+                    [frame.planes[0] for frame in upscaler.replace(quantiser=step).frames(video)]
+                    for step in ("auto", steps[0], steps[4])
+                )
+            assert all(map(np.array_equal, made[:4], good[:4])) and not any(map(np.array_equal, made[4:], good[4:]))
+            assert temporal == "steady" or all(map(np.array_equal, made[4:], bad[4:]))
+
+    @pytest.mark.parametrize("codec", [*BAD])
+    def test_frames_have_the_same_wherever_decoding_begins(self, codec: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.mkv"
+        write(path, codec, BAD[codec] | {"g": "3"}, count=7)
+        steps = [frame.quantiser for frame in vidup.open(path)]
+        assert None not in steps and min(steps) > 1
+        assert [vidup.open(path)[place].quantiser for place in (1, 4, 6)] == [steps[1], steps[4], steps[6]]
+
+    def test_after_a_fade_from_black_it_follows_the_frames(self, tmp_path: Path) -> None:
+        with av.open(str(tmp_path / "a.mkv"), "w") as container:
+            stream = container.add_stream("libx264", 25, options={"crf": "30", "sc_threshold": "0", "bf": "0"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for index in range(20):
+                pixels = np.roll(small(3), 2 * index, 1) * (index > 4)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")))
+            container.mux(stream.encode())
+        steps = [frame.quantiser for frame in vidup.open(tmp_path / "a.mkv")]
+        assert steps[-1] > 2 * steps[0]
+
+    def test_equal_frames_have_equal_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever the decoder says of one that only repeats what was."""
+        told = iter([10.0] + 20 * [90.0])
+        monkeypatch.setattr(quantiser, "frame_quantiser_step", lambda *_: next(told))
+        follow = quantiser.Quantisers(av.CodecContext.create("h264", "r"))
+        frames = [av.VideoFrame.from_ndarray(np.full((48, 64), gray, np.uint8), "gray") for gray in [9] * 12 + [7, 8]]
+        frames[0].key_frame = True
+        steps = [follow(frame) for frame in frames]
+        assert steps[:12] == [10.0] * 12 and steps[12] > 20
+
+    def test_it_outlasts_deinterlacing_and_conversion(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.mkv", "mpeg2video", BAD["mpeg2video"] | {"flags": "+ilme+ildct"}, count=3)
+        info = replace(probe(tmp_path / "a.mkv"), field_order="tt")
+        for other in (info, replace(info, width=80)):  # frames are resized to the file's size
+            assert [frame.quantiser for frame in decode(other, settings=Settings(deinterlace="field"))] == [72] * 6
 
     def test_a_file_into_a_pipe_is_made_for_it(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "libx264", BAD["libx264"], (48, 64), 2)
-        step = quantiser_step(probe(tmp_path / "a.mkv"))
+        step = vidup.open(tmp_path / "a.mkv")[0].quantiser
         made = []
         with loaded(Settings(model="mini", temporal="off")) as upscaler:
             for own in (upscaler, upscaler.replace(quantiser=step), upscaler.replace(quantiser=0)):
@@ -294,17 +350,15 @@ class TestQuantiser:
         monkeypatch.setattr(
             "vidup.media.quantiser._HEAD", SimpleNamespace(size=32, unpack_from=lambda _: (0, 0, 0, 1, 10**9))
         )
-        assert plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="mini")).settings.quantiser == 200
+        assert [frame.quantiser for frame in vidup.open(tmp_path / "a.mkv")] == [200, 200]
 
     def test_a_job_is_planned_for_it_and_says_so(self, tmp_path: Path) -> None:
         write(tmp_path / "a.mkv", "libx264", BAD["libx264"])
         job = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="mini"))
-        assert job.settings.quantiser == quantiser_step(job.info)
+        assert job.settings.quantiser == "auto"  # each frame has its own
         assert any("compressed hard, like x264 at crf" in line for line in describe(job))
         trusted = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="mini", quantiser=0.0))
         assert trusted.settings.quantiser == 0 and not any("compressed" in line for line in describe(trusted))
-        plain = plan(tmp_path / "a.mkv", tmp_path / "b.mkv", Settings(model="bicubic"))
-        assert plain.settings.quantiser == "auto"  # nothing follows it there
 
     def test_a_files_pictures_are_made_for_it(self, tmp_path: Path) -> None:
         """Of two files in one queue, one hard compressed and one not, each with its own step."""
@@ -313,8 +367,8 @@ class TestQuantiser:
             films[name] = tmp_path / f"{name}.mkv"
             write(films[name], codec, options, (48, 64), 3)
         settings = Settings(model="mini", temporal="off", codec="ffv1")
-        step = plan(films["bad"], tmp_path / "x.mkv", settings).settings.quantiser
-        assert isinstance(step, float) and step > CLEAN
+        step = vidup.open(films["bad"])[0].quantiser
+        assert step is not None and step > CLEAN
         found = {}
         for how, given in (
             ("auto", settings),

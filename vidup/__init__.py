@@ -40,10 +40,11 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         side_data, captions, boxes, hdr     what frames and files state beside the pictures
         options, trial                      the options of an encoder, and its objections
         selection, origins                  which streams are kept; clocks that restart
+        quantiser                           how coarsely each frame was quantised when encoded
         opening, reading                    open a file, read its packets; decoded frames from anywhere in it
+        compression                         how hard a file was compressed, as a whole
         y4m                                 pictures through pipes
         interlace, decoding                 deinterlacing; decode a video's frames
-        quantiser                           how coarsely pictures were quantised when encoded
         timing, table, probing              when each frame is shown; what is in a file
         encoder, losses                     choose and open an encoder; what it does not keep
         segment                             encoded frames in a file of their own

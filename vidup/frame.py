@@ -88,6 +88,8 @@ class Frame:
     """Seconds in one unit of `pts`."""
     captions: bytes = b""
     """Closed captions from this frame on: constructs of three bytes (CEA-708)."""
+    quantiser: float | None = None
+    """How coarsely it was quantised when it was encoded: the step, in codes of 255; None where nobody tells it."""
 
     def __post_init__(self) -> None:
         kind = layout(self.pix_fmt)

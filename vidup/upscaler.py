@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from threading import RLock
@@ -38,10 +39,11 @@ _AHEAD = 8  # frames whose steps are planned before the engine needs them
 
 
 class _Read(NamedTuple):
-    """A picture, its RGB, and its step where pictures are carried."""
+    """A picture, its RGB, the step of its quantiser, and how it comes about where pictures are carried."""
 
     picture: Passing
     rgb: torch.Tensor
+    quantiser: float
     step: Step | None = None
 
 
@@ -189,8 +191,8 @@ class Upscaler:
         """Upscale consecutive pictures of one size, carrying from one to the next.
 
         Args:
-            pictures: of one kind, as for `__call__`. Frames of YUV must have a known matrix. Only a `Video` tells how
-                coarsely it was compressed; see ``Settings.quantiser``.
+            pictures: of one kind, as for `__call__`. Frames of YUV must have a known matrix. Only frames tell how
+                coarsely they were compressed; see ``Settings.quantiser``.
             pix_fmt: for frames, the planar format of the results, by ffmpeg's name; None: that of each frame.
             tags: matrix and range of the results; None: those of each frame.
             turn: how frames are turned before they are upscaled.
@@ -208,12 +210,11 @@ class Upscaler:
         first = next(coming, None)
         if first is None:
             return
-        up, size, even = self._for_quantiser_of(pictures), first.size, first.even
+        size, even = first.size, first.even
         on_cuda = self.engine.device.type == "cuda"
         length = self.planner.at_once(self.choose(*size))
-        follower = up._follow(number, span)
-        relay = self._relay = up._relay
-        make = partial(up._pictures, relay=relay, fill=self.planner.fills(of_a_file is not None))
+        follower, relay = self._follow(number, span), self._relay
+        make = partial(self._pictures, relay=relay, fill=self.planner.fills(of_a_file is not None))
         if relay is not None and carried is not None:
             relay.restore(carried, self.engine.device)
         with closing(self._read(chain([first], coming), follower)) as read:
@@ -227,7 +228,7 @@ class Upscaler:
                 # A GPU works on this clip while the results of the one before are copied and yielded.
                 yield from (one.arrived() for one in before)
                 if not finite.is_finite(results):
-                    results = up._redone(partial(make, clip), restore)
+                    results = self._redone(partial(make, clip), restore)
                 for one, large in zip(clip, results, strict=True):
                     if last is not None and large is last() and made is not None:  # an equal picture
                         made = made.again(one.picture)
@@ -277,11 +278,6 @@ class Upscaler:
     def _anchoring(self) -> tuple[anchoring.Anchor, int]:
         return anchoring.choose_anchor(self.settings)
 
-    def _for_quantiser_of(self, pictures: object) -> Upscaler:
-        """This upscaler, or, for a `vidup.Video`, one with the quantiser step that the video was encoded with."""
-        wanted = self.settings.quantiser == "auto" and self.engine.invents
-        return self.replace(quantiser=step) if wanted and (step := getattr(pictures, "quantiser", None)) else self
-
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
         """Create the relay, and what plans its steps, where results are carried."""
         self._relay, settings = None, self.settings
@@ -304,7 +300,9 @@ class Upscaler:
                     raise MediaError(f"frames: a picture of {sizes[0]} after one of {sizes[1]}: give a call one size")
                 same = follower is not None and last is not None and picture.shows(last.picture)
                 rgb = last.rgb if same and last is not None else picture.rgb(device)
-                last = _Read(picture, rgb, None if follower is None else follower(rgb))
+                quantiser = anchoring.quantiser(self.settings, picture.quantiser)
+                step = None if follower is None else replace(follower(rgb), quantiser=quantiser)
+                last = _Read(picture, rgb, quantiser, step)
                 yield last
 
         yield from read() if follower is None else prefetch(read(), _AHEAD)
@@ -313,15 +311,17 @@ class Upscaler:
         """The results of consecutive pictures, (3, scale * h, scale * w) each."""
         rgb = torch.stack([one.rgb for one in clip]).to(self.engine.device)
         if relay is None:
-            yield from self._enlarge(rgb, fill)
+            yield from self._enlarge(rgb, tuple(one.quantiser for one in clip), fill)
             return
         steps = [one.step for one in clip if one.step is not None]
         with torch.inference_mode(), engines.current(self.engine.device):
             yield from relay(rgb, steps)
 
-    def _enlarge(self, rgb: torch.Tensor, fill: bool = False) -> torch.Tensor:
+    def _enlarge(self, rgb: torch.Tensor, quantisers: tuple[float, ...] = (), fill: bool = False) -> torch.Tensor:
         """Upscale whole pictures; with `fill`, every call of the engine has the same batch."""
-        return self._window(rgb, engines.Place(height=rgb.shape[-2], width=rgb.shape[-1]), fill)
+        quantisers = quantisers or (anchoring.quantiser(self.settings),) * len(rgb)
+        height, width = rgb.shape[-2:]
+        return self._window(rgb, engines.Place(0, 0, height, width, quantisers), fill)
 
     def _redone(
         self, make: Callable[[], Iterable[torch.Tensor]], restore: Callable[[], None] | None = None
@@ -343,9 +343,10 @@ class Upscaler:
                 choice = self.choose(place.height, place.width)
                 count = self.planner.at_once(choice) if fill else 0
                 try:
+                    portions = self.planner.portions(tuple(rgb.shape), place, choice, fill)
                     clips = [
-                        self._at_engine(partial(self._enlarge_clip, clip, place, choice, count))
-                        for clip in torch.split(rgb, self.planner.portions(tuple(rgb.shape), place, choice, fill))
+                        self._at_engine(partial(self._enlarge_clip, *clip, choice, count))
+                        for clip in windows.split(rgb, place, portions)
                     ]
                     return clips[0] if len(clips) == 1 else torch.cat(clips)
                 except (RuntimeError, MemoryError) as error:
@@ -386,12 +387,10 @@ class Upscaler:
     @torch.inference_mode()
     def _enlarge_clip(self, rgb: torch.Tensor, place: engines.Place, choice: Choice, fill: int) -> torch.Tensor:
         """Upscale and anchor a clip, which is filled up to `fill` pictures."""
-        count, clip = len(rgb), rgb
-        if count < fill:  # a model's result is the same to the bit only in batches of one shape
-            clip = torch.cat([rgb, rgb[-1:].expand(fill - count, -1, -1, -1)])
-        enlarged = engines.enlarge(self._working or self.engine, clip, place, choice)[:count]
+        # A model's result is the same to the bit only in batches of one shape.
+        enlarged = engines.enlarge(self._working or self.engine, *windows.filled(rgb, place, fill), choice)[: len(rgb)]
         anchor, rounds = self._anchoring
-        return anchor(enlarged, rgb, rounds)
+        return anchor(enlarged, rgb, rounds, place.quantisers)
 
     @torch.inference_mode()
     def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:

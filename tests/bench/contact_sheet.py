@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 from vidup import Runtime, Settings, Upscaler
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
-from vidup.media.quantiser import quantiser_step
 from vidup.picture import color
 from vidup.picture.resample import resize
 
@@ -35,7 +34,7 @@ def frame_at(path: Path, seconds: float) -> tuple[torch.Tensor, float]:
         if (frame.pts - begin) * frame.time_base > Fraction(seconds):
             break
         chosen = frame
-    return color.to_rgb(chosen).clamp(0, 1), quantiser_step(info)
+    return color.to_rgb(chosen).clamp(0, 1), chosen.quantiser or 0.0
 
 
 def as_image(rgb: torch.Tensor) -> Image.Image:

@@ -35,7 +35,6 @@ from vidup import Color, Frame, Runtime, Settings, Upscaler
 from vidup.comparison import FrameFigures, mean, measure
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
-from vidup.media.quantiser import quantiser_step
 from vidup.picture import color
 from vidup.picture.resample import resize
 
@@ -72,8 +71,8 @@ def grainy(frames: list[torch.Tensor], sigma: float) -> list[torch.Tensor]:
     return [quantised(f + sigma / 255 * torch.randn(f.shape, generator=generator)) for f in frames]
 
 
-def compressed(frames: list[torch.Tensor], crf: float) -> tuple[list[torch.Tensor], float]:
-    """What x264 (preset medium) leaves of frames, and the step of its quantiser, as a job of that file has it."""
+def compressed(frames: list[torch.Tensor], crf: float) -> tuple[list[torch.Tensor], list[float]]:
+    """What x264 (preset medium) leaves of frames, and the step of each one's quantiser."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.mkv"
         with av.open(str(path), "w") as container:
@@ -83,20 +82,20 @@ def compressed(frames: list[torch.Tensor], crf: float) -> tuple[list[torch.Tenso
                 codes = (frame * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(codes)))
             container.mux(stream.encode(None))
-        info = probe(path)
-        return [quantised(color.to_rgb(frame)) for frame in decode(info)], quantiser_step(info)
+        found = list(decode(probe(path)))
+        return [quantised(color.to_rgb(frame)) for frame in found], [frame.quantiser for frame in found]
 
 
-def video(frames: list[torch.Tensor]) -> Iterator[Frame]:
-    for index, frame in enumerate(frames):
+def video(frames: list[torch.Tensor], steps: list[float]) -> Iterator[Frame]:
+    for index, (frame, step) in enumerate(zip(frames, steps, strict=True)):
         red, green, blue = (frame * 255).round().to(torch.uint8).numpy()
-        yield Frame((green, blue, red), "gbrp", FULL, pts=index, time_base=Fraction(1, 25))
+        yield Frame((green, blue, red), "gbrp", FULL, pts=index, time_base=Fraction(1, 25), quantiser=step)
 
 
-def run(upscaler: Upscaler, frames: list[torch.Tensor], truth: list[torch.Tensor]) -> Result:
+def run(upscaler: Upscaler, frames: list[torch.Tensor], steps: list[float], truth: list[torch.Tensor]) -> Result:
     upscaler.reset()
     began, worked = time.perf_counter(), time.process_time()
-    results = [color.to_rgb(frame) for frame in upscaler.frames(video(frames))]
+    results = [color.to_rgb(frame) for frame in upscaler.frames(video(frames, steps))]
     seconds, work = ((now - then) / len(frames) for now, then in ((time.perf_counter(), began),
                                                                     (time.process_time(), worked)))  # fmt: skip
     computed, total = upscaler.computed
@@ -168,11 +167,11 @@ def main() -> None:
         truth = [quantised(frame) for frame in frames_of()]
         frames = [quantised(resize(f[None], (f.shape[-2] // 4, f.shape[-1] // 4))[0]) for f in truth]
         frames = grainy(frames, arguments.grain) if arguments.grain else frames
-        step = 0.0
+        steps = [0.0] * len(frames)
         if arguments.crf is not None:
-            frames, step = compressed(frames, arguments.crf)
+            frames, steps = compressed(frames, arguments.crf)
         for name, way in ways.items():
-            found[name].append(run(way.replace(quantiser=step), frames, truth))
+            found[name].append(run(way, frames, steps, truth))
             off = found["off"][-1] if name != "off" and "off" in found and found["off"] else None
             rows.append([clip, *cells(name, found[name][-1], off)])
             print(".", end="", file=sys.stderr, flush=True)

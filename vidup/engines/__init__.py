@@ -137,7 +137,7 @@ def _file(settings: Settings) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a clip in its frame."""
+    """The place of a clip in its frame, and what the file tells of its pictures."""
 
     top: int = 0
     """The row of the clip's first pixel; a multiple of the engine's `multiple`, as is `left`."""
@@ -145,6 +145,8 @@ class Place:
     height: int = 0
     """The size of the whole frame, in pixels."""
     width: int = 0
+    quantisers: tuple[float, ...] = ()
+    """Step of the quantiser of each picture, in codes of 255; empty where all are clean."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 
 from vidup.config import Settings
 from vidup.engines import anchor_rounds
-from vidup.picture import footage
-from vidup.picture.resample import anchor
+from vidup.picture import footage, resample
 
-Anchor = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""A function as `vidup.picture.resample.anchor`."""
+Anchor = Callable[[torch.Tensor, torch.Tensor, int, Sequence[float]], torch.Tensor]
+"""A function as `vidup.picture.footage.held`."""
 
 
 def choose_anchor(settings: Settings) -> tuple[Anchor, int]:
     """The function that anchors pictures, and the number of its rounds; 0 is none."""
-    auto = settings.anchor == "auto"
-    return partial(footage.held, step=quantiser(settings)) if auto else anchor, anchor_rounds(settings)
+    return footage.held if settings.anchor == "auto" else anchor, anchor_rounds(settings)
 
 
-def quantiser(settings: Settings) -> float:
-    """The step of the input's quantiser in codes; pictures without a file are assumed to be clean."""
-    return 0.0 if settings.quantiser == "auto" else settings.quantiser
+def anchor(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, _: Sequence[float] = ()) -> torch.Tensor:
+    """Anchor pictures to all that is in their input, whatever its quantiser was."""
+    return resample.anchor(picture, low_res, rounds)
+
+
+def quantiser(settings: Settings, told: float | None = None) -> float:
+    """The step of a picture's quantiser in codes: the settings', else what its file tells, else 0: it is clean."""
+    return (told or 0.0) if settings.quantiser == "auto" else settings.quantiser

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from vidup.engines import LEAD_IN, Place, flow
+from vidup.engines import LEAD_IN, Place, anchoring, flow
 from vidup.picture import resample, temporal
 from vidup.picture.temporal import CELL, CUT, Box, Motion
 
@@ -52,6 +52,8 @@ class Step:
     """The segment that comes after this one is led in from here: all of the frame is computed."""
     fade: float = 0.0
     """How far the picture has gone over into that of the segment that comes after this one."""
+    quantiser: float = 0.0
+    """The step with which the frame was quantised, see `Place.quantisers`."""
 
     def windows(self, height: int, width: int, steady: bool = False) -> tuple[Box, ...]:
         """What is computed of a frame of this size, in pixels with the halo; with `steady` all, if it is not equal."""
@@ -192,7 +194,7 @@ class Relay:
         scale: of the results.
         rounds: of the anchor.
         steady: every frame is computed, and what was carried is blended in.
-        anchor: what holds a picture to its frame, as `vidup.picture.resample.anchor`.
+        anchor: what holds a picture to its frame.
         home: where what is carried waits while the model works; the device of the frames where not given.
         fit: see `fitted`; what is computed around a box is not used.
     """
@@ -203,7 +205,7 @@ class Relay:
         scale: float,
         rounds: int,
         steady: bool = False,
-        anchor: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = resample.anchor,
+        anchor: anchoring.Anchor = anchoring.anchor,
         home: torch.device | None = None,
         fit: Fit | None = None,
     ) -> None:
@@ -285,7 +287,8 @@ class Relay:
         for window, parts in wanted.items():
             top, left, bottom, right = window
             self.computed += (bottom - top) * (right - left) * len(parts)
-            results = self._compute(frames[[*parts], :, top:bottom, left:right], Place(top, left, height, width))
+            place = Place(top, left, height, width, tuple(steps[index].quantiser for index in parts))
+            results = self._compute(frames[[*parts], :, top:bottom, left:right], place)
             for (index, boxes), result in zip(parts.items(), results, strict=True):
                 pieces[index] += [(box, self._part(result, window, box)) for box in boxes]
         return pieces
@@ -319,7 +322,7 @@ class Relay:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
             picture = self._patched(frame, step, pieces, carried, trust, fallback)
-        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds)[0])
+        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds, [step.quantiser])[0])
 
     def _waiting(self, result: torch.Tensor) -> torch.Tensor:
         return result if self._home is None else result.to(self._home)

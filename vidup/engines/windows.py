@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 import torch
 
-from vidup.engines import Choice, stops
+from vidup.engines import Choice, Place, stops
 from vidup.picture import tiling
 from vidup.picture.temporal import Box
 
@@ -51,6 +53,21 @@ def _begin(begin: int, end: int, length: int, side: int) -> int:
     # At multiples of 8, as boxes lie, so that the levels of a network combine the same pixels.
     first = min(max(0, (begin + end - length) // 2) // 8 * 8, side - length)
     return min(first + 8, side - length) if first + length < end else first
+
+
+def split(rgb: torch.Tensor, place: Place, portions: Sequence[int]) -> Iterator[tuple[torch.Tensor, Place]]:
+    """A clip and its place in portions of so many pictures."""
+    quantisers = iter(place.quantisers)
+    for clip in torch.split(rgb, list(portions)):
+        yield clip, replace(place, quantisers=tuple(islice(quantisers, len(clip))))
+
+
+def filled(rgb: torch.Tensor, place: Place, count: int) -> tuple[torch.Tensor, Place]:
+    """A clip and its place, with the last picture repeated up to a count."""
+    if (lacking := count - len(rgb)) <= 0:
+        return rgb, place
+    quantisers = place.quantisers + place.quantisers[-1:] * lacking
+    return torch.cat([rgb, rgb[-1:].expand(lacking, -1, -1, -1)]), replace(place, quantisers=quantisers)
 
 
 def blend(

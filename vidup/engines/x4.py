@@ -8,7 +8,7 @@ from seeded fields, so equal frames give equal pictures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 
 from vidup.config import Runtime, Settings
 from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
-from vidup.engines.anchoring import quantiser
 from vidup.engines.card import card, precisions
 from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
 from vidup.engines.diffusion import LATENTS, LOW_RES, Diffusion
@@ -95,7 +94,7 @@ class DiffusionX4(Diffusion):
         self.unet.run.begin(clip, place)
         tiles = self._cut(choice, height, width)
         low_res = clip.clamp(0, 1) * 2 - 1
-        levels = self._levels(clip)
+        levels = self._levels(clip, place.quantisers)
         signal = self.cumulative[levels].view(-1, 1, 1, 1)
         field = self._noise(LOW_RES, 3, height, width, place)
         noisy = signal.sqrt() * low_res + (1 - signal).sqrt() * field
@@ -114,14 +113,14 @@ class DiffusionX4(Diffusion):
             picture += detail.up(low_res)
         return clamped(picture.div_(2).add_(0.5), self.dtype)
 
-    def _levels(self, clip: torch.Tensor) -> torch.Tensor:
+    def _levels(self, clip: torch.Tensor, quantisers: Sequence[float]) -> torch.Tensor:
         """The noise level of each picture, int64 (T,): the settings', else by its distance from a clean picture."""
         clean, level = self.parts.noise_level, self.settings.noise_level
         if clean is None:
             return torch.zeros(len(clip), dtype=torch.long, device=self.device)
         if level != "auto":
             return torch.full((len(clip),), level, device=self.device)
-        distances = footage.distance(clip, quantiser(self.settings))
+        distances = footage.distance(clip, quantisers)
         return noise.levels_for(distances, self.cumulative).clamp_min(clean)
 
 

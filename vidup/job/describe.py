@@ -9,10 +9,10 @@ from math import log2
 from typing import Any
 
 from vidup.engines import anchor_rounds, family, native_scale
-from vidup.engines.anchoring import quantiser
 from vidup.job.pace import Foreseen, is_carried
 from vidup.job.plan import Job, disk, host_memory
 from vidup.media import animation_input, animation_output, captions, losses, side_data
+from vidup.media.compression import quantiser_step
 from vidup.media.delivery import lost_tags
 from vidup.picture.flaws import Flaws
 from vidup.picture.geometry import size_notes
@@ -54,9 +54,9 @@ def _notes(job: Job) -> Iterator[str]:
             f"the file does not state its colour matrix: {standard} is assumed from its size, and written;"
             " --matrix sets another"
         )
-    if invents and quantiser(settings) >= CLEAN:
+    if invents and (found := quantiser(job) or 0.0) >= CLEAN:
         artefacts = "its artefacts are left out (--quantiser 0 trusts the whole picture)"
-        yield f"the video is {compression(quantiser(settings))}: {artefacts}"
+        yield f"the video is {compression(found)}: {artefacts}"
     if info.field_order != "progressive":
         how = {"frame": "deinterlaced, a picture a frame", "field": "deinterlaced, a picture a field"}
         yield f"the video is interlaced: {how.get(settings.deinterlace, 'upscaled as it is')}"
@@ -150,13 +150,19 @@ def streams(job: Job) -> Iterator[str]:
         yield f"{stream.index}  {stream.action}{to:8} {stream.name} {detail}".rstrip() + reason
 
 
-CLEAN = 6.0
+def quantiser(job: Job) -> float | None:
+    """The step of the quantiser that an input was encoded with, in codes; None if nobody knows."""
+    given = job.settings.quantiser
+    return quantiser_step(job.info) if given == "auto" else given
+
+
+CLEAN = 4.0
 """The quantiser step, in codes, below which compression is invisible."""
 
 
 def compression(quantiser_step: float) -> str:
     """How hard pictures were compressed, in words."""
-    crf = round(6 * log2(max(quantiser_step, 0.625) / 0.625) - 4)  # about the crf at which x264 uses that step
+    crf = round(6 * log2(max(quantiser_step, 0.625) / 0.625))  # about the crf with which x264's key frames have it
     return f"{'compressed' if crf < 27 else 'compressed hard'}, like x264 at crf {crf}"
 
 

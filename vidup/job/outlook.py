@@ -18,7 +18,6 @@ from vidup.frame import MediaInfo
 from vidup.job import describe, pace, rehearse, stills
 from vidup.job import plan as plans
 from vidup.media import containers, decoding
-from vidup.media.quantiser import quantiser_step
 from vidup.media.video import Video
 from vidup.picture import color, flaws
 from vidup.upscaler import Upscaler
@@ -123,9 +122,8 @@ def plan(
 
 def _footage(job: plans.Job, notes: list[str]) -> dict[str, Any]:
     """What the pictures look like, as values for JSON."""
-    given = job.settings.quantiser
     try:
-        return describe.footage(quantiser_step(job.info) if given == "auto" else given, _flaws(job))
+        return describe.footage(describe.quantiser(job), _flaws(job))
     except MediaError as error:
         notes.append(f"note: what the pictures look like is not known: {error}")
         return {}

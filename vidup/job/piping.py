@@ -16,8 +16,8 @@ from vidup.frame import Color, Frame
 from vidup.job.plan import QUEUE_BYTES, frame_bytes
 from vidup.job.progress import Tracker
 from vidup.media import decoding, delivery, probing, y4m
+from vidup.media.compression import settled
 from vidup.media.containers import MATROSKA
-from vidup.media.quantiser import quantiser_step
 from vidup.picture.color import UNSPECIFIED, resolve
 from vidup.picture.geometry import Turn, output_size, size_notes
 from vidup.prefetch import Consumer, prefetch
@@ -40,8 +40,6 @@ class _Source:
     count: int
     """The number of frames; 0 where it is not known."""
     frames: Generator[Frame, None, None]
-    quantiser: float | None = None
-    """Step that a file's pictures were encoded with, in codes; None where nobody knows."""
     faults: list[MediaError] = field(default_factory=list)
     """The error that ended it, which is raised after the frames before it have been upscaled."""
 
@@ -68,8 +66,6 @@ def upscale_piped(
     _check(settings, upscaler.runtime)
     tracker.enter("loading", "-")
     found = _of_file(source, settings) if isinstance(source, Path) else _of_stream(source, settings)
-    if found.quantiser is not None and settings.quantiser == "auto":
-        upscaler = upscaler.replace(quantiser=found.quantiser)
     size = found.turn.size(found.head.height, found.head.width)
     after = output_size(settings, upscaler.engine.scale, *size, even=True)
     pix_fmt = settings.pix_fmt or y4m.nearest(found.head.pix_fmt)
@@ -166,8 +162,8 @@ def _of_file(path: Path, settings: Settings) -> _Source:
         info.width, info.height, info.rate * planned.frames_each, pix_fmt, y4m.chroma_of(fitting), color.full_range,
         1 / info.sample_aspect_ratio if turn.transpose else info.sample_aspect_ratio,
     )  # fmt: skip
-    frames = decoding.decode(info, *planned.span, settings)
-    return _Source(str(path), head, color, turn, len(planned.times), frames, quantiser_step(info))
+    frames = decoding.decode(info, *planned.span, settled(settings, info))
+    return _Source(str(path), head, color, turn, len(planned.times), frames)
 
 
 def _notes(found: _Source, sizes: Iterator[str]) -> Iterator[str]:

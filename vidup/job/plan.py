@@ -15,12 +15,12 @@ from vidup.job.disk import check_unchanged, fingerprint_file
 from vidup.job.store import Segment
 from vidup.media import encoder, probing
 from vidup.media.animation_input import is_animation
+from vidup.media.compression import settled
 from vidup.media.containers import ANIMATIONS, CONTAINERS, MATROSKA, STILLS, check_ending, container_of
 from vidup.media.decoding import planar
 from vidup.media.delivery import Delivery, plan_delivery
 from vidup.media.encoder import Encoding
 from vidup.media.opening import check_file
-from vidup.media.quantiser import quantiser_step
 from vidup.media.reading import KEPT, KEPT_BYTES
 from vidup.media.sequences import WRITTEN, is_sequence
 from vidup.media.streams import REQUESTED
@@ -80,9 +80,8 @@ def plan(source: Path, target: Path, settings: Settings, known: MediaInfo | None
     check_file(source)
     facts = fingerprint_file(source)
     info = probing.at_rate(known or probing.probe(source, settings.tolerate_errors), settings.fps)
-    if settings.quantiser == "auto" and engines.family(settings).invents:
-        found = quantiser_step(info)
-        settings = replace(settings, quantiser="auto" if found is None else found)
+    if engines.family(settings).invents:
+        settings = settled(settings, info)
     delivery = plan_delivery(info, container, settings)
     size = output_size(settings, engines.native_scale(settings), *delivery.input_size, even=True)
     return job_of(delivery, target, settings, size, facts)

@@ -64,7 +64,6 @@ class Worker:
     def __init__(self, jobs: list[Job], upscaler: Upscaler) -> None:
         self._jobs, self._upscaler = jobs, upscaler
         self._choices: dict[int, Choice] = {}  # by job: a choice that was made smaller is used again
-        self._own: dict[int, Upscaler] = {}  # of the current file, see `_upscaler_of`
 
     def __call__(self, tasks: Iterator[Task], report: Report) -> Generator[tuple[Task, Done | VidupError], None, None]:
         """Yield each task with its result or error; those of a file before the next file is begun."""
@@ -98,17 +97,8 @@ class Worker:
             if tail is not None:
                 tail.encoder.close()
 
-    def _upscaler_of(self, file: int) -> Upscaler:
-        """The upscaler for a file, with the file's `quantiser`; all else is shared."""
-        quantiser = self._jobs[file].settings.quantiser
-        if quantiser == self._upscaler.settings.quantiser:
-            return self._upscaler
-        if file not in self._own:
-            self._own = {file: self._upscaler.replace(quantiser=quantiser)}
-        return self._own[file]
-
     def _upscale(self, task: Task, readers: Readers, report: Report) -> _Tail:
-        job, upscaler = self._jobs[task.file], self._upscaler_of(task.file)
+        job, upscaler = self._jobs[task.file], self._upscaler
         size = job.input_size
         upscaler.choose(*size, self._choices.get(task.file) or task.choice)
         with disk_full_named(task.segment.path.parent):

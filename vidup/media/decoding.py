@@ -19,6 +19,7 @@ from vidup.frame import Frame, MediaInfo, layout
 from vidup.media import frames, interlace
 from vidup.media.captions import read_captions
 from vidup.media.opening import clock
+from vidup.media.quantiser import tell, told
 from vidup.media.reading import Readers, timed_frames
 from vidup.picture.color import resolve
 
@@ -42,7 +43,8 @@ def decode(
 
     Args:
         begin, end: in units of `info.time_base`; None: from the first frame, to the last.
-        settings: its `matrix`, `range`, `deinterlace` and `tolerate_errors` are used; None: nothing is deinterlaced.
+        settings: its `matrix`, `range`, `quantiser`, `deinterlace` and `tolerate_errors` are used; None: nothing is
+            deinterlaced.
         readers: open decoders of the file, for reading part after part.
 
     Raises:
@@ -54,7 +56,9 @@ def decode(
         for picture in read:
             frame = frames.frame_of(_in_planes(picture, info), planar(info.pix_fmt), color)
             captions = read_captions(picture)
-            yield replace(frame, captions=captions) if captions and _is_own(picture, info) else frame
+            captions = captions if captions and _is_own(picture, info) else b""
+            step = told(picture) if settings.quantiser == "auto" else settings.quantiser
+            yield replace(frame, captions=captions, quantiser=step)
 
 
 def pictures(
@@ -190,6 +194,7 @@ def _in_planes(picture: Any, info: MediaInfo) -> Any:
     scaler = "BILINEAR" if is_sized else "BICUBIC"
     result = picture.reformat(info.width, info.height, pix_fmt, interpolation=scaler)
     result.pts, result.duration, result.time_base = picture.pts, picture.duration, picture.time_base
+    tell(result, told(picture))
     return result
 
 

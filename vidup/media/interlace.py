@@ -13,6 +13,7 @@ import av
 
 from vidup.errors import MediaError
 from vidup.media.frames import pulled
+from vidup.media.quantiser import tell, told
 
 # FFmpeg's AVFieldOrder, by the field that is shown first: 4 and 5 are those in which the other one is coded first.
 _FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "bb", 5: "tt"}
@@ -125,6 +126,7 @@ def deinterlaced(
             ):
                 picture.pts, picture.duration = pts, until - pts
                 picture.time_base = Fraction(source.time_base) / fields
+                tell(picture, told(source))
                 yield picture
     if waiting:
         raise MediaError(f"bwdif gave no picture for {len(waiting)} frames: choose --deinterlace off")

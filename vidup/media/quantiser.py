@@ -1,108 +1,153 @@
-"""How coarsely a file's pictures were quantised when they were encoded, which is what compression did to them."""
+"""How coarsely each frame was quantised when it was encoded, which is what compression did to it."""
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from io import BytesIO
-from itertools import islice
 from math import exp, fsum, log
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import torch
 from PIL import Image
 
-from vidup.errors import MediaError
-from vidup.frame import MediaInfo
-from vidup.media.opening import open_input, tolerant_demux, video_context
-from vidup.media.reading import decode_packets
-from vidup.media.side_data import side_data
-from vidup.picture import flaws
+from vidup.media.side_data import ENC_PARAMS
 
-_PLACES, _FRAMES = (0.0, 0.35, 0.7), 8
 _HEAD = struct.Struct("@IQQii")
 """The beginning of FFmpeg's AVVideoEncParams: blocks, where they begin, bytes of each, kind, quantiser of the frame."""
-_VP9, _H264 = 0, 1  # kinds; the third is MPEG-1 to 4
-_X265 = re.compile(rb"x265 \(build.{0,4000}? rc=(crf|cqp).{0,400}? (?:crf|qp)=(\d{1,2}(?:\.\d{1,2})?)", re.DOTALL)
-"""The settings that x265 writes before the first picture."""
-_QP_ABOVE_CRF = 4  # on average, in x265
-_COARSEST = 200.0
-"""Beyond what encoders use: an estimate from the bits of an empty frame can be anything."""
+_VP9, _H264 = 0, 1
+_BLOCKS = 1024
+"""Up to twice as many blocks of a frame are looked at."""
 _WIDTH = 12**-0.5
 """Of the error that rounding leaves, against the step that is rounded to (Bennett 1948)."""
+_FINEST, _COARSEST = 0.1, 200.0
+"""Beyond what encoders use: an estimate from the bits of an empty frame can be anything."""
+
+_COARSER, _RATE, _APART = 1.7, 0.2, 1.35
+"""How much coarser frames are than the key frame that they repeat, for the same error; the weight of a frame in the
+mean of them; and by how much that has to differ from the step to replace it. Fitted on photographs over which a camera
+moves, through x264, libvpx-vp9, MPEG-2 and MPEG-4, with and without a constant rate."""
 
 
-@lru_cache(maxsize=4)  # planned again for other settings, a file is not decoded again
-def quantiser_step(info: MediaInfo) -> float | None:
-    """Quantiser step over some frames at three places of a file, in codes of 0 to 255.
+class _Noted(NamedTuple):
+    """What is noted of a packet with a key frame."""
 
-    Where neither the decoder nor the packets tell it, it is estimated from the bits that a pixel of a key frame takes
-    and from how lively the frame is: fitted on photographs through x264 and SVT-AV1, right within a third. What a codec
-    that loses nothing holds may have been compressed before: there the blocks that show tell it.
+    pts: int | None
+    size: int
+    step: float | None
+    """Where the packet itself states it."""
 
-    Returns:
-        The mean, in hundredths, at most 200; None where nothing could be read, or in most places no blocks show.
+
+class _Told(NamedTuple):
+    """PyAV keeps what is attached to a frame by its identity: each frame needs an object of its own."""
+
+    step: float | None
+
+
+def told(frame: Any) -> float | None:
+    """The step that was attached to a frame."""
+    return frame.opaque.step if isinstance(frame.opaque, _Told) else None
+
+
+def tell(frame: Any, step: float | None) -> None:
+    """Attach a step to a frame."""
+    frame.opaque = _Told(step)
+
+
+class Quantisers:
+    """Follows the step of the quantiser through the frames of a stream, in the order in which they are shown.
+
+    What a frame shows is mostly what its key frame does, however coarsely it was itself encoded, so the step of a key
+    frame is that of the frames after it, unless theirs say for long that it no longer can be: after a fade from black,
+    or once an encoder has found its rate. It depends on nothing before the last key frame, wherever decoding begins.
     """
-    codec = av.codec.Codec(info.codec, "r")
-    is_lossless = codec.lossless and not codec.lossy
-    exported: list[float] = []
-    written: list[float] = []
-    estimated: list[float] = []
-    seen: list[float] = []
-    for share in _PLACES if info.timing == "packets" else _PLACES[:1]:
-        with suppress(av.error.FFmpegError, ValueError, MediaError), open_input(info.path) as container:
-            stream = container.streams[info.video_index]
-            if share:
-                container.seek(info.pts[int(share * len(info.pts))], stream=stream, backward=True)
-            context = video_context(stream, export_side_data="venc_params")
-            keys: list[Any] = []
-            packets = _noted(tolerant_demux(container, stream, _ignore), keys)
-            frames = list(islice(decode_packets(stream, packets, _ignore), 1 if is_lossless else _FRAMES))
-            if is_lossless:
-                seen += [flaws.step_of_blocks(*flaws.blocking(_gray(frame)[None])) or 0 for frame in frames]
-                continue
-            exported += [step for frame in frames if (step := frame_quantiser_step(frame)) is not None]
-            if keys and not exported:
-                data = bytes(context.extradata or b"") * (info.codec != "mjpeg") + bytes(keys[0])
-                if (step := packet_quantiser_step(info.codec, data)) is not None:
-                    written.append(step)
-                if frames:
-                    estimated.append(_from_bits(frames[0], keys[0].size))
-    found = exported or written or estimated or ([float(np.median(seen))] if any(seen) else [])
-    return min(round(float(np.mean(found)), 2), _COARSEST) if any(found) else None
+
+    def __init__(self, context: Any) -> None:
+        self._codec, self._is_lossless = context.name, is_lossless(context.codec)
+        self._keys: deque[_Noted] = deque()
+        self._step: float | None = None
+        self._expected = 0.0
+        self._before: Any = None
+
+    def note(self, packet: Any) -> None:
+        """Note what tells the step of a key frame in its packet, before it is decoded."""
+        if packet.is_keyframe:
+            step = _of_jpeg(bytes(packet)) if self._codec == "mjpeg" else None
+            self._keys.append(_Noted(packet.pts, packet.size, step))
+
+    def __call__(self, frame: Any) -> float | None:
+        """The step of the next frame, in codes of 0 to 255; None of a codec that loses nothing."""
+        if self._is_lossless:
+            return None
+        noted = self._noted(frame)
+        before, self._before = self._before, frame
+        own = frame_quantiser_step(frame, self._codec)
+        if frame.key_frame or noted is not None:
+            if own is None and noted is not None:
+                own = noted.step or _from_bits(frame, noted.size)
+            self._step = None
+        if own is not None:
+            self._follow(min(max(own, _FINEST), _COARSEST), before, frame)
+        return self._step
+
+    def _noted(self, frame: Any) -> _Noted | None:
+        """What was noted of a frame's packet: the one of its time, or the next one where times are missing."""
+        while self._keys:
+            pts = self._keys[0].pts
+            is_timed = pts is not None and frame.pts is not None
+            if (pts == frame.pts) if is_timed else frame.key_frame:
+                return self._keys.popleft()
+            if not is_timed or pts > frame.pts:
+                return None
+            self._keys.popleft()  # its frame could not be decoded
+        return None
+
+    def _follow(self, own: float, before: Any, frame: Any) -> None:
+        if self._step is None:
+            self._step = self._expected = round(own, 2)
+            return
+        self._expected *= (own / _COARSER / self._expected) ** _RATE
+        if not 1 / _APART < self._expected / self._step < _APART and not _are_equal(before, frame):
+            self._step = round(self._expected, 2)
 
 
-def frame_quantiser_step(frame: av.VideoFrame) -> float | None:
-    """Quantiser step of a decoded frame, in codes of 0 to 255; None where its decoder does not export it.
+def is_lossless(codec: av.Codec) -> bool:
+    """Whether a codec always loses nothing, so that it does not tell what was lost before."""
+    return codec.lossless and not codec.lossy
 
-    Of the decoders here those of H.264, VP9 and MPEG-1 to 4 do. VP9's table is nearly exponential, and MPEG's numbers
+
+def frame_quantiser_step(frame: Any, codec: str) -> float | None:
+    """Step of the quantiser of a decoded frame, in codes of 0 to 255; None where its decoder does not export it.
+
+    Of the decoders here those of H.264, VP9, H.263 and MPEG-1 to 4 do. H.263 and
+    MPEG-4 state half of the step; VP9's table is nearly exponential, and the numbers of MPEG-1 and 2
     are weighted by a matrix: those two are fitted to what x264 leaves at the same error.
     """
-    found = side_data(frame).get("VIDEO_ENC_PARAMS", b"")
+    try:
+        found = next((memoryview(one) for one in frame.side_data if one.type.name == ENC_PARAMS), b"")
+    except ValueError:  # PyAV has no name for a kind beside it
+        return None
     if len(found) < _HEAD.size:
         return None
     blocks, begin, size, kind, quantiser = _HEAD.unpack_from(found)
-    if blocks and begin + blocks * size <= len(found) and size >= 20:
-        table = np.frombuffer(found, np.uint8, blocks * size, begin).reshape(blocks, size)
-        quantiser += float(np.ascontiguousarray(table[:, 16:20]).view(np.int32).mean())
+    if blocks and size >= 20 and size % 4 == 0 and begin + blocks * size <= len(found):
+        table = np.frombuffer(found, np.int32, blocks * size // 4, begin).reshape(blocks, -1)
+        quantiser += float(table[:: 1 + blocks // _BLOCKS, 4].mean())
     quantiser = min(max(quantiser, 0), 255)  # a damaged file says anything
     if kind == _H264:
         return qp_quantiser_step(quantiser)
-    return float(2 ** (1.71 + 0.0195 * quantiser)) if kind == _VP9 else 2.0 * quantiser
+    if kind == _VP9:
+        return float(2 ** (1.71 + 0.0195 * quantiser))
+    return float((1.5 if codec in ("mpeg1video", "mpeg2video") else 2.0) * quantiser)
 
 
-def packet_quantiser_step(codec: str, data: bytes) -> float | None:
-    """Quantiser step in codes of 0 to 255 that a packet, after the decoder's extradata, states; None if it does not."""
-    if codec == "mjpeg":
-        with suppress(Exception), Image.open(BytesIO(data), formats=("JPEG",)) as image:  # Pillow raises anything
-            return jpeg_quantiser_step(getattr(image, "quantization", {}).values())
-    if codec == "hevc" and (found := _X265.search(data)):
-        return qp_quantiser_step(float(found[2]) + _QP_ABOVE_CRF * (found[1] == b"crf"))
+def _of_jpeg(data: bytes) -> float | None:
+    with suppress(Exception), Image.open(BytesIO(data), formats=("JPEG",)) as image:  # Pillow raises anything
+        return jpeg_quantiser_step(getattr(image, "quantization", {}).values())
     return None
 
 
@@ -122,25 +167,26 @@ def jpeg_quantiser_step(tables: Iterable[Sequence[int]]) -> float | None:
     return 2 * exp(fsum(log(max(one, 1)) for one in finer) / len(finer)) ** 0.72 if finer else None
 
 
-def _noted(packets: Iterable[Any], keys: list[Any]) -> Iterator[Any]:
-    """Packets; the first of a key frame is added to `keys`, too."""
-    for packet in packets:
-        if packet.is_keyframe and packet.size and not keys:
-            keys.append(packet)
-        yield packet
-
-
-def _ignore(_: str) -> None:
-    """What is damaged is said by whoever reads the file for its pictures."""
-
-
-def _gray(frame: av.VideoFrame) -> torch.Tensor:
-    """Its brightness, float32 (h, w) in codes."""
+def luma_of(frame: Any) -> torch.Tensor:
+    """A frame's brightness, float32 (h, w) in codes."""
     return torch.from_numpy(frame.reformat(format="gray").to_ndarray().astype(np.float32))
 
 
-def _from_bits(frame: av.VideoFrame, size: int) -> float:
-    gray = _gray(frame)
-    lively = float(gray.diff(dim=0).abs().mean() + gray.diff(dim=1).abs().mean()) / 2
+def _from_bits(frame: Any, size: int) -> float:
+    """Estimate the step of a key frame from the bits that its pixels take, and from how lively it is.
+
+    Fitted on photographs through x264, x265 and SVT-AV1; right within a third.
+    """
+    gray = luma_of(frame)
     bits = 8 * size / gray.numel()
-    return float(0.85 * lively**0.9 / bits**0.95 / _WIDTH)
+    rows = gray[: len(gray) // 4 * 4].unfold(0, 2, 4)  # a half of all tell enough
+    lively = float((rows[..., 1] - rows[..., 0]).abs().mean() + rows[..., 0].diff(dim=1).abs().mean()) / 2
+    return float(0.62 * lively**0.9 / bits**0.95 / _WIDTH) if gray.numel() and rows.numel() else 0.0
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two frames, of planar formats, show the same: then they are treated alike."""
+    if one is None or (one.format.name, one.width, one.height) != (other.format.name, other.width, other.height):
+        return False
+    pairs = zip(one.planes, other.planes, strict=True)
+    return all(np.array_equal(np.from_dlpack(a), np.from_dlpack(b)) for a, b in pairs)

@@ -17,6 +17,7 @@ import av
 from vidup.frame import MediaInfo
 from vidup.media import vp9_alpha
 from vidup.media.opening import UNREADABLE, clock, open_input, reason, set_threads, tolerant_demux, video_context
+from vidup.media.quantiser import Quantisers, tell
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +36,19 @@ def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], e
 def decode_packets(
     stream: Any, packets: Iterable[Any], damaged: Callable[[str], None], exact: bool = False
 ) -> Iterator[Any]:
-    """Decode some packets of a video stream, as `decode_stream`."""
-    context, unit = video_context(stream), stream.time_base
+    """Decode some packets of a video stream, as `decode_stream`; `quantiser.told` tells the step of each frame."""
+    context, unit = video_context(stream, export_side_data="venc_params"), stream.time_base
     if not context.is_open:
         set_threads(context, exact)
+    quantisers = Quantisers(context)
     last: int | None = None
     for packet in chain(packets, [None]):
         if packet is not None and packet.size == 0:
             continue  # would end the decoding
         if packet is not None and context.name == "ffv1" and not _checksums_match(bytes(packet)):
             damaged(f"its frame at {clock(packet.pts, unit)} is damaged")
+        if packet is not None:
+            quantisers.note(packet)
         try:
             frames = context.decode(packet)
         except EOFError:
@@ -60,6 +64,7 @@ def decode_packets(
             frame.time_base = unit  # the last ones, which come without a packet, have none
             time = frame.pts if frame.pts is not None else frame.dts
             last = last if time is None else time
+            tell(frame, quantisers(frame))
             yield frame
 
 

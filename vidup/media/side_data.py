@@ -10,6 +10,8 @@ from vidup.frame import MediaInfo
 from vidup.media import vp9_alpha
 
 CAPTIONS = "A53_CC"
+ENC_PARAMS = "VIDEO_ENC_PARAMS"
+"""What `quantiser` reads, large, and not part of the file."""
 STEREO = "STEREO3D"
 ALPHA = "VP9_ALPHA"
 """Not one of FFmpeg's kinds: transparency that its decoder ignores, see `vp9_alpha`."""
@@ -44,7 +46,7 @@ _STEREO_MODES = {1: ("left_right", "right_left"), 2: ("top_bottom", "bottom_top"
 def side_data(frame: Any) -> dict[str, bytes]:
     """The side data of a decoded PyAV frame, by FFmpeg's names; empty where PyAV has no name for one of its kinds."""
     try:
-        return {item.type.name: bytes(item) for item in frame.side_data}
+        return {kind: bytes(item) for item in frame.side_data if (kind := item.type.name) != ENC_PARAMS}
     except ValueError:
         return {}
 

@@ -16,8 +16,8 @@ from vidup.config import Given, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import Frame, MediaInfo
 from vidup.media import decoding, frames, probing
+from vidup.media.compression import quantiser_step, settled
 from vidup.media.opening import check_file
-from vidup.media.quantiser import quantiser_step
 from vidup.media.reading import Readers
 from vidup.picture.color import resolve
 
@@ -58,10 +58,13 @@ class Video(Sequence[Frame]):
     def quantiser(self) -> float | None:
         """Quantiser step that the file was encoded with, in codes of 255; None where nobody knows.
 
-        A job reads it from its input; for pictures that are given one by one it is ``Settings.quantiser``. Found out by
-        decoding some frames.
+        The mean of some frames, which are decoded for it; each frame has its own, see `Frame.quantiser`.
         """
         return quantiser_step(self.info)
+
+    @cached_property
+    def _decoding(self) -> Settings:
+        return settled(self._settings, self.info)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -127,7 +130,7 @@ class Video(Sequence[Frame]):
         return f"Video({self.info!r}, {len(self)} frames)"
 
     def _decoded(self, begin: int, end: int | None) -> Iterator[Frame]:
-        return decoding.decode(self.info, begin, end, self._settings, self._readers)
+        return decoding.decode(self.info, begin, end, self._decoding, self._readers)
 
 
 def from_av(picture: Any) -> Frame:

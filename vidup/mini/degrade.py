@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidup.engines.detail import FACTOR, down
-from vidup.media.quantiser import frame_quantiser_step
+from vidup.errors import MediaError
+from vidup.media.quantiser import told
+from vidup.media.reading import decode_stream
 
 Rng = np.random.Generator
 Pixels = NDArray[np.uint8]
@@ -29,11 +30,6 @@ CODECS: dict[str, tuple[str, tuple[int, int], dict[str, str]]] = {
 }
 """For each encoder its keys of quality, their range from good to bad, and what else it is given."""
 SHARES = (0.5, 0.12, 0.1, 0.1, 0.08, 0.1)
-_UNTOLD: dict[str, Callable[[int], float]] = {
-    "libx265": lambda crf: 0.625 * 2 ** ((crf + 4) / 6),
-    "mjpeg": lambda quality: 4.0 * quality,
-}
-"""The step where a decoder does not export it: x265's quantiser lies about 4 above its crf."""
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 MARGIN = 48
 """Pixels that a picture gives up on both axes, so that a camera can move over it."""
@@ -147,12 +143,13 @@ def compressed(frames: list[Pixels], name: str, quality: int) -> tuple[list[Pixe
         container.mux(video.encode())
     stream.seek(0)
     with av.open(stream) as container:
-        context = container.streams.video[0].codec_context
-        context.thread_count, context.options = 1, {"export_side_data": "venc_params"}
-        decoded = list(container.decode(video=0))
-    steps = [step for frame in decoded if (step := frame_quantiser_step(frame)) is not None]
-    step = float(np.mean(steps)) if steps else _UNTOLD[name](quality)
+        decoded = list(decode_stream(container, container.streams.video[0], _fail))
+    step = float(np.mean([told(frame) or 0.0 for frame in decoded]))
     return [frame.to_ndarray(format="rgb24") for frame in decoded], step
+
+
+def _fail(what: str) -> None:
+    raise MediaError(f"what was just encoded {what}")
 
 
 def _noisy(rng: Rng, small: Pixels, sigma: float, coarse: bool = False) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,32 +70,32 @@ def _estimator(device: torch.device) -> Estimator:
     return estimator.eval().requires_grad_(False).to(device)
 
 
-def _errors(rgb: torch.Tensor, step: float) -> torch.Tensor:
+def _errors(rgb: torch.Tensor, steps: Sequence[float]) -> torch.Tensor:
     """The estimate for each cell, codes."""
     gray = luma(rgb)[:, None]
     gray = functional.pad(gray, (0, -gray.shape[-1] % CELL, 0, -gray.shape[-2] % CELL), mode="replicate")
-    steps = torch.full((len(rgb),), float(step), dtype=torch.float32, device=rgb.device)
-    codes: torch.Tensor = _estimator(rgb.device)(gray, steps).exp()
+    told = torch.tensor(steps or [0.0] * len(rgb), dtype=torch.float32, device=rgb.device)
+    codes: torch.Tensor = _estimator(rgb.device)(gray, told).exp()
     return codes
 
 
-def error(rgb: torch.Tensor, step: float) -> torch.Tensor:
+def error(rgb: torch.Tensor, steps: Sequence[float]) -> torch.Tensor:
     """Estimate how far pictures are from clean ones, place by place.
 
     Args:
         rgb: float32 (T, 3, h, w) in [0, 1].
-        step: of the quantiser that they were encoded with, in codes of 0 to 255; 0 where they were not.
+        steps: of the quantiser that each was encoded with, in codes of 0 to 255; 0 where it was not, empty if none was.
 
     Returns:
         float32 (T, 1, h, w), the root mean square error to be expected at each pixel, in codes of 0 to 255.
     """
     height, width = rgb.shape[-2:]
-    return functional.interpolate(_errors(rgb, step), scale_factor=CELL, mode="nearest")[..., :height, :width]
+    return functional.interpolate(_errors(rgb, steps), scale_factor=CELL, mode="nearest")[..., :height, :width]
 
 
-def distance(rgb: torch.Tensor, step: float) -> torch.Tensor:
+def distance(rgb: torch.Tensor, steps: Sequence[float]) -> torch.Tensor:
     """Estimate how far pictures are from clean ones: the root mean square of `error`, (T,), in codes."""
-    return _errors(rgb, step).square().mean((1, 2, 3)).sqrt()
+    return _errors(rgb, steps).square().mean((1, 2, 3)).sqrt()
 
 
 WIDE, NARROW = 17, 7
@@ -102,7 +103,7 @@ CLEAN = 1.0
 """Codes of error that the estimate finds in clean pictures, too."""
 
 
-def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float) -> torch.Tensor:
+def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Sequence[float]) -> torch.Tensor:
     """Pull a picture back to what is trustworthy in its input: the anchor, with noise and compression left out.
 
     Where the input differs from the picture, downscaled, by no more than the error that it is expected to have, it says
@@ -114,7 +115,7 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
         picture: float32 (T, 3, H, W).
         low_res: float32 (T, 3, h, w).
         rounds: of `vidup.picture.resample.anchor`; 0 leaves the picture as it is.
-        step: as for `error`.
+        steps: as for `error`.
     """
     if rounds == 0:
         return picture
@@ -123,7 +124,7 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, step: float)
     coarse = _around(wrong, WIDE)
     fine = wrong - coarse
     power = _around(luma(fine)[:, None].square(), NARROW)
-    noise = (error(low_res, step).square() - CLEAN**2).clamp_min(0) / 255**2
+    noise = (error(low_res, steps).square() - CLEAN**2).clamp_min(0) / 255**2
     weight = (1 - noise / power.clamp_min(1e-12)).clamp(0, 1)
     return back_project(picture, coarse + weight * fine, rounds)
 

@@ -53,7 +53,7 @@ class PassingFrame:
         kind = layout(self.pix_fmt)
         if kind is not None and kind.family == "gbr" and tags.matrix != color.RGB:
             tags = replace(tags, matrix=color.RGB)
-        self.tags = tags
+        self.tags, self.quantiser = tags, frame.quantiser
         color.check_target(self.pix_fmt, tags)
 
     @property
@@ -103,13 +103,14 @@ class LeavingFrame:
         # Copied, so that the pinned memory can be used for the next frame.
         planes = color.planes_of(self.codes)
         own = planes if self.event is None else tuple(plane.copy() for plane in planes)
-        return replace(self.picture.frame, planes=own, pix_fmt=self.picture.pix_fmt, color=self.picture.tags)
+        frame, form = self.picture.frame, (self.picture.pix_fmt, self.picture.tags)
+        return replace(frame, planes=own, pix_fmt=form[0], color=form[1], quantiser=None)
 
 
 class PassingOther:
     """A picture of another library, as `PassingFrame`."""
 
-    even = False
+    even, quantiser = False, None
 
     def __init__(self, taken: interop.Taken) -> None:
         self.taken = taken

@@ -57,14 +57,19 @@ class Films:
                         return ImageOps.exif_transpose(image).convert("RGB")
                 except (OSError, ValueError, Image.DecompressionBombError) as error:
                     raise MediaError(f"{path}: cannot be read: {error}") from None
-            video = self.video(path, settings)
-            try:
-                frame = video.at(at)
-            except MediaError:
-                frame = video[-1]
+            frame = self.frame(path, at, settings)
             rgb = frame.rgb() if exact else frame.to_av().to_ndarray(format="rgb24")
             shown = Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
-            return shown.rotate(video.info.rotation, expand=True)  # counter-clockwise, as a player turns it
+            rotation = self.video(path, settings).info.rotation
+            return shown.rotate(rotation, expand=True)  # counter-clockwise, as a player turns it
+
+    def frame(self, path: Path, at: float, settings: vidup.Settings) -> vidup.Frame:
+        """A video's frame at a time, or the last one; raises MediaError."""
+        video = self.video(path, settings)
+        try:
+            return video.at(at)
+        except MediaError:
+            return video[-1]
 
     def close(self) -> None:
         with self._lock:

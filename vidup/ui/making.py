@@ -147,14 +147,14 @@ class Maker:
             preview.size, preview.rate = (video.info.width, video.info.height), float(video.info.rate)
 
     def _quantiser(self, preview: Preview) -> float | Literal["auto"]:
-        """How coarsely the source was encoded, as a run reads it from the file; auto where nobody knows."""
+        """How coarsely the picture was encoded, as a run reads it from the file; auto where nobody knows."""
         settings = preview.form.settings
         if settings.model in _PLAIN:
             return "auto"
         if is_picture(preview.source):
             found = vidup.plan(preview.source, settings=settings).table.get("footage", {}).get("quantiser")
         else:
-            found = self._films.video(preview.source, settings).quantiser
+            found = self._films.frame(preview.source, preview.at, settings).quantiser
         return "auto" if found is None else found
 
     def _upscale(self, preview: Preview, settings: vidup.Settings, source: Path, after: Path) -> vidup.Upscaler:
