@@ -251,7 +251,7 @@ def test_a_preview_of_a_frame_knows_how_the_film_was_encoded(page: TestClient, t
     body = {"input": "clip.mp4", "at": 0, "settings": {"model": "mini", "codec": "libx265", "start": 1, "seed": 5}}
     assert ended(page, page.post("/api/preview", json=body).json()["id"])["state"] == "stopped"
     with vidup.open(tmp_path / "clip.mp4") as video:
-        assert given[0].quantiser == video.quantiser > 0
+        assert given[0].quantiser == video[0].quantiser > 0
     assert (given[0].codec, given[0].start, given[0].seed) == (None, 0, 5)
 
 
