@@ -62,6 +62,11 @@ class Still:
     notes: tuple[str, ...]
     """What is left out or damaged, in words."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.height, self.image.width
+
 
 def read(path: Path) -> Still:
     """Read a still image, and turn it upright by its EXIF data.
@@ -105,17 +110,21 @@ def read(path: Path) -> Still:
 
 def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
     """The facts of a still image, and of its output, as values for JSON; raises as `read`."""
-    scale = engines.native_scale(settings)
-    still = read(source)
-    before, notes = (still.image.height, still.image.width), list(still.notes)
-    words = f"a still image of {before[1]}x{before[0]} {still.image.mode} ({still.format})"
-    footage = describe.footage(still.quantiser, flaws.measure(interop.take(still.image).rgb))
-    height, width = output_size(settings, scale, *before, even=False)
+    scale, still = engines.native_scale(settings), read(source)
+    (height, width), mode = still.size, still.image.mode
+    result = output_size(settings, scale, height, width, even=False)
     return {
-        **{"path": str(source), "format": still.format, "mode": still.image.mode, "words": words},
-        **{"width": before[1], "height": before[0], "footage": footage},
-        **{"notes": [*notes, *size_notes(settings, scale, before, (height, width))], "output": str(target)},
-        **{"output_width": width, "output_height": height},
+        "path": str(source),
+        "format": still.format,
+        "mode": mode,
+        "words": f"a still image of {width}x{height} {mode} ({still.format})",
+        "width": width,
+        "height": height,
+        "footage": describe.footage(still.quantiser, flaws.measure(interop.take(still.image).rgb)),
+        "notes": [*still.notes, *size_notes(settings, scale, still.size, result)],
+        "output": str(target),
+        "output_width": result[1],
+        "output_height": result[0],
     }
 
 
@@ -126,21 +135,20 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         ConfigError: the file holds several pictures, or the output's format does not support the size.
         MediaError: it is no image, or is damaged.
     """
-    if target.suffix.lower() in ANIMATIONS:
+    ending = target.suffix.lower()
+    if ending in ANIMATIONS:
         raise ConfigError(f"{target}: is for what moves, and {source} is one picture; take .png")
     still = read(source)
     for note in still.notes:
         log.warning("%s: %s", source, note)
-    ending = target.suffix.lower()
-    scale = upscaler.engine.scale
-    height, width = output_size(upscaler.settings, scale, still.image.height, still.image.width, even=False)
+    height, width = upscaler.size(*still.size)
     if max(height, width) > (most := _MOST_PIXELS_A_SIDE.get(ending, max(height, width))):
         raise ConfigError(
             f"{target}: would be {width}x{height}; {ending} holds {most} pixels a side: take .png or .tif"
         )
     if lost := [_NAMES[key] for key in still.about if key not in _KEPT[ending]]:
         log.warning("%s: has no room for the %s of the input", target, " and the ".join(lost))
-    for note in size_notes(upscaler.settings, scale, (still.image.height, still.image.width), (height, width)):
+    for note in size_notes(upscaler.settings, upscaler.engine.scale, still.size, (height, width)):
         log.info("note: %s", note)
     tracker.enter("upscaling")
     image = still.image
@@ -167,7 +175,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
         part.unlink(missing_ok=True)
     tracker.advance()
     log.info("%s: %dx%d -> %s: %dx%d", source, *still.image.size, target, *result.size)
-    return Receipt(source, target, 1, 0, 1.0, (result.height, result.width), (), 0, sha256(target))
+    return Receipt(source, target, 1, 0, 1.0, (height, width), (), 0, sha256(target))
 
 
 def verify(source: Path, target: Path, settings: Settings) -> Receipt:
@@ -177,10 +185,10 @@ def verify(source: Path, target: Path, settings: Settings) -> Receipt:
         ConfigError, MediaError: as `read`.
         VerifyError: it has another size.
     """
-    before, after = read(source).image, read(target).image
-    size = output_size(settings, engines.native_scale(settings), before.height, before.width, even=False)
-    if (after.height, after.width) != size:
-        raise VerifyError(f"{target}: is {after.width}x{after.height}, expected {size[1]}x{size[0]}")
+    before, after = read(source).size, read(target).size
+    size = output_size(settings, engines.native_scale(settings), *before, even=False)
+    if after != size:
+        raise VerifyError(f"{target}: is {after[1]}x{after[0]}, expected {size[1]}x{size[0]}")
     return Receipt(source, target, 1, 0, 1.0, size, (), 0, sha256(target))
 
 
