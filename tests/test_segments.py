@@ -78,7 +78,7 @@ class TestPlan:
         ]
 
     def test_a_segment_is_led_in_by_the_frames_before_it(self):
-        plan = plan_segments(TIMES[4:], 2, Path("job"), before=TIMES[:4], lead=3)
+        plan = plan_segments(TIMES, 2, Path("job"), low=4, lead=3)
         assert [(s.begin, s.lead_in) for s in plan] == [
             (TIMES[place], TIMES[place - 3]) for place in range(4, len(TIMES), 2)
         ]

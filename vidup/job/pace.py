@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -133,7 +133,7 @@ class Clock:
 
 
 def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn: Turn, clock: Clock) -> list[Frame]:
-    """Upscale frames without carrying; the results have a constant rate."""
+    """Upscale frames without carrying."""
     with clock.of("to RGB"):
         rgb = turn(torch.stack([color.to_rgb(frame, upscaler.engine.device) for frame in clip]))
     with clock.of("engine"):
@@ -141,14 +141,22 @@ def enlarged(upscaler: Upscaler, clip: Sequence[Frame], encoding: Encoding, turn
     with clock.of("to planes"):
         pix_fmt = decoding.planar(encoding.pix_fmt)
         planes = [color.from_rgb(picture, pix_fmt, encoding.color) for picture in pictures]
-    return [_at(frame, index, one, encoding) for index, (frame, one) in enumerate(zip(clip, planes, strict=True))]
+    return [
+        replace(frame, planes=one, pix_fmt=pix_fmt, color=encoding.color)
+        for frame, one in zip(clip, planes, strict=True)
+    ]
 
 
 def encoded(frames: Sequence[Frame], encoding: Encoding) -> int:
-    """The bytes of a segment of these frames."""
+    """The bytes of a segment of these frames, shown at a constant rate."""
+    duration = max(1, round(1 / (encoding.rate * encoding.time_base)))
+    timed = (
+        replace(frame, pts=index * duration, duration=duration, time_base=encoding.time_base)
+        for index, frame in enumerate(frames)
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.seg"
-        encode_segment((_at(f, i, f.planes, encoding) for i, f in enumerate(frames)), encoding, path)
+        encode_segment(timed, encoding, path)
         return path.stat().st_size
 
 
@@ -188,12 +196,3 @@ def in_words(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min"
     return f"{hours // 24} d {hours % 24} h"
-
-
-def _at(frame: Frame, index: int, planes: Any, encoding: Encoding) -> Frame:
-    """A frame of the result at the place `index` of a constant rate."""
-    duration = max(1, round(1 / (encoding.rate * encoding.time_base)))
-    return replace(
-        frame, planes=planes, pix_fmt=decoding.planar(encoding.pix_fmt), color=encoding.color,
-        pts=index * duration, duration=duration, time_base=encoding.time_base,
-    )  # fmt: skip

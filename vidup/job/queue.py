@@ -179,10 +179,11 @@ def _leave(store: Store) -> None:
 
 def _segments(job: Job, folder: Path) -> list[Segment]:
     begin, end = job.span
-    times = list(job.info.pts[job.low : job.high])
-    times[0] = times[0] if begin is None else max(times[0], begin)
+    times = list(job.info.pts[: job.high])
+    if begin is not None:
+        times[job.low] = max(times[job.low], begin)
     lead = engines.LEAD_IN if engines.carries(job.settings) else 0
-    return plan_segments(times, job.settings.segment_frames, folder, end, job.info.pts[: job.low], lead)
+    return plan_segments(times, job.settings.segment_frames, folder, end, job.low, lead)
 
 
 def run(works: list[Work], runtime: Runtime, crew: Crew, tracker: Tracker, stop: Callable[[], bool]) -> None:

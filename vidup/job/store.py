@@ -35,17 +35,15 @@ _MOST_BYTES = 1 << 24  # of a record, which contains the settings
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames that are encoded on their own: those with ``begin <= pts < end``."""
+    """Frames that are encoded on their own: those with ``begin <= pts < end``, in the input's time base."""
 
     index: int
     begin: int
-    """In the input's time base."""
     end: int | None
-    """In the input's time base; None: the end of the input."""
+    """None: the end of the input."""
     frames: int
     """The number of its frames in the input."""
     path: Path
-    """The path of its file."""
     lead_in: int | None = None
     """The time from which frames are upscaled but not written, so that pictures can be carried to `begin`."""
 
@@ -54,27 +52,23 @@ class Segment:
 
 
 def plan_segments(
-    times: Sequence[int], length: int, folder: Path, end: int | None = None, before: Sequence[int] = (), lead: int = 0
+    times: Sequence[int], length: int, folder: Path, end: int | None = None, low: int = 0, lead: int = 0
 ) -> list[Segment]:
-    """Cut frames into segments of `length` frames.
+    """Cut frames into segments of `length` frames, the last perhaps of fewer, which join without a gap.
 
     Args:
-        times: the times of the frames, rising, in the input's time base.
-        length: frames in a segment; the last may have fewer.
+        times: the times of the input's frames up to the last of the job, rising, in the input's time base.
         folder: the folder of the files.
         end: the end of the last segment, where the job ends before the input.
-        before: the times of the input's frames before these.
+        low: the place in `times` of the job's first frame.
         lead: the number of lead-in frames of a segment, as far as there are any.
-
-    Returns:
-        Segments whose half-open ranges join without a gap.
     """
-    known, segments = [*before, *times], list[Segment]()
-    for index, start in enumerate(range(len(before), len(known), length)):
-        after = known[start + length] if start + length < len(known) else end
-        frames, path = min(length, len(known) - start), folder / f"{index:05}.seg"
-        lead_in = known[max(0, start - lead)] if lead else None
-        segments.append(Segment(index, known[start], after, frames, path, lead_in))
+    segments = []
+    for index, start in enumerate(range(low, len(times), length)):
+        after = times[start + length] if start + length < len(times) else end
+        frames, path = min(length, len(times) - start), folder / f"{index:05}.seg"
+        lead_in = times[max(0, start - lead)] if lead else None
+        segments.append(Segment(index, times[start], after, frames, path, lead_in))
     return segments
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vidup.engines import Choice
 from vidup.errors import MediaError, Stopped, VidupError, system_words
@@ -185,12 +185,11 @@ def upscale_segment(
         fast = upscaler.runtime.verify == "fast"
         return check_segment(job.output, path, job.encoding, job, expected, places, fast, readers)
 
-    def encode(frames: Iterator[Frame]) -> Any:
-        return encode_segment(frames, job.encoding, segment.path, prove)
-
     # Closed here, as the traceback of an error would keep them and their threads alive.
     decoded = prefetch(decode(), QUEUE_BYTES, frame_bytes)
-    encoder = Consumer(encode, QUEUE_BYTES, frame_bytes)
+    encoder = Consumer[Frame](
+        lambda frames: encode_segment(frames, job.encoding, segment.path, prove), QUEUE_BYTES, frame_bytes
+    )
     wanted = planar(job.encoding.pix_fmt), job.encoding.color, job.turn
     results = unfinished.upscaled(upscaler, decoded, segment.path, _numbers(job, segment, begin), wanted)
     try:
