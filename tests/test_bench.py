@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from vidup import bench
-from vidup.bench.stopwatch import Measured
+from vidup.bench import subjects
+from vidup.bench.stopwatch import Measured, describe
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Place, architecture, load, tracing
 from vidup.engines.vae import Vae, limits
@@ -75,7 +76,7 @@ def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
     assert guided["evaluations"] == 4 and guided["flops"] > plain["flops"]
     half = run(*words, "--json", "--prompt", "a harbour", "--guidance-end", "0.5", "--tile", "0")
     assert half["evaluations"] == 3
-    assert "TFLOP/s" in "\n".join(bench.describe(measured(half)))
+    assert "TFLOP/s" in "\n".join(describe(measured(half)))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_flops_are_those_of_a_run() -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    engine = bench.random_engine(Settings(prompt="a", steps=1), Runtime(device="cpu"), narrower=8)
+    engine = subjects.random_engine(Settings(prompt="a", steps=1), Runtime(device="cpu"), narrower=8)
     counted = tracing.unet_flops(engine.unet.module, architecture.TOKENS, 24, 32)
     batch = torch.zeros(1, 7, 24, 32)
     # By matrix products: torch up to 2.13 does not count the CPU's fused attention.
@@ -170,7 +171,7 @@ def test_flops_are_those_of_a_run() -> None:
 
 
 def test_made_up_frames_move_and_repeat() -> None:
-    one, two = bench.synthetic(40, 24, 2), bench.synthetic(40, 24, 2)
+    one, two = subjects.synthetic(40, 24, 2), subjects.synthetic(40, 24, 2)
     assert [plane.shape for plane in one[0].planes] == [(24, 40), (12, 20), (12, 20)]
     assert (one[0].planes[0] != one[1].planes[0]).any()
     assert all((a == b).all() for a, b in zip(one[1].planes, two[1].planes, strict=True))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vidup
 from vidup import Color, Frame, Upscaler
-from vidup.bench import random_engine
+from vidup.bench.subjects import random_engine
 from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Needs, Place, memory
 from vidup.engines import planner as planning

@@ -82,7 +82,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         stills, queue, outlook              still images; jobs one after another; what a job would do
         piping                              Y4M through pipes
     bench/                              what this machine can do
-        stopwatch                           the stages of upscaling a frame, timed
+        subjects, stopwatch                 what is measured; the stages of upscaling a frame, timed
     doctor                              whether this machine is ready
     vapoursynth                         a function for VapourSynth scripts
     terminal                            standard streams and signals

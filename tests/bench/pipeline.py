@@ -49,8 +49,7 @@ from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upsca
 from PIL import Image
 
 import vidup
-from vidup import bench
-from vidup.bench import stopwatch
+from vidup.bench import stopwatch, subjects
 from vidup.engines.hub import MINI
 from vidup.mini.model import load_checkpoint
 from vidup.picture import noise
@@ -251,7 +250,7 @@ def reached(case: Case, arguments: argparse.Namespace) -> stopwatch.Measured:
     settings = setting(case, case.steps)
     runtime = vidup.Runtime(device=arguments.device, compile=arguments.compile, batch=arguments.batch)
     with vidup.Upscaler(settings, runtime) as upscaler:
-        frames, encoding = bench.made_up("{}x{}".format(*case.size), case.frames, upscaler)
+        frames, encoding = subjects.made_up("{}x{}".format(*case.size), case.frames, upscaler)
         return stopwatch.measure(upscaler, frames, encoding)
 
 
@@ -332,7 +331,7 @@ def main() -> None:
     rounds = [f"round {number + 1}" for number in range(arguments.rounds)]
     report.show(title, ("case", "input", "vidup", "tutorial", *rounds, "ratio", "CPU ratio", "PSNR"), rows, known)
     for found in engines:
-        print("\n".join(bench.describe(found)))
+        print("\n".join(stopwatch.describe(found)))
 
 
 if __name__ == "__main__":

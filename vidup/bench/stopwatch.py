@@ -6,21 +6,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
 
+from vidup.engines.diffusion import Diffusion
+from vidup.frame import Frame
 from vidup.job import plan
-from vidup.job.pace import Clock, Foreseen, encoded, enlarged, whole_frames
+from vidup.job.describe import share
+from vidup.job.pace import Clock, Foreseen, encoded, enlarged, in_words, whole_frames
+from vidup.job.plan import Job
+from vidup.media.encoder import Encoding
 from vidup.picture.geometry import Turn
 from vidup.prefetch import batched
-
-if TYPE_CHECKING:
-    from vidup.frame import Frame
-    from vidup.job.plan import Job
-    from vidup.media.encoder import Encoding
-    from vidup.upscaler import Upscaler
+from vidup.upscaler import Upscaler
 
 
 @dataclass(frozen=True)
@@ -203,18 +203,15 @@ def _watched(engine: Any, clock: Clock) -> Iterator[None]:
     """Reset the peak of memory; time the UNet and the VAE of an engine that has them."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
-    names = {"UNet": "unet", "VAE": "vae"}
-    parts = {stage: getattr(engine, name, None) for stage, name in names.items()}
-    if not all(map(callable, parts.values())):
+    if not isinstance(engine, Diffusion):
         yield
         return
-    for stage, part in parts.items():
-        setattr(engine, names[stage], _Timed(part, clock, stage))
+    unet, vae = engine.unet, engine.vae
+    engine.unet, engine.vae = _Timed(unet, clock, "UNet"), _Timed(vae, clock, "VAE")
     try:
         yield
     finally:
-        for stage, part in parts.items():
-            setattr(engine, names[stage], part)
+        engine.unet, engine.vae = unet, vae
 
 
 def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -261,3 +258,45 @@ def _peak_resident() -> int:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def describe(found: Measured) -> list[str]:
+    """Lines that describe a measurement."""
+    (width, height), (wide, tall) = found.size, found.output
+    shape = f"tiles of {found.tile}" if found.tile else "whole frames"
+    lines = [
+        f"{width}x{height} to {wide}x{tall}, {found.device}, {found.dtype}, {shape}, {found.batch} at a time,"
+        f" {found.frames} frames timed"
+    ]
+    for stage, seconds in found.stages.items():
+        more = ""
+        if stage == "UNet" and found.evaluations:
+            each = 1000 * seconds / found.evaluations
+            more = f"  {found.evaluations:g} evaluations of a window, {each:.1f} ms each"
+        lines.append(f"  {stage:32} {1000 * seconds:10.1f} ms a frame  {100 * seconds / found.seconds:5.1f} %{more}")
+    if "decode" not in found.stages:
+        lines.append(f"  {'decode':32} {'?':>10} ms a frame: needs --input")
+    lines.append(f"frames a second    {found.frames_per_second:.3g}")
+    device = "the same as the host's" if found.device_bytes is None else f"{found.device_bytes / 1e9:.2f} GB"
+    lines.append(f"memory at the peak device {device} (planned {found.planned_bytes / 1e9:.2f} GB),"
+                 f" host {found.host_bytes / 1e9:.2f} GB")  # fmt: skip
+    if found.flops is not None and found.flops_a_second is not None and found.share is not None:
+        lines.append(
+            f"model              {found.flops / 1e12:.3g} TFLOP a frame, {found.flops_a_second / 1e12:.3g} TFLOP/s:"
+            f" {100 * found.share:.0f} % of the {found.device_flops_a_second / 1e12:.3g} that large operations reach"
+        )
+    return lines
+
+
+def describe_estimate(whole: Estimate, source: str, seen: Foreseen | None) -> list[str]:
+    """Lines that describe an estimate."""
+    return [
+        f"{source}: {whole.frames} frames",
+        f"  time      about {in_words(whole.seconds_overlapped)} to {in_words(whole.seconds)}: decoding and encoding"
+        " in parallel with the engine, or one after the other",
+        *((f"  motion    {share(seen)}; the time is for that, without the warp",) if seen else ()),
+        f"  memory    about {whole.device_bytes / 1e9:.2f} GB of the device;"
+        f" {whole.host_bytes / 1e9:.2f} GB of the host for frames",
+        f"  output    at most about {whole.output_bytes / 1e6:.1f} MB; disk while it runs"
+        f" {whole.disk_bytes / 1e6:.1f} MB",
+    ]
