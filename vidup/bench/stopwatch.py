@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from vidup.engines import Engine
 from vidup.engines.diffusion import Diffusion
 from vidup.frame import Frame
 from vidup.job import plan
@@ -199,19 +200,20 @@ def estimate(job: Job, upscaler: Upscaler, measured: Measured, seen: Foreseen | 
 
 
 @contextmanager
-def _watched(engine: Any, clock: Clock) -> Iterator[None]:
+def _watched(engine: Engine, clock: Clock) -> Iterator[None]:
     """Reset the peak of memory; time the UNet and the VAE of an engine that has them."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     if not isinstance(engine, Diffusion):
         yield
         return
-    unet, vae = engine.unet, engine.vae
-    engine.unet, engine.vae = _Timed(unet, clock, "UNet"), _Timed(vae, clock, "VAE")
+    parts: Any = engine
+    unet, vae = parts.unet, parts.vae
+    parts.unet, parts.vae = _Timed(unet, clock, "UNet"), _Timed(vae, clock, "VAE")
     try:
         yield
     finally:
-        engine.unet, engine.vae = unet, vae
+        parts.unet, parts.vae = unet, vae
 
 
 def _reachable_flops(device: torch.device, dtype: torch.dtype) -> float:
