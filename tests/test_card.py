@@ -24,7 +24,7 @@ from vidup.engines.card import (
     wider,
 )
 from vidup.engines.compiling import compiles
-from vidup.engines.memory import keep_to_limit, may_take, memory_limit, reserved
+from vidup.engines.memory import keep_to_limit, memory_limit, reserved
 from vidup.engines.planner import Planner
 from vidup.engines.vae import Vae, check
 from vidup.errors import EngineError
@@ -106,10 +106,13 @@ def test_the_allocator_is_set_before_a_device_is_looked_for(monkeypatch: pytest.
     assert seen[0] == "expandable_segments:True"
 
 
-def test_what_may_be_taken() -> None:
-    assert may_take(None, TURING) == int(0.9 * 8 * GIGA) - 512 * 2**20
-    assert may_take(6 * GIGA, TURING) == 6 * GIGA - 512 * 2**20
-    assert may_take(None, CPU) == int(0.6 * 16 * GIGA) and may_take(6 * GIGA, MPS) == 6 * GIGA
+def test_what_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "card", lambda device: {"cuda": TURING, "cpu": CPU}[device.type])
+    cuda, mps, cpu = (torch.device(kind) for kind in ("cuda", "mps", "cpu"))
+    free, given = Runtime(), Runtime(max_memory="6G")
+    assert memory_limit(free, cuda) == int(0.9 * 8 * GIGA) - 512 * 2**20
+    assert memory_limit(given, cuda) == 6 * GIGA - 512 * 2**20
+    assert memory_limit(free, cpu) == int(0.6 * 16 * GIGA) and memory_limit(given, mps) == 6 * GIGA
 
 
 def test_a_card_of_8_gb_takes_the_true_model(monkeypatch: pytest.MonkeyPatch) -> None:

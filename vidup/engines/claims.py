@@ -45,8 +45,9 @@ def read_table(path: Path) -> dict[str, Any]:
         raise EngineError(f"{path}: is damaged: {first_line(error)}") from None
     if not isinstance(found, dict):
         raise EngineError(f"{path}: holds a {type(found).__name__}, expected a table of settings")
-    if wrong := [number for _, number in numbers if not math.isfinite(number)]:
-        raise EngineError(f"{path}: holds {wrong[0]}, which is no number to work with")
+    for _, number in numbers:
+        if not math.isfinite(number):
+            raise EngineError(f"{path}: holds {number}, which is no number to work with")
     return found
 
 
@@ -62,9 +63,7 @@ def check_config(path: Path, weights: Iterable[Path]) -> dict[str, Any]:
     config, shapes = read_table(path), [shape for file in weights for shape in weight_shapes(file).values()]
     widest = max([_LARGEST_NUMBER, *(side for shape in shapes for side in shape)])
     for name, number in _numbers(config):
-        counts = "layers" in name or "blocks" in name
-        most = max(1, len(shapes)) if counts else widest
-        if abs(number) > most:
+        if abs(number) > (max(1, len(shapes)) if "layers" in name or "blocks" in name else widest):
             raise EngineError(f"{path}: {name} = {number}: its weights have {len(shapes)} tensors of sides to {widest}")
         if isinstance(number, int) and number < 0 and not name.endswith("_id"):  # -1 stands for no token
             raise EngineError(f"{path}: {name} = {number}: cannot be negative")
@@ -120,9 +119,7 @@ def _pickles(path: Path) -> Iterator[Any]:
         entries = archive.infolist()
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > path.stat().st_size + _MOST_UNPACKED:
-            raise EngineError(
-                f"model = {str(path)!r}: is compressed, which torch's own weights are not: {unpacked} bytes"
-            )
+            raise EngineError(f"model = {str(path)!r}: is compressed, unlike torch's own weights: {unpacked} bytes")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > _LARGEST_PICKLE:

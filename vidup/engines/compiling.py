@@ -32,16 +32,15 @@ breaks even near 200 frames on a card of 80 TFLOP/s and near 1,000 on one of 800
 def compiler(whole: bool = True) -> dict[str, Any]:
     """The arguments of torch.compile, whose code on CUDA is recorded and replayed as one launch for each shape.
 
-    Whole frames and their tiles are compiled for each shape. Relay's windows are compiled once for all shapes, because
-    that takes minutes, and recorded for each; `windows.fixed` has few.
-
-    With torch 2.9 and later kernels are not chosen by measured speed: a resumed job is the same to the bit.
+    Args:
+        whole: compile for each shape, as of whole frames and their tiles. Relay's windows are compiled once for all
+            shapes, because that takes minutes, and recorded for each; `windows.fixed` has few.
     """
     from torch._inductor import config  # here, because the import takes a while
 
     options = {"triton.cudagraphs": True}
-    if hasattr(config, "deterministic"):
-        options["deterministic"] = True
+    if hasattr(config, "deterministic"):  # torch 2.9: kernels are not chosen by measured speed, so a resumed job
+        options["deterministic"] = True  # is the same to the bit
     return {"options": options, "fullgraph": True, "dynamic": not whole}
 
 
@@ -130,10 +129,8 @@ class Compiled:
         return self.function(*arguments, **keywords)
 
     def begin(self, clip: torch.Tensor, place: Place) -> None:
-        """Prepare for a clip.
-
-        If its frame has another size than the last, the memory of that size's CUDA graphs, which no plan counts, is
-        freed.
+        """Prepare for a clip: if its frame has another size than the last, free that size's CUDA graphs, whose memory
+        no plan counts.
         """
         size = place.height, place.width
         if self.graphs and self._size not in ((0, 0), size):
@@ -141,13 +138,10 @@ class Compiled:
         self._size, self._whole = size, clip.shape[-2] >= place.height and clip.shape[-1] >= place.width
 
     def release(self) -> None:
-        """Free compiled code, and the memory of CUDA graphs; the next call compiles again.
-
-        torch can only do so for all models.
-        """
+        """Free compiled code, and the memory of CUDA graphs; the next call compiles again."""
         if self._calls:
             self._calls.clear()
-            torch.compiler.reset()
+            torch.compiler.reset()  # of all models: torch has nothing finer
 
     def _hook_stops(self) -> None:
         """Check whether to stop before each part of the module, unless it is compiled: a hook would break a graph."""

@@ -59,19 +59,8 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
         self.basis.copy_(basis)
         self.std.copy_(variances.clamp_min(floor**2).sqrt())
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents of a picture.
-
-        Args:
-            x: float (N, 3, 4h, 4w) in [-1, 1].
-
-        Returns:
-            (N, 48, h, w), each channel of about zero mean and unit variance.
-        """
-        return self.encode_detail(x - up(down(x)))
-
-    def encode_detail(self, detail: torch.Tensor) -> torch.Tensor:
-        """Latents of detail: (N, 3, 4h, 4w) to (N, 48, h, w)."""
+    def encode(self, detail: torch.Tensor) -> torch.Tensor:
+        """Latents of detail: (N, 3, 4h, 4w) to (N, 48, h, w), each channel of about zero mean and unit variance."""
         values = F.pixel_unshuffle(detail, FACTOR) - self.mean.view(-1, 1, 1)
         # The basis is orthonormal, so its transpose inverts it; a 1x1 convolution applies it at every place.
         return F.conv2d(values, (self.basis / self.std).T[:, :, None, None])

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vidup.config import Runtime
-from vidup.engines.card import Card, allocator, card
+from vidup.engines.card import allocator, card
 
 _RESERVE = 512 * 2**20  # bytes of a GPU for CUDA's context, and workspaces of its libraries
 _SHARE = 0.9  # of a GPU's memory, that may be taken by default; other processes need the host's
@@ -33,14 +33,10 @@ def memory_limit(runtime: Runtime, device: torch.device) -> int:
 
     It is not a share of the free memory: batch and tiles must not depend on chance.
     """
-    given = runtime.memory_limit
-    return may_take(given, card(device) if given is None else Card(device.type))
-
-
-def may_take(given: int | None, facts: Card) -> int:
-    """`memory_limit` for the limit of a runtime, or None, and a device's facts."""
-    share = _SHARE if facts.kind == "cuda" else _ELSEWHERE
-    return (int(facts.memory * share) if given is None else given) - (_RESERVE if facts.kind == "cuda" else 0)
+    on_cuda, taken = device.type == "cuda", runtime.memory_limit
+    if taken is None:
+        taken = int(card(device).memory * (_SHARE if on_cuda else _ELSEWHERE))
+    return taken - (_RESERVE if on_cuda else 0)
 
 
 def reserved(kind: str, graphs: bool, system: str = sys.platform) -> float:
@@ -139,9 +135,8 @@ def weight_bytes(module: Any) -> int:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
-    """Counts the bytes of all live tensors that were created while it is active, on any device, also meta.
-
-    Memory that a kernel allocates internally is not counted.
+    """Counts the bytes of all live tensors that were created while it is active, on any device, also meta; not what
+    kernels allocate for themselves.
     """
 
     def __init__(self) -> None:
@@ -160,16 +155,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unuse
         for one in tree_leaves(answer):
             if isinstance(one, torch.Tensor):
                 storage = one.untyped_storage()
-                # A view of an older tensor, such as a weight, is not new.
-                if storage._cdata not in given and storage._cdata not in self._known:
-                    self._count(storage, storage._cdata, storage.nbytes())
+                key, size = storage._cdata, storage.nbytes()
+                if key not in given and key not in self._known:  # a view of an older tensor is not new
+                    self._known.add(key)
+                    weakref.finalize(storage, self._release, key, size).atexit = False
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
         return answer
-
-    def _count(self, storage: torch.UntypedStorage, key: int, size: int) -> None:
-        self._known.add(key)
-        weakref.finalize(storage, self._release, key, size).atexit = False
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
     def _release(self, key: int, size: int) -> None:
         self._known.discard(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -16,34 +17,35 @@ from torch import nn
 
 def unknown_part(vae: Any) -> str:
     """The first part of a VAE that `vae` and `tiny` do not support; empty where they support all."""
+    return next((name for name, plain in _parts(vae) if not plain), "")
+
+
+def _parts(vae: Any) -> Iterator[tuple[str, bool]]:
+    """The parts in order, each with whether it is supported; those in a part follow it."""
     if type(vae) is AutoencoderTiny:
-        known = (nn.Conv2d, nn.Upsample, AutoencoderTinyBlock, nn.ReLU)
-        layers = vae.decoder.layers
-        return next((f"decoder.layers.{name}" for name, one in layers.named_children() if type(one) not in known), "")
-    if type(vae) is not AutoencoderKL:
-        return "type"
-    decoder = vae.decoder
-    if type(decoder) is not Decoder or type(decoder.mid_block) is not UNetMidBlock2D:
-        return "decoder"
-    checks: list[tuple[str, bool]] = [
-        ("post_quant_conv", vae.post_quant_conv is None or vae.post_quant_conv.kernel_size == (1, 1)),
-        ("decoder.conv_in", _plain_conv(decoder.conv_in)),
-        ("decoder.conv_norm_out", _plain_norm(decoder.conv_norm_out)),
-        ("decoder.conv_act", type(decoder.conv_act) is nn.SiLU),
-        ("decoder.conv_out", _plain_conv(decoder.conv_out)),
-    ]
+        for name, layer in vae.decoder.layers.named_children():
+            yield f"decoder.layers.{name}", type(layer) in (nn.Conv2d, nn.Upsample, AutoencoderTinyBlock, nn.ReLU)
+        return
+    yield "type", type(vae) is AutoencoderKL
+    decoder, convolution = vae.decoder, vae.post_quant_conv
+    yield "decoder", type(decoder) is Decoder and type(decoder.mid_block) is UNetMidBlock2D
+    yield "post_quant_conv", convolution is None or convolution.kernel_size == (1, 1)
+    yield "decoder.conv_in", _plain_conv(decoder.conv_in)
+    yield "decoder.conv_norm_out", _plain_norm(decoder.conv_norm_out)
+    yield "decoder.conv_act", type(decoder.conv_act) is nn.SiLU
+    yield "decoder.conv_out", _plain_conv(decoder.conv_out)
     middle = decoder.mid_block
-    checks += [(f"decoder.mid_block.resnets.{i}", _plain_resnet(one)) for i, one in enumerate(middle.resnets)]
-    checks += [
-        (f"decoder.mid_block.attentions.{i}", one is None or _plain_attention(one))
-        for i, one in enumerate(middle.attentions)
-    ]
-    checks.append(("decoder.mid_block", len(middle.resnets) == len(middle.attentions) + 1))
+    yield "decoder.mid_block", len(middle.resnets) == len(middle.attentions) + 1
+    for i, resnet in enumerate(middle.resnets):
+        yield f"decoder.mid_block.resnets.{i}", _plain_resnet(resnet)
+    for i, attention in enumerate(middle.attentions):
+        yield f"decoder.mid_block.attentions.{i}", attention is None or _plain_attention(attention)
     for i, block in enumerate(decoder.up_blocks):
-        checks.append((f"decoder.up_blocks.{i}", type(block) is UpDecoderBlock2D))
-        checks += [(f"decoder.up_blocks.{i}.resnets.{j}", _plain_resnet(one)) for j, one in enumerate(block.resnets)]
-        checks += [(f"decoder.up_blocks.{i}.upsamplers", _plain_upsampler(one)) for one in block.upsamplers or ()]
-    return next((name for name, plain in checks if not plain), "")
+        yield f"decoder.up_blocks.{i}", type(block) is UpDecoderBlock2D
+        for j, resnet in enumerate(block.resnets):
+            yield f"decoder.up_blocks.{i}.resnets.{j}", _plain_resnet(resnet)
+        for upsampler in block.upsamplers or ():
+            yield f"decoder.up_blocks.{i}.upsamplers", _plain_upsampler(upsampler)
 
 
 def _plain_conv(conv: Any) -> bool:

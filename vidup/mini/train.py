@@ -164,7 +164,7 @@ def loss_of(training: Training, crops: Crops) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     low = make_low_res_scheduler().add_noise(clean, torch.randn(clean.shape, generator=generator), levels).to(device)
     truth, base = batch.truth.to(device), up(clean.to(device))
-    z = training.vae.encode_detail(truth - base)  # footage is wrong in what bicubic enlargement gives, too
+    z = training.vae.encode(truth - base)  # footage is wrong in what bicubic enlargement gives, too
     noise = torch.randn(z.shape, generator=generator).to(device)
     alpha = LEVELS[timesteps].sqrt().view(-1, 1, 1, 1).to(device)
     sigma = (1 - LEVELS[timesteps]).sqrt().view(-1, 1, 1, 1).to(device)

@@ -161,11 +161,9 @@ def _image(image: Image) -> Taken:
 
 def _planes(planes: torch.Tensor, dtype: torch.dtype, named: str) -> Taken:
     """Convert a tensor (T, 1 to 4, h, w) whose results have `dtype`, too."""
-    count, white = planes.shape[1], _WHITE.get(dtype)
-    values, within = planes.to(torch.float32), True
-    if white is None:
-        within = _check_floats(values, named)
-    else:
+    count, white, values = planes.shape[1], _WHITE.get(dtype), planes.to(torch.float32)
+    within = white is not None or _check_floats(values, named)
+    if white is not None:
         values = values / white
     colors, alpha = (values[:, :-1], values[:, -1:].clamp(0, 1)) if count in (2, 4) else (values, None)
 
