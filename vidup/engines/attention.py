@@ -1,4 +1,4 @@
-"""The attention in the middle of a decoder, with one very wide head: over the whole frame, or in windows."""
+"""The attention in the middle of a VAE, with one very wide head: over the whole frame, or in windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_windowed(setting: str, height: int, width: int) -> bool:
     """Whether windowed attention is used for a frame of latents.
 
     The cost of full attention grows with the square of the frame: for 480x272 it is 267 MFLOP a pixel, that of the
-    decoder's convolutions 155, and that of windowed attention 34. A window sees no less than a tile of diffusers.
+    convolutions of the VAE 155, and that of windowed attention 34. A window sees no less than a tile of diffusers.
 
     Args:
         setting: ``full``, ``windowed``, or ``auto``: where full attention costs more than all the rest.

@@ -54,13 +54,13 @@ def scale(settings: Settings) -> int:
 
 
 _Stamp = tuple[Path, int, int]
-"""A file, its size in bytes, and the time of its last change in nanoseconds."""
 
 _scales: dict[_Stamp, int] = {}
 _read: dict[_Stamp, Any] = {}  # the model that was read last for its scale, until it is loaded
 
 
 def _stamp(path: Path) -> _Stamp:
+    """A file, its size in bytes, and the time of its last change in nanoseconds."""
     if not path.is_file():
         raise EngineError(f"model = {str(path)!r}: there is no such file")
     facts = path.stat()
@@ -145,9 +145,8 @@ class Checkpoint(Engine):
         tiles = windows.cut(choice, height, width, self.settings.tile_overlap, self.multiple)
         tile = torch.empty(1, 3, tiles.tile_height, tiles.tile_width, dtype=self.dtype, device="meta")
         model = self.model.model
-        weights = {
-            name: one.to("meta") for part in (model.named_parameters(), model.named_buffers()) for name, one in part
-        }
+        named = [*model.named_parameters(), *model.named_buffers()]
+        weights = {name: one.to("meta") for name, one in named}
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 functional_call(model, weights, (tile,))

@@ -6,15 +6,12 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from vidup.engines import card
+from vidup.engines import Engine, card
 from vidup.errors import EngineError
-
-if TYPE_CHECKING:
-    from vidup.engines import Engine
 
 log = logging.getLogger(__name__)
 

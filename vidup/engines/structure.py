@@ -48,26 +48,24 @@ def _parts(vae: Any) -> Iterator[tuple[str, bool]]:
             yield f"decoder.up_blocks.{i}.upsamplers", _plain_upsampler(upsampler)
 
 
+def _is(part: Any, kind: type, **wanted: Any) -> bool:
+    """Whether a part is of this class, with these attributes; one that it has not is None."""
+    return type(part) is kind and all(getattr(part, name, None) == value for name, value in wanted.items())
+
+
 def _plain_conv(conv: Any) -> bool:
-    return (
-        type(conv) is nn.Conv2d
-        and (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-    )
+    sides: dict[str, Any] = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    return _is(conv, nn.Conv2d, **sides, groups=1, padding_mode="zeros")
 
 
 def _plain_norm(norm: Any) -> bool:
-    return type(norm) is nn.GroupNorm and norm.affine
+    return _is(norm, nn.GroupNorm, affine=True)
 
 
 def _plain_resnet(resnet: Any) -> bool:
     return (
-        type(resnet) is ResnetBlock2D
-        and resnet.time_emb_proj is None
+        _is(resnet, ResnetBlock2D, time_emb_proj=None, upsample=None, downsample=None)
         and resnet.time_embedding_norm != "scale_shift"
-        and resnet.upsample is None
-        and resnet.downsample is None
         and type(resnet.nonlinearity) is nn.SiLU
         and all(map(_plain_norm, (resnet.norm1, resnet.norm2)))
         and all(map(_plain_conv, (resnet.conv1, resnet.conv2)))
@@ -77,23 +75,17 @@ def _plain_resnet(resnet: Any) -> bool:
 
 def _plain_upsampler(upsampler: Any) -> bool:
     return (
-        type(upsampler) is Upsample2D
-        and upsampler.norm is None
+        _is(upsampler, Upsample2D, norm=None, use_conv_transpose=False)
         and upsampler.interpolate
-        and not upsampler.use_conv_transpose
         and _plain_conv(getattr(upsampler, "conv", None))
     )
 
 
 def _plain_attention(attention: Any) -> bool:
     return (
-        type(attention) is Attention
+        _is(attention, Attention, spatial_norm=None, norm_cross=None, norm_q=None, norm_k=None)
         and _plain_norm(attention.group_norm)
-        and attention.spatial_norm is None
         and not attention.is_cross_attention
-        and not attention.norm_cross
-        and getattr(attention, "norm_q", None) is None
-        and getattr(attention, "norm_k", None) is None
         and attention.residual_connection
         and math.isclose(attention.scale, (attention.to_q.out_features // attention.heads) ** -0.5)
         and attention.to_k.out_features == attention.to_v.out_features == attention.to_q.out_features

@@ -86,7 +86,7 @@ def decode_in_bands(vae: Any, latent: torch.Tensor, band: int) -> torch.Tensor:
 
 
 def _reach(layers: Any) -> tuple[int, int]:
-    """How far a tiny decoder sees, in latent pixels, and its factor of enlargement."""
+    """How far a tiny VAE sees, in latent pixels, and its factor of enlargement."""
     reach, factor = 0, 1
     for layer in reversed(layers):
         if isinstance(layer, nn.Upsample):

@@ -40,7 +40,7 @@ _NOT_DISTILLED = (
 
 
 def identity(settings: Settings, half: bool) -> str:
-    """Fingerprint of its files, and of another decoder."""
+    """Fingerprint of its files, and of another VAE."""
     kind = hub.kind_of(settings.model, settings.revision)
     own = hub.identity(hub.locate(settings.model, settings.revision, half, kind), half, kind)
     vae = settings.vae or (_DISTILLED_VAE if kind == "distilled" else None)
@@ -180,7 +180,7 @@ def needs(device: torch.device, unet: Any, vae: Vae, texts: tuple[int, int], gui
 def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> Needs | None:
     """The needs of the hub's model, from its architecture, or of `mini`, which is loaded quickly.
 
-    None for another model, or with another decoder, which have to be loaded.
+    None for another model, or with another VAE, which have to be loaded.
     """
     if settings.vae is not None and settings.model in HOMES:
         return None

@@ -60,15 +60,13 @@ def output_size(settings: Settings, engine_scale: float, height: int, width: int
     Raises:
         ConfigError: the result would be smaller than the input.
     """
-    if settings.height is not None or settings.width is not None:
-        by_height = Fraction(settings.height, height) if settings.height else None
-        by_width = Fraction(settings.width, width) if settings.width else None
-        if by_height is not None and by_height < 1:
-            raise ConfigError(f"height = {settings.height}: the input has {height} lines; vidup only enlarges")
-        if by_width is not None and by_width < 1:
-            raise ConfigError(f"width = {settings.width}: the input is {width} pixels wide; vidup only enlarges")
-        factor = min(factor for factor in (by_height, by_width) if factor is not None)
-        tall, wide = float(height * factor), float(width * factor)
+    sides = (("height", settings.height, height, "lines"), ("width", settings.width, width, "columns"))
+    factors = [Fraction(wanted, side) for _, wanted, side, _ in sides if wanted is not None]
+    for name, wanted, side, unit in sides:
+        if wanted is not None and wanted < side:
+            raise ConfigError(f"{name} = {wanted}: the input has {side} {unit}; vidup only enlarges")
+    if factors:
+        tall, wide = float(height * min(factors)), float(width * min(factors))
     else:
         scale = settings.scale if settings.scale is not None else engine_scale
         tall, wide = height * scale, width * scale
