@@ -34,7 +34,7 @@ def quantiser_step(info: MediaInfo) -> float | None:
     for share in _PLACES if info.timing == "packets" and info.entries else _PLACES[:1]:
         place = bisect_left(info.pts, info.entries[int(share * len(info.entries))][0]) if share else 0
         place = min(place, len(info.pts) - 1)
-        with suppress(MediaError), closing(timed_frames(info, place, _ignore, False)) as frames:
+        with suppress(MediaError), closing(timed_frames(info, place, _ignore, False, True)) as frames:
             for frame in islice(frames, 1 if lossless else _FRAMES):
                 if lossless:
                     seen.append(flaws.step_of_blocks(*flaws.blocking(luma_of(frame)[None])) or 0.0)

@@ -50,7 +50,7 @@ def decode(
     Raises:
         MediaError: the stream is damaged: a frame cannot be decoded, or has a time that the file did not announce.
     """
-    settings = settings or Settings(deinterlace="off")
+    settings = settings or Settings(deinterlace="off", quantiser=0)
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     with closing(pictures(info, begin, end, settings, readers)) as read:
         for picture in read:
@@ -157,8 +157,8 @@ def _pictures(
             raise MediaError(f"{info.path}: {what}; --tolerate-errors upscales what can be decoded")
         log.warning("%s: %s", info.path, what)
 
-    exact = settings.tolerate_errors
-    frames = timed_frames(info, low, warn, exact) if readers is None else readers.frames(low, warn, exact)
+    how = warn, settings.tolerate_errors, settings.quantiser == "auto"
+    frames = timed_frames(info, low, *how) if readers is None else readers.frames(low, *how)
     with closing(frames):
         for frame in frames:
             if place >= high:

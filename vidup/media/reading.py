@@ -28,26 +28,33 @@ KEPT, KEPT_BYTES = 16, 2**27
 """How many of an open decoder's last frames are kept at most, and their bytes: so far the parts of a job overlap."""
 
 
-def decode_stream(container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False) -> Iterator[Any]:
+def decode_stream(
+    container: Any, stream: Any, damaged: Callable[[str], None], exact: bool = False, tells: bool = False
+) -> Iterator[Any]:
     """Decode a video stream; an error is passed to `damaged`, as by `tolerant_demux`; `exact` as for `set_threads`."""
-    yield from decode_packets(stream, tolerant_demux(container, stream, damaged), damaged, exact)
+    yield from decode_packets(stream, tolerant_demux(container, stream, damaged), damaged, exact, tells)
 
 
 def decode_packets(
-    stream: Any, packets: Iterable[Any], damaged: Callable[[str], None], exact: bool = False
+    stream: Any, packets: Iterable[Any], damaged: Callable[[str], None], exact: bool = False, tells: bool = False
 ) -> Iterator[Any]:
-    """Decode some packets of a video stream, as `decode_stream`; `quantiser.told` tells the step of each frame."""
-    context, unit = video_context(stream, export_side_data="venc_params"), stream.time_base
+    """Decode some packets of a video stream, as `decode_stream`.
+
+    Args:
+        tells: `quantiser.told` tells the step of each frame.
+    """
+    options = {"export_side_data": "venc_params"} if tells else {}
+    context, unit = video_context(stream, **options), stream.time_base
     if not context.is_open:
         set_threads(context, exact)
-    quantisers = Quantisers(context)
+    quantisers = Quantisers(context) if tells else None
     last: int | None = None
     for packet in chain(packets, [None]):
         if packet is not None and packet.size == 0:
             continue  # would end the decoding
         if packet is not None and context.name == "ffv1" and not _checksums_match(bytes(packet)):
             damaged(f"its frame at {clock(packet.pts, unit)} is damaged")
-        if packet is not None:
+        if packet is not None and quantisers is not None:
             quantisers.note(packet)
         try:
             frames = context.decode(packet)
@@ -64,7 +71,8 @@ def decode_packets(
             frame.time_base = unit  # the last ones, which come without a packet, have none
             time = frame.pts if frame.pts is not None else frame.dts
             last = last if time is None else time
-            tell(frame, quantisers(frame))
+            if quantisers is not None:
+                tell(frame, quantisers(frame))
             yield frame
 
 
@@ -95,13 +103,13 @@ class Readers:
         self._info, self._lock = info, Lock()
         self._idle: list[_Reader] = []
 
-    def frames(self, low: int, warn: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
+    def frames(self, low: int, warn: Callable[[str], None], exact: bool, tells: bool) -> Generator[Any, None, None]:
         """As `timed_frames`; closing the generator keeps the decoder for the next part."""
         with self._lock:
-            reader = next((one for one in self._idle if one.reaches(low, exact)), None)
+            reader = next((one for one in self._idle if one.reaches(low, exact, tells)), None)
             if reader is not None:
                 self._idle.remove(reader)
-        reader = reader or _Reader(self._info, low, exact)
+        reader = reader or _Reader(self._info, low, exact, tells)
         try:
             yield from reader.frames(self._info.pts[low], warn)
         except GeneratorExit:
@@ -124,15 +132,15 @@ class Readers:
 class _Reader:
     """A decoder and its last frames, which the next part may begin with."""
 
-    def __init__(self, info: MediaInfo, low: int, exact: bool) -> None:
-        self._info, self._exact = info, exact
+    def __init__(self, info: MediaInfo, low: int, exact: bool, tells: bool) -> None:
+        self._info, self._kind = info, (exact, tells)
         self._kept: deque[tuple[int, Any]] = deque()
         self._warn: Callable[[str], None] = log.debug
-        self._decoded = timed_frames(info, low, lambda what: self._warn(what), exact)
+        self._decoded = timed_frames(info, low, lambda what: self._warn(what), exact, tells)
 
-    def reaches(self, low: int, exact: bool) -> bool:
+    def reaches(self, low: int, *kind: bool) -> bool:
         """Whether the frame at a place is kept or can be reached by reading on, and no seek is shorter."""
-        if exact != self._exact or not self._kept or self._kept[0][0] > self._info.pts[low]:
+        if kind != self._kind or not self._kept or self._kept[0][0] > self._info.pts[low]:
             return False
         return self._info.timing != "packets" or self._kept[-1][0] >= self._info.pts[max(0, low - 1)]
 
@@ -157,22 +165,25 @@ class _Reader:
         self._decoded.close()
 
 
-def timed_frames(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
+def timed_frames(
+    info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool, tells: bool
+) -> Generator[Any, None, None]:
     """Decoded frames from the place `low` in `info.pts` on or a little before it, each with its time.
 
-    What cannot be read or decoded is described to `warn`; `exact` as for `set_threads`.
+    What cannot be read or decoded is described to `warn`; `exact` as for `set_threads`, `tells` as for
+    `decode_packets`.
     """
     if info.timing == "packets":
-        yield from _sought(info, low, warn, exact)
+        yield from _sought(info, low, warn, exact, tells)
         return
     # Frames without times can only be identified by counting from the head.
     with open_input(info.path) as container:
-        for pts, frame in zip(info.pts, _decoded(container, info, warn, exact), strict=False):
+        for pts, frame in zip(info.pts, _decoded(container, info, warn, exact, tells), strict=False):
             frame.pts, frame.time_base = pts, info.time_base
             yield frame
 
 
-def _sought(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool) -> Iterator[Any]:
+def _sought(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool, tells: bool) -> Iterator[Any]:
     """The frames from the place `low` on, the same as when all is decoded from the head.
 
     Indexes of containers can be wrong or coarse, and the first frames after a key frame can need others before it. So
@@ -187,16 +198,16 @@ def _sought(info: MediaInfo, low: int, warn: Callable[[str], None], exact: bool)
             if tries > 1:
                 _warn_slow(info.path)
             with open_input(info.path) as container:
-                for frame in _decoded(container, info, warn, exact):
+                for frame in _decoded(container, info, warn, exact, tells):
                     if frame.pts is not None and frame.pts >= info.pts[place]:
                         yield frame
             return
-        place = yield from _from_entry(info, before, place, warn, exact or tries > 0)
+        place = yield from _from_entry(info, before, place, warn, exact or tries > 0, tells)
         tries += 1
 
 
 def _from_entry(
-    info: MediaInfo, entry: int, place: int, warn: Callable[[str], None], exact: bool
+    info: MediaInfo, entry: int, place: int, warn: Callable[[str], None], exact: bool, tells: bool
 ) -> Generator[Any, None, int | None]:
     """Decode from an entry on, and yield frames from `place` on; returns for which place to try again, or None."""
     troubles: list[str] = []  # reported once it is clear that the place where decoding began is not the cause
@@ -213,7 +224,8 @@ def _from_entry(
         is_vpx = vp9_alpha.decoder_for(stream) is not None  # libvpx does not flag key frames
         clean_from = first.pts
         expected = begin = bisect_left(info.pts, clean_from)
-        for frame in decode_packets(stream, chain([first], packets), troubles.append, exact or info.faulty):
+        exact = exact or info.faulty
+        for frame in decode_packets(stream, chain([first], packets), troubles.append, exact, tells):
             if frame.pts is None or frame.pts < first.pts:
                 continue
             if expected == begin and not frame.key_frame and not is_vpx:  # whatever the container states
@@ -259,5 +271,5 @@ def _warn_slow(path: str) -> None:
     log.warning("%s: cannot be decoded from its middle: parts of it are decoded from the file's head", path)
 
 
-def _decoded(container: Any, info: MediaInfo, warn: Callable[[str], None], exact: bool) -> Iterator[Any]:
-    return decode_stream(container, container.streams[info.video_index], warn, exact or info.faulty)
+def _decoded(container: Any, info: MediaInfo, warn: Callable[[str], None], exact: bool, tells: bool) -> Iterator[Any]:
+    return decode_stream(container, container.streams[info.video_index], warn, exact or info.faulty, tells)

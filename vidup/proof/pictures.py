@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +71,7 @@ def check_pictures(output: Path, made: MediaInfo, delivery: Delivery, times: Seq
     alpha, result = _has_alpha(delivery, made.pix_fmt), Compared(0, 1.0)
     for low, high in _runs(len(times), fast):
         end = made.pts[high] if high < len(made.pts) else None
-        with closing(decoding.pictures(made, made.pts[low], end, Settings(deinterlace="off"))) as frames:
+        with closing(decoding.pictures(made, made.pts[low], end, Settings(deinterlace="off", quantiser=0))) as frames:
             found = _found(output, frames, color, delivery, alpha)
             result += _compare(output, found, delivery, times, (low, high), None, alpha)
     return result
@@ -212,7 +212,8 @@ def _read(
     delivery: Delivery, places: dict[int, int], readers: Readers | None, alpha: bool
 ) -> Iterator[tuple[int, Picture]]:
     """The place and the small picture of each frame of the source that has one of these times."""
-    info, settings, size = delivery.info, delivery.settings, _small_size(delivery)
+    info, size = delivery.info, _small_size(delivery)
+    settings = replace(delivery.settings, quantiser=0)  # which takes time to tell
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     begin, end = decoding.part_around(info, delivery.unit, min(places), max(places), delivery.span)
     with closing(decoding.pictures(info, begin, end, settings, readers)) as frames:
