@@ -143,7 +143,7 @@ def compressed(frames: list[Pixels], name: str, quality: int) -> tuple[list[Pixe
         container.mux(video.encode())
     stream.seek(0)
     with av.open(stream) as container:
-        decoded = list(decode_stream(container, container.streams.video[0], _fail))
+        decoded = list(decode_stream(container, container.streams.video[0], _fail, tells=True))
     step = float(np.mean([told(frame) or 0.0 for frame in decoded]))
     return [frame.to_ndarray(format="rgb24") for frame in decoded], step
 
