@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from vidup.engines import Choice
+from vidup.engines import Choice, family
 from vidup.errors import MediaError, Stopped, VidupError, system_words
 from vidup.frame import Frame
 from vidup.job import unfinished
@@ -68,7 +68,8 @@ class Worker:
     def __call__(self, tasks: Iterator[Task], report: Report) -> Generator[tuple[Task, Done | VidupError], None, None]:
         """Yield each task with its result or error; those of a file before the next file is begun."""
         for file, of_one in groupby(tasks, lambda task: task.file):
-            with closing(Readers(self._jobs[file].info)) as readers:
+            tells = family(self._upscaler.settings).invents  # to others it does not matter, and takes time
+            with closing(Readers(self._jobs[file].info, tells)) as readers:
                 yield from self._upscaled(of_one, readers, report)
 
     def _upscaled(

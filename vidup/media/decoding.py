@@ -157,8 +157,8 @@ def _pictures(
             raise MediaError(f"{info.path}: {what}; --tolerate-errors upscales what can be decoded")
         log.warning("%s: %s", info.path, what)
 
-    how = warn, settings.tolerate_errors, settings.quantiser == "auto"
-    frames = timed_frames(info, low, *how) if readers is None else readers.frames(low, *how)
+    exact, tells = settings.tolerate_errors, settings.quantiser == "auto"
+    frames = timed_frames(info, low, warn, exact, tells) if readers is None else readers.frames(low, warn, exact)
     with closing(frames):
         for frame in frames:
             if place >= high:

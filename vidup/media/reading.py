@@ -97,19 +97,22 @@ class Readers:
 
     The next part goes on where a decoder stopped, without opening and seeking, or decoding from the head where frames
     can only be counted from there. Threads may read at the same time, each with a decoder of its own.
+
+    Args:
+        tells: as for `decode_packets`.
     """
 
-    def __init__(self, info: MediaInfo) -> None:
-        self._info, self._lock = info, Lock()
+    def __init__(self, info: MediaInfo, tells: bool = True) -> None:
+        self._info, self._tells, self._lock = info, tells, Lock()
         self._idle: list[_Reader] = []
 
-    def frames(self, low: int, warn: Callable[[str], None], exact: bool, tells: bool) -> Generator[Any, None, None]:
+    def frames(self, low: int, warn: Callable[[str], None], exact: bool) -> Generator[Any, None, None]:
         """As `timed_frames`; closing the generator keeps the decoder for the next part."""
         with self._lock:
-            reader = next((one for one in self._idle if one.reaches(low, exact, tells)), None)
+            reader = next((one for one in self._idle if one.reaches(low, exact)), None)
             if reader is not None:
                 self._idle.remove(reader)
-        reader = reader or _Reader(self._info, low, exact, tells)
+        reader = reader or _Reader(self._info, low, exact, self._tells)
         try:
             yield from reader.frames(self._info.pts[low], warn)
         except GeneratorExit:
@@ -133,14 +136,14 @@ class _Reader:
     """A decoder and its last frames, which the next part may begin with."""
 
     def __init__(self, info: MediaInfo, low: int, exact: bool, tells: bool) -> None:
-        self._info, self._kind = info, (exact, tells)
+        self._info, self._exact = info, exact
         self._kept: deque[tuple[int, Any]] = deque()
         self._warn: Callable[[str], None] = log.debug
         self._decoded = timed_frames(info, low, lambda what: self._warn(what), exact, tells)
 
-    def reaches(self, low: int, *kind: bool) -> bool:
+    def reaches(self, low: int, exact: bool) -> bool:
         """Whether the frame at a place is kept or can be reached by reading on, and no seek is shorter."""
-        if kind != self._kind or not self._kept or self._kept[0][0] > self._info.pts[low]:
+        if exact != self._exact or not self._kept or self._kept[0][0] > self._info.pts[low]:
             return False
         return self._info.timing != "packets" or self._kept[-1][0] >= self._info.pts[max(0, low - 1)]
 
