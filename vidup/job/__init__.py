@@ -114,5 +114,5 @@ def _upscale(upscaler: Upscaler, files: Sequence[tuple[Name, Name | None]], on_p
         for outcome in outcomes:
             review.write(outcome, settings, runtime, stop)
     except SinkFailed as failed:
-        raise failed.error from None
+        raise failed.args[0] from None
     return outcomes

@@ -26,8 +26,10 @@ Result = TypeVar("Result")
 Report = Callable[[int], None]
 """Called with the number of units of an item that are newly done; raises `Stopped` once the job has to stop."""
 
-Worker = Callable[[Iterator[Item], Report], Generator[tuple[Item, Result], None, None]]
+Results = Generator[tuple[Item, Result], None, None]
+Worker = Callable[[Iterator[Item], Report], Results[Item, Result]]
 """Takes items, reports while it works, and yields each with its result, perhaps after it has taken the next."""
+Make = Callable[[Upscaler], Worker[Item, Result]]
 
 
 class Here:
@@ -55,11 +57,11 @@ class Here:
 
     def run(
         self,
-        make: Callable[[Upscaler], Worker[Item, Result]],
+        make: Make[Item, Result],
         items: Iterable[Item],
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
-    ) -> Generator[tuple[Item, Result], None, None]:
+    ) -> Results[Item, Result]:
         """Let workers process all items; yields each with its result. Closing the generator ends the work.
 
         Args:
@@ -115,11 +117,11 @@ class OnRay:
 
     def run(
         self,
-        make: Callable[[Upscaler], Worker[Item, Result]],
+        make: Make[Item, Result],
         items: Iterable[Item],
         on_progress: Callable[[int], None],
         stop: Callable[[], bool],
-    ) -> Generator[tuple[Item, Result], None, None]:
+    ) -> Results[Item, Result]:
         """As `Here.run`; `make`, items and results must pickle."""
         runtime = self._runtime
         setting = f"workers = {runtime.workers}" if runtime.ray is None else f"ray = {runtime.ray!r}"
@@ -147,9 +149,7 @@ class OnRay:
         return replace(self._runtime, max_memory=str(int(limit * share)))
 
 
-def _make(
-    make: Callable[[Upscaler], Worker[Item, Result]], settings: Settings, runtime: Runtime, pixels: int
-) -> Worker[Item, Result]:
+def _make(make: Make[Item, Result], settings: Settings, runtime: Runtime, pixels: int) -> Worker[Item, Result]:
     upscaler = Upscaler(settings, runtime)
     upscaler.expect(pixels)
     return make(upscaler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -177,9 +177,7 @@ def _notes(found: _Source, sizes: Iterator[str]) -> Iterator[str]:
 
 def _check(settings: Settings, runtime: Runtime) -> None:
     """Check the settings: some are only for files."""
-    for spec in fields(runtime):
-        if spec.name in _OF_FILES and getattr(runtime, spec.name) != spec.default:
-            raise ConfigError(f"{spec.name}: a job through pipes has none; leave it out, or give files")
-    plain = Settings()
-    if ignored := [name for name in _OF_ENCODERS if getattr(settings, name) != getattr(plain, name)]:
+    if given := [name for name in _OF_FILES if getattr(runtime, name) != getattr(Runtime(), name)]:
+        raise ConfigError(f"{given[0]}: a job through pipes has none; leave it out, or give files")
+    if ignored := [name for name in _OF_ENCODERS if getattr(settings, name) != getattr(Settings(), name)]:
         log.warning("%s: without effect: y4m is not encoded", ", ".join(ignored))

@@ -72,10 +72,6 @@ Sink = Callable[[Progress], Any]
 class SinkFailed(Exception):
     """Wraps an exception of a sink, which must not be taken for a file's error; `upscale_files` raises that again."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
 
 class Tracker:
     """Counts the progress of jobs, and sends events to a sink."""

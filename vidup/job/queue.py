@@ -303,12 +303,16 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
         raise MediaError(f"{gone[0]}: was removed while the job ran; the same command upscales it again")
-    with disk_full_named(work.store.folder), _with_input_unchanged(job):
-        if job.container.family == "pictures" and not job.container.is_animated:
-            tracker.enter("verifying")
-            receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
-        else:
-            receipt = _joined(work, paths, tracker, runtime.overwrite)
+    try:
+        with disk_full_named(work.store.folder):
+            if job.container.family == "pictures" and not job.container.is_animated:
+                tracker.enter("verifying")
+                receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
+            else:
+                receipt = _joined(work, paths, tracker, runtime.overwrite)
+    except VidupError:
+        job.check_input()  # if that has changed, it is the cause
+        raise
     work.outcome.receipt = receipt
     share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
     log.info("%s: delivered and verified, %d frames%s", job.output, receipt.frames, share)
@@ -349,16 +353,6 @@ def _kept(whole: Path, name: str) -> Iterator[None]:
     except (ConfigError, MediaError, VerifyError) as error:
         whole.replace(kept)
         raise type(error)(f"{error}; what was joined is kept as {kept}") from error
-
-
-@contextmanager
-def _with_input_unchanged(job: Job) -> Iterator[None]:
-    """If the block fails and the input has changed, raise that as the error."""
-    try:
-        yield
-    except VidupError:
-        job.check_input()
-        raise
 
 
 _OF_STREAMS = ("streams", "drop_streams", "no_audio", "no_subtitles", "muxer_options")

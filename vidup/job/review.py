@@ -17,16 +17,14 @@ from vidup.report.films import Film
 
 log = logging.getLogger(__name__)
 
-ENDING = ".html"
-"""The ending that is appended to an output's name for its report."""
-
+_ENDING = ".html"  # is appended to an output's name
 _LATER = "vidup compare INPUT OUTPUT -o REPORT.html makes one"
 
 
 def check(source: Path, target: Path, runtime: Runtime) -> None:
     """Raise a `ConfigError` if a requested report exists and must not be replaced, before anything is upscaled."""
     if runtime.report and not _is_picture(source, target) and target.parent.is_dir():
-        report.check(beside(target, ENDING), runtime.overwrite or runtime.skip_done)
+        report.check(beside(target, _ENDING), runtime.overwrite or runtime.skip_done)
 
 
 def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable[[], bool]) -> None:
@@ -34,7 +32,7 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
 
     The report of an output that was complete before is written only if there is none.
     """
-    page = beside(outcome.output, ENDING)
+    page = beside(outcome.output, _ENDING)
     if not runtime.report or outcome.receipt is None or (outcome.skipped and page.exists()):
         return
     if _is_picture(outcome.input, outcome.output):
@@ -42,7 +40,7 @@ def write(outcome: Outcome, settings: Settings, runtime: Runtime, stop: Callable
         return
     log.info("%s: is measured for its report", outcome.output)
     try:
-        source, result = films(outcome, settings)
+        source, result = _films(outcome, settings)
         report.write_of(page, source, result, runtime.overwrite or runtime.skip_done, stop)
     except (VidupError, OSError) as error:
         why = "it was stopped" if isinstance(error, Stopped) else error
@@ -54,7 +52,7 @@ def _is_picture(source: Path, target: Path) -> bool:
     return containers.is_picture(source, target) or containers.container_of(target).is_animated
 
 
-def films(outcome: Outcome, settings: Settings) -> tuple[Film, Film]:
+def _films(outcome: Outcome, settings: Settings) -> tuple[Film, Film]:
     """The upscaled part of an input, as it was read for that, and the result."""
     job = plan.plan(outcome.input, outcome.output, settings)
     source = Film(job.info, job.settings, *job.span)

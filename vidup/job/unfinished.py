@@ -76,7 +76,7 @@ def upscaled(
             yield frame
 
     upscaler.reset(*begin, carried)
-    began, keeper = time.monotonic(), None
+    began = time.monotonic()
     with closing(upscaler.frames(remembered(), *wanted)) as results:
         first = next(results, None)
         if done:
@@ -84,35 +84,32 @@ def upscaled(
             yield from ((frame, False) for frame in _planes(segment, sources, form, wanted))
         if first is None:
             return
-        if done or (upscaler.engine.invents and time.monotonic() - began > _SLOW):
-            keeper = _Keeper(segment, upscaler, done)
+        is_slow = upscaler.engine.invents and time.monotonic() - began > _SLOW
+        keeper = _Keeper(segment, upscaler, done, bool(done) or is_slow)
         try:
             for frame in chain([first], results):
-                if keeper is not None:
-                    keeper.add(frame)
+                keeper.add(frame)
                 yield frame, True
         except BaseException:
-            if keeper is not None:
-                keeper.save()
+            keeper.save()
             raise
         finally:
-            if keeper is not None:
-                keeper.close()
+            keeper.close()
 
 
 class _Keeper:
-    """Writes finished frames, until an error such as a full disk, which is only logged."""
+    """Writes finished frames if that is worth it, until an error such as a full disk, which is only logged."""
 
-    def __init__(self, segment: Path, upscaler: Upscaler, done: int) -> None:
+    def __init__(self, segment: Path, upscaler: Upscaler, done: int, worth: bool) -> None:
         self._segment, self._upscaler, self._count, self._done = segment, upscaler, done, done
         self._file: BinaryIO | None = None
         self._form: _Form = []
         self._taken: Carried | None = None  # what is to be written once all its frames have been added
-        self._written, self._given_up = time.monotonic(), False
+        self._written, self._is_off = time.monotonic(), not worth
 
     def add(self, frame: Frame) -> None:
         """Write the planes of a finished frame."""
-        if self._given_up:
+        if self._is_off:
             return
         self._form = [[*plane.shape, plane.itemsize] for plane in frame.planes]
         try:
@@ -131,7 +128,7 @@ class _Keeper:
 
     def save(self) -> None:
         """Make all added frames valid, if what is carried is that of the last one."""
-        carried = None if self._given_up else self._carried()
+        carried = None if self._is_off else self._carried()
         if carried is not None and carried.frames == self._count > self._done:
             try:
                 self._write(carried)
@@ -157,7 +154,7 @@ class _Keeper:
 
     def _give_up(self, error: OSError) -> None:
         log.warning("%s: its finished frames cannot be kept: %s", self._segment, first_line(error))
-        self._given_up = True
+        self._is_off = True
         self.close()
         forget(self._segment)
 
