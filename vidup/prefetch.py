@@ -84,13 +84,10 @@ class _Channel(Generic[T]):
 
 
 def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
-    """Compute `items` in a thread of its own, ahead of the consumer.
+    """Compute `items` in a thread of its own, ahead of the consumer by at most `depth`, see `_Channel`.
 
     The consumer notices no difference: items are in order, an error of `items` is raised after the items before it, and
     closing this generator closes `items` (in its thread) and joins the thread.
-
-    Args:
-        depth, size: see `_Channel`.
     """
     channel = _Channel(depth, size)
 
@@ -124,12 +121,8 @@ class _Abandoned(Exception):
 
 
 class Consumer(Generic[T]):
-    """Runs a function over items in a thread of its own, behind the producer.
-
-    Args:
-        consume: called with an iterator of the items.
-        depth, size: see `_Channel`.
-    """
+    """Calls a function with an iterator of items in a thread of its own, behind the producer by at most `depth`, see
+    `_Channel`."""
 
     def __init__(
         self, consume: Callable[[Iterator[T]], Any], depth: int = 2, size: Callable[[T], int] = lambda item: 1

@@ -110,12 +110,7 @@ def open_plain(path: Path, mode: str) -> BinaryIO:
 
 
 def put_in_place(whole: Path, output: Path, overwrite: bool) -> None:
-    """Move a finished file into place atomically.
-
-    Raises:
-        ConfigError: a file has appeared there, and must not be replaced.
-        MediaError: it cannot be moved.
-    """
+    """Move a finished file into place atomically; a file that has appeared there meanwhile is replaced if it may be."""
     try:
         with whole.open("rb+") as file:
             os.fsync(file.fileno())
@@ -136,10 +131,8 @@ def put_in_place(whole: Path, output: Path, overwrite: bool) -> None:
 def _move_to_new(whole: Path, output: Path) -> None:
     try:
         os.link(whole, output)  # unlike a rename it fails if the file exists
-    except FileExistsError:
-        raise
     except (OSError, AttributeError, NotImplementedError):  # FAT, some network drives, Android have no links
-        os.close(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        output.touch(exist_ok=False)
         try:
             whole.replace(output)
         except OSError:

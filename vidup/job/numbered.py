@@ -17,14 +17,7 @@ from vidup.proof.pictures import Compared
 def deliver(job: Job, segments: Sequence[Path], overwrite: bool, compared: Compared) -> Receipt:
     """Write the pictures of proved segments, each atomically, and read them again.
 
-    Args:
-        overwrite: replace existing pictures; else an existing one has to be equal.
-        compared: the result of the proof of the segments.
-
-    Raises:
-        ConfigError: a different picture exists.
-        MediaError: one cannot be written.
-        VerifyError: a picture differs when it is read again.
+    Without `overwrite`, an existing picture has to be equal. `compared` is the result of the proof of the segments.
     """
     source, size = Path(job.info.path), (job.encoding.height, job.encoding.width)
     numbers = iter(numbers_of(source, job.low, len(job.times)))

@@ -93,13 +93,8 @@ def run(
 ) -> Generator[tuple[Any, Any], None, None]:
     """Let workers on Ray process all items, as in `crew.Here.run`; `make`, items and results must pickle.
 
-    A lost worker (killed, its machine gone) is replaced, and its item repeated. A worker's exception ends the work, and
-    is raised here. Log records of workers go to this process's loggers.
-
-    Raises:
-        ConfigError: Ray is not installed, does not answer, or has no room for the workers.
-        EngineError: an item's worker was lost more than twice, or all machines were lost.
-        Stopped: `stop` returned true before the last item was done.
+    A lost worker (killed, its machine gone) is replaced, and its item repeated, at most twice. A worker's exception is
+    raised here, and ends the work. Log records of workers go to this process's loggers.
     """
     left = iter(items)
     first = list(islice(left, wanted.workers))

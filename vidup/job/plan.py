@@ -90,13 +90,8 @@ def plan(source: Path, target: Path, settings: Settings, known: MediaInfo | None
 def job_of(delivery: Delivery, target: Path, settings: Settings, size: tuple[int, int], facts: dict[str, Any]) -> Job:
     """The job for a delivery.
 
-    Args:
-        settings: for the choice of the encoder.
-        size: (height, width) of the output's pictures.
-        facts: the input's fingerprint.
-
-    Raises:
-        ConfigError: the encoder does not fit the input, the size or the container.
+    `settings` choose the encoder, which has to fit the input, the size (height, width) of the output's pictures, and
+    the container; `facts` are the input's fingerprint.
     """
     height, width = size
     encoding = encoder.choose_encoding(settings, _as_shown(delivery), width, height, delivery.container)

@@ -92,11 +92,7 @@ class Tracker:
         self._before += done
 
     def enter(self, state: State, output: object = None, first: int = 0) -> None:
-        """Enter another state.
-
-        Args:
-            first: frames that are not used for the rate: with them models are loaded and compiled.
-        """
+        """Enter another state; its `first` frames, with which models are loaded or compiled, do not count as rate."""
         if output is not None:
             self._output = str(output)
         if state in ("compiling", "upscaling"):

@@ -36,12 +36,8 @@ _ACCEPTABLE = ("tag ", "flag ", "chapters", "pixel aspect")
 def rehearse(job: Job, folder: Path) -> Job:
     """Rehearse the join; returns the job with the conversions, left-out streams and differences that it needs.
 
-    Args:
-        folder: the job's folder, where converted streams stay.
-
-    Raises:
-        ConfigError: the container cannot store when or how the pictures are shown.
-        MediaError: the input cannot be read, or nothing can be written.
+    Converted streams stay in `folder`, the job's. A `ConfigError` says that the container cannot store when or how the
+    pictures are shown.
     """
     _check_ticks(job)
     if job.container.is_animated:

@@ -129,11 +129,9 @@ def facts(source: Path, target: Path, settings: Settings) -> dict[str, Any]:
 
 
 def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Tracker) -> Receipt:
-    """Upscale a still image into a new file; colour profile, EXIF and resolution are kept.
+    """Upscale a still image into a new file, whose format has to support the size; raises as `read`.
 
-    Raises:
-        ConfigError: the file holds several pictures, or the output's format does not support the size.
-        MediaError: it is no image, or is damaged.
+    Colour profile, EXIF and resolution are kept.
     """
     ending = target.suffix.lower()
     if ending in ANIMATIONS:
@@ -179,12 +177,7 @@ def upscale_still(upscaler: Upscaler, source: Path, target: Path, tracker: Track
 
 
 def verify(source: Path, target: Path, settings: Settings) -> Receipt:
-    """Check that a file is readable, and has the size of the upscaled input.
-
-    Raises:
-        ConfigError, MediaError: as `read`.
-        VerifyError: it has another size.
-    """
+    """Check that a file is readable, and has the size of the upscaled input; raises as `read`, or a `VerifyError`."""
     before, after = read(source).size, read(target).size
     size = output_size(settings, engines.native_scale(settings), *before, even=False)
     if after != size:

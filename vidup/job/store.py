@@ -140,8 +140,7 @@ class Store:
     def finished(self, segments: Sequence[Segment], check: Callable[[Segment], bool]) -> set[int]:
         """The indexes of the segments with a valid file; damaged files, and those that were being written, are deleted.
 
-        Args:
-            check: reads a segment's file, and returns whether it is valid; a `VidupError` means that it is not.
+        Where `check` raises a `VidupError`, the file is not valid either.
         """
         for path in _own(self.folder):
             if path.suffix == ".part":
