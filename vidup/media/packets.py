@@ -60,7 +60,7 @@ def kept_packets(
         if not packet.size:
             continue
         index, kind = packet.stream.index, packet.stream.type
-        if index in waiting and trim is not None:
+        if index in waiting:
             before = waiting.pop(index)
             apart = (packet.dts if packet.dts is not None else packet.pts or 0) - before.dts
             before.duration = apart if apart > 0 else before.duration
@@ -83,9 +83,9 @@ def kept_packets(
             continue
         if is_long and trim is not None and packet.dts is not None and packet.dts * packet.time_base < trim.begin:
             waiting[index] = packet  # only the next one shows whether it reaches into the part
-        elif trim is None or _shift(packet, trim):
+        elif _shift(packet, trim):
             yield packet
-    yield from (packet for packet in waiting.values() if trim is not None and _shift(packet, trim))
+    yield from (packet for packet in waiting.values() if _shift(packet, trim))
 
 
 def _shown_at(packets: Iterator[Any], begin: Fraction) -> Iterator[Any]:
@@ -175,9 +175,9 @@ def _has_valid_adts(packet: Any) -> bool:
     return bool(int.from_bytes(head[3:6], "big") >> 5 & 0x1FFF <= packet.size)
 
 
-def _shift(packet: Any, trim: Trim) -> bool:
+def _shift(packet: Any, trim: Trim | None) -> bool:
     """Count a packet's times from the begin of the kept part; False where it lies outside."""
-    if is_cover(packet.stream):
+    if trim is None or is_cover(packet.stream):
         return True
     time = packet.pts if packet.pts is not None else packet.dts
     if time is None:

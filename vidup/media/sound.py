@@ -60,14 +60,14 @@ def decoded(source: Any, index: int, name: str, trim: Trim | None) -> Generator[
                 end = max(time - sum(map(_length, untimed)), min(time, first or time))
             for ready in (*untimed, frame):
                 end = _place(ready, time if ready is frame else None, end)
-                if trim is None or _shift(ready, trim):
+                if _shift(ready, trim):
                     yield ready
             untimed.clear()
     if untimed:  # the decoder gave no time at all
         end = first or Fraction(0)
     for frame in untimed:
         end = _place(frame, None, end)
-        if trim is None or _shift(frame, trim):
+        if _shift(frame, trim):
             yield frame
     if damaged and end is not None:
         log.warning("stream %d (%s): %d of %d packets cannot be decoded: silence there", index, name, damaged, total)
@@ -88,7 +88,9 @@ def _place(frame: Any, time: Fraction | None, end: Fraction | None) -> Fraction:
     return time + _length(frame)
 
 
-def _shift(frame: Any, trim: Trim) -> bool:
+def _shift(frame: Any, trim: Trim | None) -> bool:
+    if trim is None:
+        return True
     begin = frame.pts * frame.time_base
     if begin + _length(frame) <= trim.begin or begin >= trim.end:
         return False
