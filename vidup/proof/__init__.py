@@ -90,7 +90,7 @@ def check(
     kind = layout(planar(delivery.info.pix_fmt))
     if not delivery.container.is_animated or (len(made.pts) == len(times) and (kind is None or not kind.alpha)):
         compared = pictures.check_pictures(output, made, delivery, times, fast)
-    return _receipt(output, made, delivery, times, kept, compared)
+    return _receipt(output, (made.height, made.width), delivery, times, kept, compared)
 
 
 def check_joined(
@@ -111,12 +111,14 @@ def check_joined(
     Raises:
         VerifyError: the first difference.
     """
-    made, kept = _all_but_pictures(output, delivery, encoding, times)
     if delivery.container.is_animated:
+        animation.check(output, delivery, encoding, times)
         animation.check_pictures(output, delivery, times, segments)
-    elif not joined.has_packets_of(segments, output, made, encoding):
+        return _receipt(output, (encoding.height, encoding.width), delivery, times, Kept(), compared)
+    made, kept = _all_but_pictures(output, delivery, encoding, times)
+    if not joined.has_packets_of(segments, output, made, encoding):
         compared = pictures.check_pictures(output, made, delivery, times, fast=False)
-    return _receipt(output, made, delivery, times, kept, compared)
+    return _receipt(output, (made.height, made.width), delivery, times, kept, compared)
 
 
 def findings(
@@ -135,10 +137,10 @@ def findings(
     except Exception as error:
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
     found = Findings(delivery.accepted)
-    facts.check_size(output, made, delivery, encoding)
     if delivery.container.is_animated:
-        animation.check(output, delivery, times)
+        animation.check(output, delivery, encoding, times)
         return made, found, Kept()
+    facts.check_size(output, (made.height, made.width), delivery, encoding)
     facts.check_picture(output, made, delivery, encoding, found)
     if delivery.container.family == "pictures":  # which have no times, tags or other streams
         if len(made.pts) != len(times):
@@ -161,7 +163,12 @@ def _all_but_pictures(
 
 
 def _receipt(
-    output: Path, made: MediaInfo, delivery: Delivery, times: Sequence[int], kept: Kept, compared: pictures.Compared
+    output: Path,
+    size: tuple[int, int],
+    delivery: Delivery,
+    times: Sequence[int],
+    kept: Kept,
+    compared: pictures.Compared,
 ) -> Receipt:
     return Receipt(
         source=Path(delivery.info.path),
@@ -169,7 +176,7 @@ def _receipt(
         frames=len(times),
         compared=compared.pictures,
         least_likeness=compared.least_likeness,
-        size=(made.height, made.width),
+        size=size,
         streams=kept.streams,
         chapters=kept.chapters,
         sha256=sha256(output),

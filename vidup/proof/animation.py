@@ -12,19 +12,22 @@ from PIL import Image
 from vidup.errors import MediaError, VerifyError
 from vidup.media import animation_input, animation_output
 from vidup.media.delivery import Delivery
+from vidup.media.encoder import Encoding
+from vidup.proof import facts
 
 _SIDE, _GRAIN = 64, 8  # pictures are compared reduced: at most pixels a side, at least pixels averaged into one
 _MOST_DIFFERENCE = {"APNG": 0.5, "GIF": 12.0, "WebP": 8.0}
 """Mean difference, in codes of 0 to 255, above which it is another picture: GIF and WebP are lossy."""
 
 
-def check(output: Path, delivery: Delivery, times: Sequence[int]) -> None:
-    """Check times and loop count of an animation; Pillow may have merged equal pictures.
+def check(output: Path, delivery: Delivery, encoding: Encoding | None, times: Sequence[int]) -> None:
+    """Check size, times and loop count of an animation; Pillow may have merged equal pictures.
 
     Args:
         times: when its pictures are shown, in `delivery.unit`.
     """
-    made = _durations(output)
+    sizes, made = _read(output)
+    facts.check_size(output, sizes[0], delivery, encoding)
     expected = animation_output.durations(delivery, times)
     begins, found = ([0, *accumulate(one)] for one in (expected, made))
     if len(made) == 1:  # all are equal: it is a still picture
@@ -43,7 +46,7 @@ def check(output: Path, delivery: Delivery, times: Sequence[int]) -> None:
 def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segments: Sequence[Path]) -> None:
     """Check that an animation shows the segments' pictures at their times, `times` as for `check`."""
     ends = list(accumulate(animation_output.durations(delivery, times)))
-    is_still = len(_durations(output)) == 1  # all of its pictures are equal
+    is_still = len(_read(output)[1]) == 1  # all of its pictures are equal
     shown, until, small = animation_input.pictures(output), 0, np.zeros(0)
     for index, (picture, end) in enumerate(zip(animation_output.of(segments), ends, strict=True)):
         if end > until:
@@ -57,12 +60,16 @@ def check_pictures(output: Path, delivery: Delivery, times: Sequence[int], segme
             raise VerifyError(f"{output}: its picture {index} is not what was made (differs by {away:.1f} of 255)")
 
 
-def _durations(output: Path) -> list[int]:
-    """How long each picture of an animation is shown, in milliseconds."""
+def _read(output: Path) -> tuple[list[tuple[int, int]], list[int]]:
+    """(height, width) of each picture, and how long it is shown, in milliseconds."""
+    sizes, durations = [], []
     try:
-        return [animation_input.duration(picture) for picture in animation_input.pictures(output)]
+        for picture in animation_input.pictures(output):
+            sizes.append((picture.height, picture.width))
+            durations.append(animation_input.duration(picture))
     except (MediaError, OSError) as error:
         raise VerifyError(f"{output}: cannot be read back: {error}") from error
+    return sizes, durations
 
 
 def _small(picture: Image.Image) -> np.ndarray:

@@ -17,14 +17,14 @@ from vidup.picture.color import UNSPECIFIED
 from vidup.proof.findings import Findings
 
 
-def check_size(output: Path, made: MediaInfo, delivery: Delivery, encoding: Encoding | None) -> None:
-    """Check the size of the pictures; without an encoding, any enlargement of the source's is right."""
+def check_size(output: Path, size: tuple[int, int], delivery: Delivery, encoding: Encoding | None) -> None:
+    """Check (height, width) of the pictures; without an encoding, any enlargement of the source's is right."""
     height, width = delivery.input_size
-    found, factor = f"{made.width}x{made.height}", max(made.height / height, made.width / width)
+    found, factor = f"{size[1]}x{size[0]}", max(size[0] / height, size[1] / width)
     if encoding is not None:
-        if (made.height, made.width) != (encoding.height, encoding.width):
+        if size != (encoding.height, encoding.width):
             raise VerifyError(f"{output}: its pictures are {found}, expected {encoding.width}x{encoding.height}")
-    elif abs(height * factor - made.height) > 2 or abs(width * factor - made.width) > 2 or factor < 1:
+    elif abs(height * factor - size[0]) > 2 or abs(width * factor - size[1]) > 2 or factor < 1:
         raise VerifyError(f"{output}: is {found}, which is no enlargement of {width}x{height}")
 
 
