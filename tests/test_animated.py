@@ -253,3 +253,12 @@ def test_avif_is_read(tmp_path: Path):
     frames[0].save(tmp_path / "a.avif", save_all=True, append_images=frames[1:], duration=100)
     assert main(["upscale", str(tmp_path / "a.avif"), "-o", str(tmp_path / "b.webp"), *NEAREST]) == 0
     assert shown(tmp_path / "b.webp")[1] == [100, 100, 100]
+
+
+def test_an_animation_that_is_smaller_than_its_source_is_refused(tmp_path: Path):
+    source = make(tmp_path / "a.gif", 0)
+    frames = [drawn(index).resize((12, 8)) for index in range(4)]
+    options = {"save_all": True, "append_images": frames[1:], "duration": DURATIONS, "loop": 0, "disposal": 2}
+    frames[0].save(tmp_path / "b.gif", **options)
+    with pytest.raises(vidup.VerifyError, match="is 12x8, which is no enlargement of 24x16"):
+        vidup.verify(source, tmp_path / "b.gif")
