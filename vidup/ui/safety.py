@@ -8,11 +8,10 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Sequence
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from urllib.parse import parse_qs
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -69,20 +68,20 @@ class Guard:
                 headers.setdefault("cache-control", "no-store" if scope["path"].startswith("/api/") else "no-cache")
             await send(message)
 
-        answer = self._refusal(scope)
+        answer = self._refusal(Request(scope))
         await (answer or self._app)(scope, receive, sealed)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    def _refusal(self, request: Request) -> Response | None:
         """The response to a request that is refused or redirected; None if it is accepted."""
-        headers = Headers(scope=scope)
+        headers, path = request.headers, request.scope["path"]
         host = headers.get("host", "")
         if not self._is_ours(host):
             return refusal(f"host {host!r}: is not this machine's; open the address that vidup ui printed", 421)
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             return refusal(f"origin {origin!r}: is not this page; another site may not use it", 403)
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if scope["path"] == "/" and scope["method"] == "GET" and given:
+        given = request.query_params.get("token")
+        if path == "/" and request.method == "GET" and given:
             if not self._is_token(given):
                 return refusal("the token is another server's; open the address that vidup ui printed last", 403)
             # After a link on another site browsers send no SameSite=Strict cookie, not even to the redirect's target.
@@ -90,22 +89,15 @@ class Guard:
             answer: Response = HTMLResponse(_ONWARD) if linked else RedirectResponse("/", 303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
-        if not self._is_token(headers.get(HEADER) or self._from_cookie(headers.get("cookie", ""))):
+        if not self._is_token(headers.get(HEADER) or request.cookies.get(self._cookie, "")):
             return refusal("the token is missing; open the address that vidup ui printed", 403)
-        wanted = _BODIES.get(scope["path"], "application/json")
-        if scope["method"] not in ("GET", "HEAD") and headers.get("content-type", "").partition(";")[0] != wanted:
+        wanted = _BODIES.get(path, "application/json")
+        if request.method not in ("GET", "HEAD") and headers.get("content-type", "").partition(";")[0] != wanted:
             return refusal(f"content-type {headers.get('content-type', '')!r}: expected {wanted}", 415)
         return None
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
-
-    def _from_cookie(self, header: str) -> str:
-        try:
-            found = SimpleCookie(header).get(self._cookie)
-        except CookieError:
-            return ""
-        return found.value if found is not None else ""
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header is an IP address or a name of this machine."""
