@@ -6,6 +6,7 @@ import io
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -77,40 +78,32 @@ class Films:
                 self._videos.popitem()[1].close()
 
 
-class Newest:
-    """The newest pictures of runs, each pair of before and after read together."""
-
-    def __init__(self) -> None:
-        self._pairs: OrderedDict[str, tuple[int, str, bytes, bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def at(self, name: str, folder: Path) -> str | None:
-        """The time of a run's newest picture in its input, in seconds; None if there is none."""
-        with self._lock:
-            with suppress(OSError, ValueError):
-                written = (folder / "after.jpg").stat().st_mtime_ns
-                if name not in self._pairs or self._pairs[name][0] != written:
-                    before, after = (folder / "before.jpg").read_bytes(), (folder / "after.jpg").read_bytes()
-                    times = [_comment(before), _comment(after)]
-                    if times[0] == times[1]:  # otherwise it is being written: keep the previous pair
-                        self._pairs[name] = written, times[0], before, after
-                        while len(self._pairs) > _OPEN:
-                            self._pairs.popitem(last=False)
-            return self._pairs[name][1] if name in self._pairs else None
-
-    def picture(self, name: str, folder: Path, which: str) -> bytes:
-        """``after.jpg``, or ``before.jpg`` enlarged to its size by bicubic; raises Refused."""
-        pair = self._pairs.get(name) if self.at(name, folder) is not None else None
-        if pair is None or which not in ("before.jpg", "after.jpg"):
-            raise Refused("there is no such picture yet", 404)
-        if which == "after.jpg":
-            return pair[3]
-        with Image.open(io.BytesIO(pair[2])) as before, Image.open(io.BytesIO(pair[3])) as after:
-            return jpeg(before.resize(after.size, Image.Resampling.BICUBIC))
+def newest_time(folder: Path) -> str | None:
+    """The time in its input, in seconds, of a run's newest picture; None without one, and while it is being written."""
+    with suppress(OSError, ValueError):
+        before, after = (_comment(folder / name, (folder / name).stat().st_mtime_ns) for name in _NEWEST)
+        if before == after:
+            return after
+    return None
 
 
-def _comment(data: bytes) -> str:
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+def newest_picture(folder: Path, name: str) -> bytes:
+    """``after.jpg``, or ``before.jpg`` enlarged to its size by bicubic; raises Refused."""
+    if name not in _NEWEST or newest_time(folder) is None:
+        raise Refused("there is no such picture yet", 404)
+    if name == "after.jpg":
+        return (folder / name).read_bytes()
+    with Image.open(folder / "before.jpg") as before, Image.open(folder / "after.jpg") as after:
+        return jpeg(before.resize(after.size, Image.Resampling.BICUBIC))
+
+
+_NEWEST = ("before.jpg", "after.jpg")
+
+
+@lru_cache(1024)
+def _comment(path: Path, written: int) -> str:
+    """The comment of a JPEG that was written at a time: it is asked for each second."""
+    with Image.open(path, formats=["JPEG"]) as image:
         return bytes(image.info.get("comment", b"")).decode("ascii", "replace")
 
 

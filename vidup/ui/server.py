@@ -17,7 +17,7 @@ import vidup
 from vidup.errors import VidupError
 from vidup.paths import VIDEOS, check_pair
 from vidup.ui import forms, places, runs
-from vidup.ui.films import PICTURES, Films, Newest, jpeg
+from vidup.ui.films import PICTURES, Films, jpeg, newest_picture, newest_time
 from vidup.ui.looks import Looks, as_json
 from vidup.ui.making import Preview
 from vidup.ui.previews import Previews
@@ -36,7 +36,7 @@ class Server:
         self.looks = Looks(apart)
         home = places.state()
         self.previews = Previews(self.films, places.of_this_process(places.made(home / "previews")))
-        self.runs, self.newest = Runs(places.made(home / "runs")), Newest()
+        self.runs = Runs(places.made(home / "runs"))
 
     def start(self, query: Given) -> Answer:
         """What the page needs at its start."""
@@ -113,7 +113,7 @@ class Server:
         self.runs.wake()
         found = []
         for run in self.runs.all():
-            at = self.newest.at(run.id, run.folder / "newest") if self._is_within(run) else None
+            at = newest_time(run.folder / "newest") if self._is_within(run) else None
             address = f"/api/runs/{run.id}"
             newest = {"at": at, "before": f"{address}/before.jpg?at={at}", "after": f"{address}/after.jpg?at={at}"}
             found.append({**runs.as_json(run), "command": forms.shown(run.command), "newest": newest if at else None})
@@ -123,8 +123,7 @@ class Server:
         """The newest finished picture of a run, or its source at the same size."""
         run = self.runs.find(query["id"])
         self.folders.within(str(run.input))
-        picture = self.newest.picture(run.id, run.folder / "newest", query["name"])
-        return Response(picture, media_type="image/jpeg")
+        return Response(newest_picture(run.folder / "newest", query["name"]), media_type="image/jpeg")
 
     def run_change(self, body: Given) -> Answer:
         change = {"pause": self.runs.pause, "resume": self.runs.resume}.get(body["change"])
