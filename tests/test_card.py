@@ -30,11 +30,11 @@ from vidup.engines.vae import Vae, check
 from vidup.errors import EngineError
 
 GIGA = 2**30
-HOPPER = Card("cuda", 80 * GIGA, True, True, "linux")
-TURING = Card("cuda", 8 * GIGA, False, True, "linux")
-WINDOWS = Card("cuda", 24 * GIGA, True, False, "win32")
-MPS = Card("mps", 16 * GIGA, False, False, "darwin")
-CPU = Card("cpu", 16 * GIGA, True, True, "linux")
+HOPPER = Card("cuda", 80 * GIGA, True, True)
+TURING = Card("cuda", 8 * GIGA, False, True)
+WINDOWS = Card("cuda", 24 * GIGA, True, False)
+MPS = Card("mps", 16 * GIGA, False, False)
+CPU = Card("cpu", 16 * GIGA, True, True)
 AMX = replace(CPU, matrix_units=True)
 ALL = (HOPPER, TURING, WINDOWS, MPS, CPU)
 

@@ -15,7 +15,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         flaws, footage                      what footage is like, in figures; the anchor that leaves that out
     engines/                            what makes the picture; the base of engines, the catalogue of models
         stops, unused                       checks whether to stop; settings without effect
-        libraries, identity, claims         imports of models' libraries; fingerprints of weights; checks of files
+        libraries, claims                   imports of models' libraries; checks of files
         architecture, single_file           the x4 model: its configuration, its weights in one file
         prompts                             from a prompt to embeddings
         structure, detail                   the structure of a VAE; the autoencoder of `mini`
@@ -23,7 +23,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         card, memory, compiling             facts of a device; its memory; torch.compile
         finite                              results that are not finite
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
-        layout, hub                         a model's files; find and load weights: a hub id, a folder, a file
+        layout, hub                         a model's files, and fingerprints; find and load weights: a hub id, a folder, a file
         attention                           the decoder's attention: over the frame, or in windows
         tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; a fast UNet
         tracing                             bytes and FLOP of UNet and decoder

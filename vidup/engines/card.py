@@ -29,7 +29,6 @@ class Card:
     """Whether it supports bfloat16 natively, with convolutions."""
     compiler: bool = False
     """Whether torch.compile finds what it needs: Triton and a C compiler."""
-    system: str = sys.platform
     matrix_units: bool = False
     """Whether a CPU has units for matrix products in bfloat16 (AMX), which are four times as fast as in float32."""
 

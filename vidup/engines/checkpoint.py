@@ -20,7 +20,7 @@ from vidup.config import Runtime, Settings
 from vidup.engines import Choice, Engine, Needs, Place, claims, libraries, windows
 from vidup.engines.compiling import Compiled
 from vidup.engines.finite import clamped, in_wider
-from vidup.engines.identity import fingerprint
+from vidup.engines.layout import fingerprint
 from vidup.engines.memory import LiveBytes, is_out_of_memory, weight_bytes
 from vidup.engines.unused import warn_unused
 from vidup.errors import EngineError, first_line

@@ -28,6 +28,9 @@ def up(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=FACTOR, mode="bicubic")
 
 
+_LEAST = 0.01  # standard deviation, so that components with little variance are not amplified
+
+
 class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
     """Whitened space-to-depth of the detail that a bicubic enlargement lacks.
 
@@ -45,19 +48,14 @@ class DetailAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-i
         self.std = torch.nn.Parameter(torch.ones(latent_channels), requires_grad=False)
 
     @torch.no_grad()
-    def fit(self, pictures: torch.Tensor, floor: float = 0.01) -> None:
-        """Set mean, principal axes and standard deviations from pictures.
-
-        Args:
-            pictures: float32 (N, 3, 4h, 4w) in [-1, 1].
-            floor: the least standard deviation, so that components with little variance are not amplified.
-        """
+    def fit(self, pictures: torch.Tensor) -> None:
+        """Set mean, principal axes and standard deviations from pictures, float32 (N, 3, 4h, 4w) in [-1, 1]."""
         values = F.pixel_unshuffle(pictures - up(down(pictures)), FACTOR).transpose(0, 1).flatten(1).double()
         mean = values.mean(1, keepdim=True)
         variances, basis = torch.linalg.eigh(torch.cov(values))
         self.mean.copy_(mean[:, 0])
         self.basis.copy_(basis)
-        self.std.copy_(variances.clamp_min(floor**2).sqrt())
+        self.std.copy_(variances.clamp_min(_LEAST**2).sqrt())
 
     def encode(self, detail: torch.Tensor) -> torch.Tensor:
         """Latents of detail: (N, 3, 4h, 4w) to (N, 48, h, w), each channel of about zero mean and unit variance."""

@@ -25,8 +25,7 @@ from vidup.config import Settings
 from vidup.engines import HOMES, WEIGHTS, architecture, claims, libraries, prompts, single_file, solver
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.folding import fold
-from vidup.engines.identity import fingerprint as fingerprint
-from vidup.engines.layout import KINDS, LAYOUTS, files_of, variant, weight_files
+from vidup.engines.layout import KINDS, LAYOUTS, files_of, fingerprint, variant, weight_files
 from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)

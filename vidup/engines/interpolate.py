@@ -21,8 +21,9 @@ def load(settings: Settings, runtime: Runtime, device: torch.device) -> Interpol
     warn_unused(
         settings, settings.model, (), ("prompt", "negative_prompt", "revision", "vae", "tokenizer", "vae_attention")
     )
-    for name in [name for name in ("compile", "offload") if getattr(runtime, name) in ("on", True)]:
-        log.warning("%s: has no effect with %s", name, settings.model)
+    for name in ("compile", "offload"):
+        if getattr(runtime, name) in ("on", True):
+            log.warning("%s: has no effect with %s", name, settings.model)
     return Interpolation(settings.model, scale(settings), device)
 
 

@@ -15,8 +15,7 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import nn
 
 from vidup.engines import claims, hub, libraries, stops
-from vidup.engines.identity import fingerprint
-from vidup.engines.layout import files_of
+from vidup.engines.layout import files_of, fingerprint
 from vidup.errors import EngineError
 
 _FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
