@@ -79,7 +79,7 @@ def test_one_round_of_the_anchor_where_nothing_is_said(
     path, source, place = write(compact(), tmp_path / "m.pth"), picture(20, 24), Place(height=20, width=24)
     upscaler = make(path, anchor=given)
     raw = enlarge(make(path), source, place)
-    hold = partial(held, step=0.0) if given == "auto" else anchor
+    hold = partial(held, steps=[0.0]) if given == "auto" else anchor
     assert torch.equal(upscaler._enlarge(source), hold(raw, source, rounds))
     lines = describe(plan_job(make_clip(), tmp_path / "out.mp4", upscaler.settings))
     assert any(f"by {rounds} round" in line if rounds else "the anchor is off" in line for line in lines)

@@ -23,7 +23,7 @@ The map of the code, from the bottom up. A wing, and in a wing a file, imports o
         card, memory, compiling             facts of a device; its memory; torch.compile
         finite                              results that are not finite
         solver                              samplers (DPM++ 2M, UniPC, DDIM), and the one loop over steps
-        layout, hub                         a model's files, and fingerprints; find and load weights: a hub id, a folder, a file
+        layout, hub                         a model's files; find and load weights: a hub id, a folder, a file
         attention                           the decoder's attention: over the frame, or in windows
         tiny, vae, unet                     a distilled decoder; the decoder in bands of rows; a fast UNet
         tracing                             bytes and FLOP of UNet and decoder

@@ -1,4 +1,4 @@
-"""The files of a model in the hub's layout: which are required, downloaded, decide pixels; and fingerprints of files."""
+"""The files of a model: which are required, downloaded, and decide pixels, in the hub's layout; fingerprints."""
 
 from __future__ import annotations
 
