@@ -6,7 +6,7 @@ FFmpeg's scaler makes them: a fault of vidup's own conversion shows as a differe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -21,24 +21,19 @@ _FULL = 2  # AVCOL_RANGE_JPEG
 _EVERY_COLUMN = 0x2000  # SWS_FULL_CHR_H_INT: packed pixels get their own colour each, as planar ones do
 
 
-class Thumbnail(NamedTuple):
-    """A small picture, and when it is shown."""
-
-    pts: int
-    """In the frame's time base."""
-    picture: NDArray[np.uint16]
-    """(3, height, width), RGB, 65535 is white; (4, height, width) with transparency, 65535 is opaque."""
-
-
 def thumbnails(
     frames: Iterable[Any], color: Color, height: int, width: int, alpha: bool = False
-) -> Iterator[Thumbnail]:
+) -> Iterator[tuple[int, NDArray[np.uint16]]]:
     """Scale PyAV frames of any format by area.
 
     Args:
         color: the frames' matrix and range, whatever their tags; RGB is full range.
         height, width: of the small pictures: multiples of 4, for which the scaler's rows have no padding.
         alpha: with transparency; frames without it are opaque.
+
+    Yields:
+        When it is shown, in the frame's time base, and the picture: RGB (3, height, width), of which 65535 is white, or
+        with transparency (4, height, width), of which 65535 is opaque.
     """
     scaler, area = VideoReformatter(), int(Interpolation.AREA)  # a name would be looked up for each frame
     matrix = color.matrix if color.matrix in _SCALER_MATRICES else _BT601  # the scaler refuses some tags of frames
@@ -76,7 +71,7 @@ def thumbnails(
             small = scaler.reformat(frame, width, height, "gbrap16le", interpolation=area, threads=1)
             opacity = np.frombuffer(small.planes[3], np.uint16).reshape(height, -1)[:, :width]
             picture = np.concatenate([picture, opacity[None]])
-        yield Thumbnail(frame.pts, picture)
+        yield frame.pts, picture
 
 
 def _from_ycgco(*planes: NDArray[np.uint16]) -> NDArray[np.uint16]:

@@ -176,8 +176,8 @@ def _found(output: Path, frames: Iterable[Any], color: Color, delivery: Delivery
     """Small pictures of the output's frames."""
     count = 0
     try:
-        for thumbnail in thumbnails(frames, color, *delivery.turn.size(*_small_size(delivery)), alpha):
-            yield thumbnail.picture
+        for _, picture in thumbnails(frames, color, *delivery.turn.size(*_small_size(delivery)), alpha):
+            yield picture
             count += 1
     except MediaError as error:
         raise VerifyError(f"{output}: cannot be decoded after {count} frames: {error}") from error
