@@ -253,8 +253,8 @@ def test_thumbnails_agree_with_the_formulas(pix_fmt: str, full_range: bool):
             lines = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)
             lines[:, : codes.shape[1] * codes.itemsize] = codes.view(np.uint8)
         frame.colorspace, frame.color_range = matrix, 2 if meaning.full_range else 1
-        (small,) = thumbnails([frame], meaning, 12, 16)
-        seen = torch.from_numpy(small.picture / np.float32(65535))
+        ((_, small),) = thumbnails([frame], meaning, 12, 16)
+        seen = torch.from_numpy(small / np.float32(65535))
         meant = color.to_rgb(Frame(planes, pix_fmt, meaning))
         blocks = torch.nn.functional.avg_pool2d(meant.clamp(0, 1), 4)
         difference = (seen - blocks).square().mean().sqrt()
@@ -273,9 +273,9 @@ def test_thumbnails_of_what_is_not_planar(pix_fmt: str):
         parts = [(codes >> 5) * 255 // 7, (codes >> 2 & 7) * 255 // 7, (codes & 3) * 85, np.full(256, 255)]
         np.frombuffer(frame.planes[1], np.uint8)[:1024] = np.stack(parts, 1)[:, [2, 1, 0, 3]].astype(np.uint8).ravel()
     full = pix_fmt in ("monob", "ya8")
-    (small,) = thumbnails([frame], Color(6, 2, 2, full), 48, 64)
+    ((_, small),) = thumbnails([frame], Color(6, 2, 2, full), 48, 64)
     wanted = picture.to_ndarray(format="rgb24").transpose(2, 0, 1).astype(np.float32) / 255
-    assert np.abs(small.picture / 65535 - wanted).mean() < 0.02
+    assert np.abs(small / 65535 - wanted).mean() < 0.02
 
 
 def sheet(count: int, draw: Callable[[int], np.ndarray]) -> np.ndarray:
