@@ -103,6 +103,13 @@ def test_the_estimate_of_compression_follows_the_truth() -> None:
     assert np.mean(found) == pytest.approx(np.mean(true), rel=0.5)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mjpeg"])
+def test_compression_keeps_the_mean_of_colours(codec: str) -> None:
+    """Whatever else it does; a model would learn to shift it back."""
+    frames, _ = compressed([small(1)] * 2, codec, 2 if codec == "mjpeg" else 10)
+    assert np.abs((frames[1] - small(1).astype(float)).mean((0, 1))).max() < 0.5
+
+
 def test_the_estimate_is_of_each_place() -> None:
     frame = np.full((64, 96, 3), 120.0)
     frame[:, 48:] += 8 * np.random.default_rng(0).standard_normal((64, 48, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -14,6 +14,7 @@ from PIL import Image
 
 from vidup.engines.detail import FACTOR, down
 from vidup.errors import MediaError
+from vidup.frame import Color, Frame
 from vidup.media.quantiser import told
 from vidup.media.reading import decode_stream
 
@@ -120,7 +121,7 @@ def as_footage(rng: Rng, pixels: Pixels) -> Footage:
 
 
 def compressed(frames: list[Pixels], name: str, quality: int) -> tuple[list[Pixels], float]:
-    """Frames through an encoder and back, in yuv420p.
+    """Frames through an encoder and back, in yuv420p, converted as a job does: FFmpeg's scaler would add a code.
 
     Args:
         frames: uint8 (h, w, 3) of even sides.
@@ -138,14 +139,16 @@ def compressed(frames: list[Pixels], name: str, quality: int) -> tuple[list[Pixe
         video.pix_fmt = "yuvj420p" if name == "mjpeg" else "yuv420p"
         video.time_base = Fraction(1, 25)
         video.thread_count = 1
-        for frame in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        tags = Color(1, full_range=name == "mjpeg")
+        for index, frame in enumerate(frames):
+            planes = Frame.from_rgb(frame, video.pix_fmt, tags, pts=index, time_base=Fraction(1, 25))
+            container.mux(video.encode(planes.to_av()))
         container.mux(video.encode())
     stream.seek(0)
     with av.open(stream) as container:
         decoded = list(decode_stream(container, container.streams.video[0], _fail, tells=True))
     step = float(np.mean([told(frame) or 0.0 for frame in decoded]))
-    return [frame.to_ndarray(format="rgb24") for frame in decoded], step
+    return [replace(Frame.from_av(frame), color=tags).rgb() for frame in decoded], step
 
 
 def _fail(what: str) -> None:
