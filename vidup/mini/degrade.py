@@ -148,7 +148,7 @@ def compressed(frames: list[Pixels], name: str, quality: int) -> tuple[list[Pixe
     with av.open(stream) as container:
         decoded = list(decode_stream(container, container.streams.video[0], _fail, tells=True))
     step = float(np.mean([told(frame) or 0.0 for frame in decoded]))
-    return [replace(Frame.from_av(frame), color=tags).rgb() for frame in decoded], step
+    return [replace(Frame.from_av(frame), color=tags).rgb().astype(np.uint8) for frame in decoded], step
 
 
 def _fail(what: str) -> None:
