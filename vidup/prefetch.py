@@ -75,12 +75,16 @@ class _Channel(Generic[T]):
             del got
             yield item
             del item
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback refers to this frame: a cycle that would keep a failed job's frames alive
+        _raise_error_of(self)
+
+
+def _raise_error_of(one: _Channel[Any] | Consumer[Any]) -> None:
+    error, one._error = one._error, None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame: a cycle that would keep a failed job's frames alive
 
 
 def prefetch(items: Iterable[T], depth: int = 2, size: Callable[[T], int] = lambda item: 1) -> Generator[T, None, None]:
@@ -157,12 +161,7 @@ class Consumer(Generic[T]):
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the function to return, at most so long; returns whether it has, and raises its exception."""
         self._thread.join(seconds)
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
+        _raise_error_of(self)
         return not self._thread.is_alive()
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ _LEAST = 50  # batches of a job, below which an estimate is not worth the time o
 
 
 class Foreseen(NamedTuple):
-    """The estimate."""
+    """The estimate of what relay will compute."""
 
     computed: float
     """The share of a frame's pixels that will be computed, with halos; the first frame is not counted."""

@@ -200,19 +200,12 @@ class Bar:
         self._stream = stream or sys.stderr
         self._bar: tqdm[Any] | None = None
         self._state, self._written = "", time.monotonic()
-        self._sink = may_fail(self._draw if self._stream.isatty() or _in_notebook() else self._write)
+        self._sink = may_fail(self._draw if self._stream.isatty() or _in_notebook() else self._write, self.close)
 
     def __call__(self, event: Progress) -> None:
         self._sink(event)
 
     def _draw(self, event: Progress) -> None:
-        try:
-            self._show(event)
-        except (OSError, ValueError):  # or tqdm would draw all later bars of this process below it
-            self.close()
-            raise
-
-    def _show(self, event: Progress) -> None:
         bar = self._bar
         if bar is None:
             options: dict[str, Any] = {"miniters": 1, "mininterval": _DRAWN_EVERY, "bar_format": self._UNCOUNTED}
@@ -240,7 +233,7 @@ class Bar:
             print(", ".join([f"{event.state}: {count}", *_figures(event)]), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """End the line of the bar; may be called twice."""
+        """End the line of the bar, or tqdm would draw all later bars of this process below it; may be called twice."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()
@@ -271,8 +264,9 @@ def json_lines(stream: TextIO) -> Sink:
     return may_fail(lambda event: print(json.dumps(asdict(event), default=str), file=stream, flush=True))
 
 
-def may_fail(sink: Sink) -> Sink:
-    """A sink that is no longer called once it has failed to write (closed, full, its reader gone), with a warning."""
+def may_fail(sink: Sink, close: Callable[[], None] = lambda: None) -> Sink:
+    """A sink that is closed and no longer called once it has failed to write (closed, full, its reader gone), with a
+    warning."""
     works = True
 
     def write(event: Progress) -> None:
@@ -282,6 +276,7 @@ def may_fail(sink: Sink) -> Sink:
                 sink(event)
             except (OSError, ValueError) as error:
                 works = False
+                close()
                 reason = getattr(error, "strerror", None) or error
                 log.warning("progress cannot be written (%s): the job goes on without", reason)
 
