@@ -94,7 +94,7 @@ def _kept_side_data(job: Job) -> set[str]:
 
 
 def facts(job: Job, device: int | None, seen: Foreseen | None = None) -> Iterator[tuple[str, str]]:
-    """What is in a file and what it will become, as (head, text) pairs; `device` is the job's `plan.device_memory`."""
+    """What is in a file and what it will become, as (head, text) pairs; `device`: the model's bytes there, if known."""
     info, encoding = job.info, job.encoding
     kind = "variable" if info.variable_rate else "constant"
     light = "full" if info.color.full_range else "limited"
@@ -187,16 +187,3 @@ def condition(quantiser_step: float | None, seen: Flaws) -> Iterator[str]:
 def footage(quantiser_step: float | None, seen: Flaws) -> dict[str, Any]:
     """The same in figures and in words, as values for JSON."""
     return {"quantiser": quantiser_step, **asdict(seen), "words": list(condition(quantiser_step, seen))}
-
-
-def table(job: Job, device: int | None) -> dict[str, Any]:
-    """What `facts` describes, as values for JSON."""
-    found = asdict(job.info) | {"output": str(job.output), "encoding": asdict(job.encoding)}
-    del found["pts"]
-    return found | {
-        "plan": [asdict(stream) for stream in job.streams],
-        "output_frames": len(job.times),
-        "disk_bytes": disk(job, job.high - job.low),
-        "host_bytes": host_memory(job),
-        "device_bytes": device,
-    }

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from uuid import uuid4
 
 from vidup.errors import ConfigError, MediaError
 from vidup.media import sequences
@@ -144,12 +145,15 @@ def _move_to_new(whole: Path, output: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that, whatever happens, it has the old content or the new."""
-    part = path.with_name(path.name + ".part")
-    with open_plain(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # several workers may write
+    try:
+        with open_plain(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

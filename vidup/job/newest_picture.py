@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image
 
 from vidup.errors import first_line
 from vidup.frame import Frame
+from vidup.job.disk import write_atomically
 from vidup.job.plan import Job
 from vidup.picture import color
 from vidup.picture.geometry import Turn
@@ -60,10 +60,6 @@ class NewestPicture:
 def _write(path: Path, frame: Frame, rotation: int, comment: str) -> None:
     rgb = color.to_array(frame)
     image = Image.fromarray(rgb if rgb.dtype.itemsize == 1 else (rgb >> 8).astype("uint8"))
-    part = path.with_name(f".{uuid4().hex}.part")  # several workers may write
-    try:
-        image.rotate(rotation, expand=True).save(part, "JPEG", quality=90, subsampling=0, comment=comment.encode())
-        part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    data = BytesIO()
+    image.rotate(rotation, expand=True).save(data, "JPEG", quality=90, subsampling=0, comment=comment.encode())
+    write_atomically(path, data.getvalue())

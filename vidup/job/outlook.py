@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vidup import engines
 from vidup.config import Given, Runtime, Settings, settings_of
 from vidup.errors import MediaError
 from vidup.frame import MediaInfo
@@ -108,8 +109,7 @@ def plan(
         with Upscaler(settings, runtime) as upscaler:
             seconds = pace.seconds_left(job, upscaler, job.high - job.low, computed)
     footage = _footage(job, notes) if pictures else {}
-    table = describe.table(job, plans.device_memory(job, runtime))
-    table |= {"computed": computed, "notes": notes, "footage": footage}
+    table = _table(job, runtime) | {"computed": computed, "notes": notes, "footage": footage}
     facts = [*describe.facts(job, table["device_bytes"], seen)]
     if footage:
         facts.insert(2, ("footage", "; ".join(footage["words"])))
@@ -118,6 +118,21 @@ def plan(
         tuple(describe.streams(job)), tuple(notes),
         table["disk_bytes"], table["host_bytes"], table["device_bytes"], seconds, computed, tuple(facts), table,
     )  # fmt: skip
+
+
+def _table(job: plans.Job, runtime: Runtime) -> dict[str, Any]:
+    planner, size = engines.foresee(job.settings, runtime, plans.pixels(job)), job.input_size
+    found = asdict(job.info) | {
+        "output": str(job.output),
+        "encoding": asdict(job.encoding),
+        "plan": [asdict(stream) for stream in job.streams],
+        "output_frames": len(job.times),
+        "disk_bytes": plans.disk(job, job.high - job.low),
+        "host_bytes": plans.host_memory(job),
+        "device_bytes": planner.planned(planner.choose(*size), *size) if planner is not None else None,
+    }
+    del found["pts"]
+    return found
 
 
 def _footage(job: plans.Job, notes: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidup import engines
-from vidup.config import Runtime, Settings
+from vidup.config import Settings
 from vidup.errors import ConfigError
 from vidup.frame import Frame, MediaInfo, layout
 from vidup.job.disk import check_unchanged, fingerprint_file
@@ -140,12 +140,6 @@ def host_memory(job: Job) -> int:
 def pixels(job: Job) -> int:
     """The pixels of the input that a job upscales."""
     return len(job.times) * job.info.height * job.info.width
-
-
-def device_memory(job: Job, runtime: Runtime) -> int | None:
-    """The bytes of the device's memory that the model will take; None where only the loaded model can tell."""
-    planner, size = engines.foresee(job.settings, runtime, pixels(job)), job.input_size
-    return planner.planned(planner.choose(*size), *size) if planner is not None else None
 
 
 _BITS = {"ffv1": 12.0, "prores_ks": 5.0, "png": 14.0, "tiff": 24.0, "exr": 40.0, "dpx": 48.0}
