@@ -308,7 +308,7 @@ class TestOffload:
         monkeypatch.setattr(Moved, "bring", lambda self, kept: kept.clone())  # as on another device
         module = torch.nn.Linear(3, 4)
         home = module.weight.data_ptr()
-        moves, x = Moved(module, CPU), torch.ones(1, 3)
+        moves, x = Moved(module, CPU, offload=True), torch.ones(1, 3)
         expected = module(x).detach()
         for _ in range(2):
             with torch.inference_mode(), moves.at_work():

@@ -172,13 +172,14 @@ def test_equals_the_folder_to_the_bit_without_a_tokenizer(
 
 def test_every_weight_is_that_of_the_folder(pair: tuple[Path, Path]) -> None:
     folder, file = pair
-    modules = single_file.load(file, torch.device("cpu"), torch.float32, torch.float32)
+    loaded = single_file.load(file, torch.device("cpu"), torch.float32, torch.float32)
+    modules = dict(zip(("unet", "vae", "text_encoder"), loaded, strict=True))
     for part, name in (
         ("unet", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),
         ("text_encoder", "model"),
     ):
-        saved, found = load_file(folder / part / f"{name}.safetensors"), getattr(modules, part).state_dict()
+        saved, found = load_file(folder / part / f"{name}.safetensors"), modules[part].state_dict()
         saved = {key.removeprefix("text_model."): value for key, value in saved.items()}
         assert found.keys() == saved.keys()
         assert all(torch.equal(found[key], value) for key, value in saved.items())
@@ -308,8 +309,6 @@ def test_the_true_files_names_cover_every_weight(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(single_file, "safe_open", lambda *_, **__: File())
     modules = single_file.load(Path("x4"), torch.device("meta"), torch.float16, torch.bfloat16)
-    counts = [
-        sum(one.numel() for one in part.parameters()) for part in (modules.unet, modules.vae, modules.text_encoder)
-    ]
+    counts = [sum(one.numel() for one in part.parameters()) for part in modules]
     assert counts == [473_398_020, 55_325_927, 340_387_840]
-    assert next(modules.unet.parameters()).dtype == torch.float16
+    assert next(modules[0].parameters()).dtype == torch.float16

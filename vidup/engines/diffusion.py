@@ -18,7 +18,7 @@ from vidup.engines.card import card, precisions
 from vidup.engines.compiling import compiles
 from vidup.engines.finite import in_wider
 from vidup.engines.hub import Parts
-from vidup.engines.unet import Moved, Unet, at_work
+from vidup.engines.unet import Moved, Unet
 from vidup.engines.vae import Vae, check, limits
 from vidup.picture import noise, tiling
 
@@ -56,10 +56,9 @@ class Diffusion(Engine):
         self.vae = Vae(parts.vae, settings.vae_attention, device)
         if self.unet.run.active:
             self.vae.compile()
-        modules = (parts.unet, parts.vae)
-        self._unet_moves, self._vae_moves = (Moved(one, device) if runtime.offload else None for one in modules)
+        self._unet_moves, self._vae_moves = (Moved(one, device, runtime.offload) for one in (parts.unet, parts.vae))
         if device.type == "mps":
-            with at_work(self._vae_moves):
+            with self._vae_moves.at_work():
                 check(self.vae, device)
         self._settle(settings)
 
@@ -157,13 +156,13 @@ class Diffusion(Engine):
             evaluate = evaluator(self.times[step.time], next(guides))
             return windows.blend(evaluate, torch.cat([x, beside], 1).to(self.dtype), tiles, tiles, weights, batch)
 
-        with at_work(self._unet_moves):
+        with self._unet_moves.at_work():
             return solver.solve(model, start, self.steps)
 
     def _decode(self, latents: torch.Tensor, choice: Choice) -> torch.Tensor:
         """Pictures around [-1, 1]."""
         scaled = latents / self.vae.module.config.scaling_factor
-        with at_work(self._vae_moves):
+        with self._vae_moves.at_work():
             return self.vae(scaled, self.device, limits(self.device, choice.keep))
 
     def _make_tiles(self, choice: Choice, height: int, width: int) -> tiling.Tiles:

@@ -200,12 +200,12 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
     with load_errors(folder):
         levels, level = torch.ones(1, dtype=torch.float32), None
         if folder.is_file():
-            file = single_file.load(folder, device, unet_dtype, vae_dtype)
-            unet, vae, scheduler = file.unet, file.vae, architecture.SCHEDULER
+            unet, vae, encoder = single_file.load(folder, device, unet_dtype, vae_dtype)
+            scheduler = architecture.SCHEDULER
             if vae_dtype == torch.float16:
                 fold(vae)
             encode = prompts.single_file_tokens(settings.tokenizer)
-            both = prompts.embeddings(encode, file.text_encoder, unet, device, settings)
+            both = prompts.embeddings(encode, encoder, unet, device, settings)
             levels, level = default_levels(), architecture.NOISE_LEVEL
         else:
             if settings.tokenizer is not None:

@@ -5,7 +5,6 @@ The file has no configuration: `architecture` is used. diffusers translates the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,8 @@ START, END = 49406, 49407
 _VAE, TEXT = "first_stage_model.", "cond_stage_model.model."
 
 
-@dataclass(frozen=True)
-class Modules:
-    """The modules of the file, on their device."""
-
-    unet: Any
-    vae: Any
-    text_encoder: Any
-
-
-def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> Modules:
-    """Load the modules of the file, with no more of it in memory at a time than one module.
+def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Load UNet, VAE and text encoder of the file, with no more of it in memory at a time than one of them.
 
     Raises:
         EngineError: it holds another model than the x4 upscaler.
@@ -73,7 +63,7 @@ def load(path: Path, device: torch.device, unet_dtype: torch.dtype, vae_dtype: t
         unet = fill(unet, convert_ldm_unet_checkpoint(weights(DIFFUSION, unet_dtype), unet_config), "unet")
         vae = fill(vae, convert_ldm_vae_checkpoint(weights(_VAE, vae_dtype), vae_config), "vae")
         text = fill(text, _text_weights(text, weights(TEXT, unet_dtype)), "text encoder")
-    return Modules(unet, vae, text)
+    return unet, vae, text
 
 
 def _text_weights(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -142,11 +142,15 @@ def fix_texts(unet: Any, texts: torch.Tensor) -> bool:
 
 
 class Moved:
-    """A module whose weights are kept on the host, pinned, and are on the device only while it works."""
+    """A module whose weights are on the device only while it works, and else on the host, pinned.
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    Args:
+        offload: otherwise its weights stay where they are.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, offload: bool) -> None:
         self.device = device
-        self.tensors = [*module.parameters(), *module.buffers()]
+        self.tensors = [*module.parameters(), *module.buffers()] if offload else []
         self.host = [one.data.pin_memory() if device.type == "cuda" else one.data for one in self.tensors]
 
     def bring(self, kept: torch.Tensor) -> torch.Tensor:
@@ -156,17 +160,13 @@ class Moved:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Have the weights on the device during the block."""
-        with torch.inference_mode(False), torch.no_grad():
-            for tensor, kept in zip(self.tensors, self.host, strict=True):
-                tensor.data = self.bring(kept)
+        self._put(map(self.bring, self.host))
         try:
             yield
         finally:
-            with torch.inference_mode(False), torch.no_grad():  # nothing is copied back: weights do not change
-                for tensor, kept in zip(self.tensors, self.host, strict=True):
-                    tensor.data = kept
+            self._put(self.host)  # nothing is copied back: weights do not change
 
-
-def at_work(moves: Moved | None) -> AbstractContextManager[None]:
-    """`Moved.at_work`; nothing is done for None, where weights are always on the device."""
-    return nullcontext() if moves is None else moves.at_work()
+    def _put(self, data: Iterable[torch.Tensor]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for tensor, one in zip(self.tensors, data, strict=True):
+                tensor.data = one

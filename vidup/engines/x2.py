@@ -23,7 +23,6 @@ from vidup.engines.diffusion import LATENTS, Diffusion
 from vidup.engines.finite import clamped
 from vidup.engines.hub import Parts
 from vidup.engines.memory import weight_bytes
-from vidup.engines.unet import at_work
 from vidup.engines.unused import warn_unused
 from vidup.engines.vae import limits
 from vidup.errors import EngineError
@@ -108,7 +107,7 @@ class LatentX2(Diffusion):
         small = pixels.scaled(1, self.factor)
         latents = small.scaled(self.scale)
         overlap = math.ceil(self.settings.tile_overlap / self.multiple) * self.multiple // self.factor
-        with at_work(self._vae_moves):
+        with self._vae_moves.at_work():
             image = windows.blend(
                 self._encode, clip.clamp(0, 1) * 2 - 1, pixels, small, self._weights(small, overlap), choice.batch
             )

@@ -182,14 +182,12 @@ def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: 
 
     None for another model, or with another VAE, which have to be loaded.
     """
-    if settings.vae is not None and settings.model in HOMES:
-        return None
-    if settings.model not in HOMES:
-        if settings.model not in hub.SHIPPED:
-            return None
-        engine = load(settings, runtime, device)
+    if settings.model in hub.SHIPPED:
+        engine = DiffusionX4(settings, runtime, device)
         engine.expect(pixels)
         return engine.needs
+    if settings.model not in HOMES or settings.vae is not None:
+        return None
     facts = card(device)
     dtype, vae_dtype = precisions(settings.dtype, facts)
     meta = torch.device("meta")
