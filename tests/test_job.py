@@ -100,13 +100,10 @@ def test_a_queue_does_not_name_a_file_that_failed(
 
 
 def test_compiling_is_told(make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    make = Interpolation.__init__
-
-    def compiled(self, *given):
-        make(self, *given)
-        self.needs = dataclasses.replace(self.needs, compiled=True)
-
-    monkeypatch.setattr(Interpolation, "__init__", compiled)
+    needs = Interpolation.needs.fget
+    assert needs is not None
+    compiled = property(lambda self: dataclasses.replace(needs(self), compiled=True))
+    monkeypatch.setattr(Interpolation, "needs", compiled)
     source, events = make_clip(), []
     output = source.with_name("out.mp4")
     vidup.upscale(source, output, NEAREST, runtime=Runtime(batch=4), on_progress=events.append)
