@@ -36,9 +36,9 @@ TOKEN = "a-token-of-this-test"
 JSON = {"content-type": "application/json"}
 
 
-def client_of(folder: Path, **headers: str) -> TestClient:
+def client_of(folder: Path) -> TestClient:
     app = application(Folders([folder]), TOKEN, "127.0.0.1", 7860)
-    return TestClient(app, base_url="http://127.0.0.1:7860", headers={"x-vidup-token": TOKEN, **headers})
+    return TestClient(app, base_url="http://127.0.0.1:7860", cookies={"vidup_7860": TOKEN})
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_a_process_that_plans_and_is_ended_is_replaced(page: TestClient, tmp_pat
 
 
 def test_who_has_no_token_gets_nothing(page: TestClient, tmp_path: Path):
-    del page.headers["x-vidup-token"]
+    page.cookies.clear()
     for path in ("/", "/api/start", "/api/folder", f"/api/frame?input={tmp_path}/clip.mp4"):
         assert page.get(path).status_code == 403
     assert page.get("/?token=another").status_code == 403

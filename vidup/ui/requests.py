@@ -75,10 +75,8 @@ async def _response(answer: Awaitable[Answer]) -> Response:
     """The response to a request, or to what went wrong with it."""
     try:
         found = await answer
-    except Refused as error:
-        return refusal(str(error), error.status)
     except VidupError as error:
-        return refusal(str(error), 400)
+        return refusal(str(error), error.status if isinstance(error, Refused) else 400)
     except OSError as error:
         return refusal(system_words(error), 400)
     except Exception as error:  # a bug: reported, and logged with its traceback

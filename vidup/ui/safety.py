@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vidup.errors import ConfigError, MediaError, VidupError
 
-HEADER = "x-vidup-token"
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'"
 _SENT = {
     "content-security-policy": f"{_POLICY}; frame-ancestors 'none'; form-action 'self'",
@@ -42,7 +41,7 @@ class Refused(VidupError):
 
 
 class Guard:
-    """Middleware that accepts only requests with the token, in the cookie set by the first visit or in a header.
+    """Middleware that accepts only requests with the token, in the cookie set by the first visit.
 
     The Host header must name this machine, against DNS rebinding, and an Origin header must be the server's own.
     """
@@ -89,7 +88,7 @@ class Guard:
             answer: Response = HTMLResponse(_ONWARD) if linked else RedirectResponse("/", 303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
-        if not self._is_token(headers.get(HEADER) or request.cookies.get(self._cookie, "")):
+        if not self._is_token(request.cookies.get(self._cookie, "")):
             return refusal("the token is missing; open the address that vidup ui printed", 403)
         wanted = _BODIES.get(path, "application/json")
         if request.method not in ("GET", "HEAD") and headers.get("content-type", "").partition(";")[0] != wanted:

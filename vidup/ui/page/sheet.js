@@ -15,7 +15,6 @@ const shared = () => Object.fromEntries(Object.entries(chosen.settings).filter((
 
 export class Sheet {
   #tiles = new Map();
-
   shown = false;
 
   constructor({ folders, view, ready }) {
@@ -37,7 +36,6 @@ export class Sheet {
     if (on) {
       this.#fill();
       this.#search();
-      for (const tile of this.#tiles.values()) tile.preview.follow();
     } else for (const tile of this.#tiles.values()) tile.preview.stop();
   }
 

@@ -2,7 +2,6 @@
 
 /** How long something takes: "under a second", "12 s", "3 min 20 s", "2 h 10 min", "3 days 4 h". */
 export function lasting(seconds) {
-  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "unknown";
   if (seconds < 1) return "under a second";
   if (seconds < 90) return `${Math.round(seconds)} s`;
   const minutes = seconds / 60;
