@@ -219,6 +219,11 @@ def tiny_x4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def narrow_x4(folder: Path) -> None:
     """Write `tiny_x4` into a folder."""
+    save_layout(folder, *narrow_nets(), width=24)
+
+
+def narrow_nets() -> tuple[Any, Any]:
+    """UNet and VAE of `tiny_x4`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -247,7 +252,7 @@ def narrow_x4(folder: Path) -> None:
         sample_size=64,
         scaling_factor=0.08333,
     )
-    save_layout(folder, unet, vae, width=24)
+    return unet, vae
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class Material:
         return path
 
 
+@cache
 def noise(seconds: Fraction, rate: int, channels: int) -> np.ndarray:
     """Sound that is like itself at no other delay: noise of 200 to 3000 Hz, (channels, samples) float32."""
     count = int(seconds * rate)

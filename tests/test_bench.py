@@ -57,26 +57,12 @@ def test_an_engine_without_a_model(run: Callable[..., Any]) -> None:
 
 
 def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
-    words = (
-        "--random-weights",
-        "--narrower",
-        "8",
-        "--frame-size",
-        "16x16",
-        "--frames",
-        "2",
-        "--steps",
-        "2",
-        "--batch",
-        "2",
-    )
-    plain = run(*words, "--json")
+    words = "--random-weights --narrower 8 --frame-size 16x16 --frames 2 --steps 2 --batch 2 --json".split()
+    plain = run(*words)
     assert plain["evaluations"] == 2 and plain["batch"] == 2
-    guided = run(*words, "--json", "--prompt", "a harbour")
-    assert guided["evaluations"] == 4 and guided["flops"] > plain["flops"]
-    half = run(*words, "--json", "--prompt", "a harbour", "--guidance-end", "0.5", "--tile", "0")
-    assert half["evaluations"] == 3
-    assert "TFLOP/s" in "\n".join(describe(measured(half)))
+    guided = run(*words, "--prompt", "a harbour", "--guidance-end", "0.5", "--tile", "0")
+    assert guided["evaluations"] == 3 and guided["flops"] > plain["flops"]  # one of the two steps is guided
+    assert "TFLOP/s" in "\n".join(describe(measured(guided)))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import enlarge
+from conftest import enlarge, narrow_nets
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vidup
@@ -85,7 +85,11 @@ class TestDevices:
         monkeypatch.setattr("vidup.engines.finite.is_finite", lambda pictures: True)  # once a clip, when it is awaited
         runtime = Runtime(compile="off", max_memory="64G", batch=batch)
         options = {"prompt": "a", "steps": 2, "dtype": "float16", **settings}
-        engine = DiffusionX4(Settings(**options), runtime, META, parts(torch.float16, torch.bfloat16, 8))
+        with META:
+            unet, vae = narrow_nets()
+        model = parts(torch.float16, torch.bfloat16, 8)
+        model = replace(model, unet=unet.half().eval(), vae=vae.bfloat16().eval(), texts=model.texts[..., :24])
+        engine = DiffusionX4(Settings(**options), runtime, META, model)
         upscaler = Upscaler(engine.settings, runtime)
         upscaler.__dict__["engine"] = engine
         planes = (np.zeros((134, 200), np.uint8), *(np.zeros((67, 100), np.uint8),) * 2)

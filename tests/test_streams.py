@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,13 @@ def late_by(before: np.ndarray, after: np.ndarray) -> tuple[int, float]:
     return (lag if lag < size // 2 else lag - size), float(likeness.max()) / power
 
 
+heard_before = cache(heard)
+"""What is heard in a file that stays as it is."""
+
+
 def assert_sounds_alike(source: Path, number: int, output: Path, place: int) -> None:
     """In step with the picture within 2 ms, the same to hear, as long."""
-    (before, wave), (after, kept) = heard(source, number), heard(output, place)
+    (before, wave), (after, kept) = heard_before(source, number), heard(output, place)
     assert wave.shape[0] == kept.shape[0]
     shift = begins(output) - begins(source)
     lag, likeness = late_by(wave, kept)
@@ -89,13 +94,20 @@ COPIED = {
 LOSSLESS = {"flac", "alac", "pcm_s16le", "pcm_s24le"}
 
 
+@pytest.fixture(scope="module", params=SOUNDS)
+def sounding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of each container with every sound that it is to hold."""
+    sounds, codec = [Sound(codec) for codec in SOUNDS[request.param]], "libx264"
+    if request.param == "webm":
+        codec = "libvpx-vp9"
+    path: Path = tmp_path_factory.mktemp("sounding") / f"source.{request.param}"
+    return Material(sounds=sounds, codec=codec).write(path)
+
+
 @pytest.mark.parametrize("target", ["mp4", "mov", "mkv", "webm"])
-@pytest.mark.parametrize("ending", SOUNDS)
-def test_sound(tmp_path: Path, ending: str, target: str):
+def test_sound(sounding: Path, target: str):
+    source, ending = sounding, sounding.suffix[1:]
     codecs = SOUNDS[ending]
-    source = Material(
-        sounds=[Sound(codec) for codec in codecs], codec="libvpx-vp9" if ending == "webm" else "libx264"
-    ).write(tmp_path / f"source.{ending}")
     output, planned = deliver(source, target)
     before, after = packets_of(source), packets_of(output)
     told = lines(source, target)
@@ -113,7 +125,7 @@ def test_sound(tmp_path: Path, ending: str, target: str):
             assert f"stream {stream.index} ({stream.name}) is converted to {stream.encoder}: {stream.reason}" in told
         assert_sounds_alike(source, number, output, number)
         if codec in LOSSLESS and target != "webm":
-            assert late_by(heard(source, number)[1], heard(output, number)[1])[1] > 0.9999
+            assert late_by(heard_before(source, number)[1], heard(output, number)[1])[1] > 0.9999
 
 
 @pytest.mark.parametrize("target", ["mp4", "mov", "mkv", "webm"])
