@@ -9,6 +9,7 @@ forked from a process that has everything loaded, so that the kills fall into th
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import os
 import random
@@ -27,10 +28,11 @@ import av
 import numpy as np
 import torch
 
+import vidup.engines.x4  # noqa: F401  # what a job would import
 from vidup import Settings, job
 from vidup.config import Runtime
 
-FRAMES = 24
+WIDTH, HEIGHT, FRAMES = 48, 32, 24
 CASES = [
     ("nearest", "libx264", "mp4", {"preset": "veryfast"}),
     ("mini", "libx264", "mkv", {"preset": "veryfast"}),
@@ -45,13 +47,13 @@ CASES = [
 def make_source(path: Path) -> None:
     """A clip with moving noise, B-frames, uneven times, and sound."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (48, 64 + FRAMES, 3), np.uint8)
+    picture = rng.integers(0, 255, (HEIGHT, WIDTH + FRAMES, 3), np.uint8)
     with av.open(str(path), "w", container_options={"movie_timescale": "12800"}) as container:
         video, audio = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=44100)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         video.codec_context.time_base = video.time_base = Fraction(1, 12800)
         for index in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:, index : index + 64]))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:, index : index + WIDTH]))
             frame.pts, frame.time_base = 512 * index + (37 if index % 3 else 0), Fraction(1, 12800)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
@@ -144,6 +146,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # no pool of threads that a fork would lose
+    gc.freeze()  # nor a search for garbage in all that torch holds, at the end of each job
     folder = Path(tempfile.mkdtemp(prefix="vidup-kill-"))
     try:
         source = folder / "source.mp4"

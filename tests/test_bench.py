@@ -57,7 +57,8 @@ def test_an_engine_without_a_model(run: Callable[..., Any]) -> None:
 
 
 def test_random_weights_need_no_model(run: Callable[..., Any]) -> None:
-    words = "--random-weights --narrower 8 --frame-size 16x16 --frames 2 --steps 2 --batch 2 --json".split()
+    size = ("--frame-size", "16x16", "--frames", "2", "--batch", "2", "--steps", "2")
+    words = ("--random-weights", "--narrower", "8", *size, "--json")
     plain = run(*words)
     assert plain["evaluations"] == 2 and plain["batch"] == 2
     guided = run(*words, "--prompt", "a harbour", "--guidance-end", "0.5", "--tile", "0")

@@ -86,7 +86,9 @@ def unmakeable() -> Worker[int, int]:
     raise EngineError("there is no such model")
 
 
-def whereabouts(folder: Path, pause: float, together: int = 1) -> Worker[int, tuple[int, int, str | None]]:
+def whereabouts(
+    folder: Path, pause: float, together: int = 1, talks: bool = False
+) -> Worker[int, tuple[int, int, str | None]]:
     """A worker that leaves its process id and the number of its factory's calls, and waits until so many are made."""
     (folder / f"made-{os.getpid()}").touch(exist_ok=False)
 
@@ -95,19 +97,13 @@ def whereabouts(folder: Path, pause: float, together: int = 1) -> Worker[int, tu
         while len(list(folder.glob("made-*"))) < together and time.monotonic() < end:
             time.sleep(0.02)
         (folder / f"item-{item}").write_text(str(os.getpid()))
+        if talks:
+            logging.getLogger("vidup.engines").warning("item %d: the batch is halved", item)
+            logging.getLogger("vidup.engines").debug("not asked for")
         for _ in range(UNITS):
             time.sleep(pause)
             report(1)
         return item, os.getpid(), os.environ.get("OMP_NUM_THREADS")
-
-    return one_by_one(work)
-
-
-def talking() -> Worker[int, int]:
-    def work(item: int, report: Report) -> int:
-        logging.getLogger("vidup.engines").warning("item %d: the batch is halved", item)
-        logging.getLogger("vidup.engines").debug("not asked for")
-        return item
 
     return one_by_one(work)
 
@@ -334,39 +330,32 @@ def ray() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ray")
 class TestOnRay:
-    def test_results_and_progress(self):
-        got = Collected()(functools.partial(square, 0.02), range(6), workers=2)
-        assert got.results == {item: item * item for item in range(6)}
-        assert sum(got.steps) == 6 * UNITS
-        assert min(got.steps) > 0
-        assert gone(workers_alive())
+    def test_results_progress_and_what_workers_log(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+        """By as many workers as there is room for; each is made once, and whoever is free takes the next item."""
+        results: dict[int, tuple[int, int, str | None]] = {}
+        steps: list[int] = []
+        before_the_first = []
 
-    def test_a_worker_is_made_once_and_whoever_is_free_is_next(self, tmp_path: Path):
-        got = Collected()(functools.partial(whereabouts, tmp_path, 0.02, 2), range(6), workers=2, threads=1)
-        processes = {pid for _, pid, _ in got.results.values()}
-        made = {int(path.name.removeprefix("made-")) for path in tmp_path.glob("made-*")}
-        assert processes == made
-        assert len(made) == 2
-        assert os.getpid() not in made
-        assert {threads for _, _, threads in got.results.values()} == {"1"}
+        def keep(item: int, result: tuple[int, int, str | None]) -> None:
+            before_the_first.append(len(steps))
+            results[item] = result
 
-    def test_progress_is_told_while_an_item_is_in_hand(self):
-        told = []
-        execute(
-            functools.partial(square, 0.3),
-            range(2),
-            workers=2,
-            on_result=lambda item, result: told.append("result"),
-            on_progress=lambda units: told.append("units"),
-        )
-        assert told.index("units") < told.index("result")
-        assert told[: told.index("result")].count("units") >= 4
-
-    def test_what_workers_log_is_told_here(self, caplog: pytest.LogCaptureFixture):
+        make = functools.partial(whereabouts, tmp_path, 0.3, 2, True)
         with caplog.at_level(logging.INFO, "vidup"):
-            Collected()(talking, [4, 5], workers=2)
+            execute(make, range(4), workers=4, threads=1, on_result=keep, on_progress=steps.append)
+        assert gone(workers_alive())
+        assert {item: result[0] for item, result in results.items()} == {item: item for item in range(4)}
+        assert sum(steps) == 4 * UNITS and min(steps) > 0
+        assert before_the_first[0] >= 4  # progress is told while an item is in hand
+        processes = {pid for _, pid, _ in results.values()}
+        assert processes == {int(path.name.removeprefix("made-")) for path in tmp_path.glob("made-*")}
+        assert len(processes) == 2 and os.getpid() not in processes
+        assert {threads for *_, threads in results.values()} == {"1"}
         told = sorted((record.name, record.message) for record in caplog.records)
-        assert told == [("vidup.engines", f"item {item}: the batch is halved") for item in (4, 5)]
+        assert told[:4] == [("vidup.engines", f"item {item}: the batch is halved") for item in range(4)]
+        assert [message.partition("; ")[0] for _, message in told[4:]] == [
+            "workers = 4: ray has room for 2 of 4 workers of 1 CPU cores"
+        ]
 
     def test_an_error_is_raised_with_its_type_and_ends_all(self):
         got = Collected()
@@ -379,14 +368,14 @@ class TestOnRay:
 
     def test_an_error_of_the_factory(self):
         with pytest.raises(EngineError, match=r"^there is no such model\n"):  # and a note: where
-            Collected()(unmakeable, range(3), workers=2)
+            Collected()(unmakeable, [1], workers=2)
 
     def test_an_error_of_the_caller_ends_all(self):
         def refuse(units: int) -> None:
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
-            execute(square, range(9), workers=2, on_result=lambda item, result: None, on_progress=refuse)
+            execute(square, [1], workers=2, on_result=lambda item, result: None, on_progress=refuse)
         assert gone(workers_alive())
 
     def test_a_killed_worker_s_item_is_done_again(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -480,11 +469,6 @@ class TestOnRay:
     def test_no_room_for_a_worker(self):
         with pytest.raises(ConfigError, match=r"^workers = 2: ray has no machine .* a worker of 64 CPU cores$"):
             Collected()(square, range(2), workers=2, threads=64)
-
-    def test_less_room_than_asked_for_is_told_and_enough(self, caplog: pytest.LogCaptureFixture):
-        got = Collected()(square, range(8), workers=4, threads=1)
-        assert len(got.results) == 8
-        assert "workers = 4: ray has room for 2 of 4 workers of 1 CPU cores" in caplog.text
 
 
 WHOLE_LIFE = """
