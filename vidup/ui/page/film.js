@@ -107,7 +107,6 @@ export class Film {
     write(this.title, lastOf(chosen.input));
     this.title.title = chosen.input;
     write(this.line, "Reading it");
-    this.element.dataset.state = "asking";
     this.#still();
     this.#ask();
   }
@@ -153,7 +152,6 @@ export class Film {
 
   #told(looked, first) {
     this.#looked = looked;
-    this.element.dataset.state = "told";
     this.element.classList.toggle("still", looked.still);
     this.settings.blame("");
     this.#shape(...looked.result);

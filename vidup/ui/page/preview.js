@@ -56,7 +56,7 @@ export class Preview {
     this.text = make("p.text", { role: "status" });
     this.bar = make("progress", { max: "1", "aria-label": "Preview" });
     this.begins = button(doing, () => this.begin(), { kind: "begin", image: "play" });
-    this.cancels = button("Cancel", () => this.stop(), { kind: "cancel" });
+    this.cancels = button("Cancel", () => this.stop());
     this.element = make("div.status", {}, this.text, this.bar, this.begins, this.cancels);
     this.#set("idle");
   }

@@ -90,7 +90,7 @@ class Card {
     this.line = make("p.line");
     this.fault = faultLine();
     this.receipt = make("ul.receipt");
-    this.received = make("details.received", { hidden: true, open }, make("summary", {}, "Receipt"), this.receipt);
+    this.received = make("details", { hidden: true, open }, make("summary", {}, "Receipt"), this.receipt);
     this.command = copied();
     this.newest = make("span");
     this.shows = make("details.newest", { hidden: true, open }, make("summary", {}, this.newest), this.stage.element, make("div.bar", {}, zooming(this.view)));
@@ -100,7 +100,7 @@ class Card {
     this.buttons = make("div.buttons", {}, this.pause, this.resume, this.stop);
     this.going = make("div.going", {}, this.share, this.bar);
     this.head = make("div.head", {}, make("div", {}, make("h2", { title: run.input }, lastOf(run.input)), make("p.dim.to", { title: run.output }, run.output)), this.state);
-    this.element = make("article.run", { "data-id": run.id, "aria-label": lastOf(run.input) }, this.head, this.going,
+    this.element = make("article.run", { "aria-label": lastOf(run.input) }, this.head, this.going,
       this.line, this.fault, this.shows, this.received,
       make("details", {}, make("summary", {}, "The same on the command line"), this.command));
   }

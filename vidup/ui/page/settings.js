@@ -44,7 +44,7 @@ export class Settings {
     const fault = make("p.fault", { id: `${id}-fault`, hidden: true });
     control.setAttribute("aria-describedby", `${id}-help ${id}-fault`);
     const head = make("div.line", {}, make("label", { for: id }, spoken(field.name)), undo, control);
-    const element = make("div.field", { "data-name": field.name, "data-kind": field.kind }, head, help, fault);
+    const element = make("div.field", { "data-name": field.name }, head, help, fault);
     this.#fields.set(field.name, { field, control, element, fault });
     return element;
   }

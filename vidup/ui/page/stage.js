@@ -20,7 +20,7 @@ export class Stage {
     this.divider = make("input.divider", { type: "range", min: "0", max: "100", step: "1", value: 50, "aria-label": `${label}: where they meet` });
     this.tags = [make("span.tag.left", { hidden: true }), make("span.tag.right", { hidden: true })];
     this.rule = make("div.rule", {}, make("div.grip", {}, icon("sides")));
-    this.element = make("div.stage", { "data-mode": "empty" }, this.after, this.before, this.divider, this.tags, this.rule);
+    this.element = make("div.stage", {}, this.after, this.before, this.divider, this.tags, this.rule);
     if (!divided) this.element.setAttribute("tabindex", "0");
     this.#handle();
     this.draw = () => this.#draw();
@@ -35,7 +35,7 @@ export class Stage {
   show({ before, after = null, names = ["", ""] }) {
     this.before.replaceChildren(before ?? "");
     this.after.replaceChildren(after ?? "");
-    this.element.dataset.mode = after ? "two" : before ? "one" : "empty";
+    this.element.dataset.mode = after ? "two" : "one";
     this.tags.forEach((tag, index) => { tag.textContent = names[index] ?? ""; tag.hidden = !names[index]; });
     this.#names = names;
     this.#draw();
