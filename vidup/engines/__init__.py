@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,14 +23,13 @@ from vidup.errors import EngineError, VidupError, first_line
 if TYPE_CHECKING:
     from vidup.engines.planner import Planner
 
-log = logging.getLogger(__name__)
-
 libraries.set_aside()  # before anything here imports diffusers
 
 _ONE_PASS = "weights of one pass"
-_X4 = "StableDiffusionUpscalePipeline"
+X4 = "StableDiffusionUpscalePipeline"
+X2 = "StableDiffusionLatentUpscalePipeline"
 DISTILLED = "StreamDiffVSRPipeline"
-"""The pipeline of an x4 upscaler that was distilled to four steps."""
+"""An x4 upscaler that was distilled to four steps."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,14 @@ FAMILIES = (
             "x4": "Stable Diffusion x4 upscaler, from the hub or its cache",
             "mini": "small x4 diffusion model that ships with vidup",
         },
-        (_X4, DISTILLED),
+        (X4, DISTILLED),
         {"x4": "stabilityai/stable-diffusion-x4-upscaler"},
         4,
     ),
     Family(
         "x2",
         {"x2": "Stable Diffusion x2 latent upscaler, from the hub or its cache"},
-        ("StableDiffusionLatentUpscalePipeline",),
+        (X2,),
         {"x2": "stabilityai/sd-x2-latent-upscaler"},
         2,
     ),
@@ -125,7 +123,7 @@ def _kind(model: str, revision: str | None) -> str:
             raise EngineError(f"model = {model!r}: is a pipe or a device; save it to a file")
         from vidup.engines.claims import is_stable_diffusion
 
-        return _X4 if is_stable_diffusion(path) else _ONE_PASS
+        return X4 if is_stable_diffusion(path) else _ONE_PASS
     found: str = libraries.imported("vidup.engines.hub").pipeline(model, revision)
     return found
 

@@ -22,10 +22,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPTextModel
 
 from vidup.config import Settings
-from vidup.engines import HOMES, WEIGHTS, architecture, claims, libraries, prompts, single_file, solver
+from vidup.engines import DISTILLED, HOMES, WEIGHTS, X4, architecture, claims, libraries, prompts, single_file, solver
 from vidup.engines.detail import DetailAutoencoder
 from vidup.engines.folding import fold
-from vidup.engines.layout import KINDS, LAYOUTS, files_of, fingerprint, variant, weight_files
+from vidup.engines.layout import LAYOUTS, files_of, fingerprint, variant, weight_files
 from vidup.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,12 @@ def pipeline(model: str, revision: str | None) -> str:
 
 
 def kind_of(model: str, revision: str | None) -> str:
-    """The name in `layout.LAYOUTS` of the layout of a model of the x4 family.
+    """The name of the pipeline of a model of the x4 family.
 
     Raises:
         EngineError: as `pipeline`.
     """
-    if model in HOMES or model in SHIPPED or Path(model).is_file():
-        return "x4"
-    return KINDS.get(pipeline(model, revision), "x4")
+    return X4 if model in HOMES or model in SHIPPED or Path(model).is_file() else pipeline(model, revision)
 
 
 def _check_id(model: str, repository: str) -> None:
@@ -131,13 +129,13 @@ def files_on_hub(repository: str, revision: str | None) -> list[str]:
     return [entry.rfilename for entry in details.siblings or ()]
 
 
-def locate(model: str, revision: str | None, half: bool, kind: str = "x4") -> Path:
+def locate(model: str, revision: str | None, half: bool, kind: str = X4) -> Path:
     """Find a model; one on the hub is downloaded unless it is in the hub's cache.
 
     Args:
         model: ``x4``, ``x2``, ``mini``, a folder, a hub id, or a file with the x4 upscaler.
         half: prefer the fp16 variant.
-        kind: the required layout.
+        kind: the pipeline whose layout is required.
 
     Returns:
         A folder with the hub's layout, or the file.
@@ -212,7 +210,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
                 raise EngineError(f"tokenizer = {settings.tokenizer!r}: {folder} has its own; leave it out")
             scheduler = schedule(folder, "scheduler", solver.variance_preserving)
             unet = load_module(UNet2DConditionModel, folder, "unet", unet_dtype, device)
-            if kind == "distilled":
+            if kind == DISTILLED:
                 vae = None  # its own is not supported
                 _check_distilled(folder, unet.config)
             else:
@@ -327,7 +325,7 @@ def default_levels() -> torch.Tensor:
     return noise_levels(architecture.LOW_RES_SCHEDULER)[: architecture.MAX_NOISE_LEVEL + 1]
 
 
-def identity(folder: Path, half: bool, kind: str = "x4") -> str:
+def identity(folder: Path, half: bool, kind: str = X4) -> str:
     """Fingerprint of a single file, or of the files of a layout that decide pixels."""
     if folder.is_file():
         return fingerprint([folder])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidup.engines import DISTILLED, HOMES
+from vidup.engines import DISTILLED, HOMES, X2, X4
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,12 @@ class Layout:
 
 
 LAYOUTS = {
-    "x4": Layout(HOMES["x4"], ("scheduler", "low_res_scheduler")),
-    "x2": Layout(HOMES["x2"], ("scheduler",)),
+    X4: Layout(HOMES["x4"], ("scheduler", "low_res_scheduler")),
+    X2: Layout(HOMES["x2"], ("scheduler",)),
     # Its decoder and its ControlNet, which read the frame before, are not used.
-    "distilled": Layout("Jamichsu/Stream-DiffVSR", ("scheduler",), ("unet", "text_encoder")),
+    DISTILLED: Layout("Jamichsu/Stream-DiffVSR", ("scheduler",), ("unet", "text_encoder")),
 }
-
-KINDS = {DISTILLED: "distilled"}
-"""Name of a pipeline -> layout, where that is not the family's."""
+"""Name of a pipeline -> layout."""
 
 
 def files_of(folder: Path) -> list[str]:

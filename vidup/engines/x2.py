@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel
 
 from vidup.config import Runtime, Settings
-from vidup.engines import Choice, Needs, Place, hub, prompts, solver, tracing, windows
+from vidup.engines import X2, Choice, Needs, Place, hub, prompts, solver, tracing, windows
 from vidup.engines.diffusion import LATENTS, Diffusion
 from vidup.engines.finite import clamped
 from vidup.engines.hub import Parts
@@ -37,7 +37,7 @@ _UNET_TENSORS, _ENCODER_TENSORS = 14, 5
 
 def identity(settings: Settings, half: bool) -> str:
     """Fingerprint of its files."""
-    return hub.identity(hub.locate(settings.model, settings.revision, half, "x2"), half)
+    return hub.identity(hub.locate(settings.model, settings.revision, half, X2), half)
 
 
 def foresee(settings: Settings, runtime: Runtime, device: torch.device, pixels: int) -> None:
@@ -150,7 +150,7 @@ def load_parts(settings: Settings, device: torch.device, unet_dtype: torch.dtype
         EngineError: the model is missing, a part is damaged, or it is no x2 latent upscaler.
     """
     half = unet_dtype != torch.float32
-    folder = hub.locate(settings.model, settings.revision, half, "x2")
+    folder = hub.locate(settings.model, settings.revision, half, X2)
     hub.quiet()
     with hub.load_errors(folder):
         scheduler = hub.schedule(folder, "scheduler", solver.variance_exploding)

@@ -7,7 +7,6 @@ from seeded fields, so equal frames give equal pictures.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -16,7 +15,20 @@ from typing import Any
 import torch
 
 from vidup.config import Runtime, Settings
-from vidup.engines import HOMES, Choice, Needs, Place, architecture, detail, hub, solver, tiny, tracing, windows
+from vidup.engines import (
+    DISTILLED,
+    HOMES,
+    Choice,
+    Needs,
+    Place,
+    architecture,
+    detail,
+    hub,
+    solver,
+    tiny,
+    tracing,
+    windows,
+)
 from vidup.engines.card import card, precisions
 from vidup.engines.compiling import WORTH, X4_FLOPS, compiles
 from vidup.engines.diffusion import LATENTS, LOW_RES, Diffusion
@@ -28,8 +40,6 @@ from vidup.engines.unused import warn_unused
 from vidup.engines.vae import Vae, limits
 from vidup.errors import EngineError
 from vidup.picture import footage, noise
-
-log = logging.getLogger(__name__)
 
 _DISTILLED_VAE = "madebyollin/taesd-x4-upscaler"
 _DISTILLED_STEPS = 4  # at the timesteps 999, 749, 499 and 249
@@ -43,7 +53,7 @@ def identity(settings: Settings, half: bool) -> str:
     """Fingerprint of its files, and of another VAE."""
     kind = hub.kind_of(settings.model, settings.revision)
     own = hub.identity(hub.locate(settings.model, settings.revision, half, kind), half, kind)
-    vae = settings.vae or (_DISTILLED_VAE if kind == "distilled" else None)
+    vae = settings.vae or (_DISTILLED_VAE if kind == DISTILLED else None)
     return own if vae is None else f"{own}+{tiny.identity(vae)}"
 
 
