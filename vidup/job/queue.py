@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,8 @@ class Work:
     """The indexes of the segments that are not done."""
     in_work: int = 0
     """How many of them workers have."""
-    computed: int = 0
-    """The pixels of the input that this run has computed and not carried."""
-    pixels: int = 0
-    """All pixels of the input in the segments of this run."""
-    compared: Compared = Compared(0, 1.0)
-    """The result of the proof of the segments of this run."""
+    results: list[Done] = field(default_factory=list)
+    """Those of the segments of this run."""
 
 
 def begin(
@@ -130,7 +126,7 @@ def _prepared(job: Job, outcome: Outcome, store: Store, crew: Crew, runtime: Run
 
 def _allowed(job: Job, crew: Crew, stored: dict[str, Any]) -> bool:
     """Whether the planner can have made a stored choice, with this runtime or another."""
-    names = [field.name for field in fields(Choice)]
+    names = [one.name for one in fields(Choice)]
     if sorted(stored) != sorted(names) or any(type(number) is not int for number in stored.values()):
         return False
     choice = Choice(**stored)
@@ -230,9 +226,7 @@ def _take_result(work: Work, task: Task, result: Done | VidupError, tracker: Tra
         return
     work.left.discard(task.segment.index)
     unfinished.forget(task.segment.path)
-    work.computed += result.computed
-    work.pixels += result.pixels
-    work.compared += result.compared
+    work.results.append(result)
     tracker.count(result.computed, result.pixels)
     with failing(work.outcome, tracker):
         work.store.save_choice(asdict(result.choice))
@@ -303,25 +297,27 @@ def _deliver(work: Work, tracker: Tracker, runtime: Runtime) -> None:
     paths = [segment.path for segment in work.segments]
     if gone := [path for path in paths if not path.is_file()]:
         raise MediaError(f"{gone[0]}: was removed while the job ran; the same command upscales it again")
+    compared = sum((done.compared for done in work.results), Compared(0, 1.0))
     try:
         with disk_full_named(work.store.folder):
             if job.container.family == "pictures" and not job.container.is_animated:
                 tracker.enter("verifying")
-                receipt = numbered.deliver(job, paths, runtime.overwrite, work.compared)
+                receipt = numbered.deliver(job, paths, runtime.overwrite, compared)
             else:
-                receipt = _joined(work, paths, tracker, runtime.overwrite)
+                receipt = _joined(work, paths, compared, tracker, runtime.overwrite)
     except VidupError:
         job.check_input()  # if that has changed, it is the cause
         raise
     work.outcome.receipt = receipt
-    share = f", {work.computed / work.pixels:.0%} of the pixels computed" if work.pixels else ""
+    pixels = sum(done.pixels for done in work.results)
+    share = f", {sum(done.computed for done in work.results) / pixels:.0%} of the pixels computed" if pixels else ""
     log.info("%s: delivered and verified, %d frames%s", job.output, receipt.frames, share)
     if not runtime.keep_work:
         work.store.delete()
     tracker.end(work.outcome.output, receipt=receipt)
 
 
-def _joined(work: Work, paths: list[Path], tracker: Tracker, overwrite: bool) -> proof.Receipt:
+def _joined(work: Work, paths: list[Path], compared: Compared, tracker: Tracker, overwrite: bool) -> proof.Receipt:
     """Join the segments in the job's folder, verify the result, and move it into place."""
     job, folder = work.job, work.store.folder
     whole = folder / f"whole{job.output.suffix}"
@@ -334,7 +330,7 @@ def _joined(work: Work, paths: list[Path], tracker: Tracker, overwrite: bool) ->
             if len(times) < len(job.times):
                 log.warning("%s: %d frames of the input are lost", job.output, len(job.times) - len(times))
         with _kept(whole, "unproved"):
-            receipt = proof.check_joined(whole, job, job.encoding, times, paths, work.compared)
+            receipt = proof.check_joined(whole, job, job.encoding, times, paths, compared)
         job.check_input()
         work.store.save_result(whole)
         with _kept(whole, "undelivered"):

@@ -92,7 +92,7 @@ class Worker:
                 yield tail.task, self._end(tail)
         except Exception:
             if tail is not None:  # so that its upscaled frames are not lost
-                tail.result()
+                tail.wait()
             raise
         finally:
             if tail is not None:
@@ -108,8 +108,10 @@ class Worker:
         return _Tail(task, choice, upscaler.computed, encoder)
 
     def _end(self, tail: _Tail) -> Done | VidupError:
-        result = tail.result()
-        return self._truth(tail.task, result) if isinstance(result, VidupError) else result
+        tail.wait()
+        if tail.error is not None:
+            return self._truth(tail.task, tail.error)
+        return Done(tail.choice, *tail.computed, tail.encoder.result)
 
     def _truth(self, task: Task, error: VidupError | OSError) -> VidupError:
         """The cause of an error: if the input has changed, that."""
@@ -135,18 +137,14 @@ class _Tail:
 
         def watch(units: int) -> None:
             report(units)
-            self._look(0)
+            self.wait(0)
             if self.error is not None:
                 raise self.error
 
         return watch
 
-    def result(self) -> Done | VidupError:
-        """Wait for the encoder and the proof."""
-        self._look(None)
-        return self.error or Done(self.choice, *self.computed, self.encoder.result)
-
-    def _look(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the encoder and the proof, at most so long, and keep their error."""
         try:
             with disk_full_named(self.task.segment.path.parent):
                 self.encoder.wait(seconds)
