@@ -25,9 +25,8 @@ from vidup.options import from_options, preset_line
 from vidup.presets import preset_names
 
 if TYPE_CHECKING:
-    from vidup.comparison import Comparison
+    from vidup.comparison import Measured
     from vidup.job.progress import Sink
-    from vidup.report.faith import Faithfulness
 
 log = logging.getLogger("vidup")
 
@@ -230,7 +229,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     with _loading(arguments):
         from vidup.comparison import compare
 
-    results: Mapping[str, Comparison | Faithfulness]
+    results: Mapping[str, Measured[Any]]
     if arguments.output is None:
         results = {name: compare(arguments.truth, name) for name in arguments.others}
     else:
@@ -248,7 +247,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _compared(result: Comparison | Faithfulness) -> dict[str, Any]:
+def _compared(result: Measured[Any]) -> dict[str, Any]:
     """Measurements as values for JSON, which has no infinity, such as the PSNR of equal frames."""
     rows = [
         {key: value if value is not None and isfinite(value) else None for key, value in asdict(frame).items()}
@@ -259,7 +258,7 @@ def _compared(result: Comparison | Faithfulness) -> dict[str, Any]:
     return {"mean": rows[0], **others, "frames": rows[1:]}
 
 
-def _put_figures(result: Comparison | Faithfulness) -> None:
+def _put_figures(result: Measured[Any]) -> None:
     columns = {name: column for name, column in _COLUMNS.items() if hasattr(result.frames[0], name)}
     terminal.put(f"  time s  {' '.join(head for head, _ in columns.values())}")
     for begin, frame in [*((f"{frame.time:8.3f}", frame) for frame in result.frames), ("    mean", result.mean())]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -58,29 +58,30 @@ class FrameFigures:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The measurements of a video against the truth."""
+class Measured(Generic[_Figures]):
+    """The measurements of a video, frame by frame."""
 
-    frames: tuple[FrameFigures, ...]
+    frames: tuple[_Figures, ...]
     missing: int
     """The number of frames of either video without a frame of the other at that time."""
+
+    def mean(self) -> _Figures:
+        """The mean of each figure over the frames that have it; None where none has."""
+        kind: Any = type(self.frames[0])
+        means: dict[str, Any] = {}
+        for name in (field.name for field in fields(kind)):
+            known = [value for frame in self.frames if (value := getattr(frame, name)) is not None]
+            means[name] = fmean(known) if known else None
+        figures: _Figures = kind(**means)
+        return figures
+
+
+@dataclass(frozen=True)
+class Comparison(Measured[FrameFigures]):
+    """The measurements of a video against the truth."""
+
     change_between_equal: float | None
     """Largest change, in codes of 255, between neighbouring frames where the truth's are equal; None without such."""
-
-    def mean(self) -> FrameFigures:
-        """The mean of each figure over the frames that have it."""
-        return mean(self.frames)
-
-
-def mean(frames: Sequence[_Figures]) -> _Figures:
-    """The mean of each figure over the frames, all of one dataclass, that have it; None where none has."""
-    kind: Any = type(frames[0])
-    means: dict[str, Any] = {}
-    for name in (field.name for field in fields(kind)):
-        known = [value for frame in frames if (value := getattr(frame, name)) is not None]
-        means[name] = fmean(known) if known else None
-    figures: _Figures = kind(**means)
-    return figures
 
 
 def compare(truth: str | os.PathLike[str], other: str | os.PathLike[str]) -> Comparison:

@@ -32,7 +32,7 @@ import torch
 from quality import quantised
 
 from vidup import Color, Frame, Runtime, Settings, Upscaler
-from vidup.comparison import FrameFigures, mean, measure
+from vidup.comparison import FrameFigures, Measured, measure
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
 from vidup.picture import color
@@ -108,7 +108,7 @@ def run(upscaler: Upscaler, frames: list[torch.Tensor], steps: list[float], trut
 
 
 def cells(name: str, result: Result, off: Result | None) -> list[str]:
-    one = mean(result.figures)
+    one = Measured(tuple(result.figures), 0).mean()
     pairs = zip(result.figures, off.figures, strict=True) if off else ()
     worst = min((mine.psnr - theirs.psnr for mine, theirs in pairs if theirs.psnr < 99), default=None)
     told = [f"{one.psnr:.2f}", "" if worst is None else f"{worst:+.2f}", f"{one.ssim:.4f}", f"{one.gmsd:.4f}"]
@@ -120,7 +120,7 @@ def cells(name: str, result: Result, off: Result | None) -> list[str]:
 def averaged(results: list[Result]) -> Result:
     """The mean over clips, each counted alike."""
     return Result(
-        [mean(result.figures) for result in results],
+        [Measured(tuple(result.figures), 0).mean() for result in results],
         fmean(result.share for result in results),
         fmean(result.seconds for result in results),
         fmean(result.work for result in results),
@@ -175,7 +175,7 @@ def main() -> None:
             off = found["off"][-1] if name != "off" and "off" in found and found["off"] else None
             rows.append([clip, *cells(name, found[name][-1], off)])
             print(".", end="", file=sys.stderr, flush=True)
-        floor = mean(found[name][-1].figures).warp_error_truth
+        floor = Measured(tuple(found[name][-1].figures), 0).mean().warp_error_truth
         rows.append([clip, "truth", *[""] * 5, "-" if floor is None else f"{floor:.2f}"])
     for name, results in found.items() if len(sources) > 1 else ():
         rows.append(["mean", *cells(name, averaged(results), None)])

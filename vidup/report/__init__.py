@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
-from vidup.comparison import Comparison, compare, enlarges, resized
+from vidup.comparison import Comparison, Measured, compare, enlarges, resized
 from vidup.errors import ConfigError, MediaError, system_words
 from vidup.report import choice, faith, figures, lines, pictures
-from vidup.report.faith import Faithfulness
 from vidup.report.films import Film, film
 from vidup.report.page import Page, Row, html, plain
 
@@ -37,7 +36,7 @@ def write(
     first: str | os.PathLike[str],
     others: Sequence[str | os.PathLike[str]],
     overwrite: bool = False,
-) -> Mapping[str, Comparison | Faithfulness]:
+) -> Mapping[str, Measured[Any]]:
     """Measure results, and write a report.
 
     Args:
@@ -63,7 +62,7 @@ def write(
                 f"{other.path}: is {other.width}x{other.height}, and {one.path} is {one.width}x{one.height};"
                 " results to show beside each other have one size"
             )
-    measured: dict[str, Comparison | Faithfulness]
+    measured: dict[str, Measured[Any]]
     if enlarges(base.info, one):
         measured = {name: faith.against_input(base, result) for name, result in results.items()}
         page = _page(base, results, measured, _INPUT)
@@ -139,9 +138,7 @@ _INPUT = _Reference(
 )  # fmt: skip
 
 
-def _page(
-    first: Film, results: Mapping[str, Film], measured: Mapping[str, Comparison | Faithfulness], beside: _Reference
-) -> Page:
+def _page(first: Film, results: Mapping[str, Film], measured: Mapping[str, Measured[Any]], beside: _Reference) -> Page:
     names = _names(results)
     named = {names[path]: result for path, result in results.items()}
     frames = [one.frames for one in measured.values()]
@@ -182,7 +179,7 @@ def _names(paths: Mapping[str, Film]) -> dict[str, str]:
     return found
 
 
-def _about(result: Film, measured: Comparison | Faithfulness) -> str:
+def _about(result: Film, measured: Measured[Any]) -> str:
     height, width = result.size
     words = [f"{width}x{height}", f"{len(result.times)} frames"]
     if measured.missing:

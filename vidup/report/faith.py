@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidup.comparison import aligned, mean, resized
+from vidup.comparison import Measured, aligned, resized
 from vidup.engines import flow
 from vidup.errors import MediaError, Stopped
 from vidup.picture import flicker
@@ -36,20 +36,7 @@ class FaithFigures:
     """The same of bicubic, which is blurred and flickers little."""
 
 
-@dataclass(frozen=True)
-class Faithfulness:
-    """The measurements of a result against its input."""
-
-    frames: tuple[FaithFigures, ...]
-    missing: int
-    """The number of frames of either video without a frame of the other at that time."""
-
-    def mean(self) -> FaithFigures:
-        """The mean of each figure over the frames that have it."""
-        return mean(self.frames)
-
-
-def against_input(source: Film, result: Film, stop: Callable[[], bool] = lambda: False) -> Faithfulness:
+def against_input(source: Film, result: Film, stop: Callable[[], bool] = lambda: False) -> Measured[FaithFigures]:
     """Measure the frames of a result against those of its input that are shown at the same time.
 
     Raises MediaError, and Stopped once `stop` returns true.
@@ -66,7 +53,7 @@ def against_input(source: Film, result: Film, stop: Callable[[], bool] = lambda:
         before = small, large
     if not figures:
         raise MediaError(f"{result.info.path}: no frame is shown when one of {source.info.path} is")
-    return Faithfulness(tuple(figures), missing)
+    return Measured(tuple(figures), missing)
 
 
 def measure(
