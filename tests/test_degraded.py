@@ -139,6 +139,18 @@ def test_the_anchor_leaves_noise_out_and_takes_colours_in() -> None:
     assert psnr(luma(followed)[inside], luma(truth)[inside]) > psnr(luma(pulled)[inside], luma(truth)[inside]) + 3
 
 
+def test_the_anchor_leaves_no_colours_in_gray() -> None:
+    """However hard it was compressed."""
+    gray = torch.from_numpy(
+        compressed([small(2).mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)], "libx264", 33)[0][0]
+    )
+    low = gray.permute(2, 0, 1)[None] / 255
+    tint = 4 / 255 * torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    large = resize(low + tint, (192, 256))
+    before, after = ((one - luma(one)[:, None]).square().mean() for one in (large, footage.held(large, low, 5, [40.0])))
+    assert after < before / 20
+
+
 def test_the_anchor_holds_to_a_clean_input() -> None:
     clean = tensor(small(2))
     blurred = resize(resize(clean, (24, 32)), (192, 256))

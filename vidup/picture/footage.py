@@ -108,8 +108,8 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Seque
 
     Where the input differs from the picture, downscaled, by no more than the error that it is expected to have, it says
     nothing: the empirical Wiener filter (Lee 1980), on all but the mean over a neighbourhood, in which noise averages
-    out, so that colours and light come from the input everywhere. Bands of a gradient are smoothed before, or they
-    would come back.
+    out, so that colours and light come from the input everywhere. An input without differences of colour has no noise
+    in them, so that a gray one stays gray. Bands of a gradient are smoothed before, or they would come back.
 
     Args:
         picture: float32 (T, 3, H, W).
@@ -122,11 +122,26 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Seque
     own = resize(picture, low_res.shape[-2:])
     wrong = unbanded(low_res) - own
     coarse = _around(wrong, WIDE)
-    fine = wrong - coarse
-    power = _around(luma(fine)[:, None].square(), NARROW)
+    (bright, colourful), (_, own_colours) = (_parted(one) for one in (wrong - coarse, low_res - _around(low_res, WIDE)))
     noise = (error(low_res, steps).square() - CLEAN**2).clamp_min(0) / 255**2
-    weight = (1 - noise / power.clamp_min(1e-12)).clamp(0, 1)
-    return back_project(picture, coarse + weight * fine, rounds)
+    colour_noise = torch.minimum(noise, _power(own_colours))
+    trusted = _weight(noise, bright) * bright + _weight(colour_noise, colourful) * colourful
+    return back_project(picture, coarse + trusted, rounds)
+
+
+def _parted(rgb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The luma of pictures, (T, 1, h, w), and what their channels have beside it."""
+    bright = luma(rgb)[:, None]
+    return bright, rgb - bright
+
+
+def _power(planes: torch.Tensor) -> torch.Tensor:
+    return _around(planes.square().mean(1, keepdim=True), NARROW)
+
+
+def _weight(noise: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """Share of the planes that is more than noise."""
+    return (1 - noise / _power(planes).clamp_min(1e-12)).clamp(0, 1)
 
 
 def _around(pictures: torch.Tensor, side: int) -> torch.Tensor:
