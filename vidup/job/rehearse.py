@@ -86,9 +86,8 @@ def _check_ticks(job: Job) -> None:
 def _times(job: Job) -> list[int]:
     """Some of the job's times: the first, the last, and those nearest to and farthest from each other."""
     gaps = [after - before for before, after in pairwise(job.times)]
-    places = {0, len(job.times) - 1}
-    for place in (0, gaps.index(min(gaps)), gaps.index(max(gaps))) if gaps else ():
-        places |= {place, place + 1}
+    befores = {0, gaps.index(min(gaps)), gaps.index(max(gaps))} if gaps else set()
+    places = {0, len(job.times) - 1, *befores, *(place + 1 for place in befores)}
     # A duration in mp4 has 32 bits: leaving out frames must not exceed that.
     longest = max([*gaps, int((2**31 - 1) * job.encoding.time_base / job.unit)])
     times = [job.times[0]]
@@ -140,13 +139,15 @@ def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], f
         joining.join(whole, job, job.encoding, [folder / _PICTURES], folder)
         _, found, kept = proof.findings(whole, job, job.encoding, times)
         return {subject: fault.replace(f"{whole}: ", "") for subject, fault in found.items()}, float(kept.shift)
-    except VerifyError as error:
-        raise ConfigError(_refusal(job, error, whole)) from error
-    except MediaError as error:
+    except (VerifyError, MediaError) as error:
+        words = str(error).replace(f"{whole}: ", "")
         alone = [stream for stream in job.streams if stream.action in ("copy", "convert", "attach")]
-        if not alone:
-            raise ConfigError(_refusal(job, error, whole)) from error
-        faults = {f"stream {stream.index}": str(error).replace(f"{whole}: ", "") for stream in alone}
+        if isinstance(error, VerifyError) or not alone:
+            raise ConfigError(
+                f"{job.output}: {job.container} cannot hold these pictures as they are:"
+                f" {words.partition('; --tolerate-errors')[0]}; choose another ending"
+            ) from error
+        faults = dict.fromkeys((f"stream {stream.index}" for stream in alone), words)
         if len(alone) > 1:  # find out which stream it is
             each = [_faults(replace(job, streams=(stream,)), folder, times)[0] for stream in alone]
             return {subject: fault for found in each for subject, fault in found.items()} or faults, 0.0
@@ -154,11 +155,6 @@ def _faults(job: Job, folder: Path, times: list[int]) -> tuple[dict[str, str], f
         return faults, 0.0
     finally:
         whole.unlink(missing_ok=True)
-
-
-def _refusal(job: Job, error: Exception, whole: Path) -> str:
-    reason = str(error).replace(f"{whole}: ", "").partition("; --tolerate-errors")[0]
-    return f"{job.output}: {job.container} cannot hold these pictures as they are: {reason}; choose another ending"
 
 
 def _worked_around(job: Job, subject: str, fault: str) -> Job:
