@@ -200,15 +200,13 @@ class Pool:
     def _hear(self, hand: _Hand) -> None:
         number, units, records = self._ray.get(hand.look)
         hand.look, hand.ready = None, True
-        self._log(records)
-        if hand.task is not None and number == hand.number:  # else that item is done already
-            self._count(hand, units)
+        is_done = hand.task is None or number != hand.number
+        self._note(hand, hand.units if is_done else units, records)
 
-    def _log(self, records: list[logging.LogRecord]) -> None:
+    def _note(self, hand: _Hand, units: int, records: Iterable[logging.LogRecord] = ()) -> None:
+        """Log what a worker has logged, and count what it has done."""
         for record in records:
             logging.getLogger(record.name).handle(record)
-
-    def _count(self, hand: _Hand, units: int) -> None:
         more, hand.units = units - hand.units, units
         if more:
             self._on_progress(more)
@@ -223,8 +221,7 @@ class Pool:
             self._queue.append(hand.number)
             return
         hand.task = None
-        self._log(records)
-        self._count(hand, units)
+        self._note(hand, units, records)
         yield self._items.pop(hand.number), result
 
     def _lose(self, hand: _Hand, error: Exception) -> None:
@@ -234,7 +231,7 @@ class Pool:
         subject = "a worker"
         if hand.task is not None:
             self._queue.appendleft(hand.number)
-            self._count(hand, 0)
+            self._note(hand, 0)
             subject = f"{self._items[hand.number]}: its worker"
         if self._halted:
             return
