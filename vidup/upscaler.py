@@ -19,7 +19,7 @@ from vidup.config import Given, Runtime, settings_of
 from vidup.engines import Choice, anchoring, finite, stops, windows
 from vidup.engines.memory import is_out_of_memory, keep_freed, release_freed
 from vidup.engines.planner import Planner
-from vidup.engines.relay import Carried, Follower, Relay, Step
+from vidup.engines.relay import Carried, Decision, Follower, Relay
 from vidup.errors import MediaError, Stopped
 from vidup.frame import Color, Frame
 from vidup.picture import interop
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Picture = TypeVar("Picture")
 Result = TypeVar("Result")
 
-_AHEAD = 8  # frames whose steps are planned before the engine needs them
+_AHEAD = 8  # frames that are decided on before the engine needs them
 
 
 class _Read(NamedTuple):
@@ -44,7 +44,7 @@ class _Read(NamedTuple):
     picture: Passing
     rgb: torch.Tensor
     quantiser: float
-    step: Step | None = None
+    decision: Decision | None = None
 
 
 class Upscaler:
@@ -279,7 +279,7 @@ class Upscaler:
         return anchoring.choose_anchor(self.settings)
 
     def _follow(self, number: int, span: tuple[int, int] | None) -> Follower | None:
-        """Create the relay, and what plans its steps, where results are carried."""
+        """Create the relay, and what decides ahead of it, where results are carried."""
         self._relay, settings = None, self.settings
         if not (self.engine.invents and engines.carries(settings)):
             return None
@@ -289,7 +289,7 @@ class Upscaler:
         return Follower(number, settings.trust, settings.refresh, span)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
-        """Convert pictures to RGB; where results are carried, also plan their steps, on the host and ahead."""
+        """Convert pictures to RGB; where results are carried, also decide ahead how each comes about."""
         device = self.engine.device if follower is None else torch.device("cpu")
 
         def read() -> Iterator[_Read]:
@@ -301,8 +301,8 @@ class Upscaler:
                 same = follower is not None and last is not None and picture.shows(last.picture)
                 rgb = last.rgb if same and last is not None else picture.rgb(device)
                 quantiser = anchoring.quantiser(self.settings, picture.quantiser)
-                step = None if follower is None else replace(follower(rgb), quantiser=quantiser)
-                last = _Read(picture, rgb, quantiser, step)
+                decision = None if follower is None else replace(follower(rgb), quantiser=quantiser)
+                last = _Read(picture, rgb, quantiser, decision)
                 yield last
 
         yield from read() if follower is None else prefetch(read(), _AHEAD)
@@ -313,9 +313,9 @@ class Upscaler:
         if relay is None:
             yield from self._enlarge(rgb, tuple(one.quantiser for one in clip), fill)
             return
-        steps = [one.step for one in clip if one.step is not None]
+        decisions = [one.decision for one in clip if one.decision is not None]
         with torch.inference_mode(), engines.current(self.engine.device):
-            yield from relay(rgb, steps)
+            yield from relay(rgb, decisions)
 
     def _enlarge(self, rgb: torch.Tensor, quantisers: tuple[float, ...] = (), fill: bool = False) -> torch.Tensor:
         """Upscale whole pictures; with `fill`, every call of the engine has the same batch."""

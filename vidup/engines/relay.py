@@ -1,7 +1,7 @@
 """Frame after frame, the state: results carried along the motion, so that only what is new is computed.
 
-A frame's step is planned on the host from the low-resolution frames alone (`Follower`), ahead in a thread of its own;
-`Relay` holds the results that are carried: the last one, and one that is kept from before a cut.
+How a frame comes about is decided on the host from the low-resolution frames alone (`Follower`), ahead in a thread of
+its own; `Relay` holds the results that are carried: the last one, and one that is kept from before a cut.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ROUNDS = 2  # of the anchor on what was carried, which was anchored before
 
 
 @dataclass(frozen=True)
-class Step:
+class Decision:
     """How one frame comes about."""
 
     motion: Motion | None
@@ -53,7 +53,7 @@ class Step:
     fade: float = 0.0
     """How far the picture has gone over into that of the segment that comes after this one."""
     quantiser: float = 0.0
-    """The step with which the frame was quantised, see `Place.quantisers`."""
+    """The quantiser step of the frame, see `Place.quantisers`."""
 
     def windows(self, height: int, width: int, steady: bool = False) -> tuple[Box, ...]:
         """What is computed of a frame of this size, in pixels with the halo; with `steady` all, if it is not equal."""
@@ -62,7 +62,7 @@ class Step:
 
 
 class Follower:
-    """Plans the steps of frames that follow each other, from what is in them alone; runs on the host, ahead.
+    """Decides how frames that follow each other come about, from what is in them alone; runs on the host, ahead.
 
     Args:
         number: of the first frame in its file, on which the turns of refreshing depend.
@@ -78,8 +78,8 @@ class Follower:
         self._age, self._last = 0, number - 1
 
     @torch.inference_mode()
-    def __call__(self, frame: torch.Tensor) -> Step:
-        """The step of the next frame.
+    def __call__(self, frame: torch.Tensor) -> Decision:
+        """How the next frame comes about.
 
         Args:
             frame: RGB in [0, 1] on the host, (3, h, w), of the size of all others; the same tensor again where a frame
@@ -88,21 +88,21 @@ class Follower:
         number = self._number
         self._number += 1
         if frame is self._frame:
-            step = Step(None, equal=True)
+            decision = Decision(None, equal=True)
         else:
-            step = self._changed(frame, number)
+            decision = self._changed(frame, number)
             self._last = number
         if self._span is None:
-            return step
+            return decision
         begin, end = self._span
         first = max(begin, end - LEAD_IN)
-        return replace(step, opens=number == end - LEAD_IN, fade=max(0.0, (number + 1 - first) / (end - first)))
+        return replace(decision, opens=number == end - LEAD_IN, fade=max(0.0, (number + 1 - first) / (end - first)))
 
-    def _changed(self, frame: torch.Tensor, number: int) -> Step:
+    def _changed(self, frame: torch.Tensor, number: int) -> Decision:
         before, self._frame = self._frame, frame
         self._age += 1
         if before is None:
-            return Step(None)
+            return Decision(None)
         motion, trust = self._from(before, frame)
         if trust >= CUT:
             return self._windows(motion, frame, number)
@@ -112,7 +112,7 @@ class Follower:
                 self._kept = None
                 return self._windows(motion, frame, number, kept=True)
         self._kept, self._age = before, 0
-        return Step(None, keep=True)
+        return Decision(None, keep=True)
 
     def _from(self, before: torch.Tensor, frame: torch.Tensor) -> tuple[Motion, float]:
         """How a frame follows from another; flows are found where something changed, and what is around it."""
@@ -130,14 +130,14 @@ class Follower:
             there[part], back[part] = flow.both_ways(before[part], frame[part])
         return temporal.judge(*codes, stood, there, back, self._tolerance)
 
-    def _windows(self, motion: Motion, frame: torch.Tensor, number: int, kept: bool = False) -> Step:
+    def _windows(self, motion: Motion, frame: torch.Tensor, number: int, kept: bool = False) -> Decision:
         height, width = frame.shape[-2:]
         rows, columns = motion.cells.shape
         fresh = temporal.refreshed(rows, columns, number, self._refresh, self._last)
         boxes = tuple(_grown(box, height, width) for box in temporal.cover(motion.cells | fresh, HALO / CELL))
         if sum((bottom - top) * (right - left) for top, left, bottom, right in boxes) > _WHOLE * height * width:
             boxes = ((0, 0, height, width),)
-        return Step(motion, kept, boxes=boxes, fresh=fresh)
+        return Decision(motion, kept, boxes=boxes, fresh=fresh)
 
 
 def _grown(box: Box, height: int, width: int) -> Box:
@@ -246,48 +246,48 @@ class Relay:
 
         return restore
 
-    def __call__(self, frames: torch.Tensor, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
+    def __call__(self, frames: torch.Tensor, decisions: Sequence[Decision]) -> Iterator[torch.Tensor]:
         """The results of frames that follow those before.
 
         What is computed does not depend on what is carried, so that it is computed for all of these frames at once.
 
         Args:
             frames: RGB (T, 3, h, w) on the engine's device.
-            steps: of each.
+            decisions: of each.
 
         Yields:
             (3, scale * h, scale * w) each.
         """
-        fresh = self._computed(frames, steps)
-        for frame, step, pieces in zip(frames, steps, fresh, strict=True):
+        fresh = self._computed(frames, decisions)
+        for frame, decision, pieces in zip(frames, decisions, fresh, strict=True):
             self._settled = False
             self.total += frame.shape[-2] * frame.shape[-1]
-            self._advance(self._own, frame, step, pieces)
-            if step.opens:  # as the next segment begins, which knows nothing of what was before
+            self._advance(self._own, frame, decision, pieces)
+            if decision.opens:  # as the next segment begins, which knows nothing of what was before
                 self._next = _Results()
                 self._next.last = self._waiting(pieces[0][1])
             elif self._next is not None:
-                self._advance(self._next, frame, step, pieces)
+                self._advance(self._next, frame, decision, pieces)
             assert self._own.last is not None
             picture = self._own.last.to(frame.device)
-            if step.fade and self._next is not None and self._next.last is not None:
-                picture = torch.lerp(picture, self._next.last.to(frame.device), step.fade)
+            if decision.fade and self._next is not None and self._next.last is not None:
+                picture = torch.lerp(picture, self._next.last.to(frame.device), decision.fade)
             self._count, self._settled = self._count + 1, True
             yield picture
 
-    def _computed(self, frames: torch.Tensor, steps: Sequence[Step]) -> list[list[tuple[Box, torch.Tensor]]]:
+    def _computed(self, frames: torch.Tensor, decisions: Sequence[Decision]) -> list[list[tuple[Box, torch.Tensor]]]:
         """Windows of one shape and place are computed together, whichever frame they are of."""
         height, width = frames.shape[-2:]
-        pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in steps]
+        pieces: list[list[tuple[Box, torch.Tensor]]] = [[] for _ in decisions]
         wanted: dict[Box, dict[int, list[Box]]] = {}
-        for index, step in enumerate(steps):
-            sought = step.windows(height, width, self._steady)
+        for index, decision in enumerate(decisions):
+            sought = decision.windows(height, width, self._steady)
             for box, window in zip(sought, fitted(sought, height, width, self._fit), strict=True):
                 wanted.setdefault(window, {}).setdefault(index, []).append(box)
         for window, parts in wanted.items():
             top, left, bottom, right = window
             self.computed += (bottom - top) * (right - left) * len(parts)
-            place = Place(top, left, height, width, tuple(steps[index].quantiser for index in parts))
+            place = Place(top, left, height, width, tuple(decisions[index].quantiser for index in parts))
             results = self._compute(frames[[*parts], :, top:bottom, left:right], place)
             for (index, boxes), result in zip(parts.items(), results, strict=True):
                 pieces[index] += [(box, self._part(result, window, box)) for box in boxes]
@@ -300,20 +300,20 @@ class Relay:
         return result[:, begins[0] - top : ends[0] - top, begins[1] - left : ends[1] - left]
 
     def _advance(
-        self, results: _Results, frame: torch.Tensor, step: Step, pieces: list[tuple[Box, torch.Tensor]]
+        self, results: _Results, frame: torch.Tensor, decision: Decision, pieces: list[tuple[Box, torch.Tensor]]
     ) -> None:
-        if step.equal:
+        if decision.equal:
             return
-        source = results.kept if step.kept else results.last
-        if step.keep:
+        source = results.kept if decision.kept else results.last
+        if decision.keep:
             results.kept = results.last
-        if step.motion is None or source is None:  # that nothing was kept is known here alone: what there is is shown
-            results.last = self._waiting(pieces[0][1]) if step.motion is None else results.last
+        if decision.motion is None or source is None:  # none was kept, which is only known here: what there is is shown
+            results.last = self._waiting(pieces[0][1]) if decision.motion is None else results.last
             return
         size = source.shape[-2:]
-        carried = self._carried(source.to(frame.device), step.motion)
+        carried = self._carried(source.to(frame.device), decision.motion)
         trust, fallback = functional.interpolate(
-            torch.stack([step.motion.trust, step.motion.fallback])[:, None].to(frame.device),
+            torch.stack([decision.motion.trust, decision.motion.fallback])[:, None].to(frame.device),
             size,
             mode="bilinear",
             align_corners=False,
@@ -321,8 +321,8 @@ class Relay:
         if self._steady:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
-            picture = self._patched(frame, step, pieces, carried, trust, fallback)
-        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds, [step.quantiser])[0])
+            picture = self._patched(frame, decision, pieces, carried, trust, fallback)
+        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds, [decision.quantiser])[0])
 
     def _waiting(self, result: torch.Tensor) -> torch.Tensor:
         return result if self._home is None else result.to(self._home)
@@ -340,7 +340,7 @@ class Relay:
     def _patched(
         self,
         frame: torch.Tensor,
-        step: Step,
+        decision: Decision,
         pieces: list[tuple[Box, torch.Tensor]],
         carried: torch.Tensor,
         trust: torch.Tensor,
@@ -358,8 +358,8 @@ class Relay:
             columns = slice(round(left * self._scale), round(right * self._scale))
             base[:, rows, columns] = torch.lerp(base[:, rows, columns], piece, weight[:, rows, columns])
         trust = torch.lerp(fallback, (1 - _BESIDE) * trust, weight)
-        if step.fresh is not None and step.fresh.any():
-            turn = step.fresh.to(frame).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+        if decision.fresh is not None and decision.fresh.any():
+            turn = decision.fresh.to(frame).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
             turn = turn[None, : frame.shape[-2], : frame.shape[-1]]
             trust = trust * (1 - _FRESH * _feathered(turn, size))
         return base.lerp_(carried, trust)
