@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -117,12 +118,10 @@ def _span(levels: Levels) -> float:
     return math.log(levels[0] / levels[1])
 
 
-SAMPLERS: dict[str, Callable[[Sequence[Levels]], tuple[Weights, Weights]]] = {
-    "ddim": ddim,
-    "dpmpp_2m": dpmpp_2m,
-    "unipc": unipc,
-}
-"""Name -> function from the levels of the steps so far to the last step's `predict` and `correct`, for signal 1."""
+Sampler = Callable[[Sequence[Levels]], tuple[Weights, Weights]]
+"""A function from the levels of the steps so far to the last step's `predict` and `correct`, for signal 1."""
+
+SAMPLERS: dict[str, Sampler] = {"ddim": ddim, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
 
 
 def variance_preserving(config: Mapping[str, Any], sampler: str, steps: int) -> list[Step]:
@@ -145,14 +144,17 @@ def variance_preserving(config: Mapping[str, Any], sampler: str, steps: int) -> 
         given = {name: config[name] for name in names if name in config}
         scheduler = DPMSolverMultistepScheduler.from_config(given, prediction_type=kind, use_lu_lambdas=True)
         scheduler.set_timesteps(steps)
-        times, levels = [int(time) for time in scheduler.timesteps], _pairs(scheduler.sigmas.double().tolist())
+        times, levels = [int(time) for time in scheduler.timesteps], list(pairwise(scheduler.sigmas.double().tolist()))
+
+    def signal(sigma: float) -> float:
+        return 1 / math.sqrt(1 + sigma**2)
 
     def precondition(sigma: float) -> tuple[float, float, float]:
-        signal = 1 / math.sqrt(1 + sigma**2)
-        known = {"v_prediction": (signal, -sigma * signal), "epsilon": (1 / signal, -sigma), "sample": (0.0, 1.0)}
+        shown = signal(sigma)
+        known = {"v_prediction": (shown, -sigma * shown), "epsilon": (1 / shown, -sigma), "sample": (0.0, 1.0)}
         return 1.0, *known[kind]  # v as in Salimans and Ho 2022
 
-    return _steps(times, levels, SAMPLERS[sampler], precondition, lambda sigma: 1 / math.sqrt(1 + sigma**2))
+    return _steps(times, levels, SAMPLERS[sampler], precondition, signal)
 
 
 def variance_exploding(config: Mapping[str, Any], sampler: str, steps: int) -> tuple[list[Step], float]:
@@ -182,7 +184,7 @@ def variance_exploding(config: Mapping[str, Any], sampler: str, steps: int) -> t
         return shrink, shrink**2, sigma * shrink
 
     times = [float(torch.tensor(sigma, dtype=torch.float32).log() / 4) for sigma in sigmas[:-1]]
-    return _steps(times, _pairs(sigmas), SAMPLERS[sampler], precondition, lambda sigma: 1.0), start
+    return _steps(times, list(pairwise(sigmas)), SAMPLERS[sampler], precondition, lambda sigma: 1.0), start
 
 
 def interval(settings: Settings, steps: int) -> list[bool]:
@@ -219,14 +221,10 @@ def _own_timesteps(config: Mapping[str, Any], steps: int) -> tuple[list[int], li
     return times, [(level(time), level(time - stride)) for time in times]
 
 
-def _pairs(sigmas: Sequence[float]) -> list[Levels]:
-    return list(zip(sigmas, sigmas[1:], strict=False))
-
-
 def _steps(
     times: Sequence[float],
     levels: Sequence[Levels],
-    sampler: Callable[[Sequence[Levels]], tuple[Weights, Weights]],
+    sampler: Sampler,
     precondition: Callable[[float], tuple[float, float, float]],
     signal: Callable[[float], float],
 ) -> list[Step]:

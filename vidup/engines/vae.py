@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -327,7 +328,7 @@ class _Frame:
         rows = max(1, self.limits.band // (4 * max(layer.channels, layer.source) * layer.width))
         count = math.ceil(layer.height / rows)
         edges = [layer.height * index // count for index in range(count + 1)]
-        yield from (stops.checked(edge) for edge in zip(edges, edges[1:], strict=False))
+        yield from (stops.checked(edge) for edge in pairwise(edges))
 
 
 _Norm = tuple[torch.Tensor, torch.Tensor]
