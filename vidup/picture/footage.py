@@ -122,10 +122,10 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Seque
     own = resize(picture, low_res.shape[-2:])
     wrong = unbanded(low_res) - own
     coarse = _around(wrong, WIDE)
-    (bright, colourful), (_, own_colours) = (_parted(one) for one in (wrong - coarse, low_res - _around(low_res, WIDE)))
+    bright, colours = _parted(wrong - coarse)
     noise = (error(low_res, steps).square() - CLEAN**2).clamp_min(0) / 255**2
-    colour_noise = torch.minimum(noise, _power(own_colours))
-    trusted = _weight(noise, bright) * bright + _weight(colour_noise, colourful) * colourful
+    colour_noise = torch.minimum(noise, _around(_changes(_parted(low_res)[1]), NARROW))
+    trusted = _weight(noise, bright) * bright + _weight(colour_noise, colours) * colours
     return back_project(picture, coarse + trusted, rounds)
 
 
@@ -136,12 +136,20 @@ def _parted(rgb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _power(planes: torch.Tensor) -> torch.Tensor:
-    return _around(planes.square().mean(1, keepdim=True), NARROW)
+    """The mean square of a plane, or of red's and blue's, which tell green's: (T, 1, h, w)."""
+    return planes[:, ::2].square().mean(1, keepdim=True)
+
+
+def _changes(planes: torch.Tensor) -> torch.Tensor:
+    """The power of the differences from the pixel to the left and from that above; of noise four times its own."""
+    return _power(functional.pad(planes.diff(dim=-1), (1, 0))) + _power(
+        functional.pad(planes.diff(dim=-2), (0, 0, 1, 0))
+    )
 
 
 def _weight(noise: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
     """Share of the planes that is more than noise."""
-    return (1 - noise / _power(planes).clamp_min(1e-12)).clamp(0, 1)
+    return (1 - noise / _around(_power(planes), NARROW).clamp_min(1e-12)).clamp(0, 1)
 
 
 def _around(pictures: torch.Tensor, side: int) -> torch.Tensor:
