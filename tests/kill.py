@@ -32,7 +32,7 @@ import vidup.engines.x4  # noqa: F401  # what a job would import
 from vidup import Settings, job
 from vidup.config import Runtime
 
-WIDTH, HEIGHT, FRAMES = 48, 32, 24
+WIDTH, HEIGHT, FRAMES = 48, 32, 15
 CASES = [
     ("nearest", "libx264", "mp4", {"preset": "veryfast"}),
     ("mini", "libx264", "mkv", {"preset": "veryfast"}),
