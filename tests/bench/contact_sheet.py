@@ -29,8 +29,8 @@ def frame_at(path: Path, seconds: float) -> tuple[torch.Tensor, float]:
     """The RGB picture that is shown at a time, (3, height, width) in [0, 1], and the step of its quantiser."""
     info = probe(path)
     begin = info.pts[0] if info.pts else 0
-    chosen = next(decode(info))
-    for frame in decode(info):
+    chosen = next(decode(info, settings=Settings()))
+    for frame in decode(info, settings=Settings()):
         if (frame.pts - begin) * frame.time_base > Fraction(seconds):
             break
         chosen = frame

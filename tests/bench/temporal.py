@@ -82,7 +82,7 @@ def compressed(frames: list[torch.Tensor], crf: float) -> tuple[list[torch.Tenso
                 codes = (frame * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(codes)))
             container.mux(stream.encode(None))
-        found = list(decode(probe(path)))
+        found = list(decode(probe(path), settings=Settings()))
         return [quantised(color.to_rgb(frame)) for frame in found], [frame.quantiser for frame in found]
 
 
