@@ -26,6 +26,7 @@ from vidup.media.reading import Readers
 from vidup.media.segment import decode_segment, read_segment
 from vidup.media.thumbnails import thumbnails
 from vidup.picture.color import resolve
+from vidup.picture.geometry import Turn
 from vidup.prefetch import batched, prefetch
 from vidup.proof.faults import faults
 from vidup.proof.likeness import REACH, measure
@@ -214,14 +215,18 @@ def _read(
     """The place and the small picture of each frame of the source that has one of these times."""
     info, size = delivery.info, _small_size(delivery)
     settings = replace(delivery.settings, quantiser=0)  # which takes time to tell
+    turns = delivery.turn != Turn()
     color = resolve(info.color, planar(info.pix_fmt), info.width, info.height, settings.matrix, settings.range)
     begin, end = decoding.part_around(info, delivery.unit, min(places), max(places), delivery.span)
     with closing(decoding.pictures(info, begin, end, settings, readers)) as frames:
         for pts, picture in thumbnails(frames, color, *size, alpha):
             if pts in places:
-                # torch cannot flip uint16: int16 has the same bits.
-                turned = delivery.turn(torch.from_numpy(picture.view(np.int16))).contiguous()
-                yield places[pts], turned.numpy().view(np.uint16)
+                yield places[pts], _turned(picture, delivery.turn) if turns else picture
+
+
+def _turned(picture: Picture, turn: Turn) -> Picture:
+    # torch cannot flip uint16: int16 has the same bits.
+    return turn(torch.from_numpy(picture.view(np.int16))).contiguous().numpy().view(np.uint16)
 
 
 def _small_size(delivery: Delivery) -> tuple[int, int]:
