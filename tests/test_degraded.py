@@ -27,6 +27,7 @@ from vidup.media.compression import quantiser_step
 from vidup.media.decoding import decode
 from vidup.media.probing import probe
 from vidup.media.quantiser import jpeg_quantiser_step
+from vidup.media.reading import decode_stream
 from vidup.mini.degrade import CODECS, MARGIN, as_footage, compressed, distance, reduced
 from vidup.mini.measure import HELD_OUT
 from vidup.mini.pictures import picture
@@ -319,6 +320,20 @@ class TestQuantiser:
         steps = [frame.quantiser for frame in vidup.open(path)]
         assert None not in steps and min(steps) > 1
         assert [vidup.open(path)[place].quantiser for place in (1, 4, 6)] == [steps[1], steps[4], steps[6]]
+
+    @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+    def test_no_thread_reads_what_another_writes(self, codec: str, tmp_path: Path) -> None:
+        """Whose numbers would be others each time."""
+        with av.open(str(tmp_path / "a.mkv"), "w") as container:
+            stream = container.add_stream(codec, 25)
+            stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((540, 640), np.uint8), "yuv420p")))
+            container.mux(stream.encode())
+        for tells, kind in ((True, "SLICE"), (False, "AUTO")):
+            with av.open(str(tmp_path / "a.mkv")) as container:
+                stream = container.streams.video[0]
+                assert len(list(decode_stream(container, stream, pytest.fail, tells=tells))) == 1
+                assert stream.codec_context.thread_type.name == kind
 
     def test_after_a_fade_from_black_it_follows_the_frames(self, tmp_path: Path) -> None:
         with av.open(str(tmp_path / "a.mkv"), "w") as container:

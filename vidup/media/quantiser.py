@@ -20,6 +20,8 @@ from vidup.media.side_data import ENC_PARAMS
 _HEAD = struct.Struct("@IQQii")
 """The beginning of FFmpeg's AVVideoEncParams: blocks, where they begin, bytes of each, kind, quantiser of the frame."""
 _VP9, _H264 = 0, 1
+OVERLAPPING = ("h264", "mpeg4")
+"""Decoders that export a frame's quantiser from another thread than the one that may still be decoding it."""
 _BLOCKS = 1024
 """Up to twice as many blocks of a frame are looked at."""
 _WIDTH = 12**-0.5

@@ -17,7 +17,7 @@ import av
 from vidup.frame import MediaInfo
 from vidup.media import vp9_alpha
 from vidup.media.opening import UNREADABLE, clock, open_input, reason, set_threads, tolerant_demux, video_context
-from vidup.media.quantiser import Quantisers, tell
+from vidup.media.quantiser import OVERLAPPING, Quantisers, tell
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def decode_packets(
     options = {"export_side_data": "venc_params"} if tells else {}
     context, unit = video_context(stream, **options), stream.time_base
     if not context.is_open:
-        set_threads(context, exact)
+        set_threads(context, exact or (tells and context.name in OVERLAPPING))
     quantisers = Quantisers(context) if tells else None
     last: int | None = None
     for packet in chain(packets, [None]):
