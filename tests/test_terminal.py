@@ -95,8 +95,7 @@ def test_the_reader_of_help_may_leave():
 SIGNALS = """
 import os, signal, sys, time
 from vidup import terminal
-if "ignored" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "ignored" in sys.argv else signal.SIG_DFL)  # whatever nohup has left
 try:
     with terminal.stopping(gently="probe" not in sys.argv, lasting=True) as stop:
         for name in sys.argv[1].split(","):
