@@ -1,4 +1,4 @@
-"""Find and load the weights of a diffusion model (hub id, folder, file), part by part; safetensors only."""
+"""Find the weights of a diffusion model (hub id, folder, file) and load them into its parts; safetensors only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fast UNet: the texts' keys and values are computed once; it is compiled where that pays; weights can be moved."""
+"""A fast UNet: the texts' keys and values are computed once, it is compiled where that pays, it may be offloaded."""
 
 from __future__ import annotations
 

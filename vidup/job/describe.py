@@ -1,4 +1,4 @@
-"""Describe in words what a job will do, and what will be converted or lost."""
+"""The words of a plan: what the footage is like, what a job will do, what will be converted or lost."""
 
 from __future__ import annotations
 

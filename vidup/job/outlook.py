@@ -1,4 +1,4 @@
-"""`plan`: what a job would do with a file, in figures and in words, without writing anything."""
+"""`vidup.plan`, which `vidup probe` prints: what a job would do with a file, without writing anything."""
 
 from __future__ import annotations
 

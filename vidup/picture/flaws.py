@@ -1,4 +1,4 @@
-"""Measures the flaws of footage: noise and grain, an encoder's blocks, bands in smooth areas. Pure functions."""
+"""Measures the flaws of footage of which a plan tells: noise and grain, an encoder's blocks, bands in smooth areas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far footage is from a clean picture: noise and what compression left, estimated place by place."""
+"""How far footage is from a clean picture, place by place, and the anchor that follows it; models read it too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The differences that a proof finds, by subject."""
+"""A record for the differences that a proof has found, by subject; others judge them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which figures a report shows and plots; `vidup.compare` and `faith` measure them."""
+"""The list of the measures that a report shows and plots; `vidup.compare` and `faith` take them."""
 
 from __future__ import annotations
 
