@@ -271,9 +271,9 @@ def _chosen(rgb: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """The pictures with what only the pixels become that `where`, (T, 1, h, w), chooses."""
     pixels = functional.pad(rgb, [_FAR] * 4, mode="replicate").transpose(0, 1).flatten(1)
     chosen, wide = functional.pad(where, [_FAR] * 4).flatten().nonzero()[:, 0], rgb.shape[-1] + 2 * _FAR
-    others = (pixels[None, :, chosen + down * wide + across] for down, across in _PLACES)
+    others = (pixels.index_select(1, chosen + (down * wide + across))[None] for down, across in _PLACES)
     result = rgb.clone()
-    result.transpose(0, 1)[:, where[:, 0]] = _smoothed(pixels[None, :, chosen], others)[0]
+    result.transpose(0, 1)[:, where[:, 0]] = _smoothed(pixels.index_select(1, chosen)[None], others)[0]
     return result
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import gcd
 from operator import or_
 
 import torch
@@ -95,7 +96,11 @@ def warp(picture: torch.Tensor, flow: torch.Tensor, mode: str = "bicubic") -> to
         grid = functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
     grid[0, 0] += _centres(width, flow)
     grid[0, 1] += _centres(height, flow).view(-1, 1)
-    return functional.grid_sample(picture[None], grid.permute(0, 2, 3, 1), mode, "border", align_corners=False)[0]
+    # On the CPU torch divides among its threads what is in a batch, not one picture: here bands of rows.
+    bands = gcd(height, torch.get_num_threads()) if picture.device.type == "cpu" else 1
+    grid = grid.permute(0, 2, 3, 1).reshape(bands, height // bands, width, 2)
+    warped = functional.grid_sample(picture.expand(bands, -1, -1, -1), grid, mode, "border", align_corners=False)
+    return warped.transpose(0, 1).reshape(-1, height, width)
 
 
 def _centres(length: int, flow: torch.Tensor) -> torch.Tensor:
