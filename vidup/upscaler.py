@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, islice
 from threading import RLock
@@ -286,7 +285,8 @@ class Upscaler:
         anchor, rounds = self._anchoring
         home, fit = torch.device("cpu") if self.runtime.offload else None, windows.fixed if self.compiles else None
         self._relay = Relay(self._window, self.engine.scale, rounds, settings.temporal == "steady", anchor, home, fit)
-        return Follower(number, settings.trust, settings.refresh, span)
+        knows = settings.anchor == "auto" and self.engine.device.type == "cpu"  # another device is faster by itself
+        return Follower(number, settings.trust, settings.refresh, span, knows)
 
     def _read(self, pictures: Iterable[Passing], follower: Follower | None) -> Generator[_Read, None, None]:
         """Convert pictures to RGB; where results are carried, also decide ahead how each comes about."""
@@ -301,7 +301,7 @@ class Upscaler:
                 same = follower is not None and last is not None and picture.shows(last.picture)
                 rgb = last.rgb if same and last is not None else picture.rgb(device)
                 quantiser = anchoring.quantiser(self.settings, picture.quantiser)
-                decision = None if follower is None else replace(follower(rgb), quantiser=quantiser)
+                decision = None if follower is None else follower(rgb, quantiser)
                 last = _Read(picture, rgb, quantiser, decision)
                 yield last
 
@@ -390,7 +390,7 @@ class Upscaler:
         # A model's result is the same to the bit only in batches of one shape.
         enlarged = engines.enlarge(self._working or self.engine, *windows.filled(rgb, place, fill), choice)[: len(rgb)]
         anchor, rounds = self._anchoring
-        return anchor(enlarged, rgb, rounds, place.quantisers)
+        return anchor(enlarged, rgb, rounds, place.quantisers, None)
 
     @torch.inference_mode()
     def _sized(self, pictures: torch.Tensor, frame: tuple[int, ...], even: bool) -> torch.Tensor:

@@ -10,7 +10,7 @@ from vidup.config import Settings
 from vidup.engines import anchor_rounds
 from vidup.picture import footage, resample
 
-Anchor = Callable[[torch.Tensor, torch.Tensor, int, Sequence[float]], torch.Tensor]
+Anchor = Callable[[torch.Tensor, torch.Tensor, int, Sequence[float], footage.Known | None], torch.Tensor]
 """A function as `vidup.picture.footage.held`."""
 
 
@@ -19,7 +19,9 @@ def choose_anchor(settings: Settings) -> tuple[Anchor, int]:
     return footage.held if settings.anchor == "auto" else anchor, anchor_rounds(settings)
 
 
-def anchor(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, _: Sequence[float] = ()) -> torch.Tensor:
+def anchor(
+    picture: torch.Tensor, low_res: torch.Tensor, rounds: int, _: Sequence[float] = (), __: footage.Known | None = None
+) -> torch.Tensor:
     """Anchor pictures to all that is in their input, whatever its quantiser was."""
     return resample.anchor(picture, low_res, rounds)
 

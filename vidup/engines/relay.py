@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from vidup.engines import LEAD_IN, Place, anchoring, flow
-from vidup.picture import resample, temporal
+from vidup.picture import footage, resample, temporal
 from vidup.picture.temporal import CELL, CUT, Box, Motion
 
 HALO = 8
@@ -54,6 +54,8 @@ class Decision:
     """How far the picture has gone over into that of the segment that comes after this one."""
     quantiser: float = 0.0
     """The quantiser step of the frame, see `Place.quantisers`."""
+    known: footage.Known | None = None
+    """What the anchor needs of the frame, where that was estimated ahead."""
 
     def windows(self, height: int, width: int, steady: bool = False) -> tuple[Box, ...]:
         """What is computed of a frame of this size, in pixels with the halo; with `steady` all, if it is not equal."""
@@ -69,21 +71,26 @@ class Follower:
         tolerance: see `temporal.judge`.
         refresh: frames within which all of a picture has its turn to be refreshed; 0: never.
         span: numbers of the first frame of the segment, and of the first of the one that comes after it.
+        knows: what the anchor needs of a frame is estimated here, too.
     """
 
-    def __init__(self, number: int, tolerance: float, refresh: int, span: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, number: int, tolerance: float, refresh: int, span: tuple[int, int] | None = None, knows: bool = False
+    ) -> None:
         self._number, self._tolerance, self._refresh, self._span = number, tolerance, refresh, span
+        self._knows = knows
         self._frame: torch.Tensor | None = None
         self._kept: torch.Tensor | None = None
         self._age, self._last = 0, number - 1
 
     @torch.inference_mode()
-    def __call__(self, frame: torch.Tensor) -> Decision:
+    def __call__(self, frame: torch.Tensor, quantiser: float = 0.0) -> Decision:
         """How the next frame comes about.
 
         Args:
             frame: RGB in [0, 1] on the host, (3, h, w), of the size of all others; the same tensor again where a frame
                 is equal to the one before.
+            quantiser: see `Decision`.
         """
         number = self._number
         self._number += 1
@@ -92,6 +99,8 @@ class Follower:
         else:
             decision = self._changed(frame, number)
             self._last = number
+        known = footage.know(frame[None], [quantiser]) if self._knows and decision.motion is not None else None
+        decision = replace(decision, quantiser=quantiser, known=known)
         if self._span is None:
             return decision
         begin, end = self._span
@@ -322,7 +331,8 @@ class Relay:
             picture = torch.lerp(pieces[0][1], carried, _STEADY * trust)
         else:
             picture = self._patched(frame, decision, pieces, carried, trust, fallback)
-        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds, [decision.quantiser])[0])
+        known = [decision.quantiser], decision.known
+        results.last = self._waiting(self._anchor(picture[None], frame[None], self._rounds, *known)[0])
 
     def _waiting(self, result: torch.Tensor) -> torch.Tensor:
         return result if self._home is None else result.to(self._home)

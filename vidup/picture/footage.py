@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -103,7 +104,27 @@ CLEAN = 1.0
 """Codes of error that the estimate finds in clean pictures, too."""
 
 
-def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Sequence[float]) -> torch.Tensor:
+class Known(NamedTuple):
+    """What is known of pictures from themselves alone, float32."""
+
+    clean: torch.Tensor
+    """The pictures with their bands smoothed, (T, 3, h, w)."""
+    noise: torch.Tensor
+    """The power to be expected of what is wrong in their luma, (T, 1, h, w), and"""
+    colour_noise: torch.Tensor
+    """in their colours."""
+
+
+def know(low_res: torch.Tensor, steps: Sequence[float]) -> Known:
+    """Estimate what `held` needs of low-resolution pictures; `steps` as for `error`."""
+    noise = (error(low_res, steps).square() - CLEAN**2).clamp_min(0) / 255**2
+    colour_noise = torch.minimum(noise, _around(_changes(_parted(low_res)[1]), NARROW))
+    return Known(unbanded(low_res), noise, colour_noise)
+
+
+def held(
+    picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Sequence[float], known: Known | None = None
+) -> torch.Tensor:
     """Pull a picture back to what is trustworthy in its input: the anchor, with noise and compression left out.
 
     Where the input differs from the picture, downscaled, by no more than the error that it is expected to have, it says
@@ -116,15 +137,14 @@ def held(picture: torch.Tensor, low_res: torch.Tensor, rounds: int, steps: Seque
         low_res: float32 (T, 3, h, w).
         rounds: of `vidup.picture.resample.anchor`; 0 leaves the picture as it is.
         steps: as for `error`.
+        known: of `low_res`, where that was estimated before.
     """
     if rounds == 0:
         return picture
-    own = resize(picture, low_res.shape[-2:])
-    wrong = unbanded(low_res) - own
+    clean, noise, colour_noise = known or know(low_res, steps)
+    wrong = clean - resize(picture, low_res.shape[-2:])
     coarse = _around(wrong, WIDE)
     bright, colours = _parted(wrong - coarse)
-    noise = (error(low_res, steps).square() - CLEAN**2).clamp_min(0) / 255**2
-    colour_noise = torch.minimum(noise, _around(_changes(_parted(low_res)[1]), NARROW))
     trusted = _weight(noise, bright) * bright + _weight(colour_noise, colours) * colours
     return back_project(picture, coarse + trusted, rounds)
 
