@@ -5,7 +5,7 @@
 The engine's thread is watched with a stopwatch: the model, the anchor, and the two conversions of colour. What is left
 of its wall time, from the end of loading to the last frame, is waiting for the decoder and the encoder, and handing
 frames over. Those run in threads of their own: where cores are few they slow the engine down, so the engine is timed
-alone as well, on the same frames. Settings are those of the preset "mini": 3 steps, no guidance, the anchor on.
+alone as well, on the same frames. Settings are those of the preset "mini", each frame alone.
 
 On CUDA, parts are timed by events on the device's own stream, so that nothing waits for the stopwatch. Where vidup
 compiles, the clip that does so is left out, of the parts and of the wall time.
@@ -32,20 +32,20 @@ import report
 import torch
 
 import vidup
-from vidup import engines, upscaler
+from vidup import engines
 from vidup.engines.hub import MINI
 from vidup.media import decoding
 from vidup.media.probing import probe
-from vidup.picture import color
+from vidup.picture import color, footage
 from vidup.prefetch import batched
 
 WATCHED = {
     "engine": (engines, "enlarge"),
-    "anchor": (upscaler, "anchor"),
+    "anchor": (footage, "held"),
     "planes to RGB": (color, "to_rgb"),
     "RGB to planes": (color, "to_codes"),
 }
-"""What is timed, by where the upscaler looks it up."""
+"""What is timed, by where it is looked up."""
 
 
 Parts = dict[str, float]
@@ -170,7 +170,7 @@ def main() -> None:
         chosen = str(material.model(Path(folder) / "model", narrower=8)) if model == "narrow" else model
         target = Path(folder) / "out.mp4"
         source = arguments.clip or material.clip(Path(folder) / "in.mp4", arguments.frames, *arguments.size)
-        settings = vidup.Settings.preset("mini", model=chosen)
+        settings = vidup.Settings.preset("mini", model=chosen, temporal="off")
         runtime = vidup.Runtime(device=arguments.device, overwrite=True, compile=arguments.compile)
         info = probe(source)
         frames = list(islice(decoding.decode(info), arguments.frames))
