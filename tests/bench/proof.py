@@ -50,9 +50,9 @@ def main() -> None:
                 for proved in taken:
                     worker.check_segment = proof if proved else lambda *_: Compared(0, 1.0)
                     taken[proved].append(job(source))
-            (cpu, wall), (cpu_without, wall_without) = ([min(one) for one in zip(*taken[it], strict=True)] for it in taken)
-            added = f"{100 * (cpu / cpu_without - 1):.0f} %", f"{100 * (wall / wall_without - 1):.0f} %"
-            rows.append((f"{width}x{height}", f"{cpu:.2f}", f"{cpu_without:.2f}", *added))
+            with_it, without = ([min(one) for one in zip(*taken[proved], strict=True)] for proved in taken)
+            added = (f"{100 * (one / other - 1):.0f} %" for one, other in zip(with_it, without, strict=True))
+            rows.append((f"{width}x{height}", f"{with_it[0]:.2f}", f"{without[0]:.2f}", *added))
     heads = ("input", "CPU s", "without", "added", "of wall time")
     report.show(f"the proof of {arguments.frames} pictures, bilinear", heads, rows, report.facts())
 
