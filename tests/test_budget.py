@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ from vidup.engines.tracing import trace_unet
 from vidup.engines.vae import Limits, Vae
 from vidup.engines.x4 import DiffusionX4, random_parts
 from vidup.job.crew import OnRay
-from vidup.picture import color
+from vidup.picture import color, footage, temporal
 
 META = torch.device("meta")
 PLACE = Place(height=24, width=40)
@@ -105,6 +105,20 @@ class TestDevices:
         assert uploads.sizes == [one.size for one in planes]
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # as any wait would
             picture.cpu()
+
+    def test_what_is_carried_and_estimated_copies_no_numbers_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A tensor that is made of numbers on a device is a copy, which waits for it; dispatch does not see it."""
+
+        def refuse(*arguments: Any, **keywords: Any) -> NoReturn:
+            raise AssertionError("numbers are copied to the device")
+
+        low_res, picture = torch.empty(2, 3, 36, 50, device=META), torch.empty(2, 3, 144, 200, device=META)
+        footage.error(low_res, [])  # loads the estimator
+        monkeypatch.setattr(torch, "tensor", refuse)
+        monkeypatch.setattr(torch.Tensor, "new_tensor", refuse)
+        assert footage.held(picture, low_res, 2, [9.0, 4.0]).shape == picture.shape
+        assert footage.distance(low_res, [9.0, 4.0]).shape == (2,)
+        assert temporal.warp(picture[0], torch.empty(2, 36, 50, device=META)).shape == picture[0].shape
 
 
 class TestBudget:

@@ -125,9 +125,9 @@ def is_lossless(codec: av.Codec) -> bool:
 def frame_quantiser_step(frame: Any, codec: str) -> float | None:
     """Step of the quantiser of a decoded frame, in codes of 0 to 255; None where its decoder does not export it.
 
-    Of the decoders here those of H.264, VP9, H.263 and MPEG-1 to 4 do. H.263 and
-    MPEG-4 state half of the step; VP9's table is nearly exponential, and the numbers of MPEG-1 and 2
-    are weighted by a matrix: those two are fitted to what x264 leaves at the same error.
+    Of the decoders here those of H.264, VP9, H.263 and MPEG-1 to 4 do. H.263 and MPEG-4 state half of the step; VP9's
+    table is nearly exponential, and the numbers of MPEG-1 and 2 are weighted by a matrix: those two are fitted to what
+    x264 leaves at the same error.
     """
     try:
         found = next((memoryview(one) for one in frame.side_data if one.type.name == ENC_PARAMS), b"")

@@ -75,7 +75,8 @@ def _errors(rgb: torch.Tensor, steps: Sequence[float]) -> torch.Tensor:
     """The estimate for each cell, codes."""
     gray = luma(rgb)[:, None]
     gray = functional.pad(gray, (0, -gray.shape[-1] % CELL, 0, -gray.shape[-2] % CELL), mode="replicate")
-    told = torch.tensor(steps or [0.0] * len(rgb), dtype=torch.float32, device=rgb.device)
+    # Filled on the device: to copy them there would wait for it.
+    told = torch.cat([rgb.new_full((1,), step, dtype=torch.float32) for step in steps or [0.0] * len(rgb)])
     codes: torch.Tensor = _estimator(rgb.device)(gray, told).exp()
     return codes
 

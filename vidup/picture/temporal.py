@@ -90,7 +90,8 @@ def warp(picture: torch.Tensor, flow: torch.Tensor, mode: str = "bicubic") -> to
         flow: (2, h, w), right and down, in pixels of its own size, from which it is enlarged.
     """
     (height, width), (rows, columns) = picture.shape[-2:], flow.shape[-2:]
-    shares = flow * flow.new_tensor([2 / columns, 2 / rows]).view(2, 1, 1)  # the grid's unit is half a picture
+    # The grid's unit is half a picture. Factors that are no tensors need no copy to a device, which would wait for it.
+    shares = torch.stack([flow[0] * (2 / columns), flow[1] * (2 / rows)])
     grid = shares[None].contiguous(memory_format=torch.channels_last)  # the grid's layout
     if (rows, columns) != (height, width):
         grid = functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)
